@@ -1,0 +1,366 @@
+"""The panel: a table of daily PM2.5 with covariates as arrays over site, day and channel."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from pm25.errors import InputError
+
+REQUIRED = ("site_id", "date", "lat", "lon", "pm25")
+CALENDAR = ("day_cos", "day_sin", "month_cos", "month_sin")
+"""Channels made from the date where the table has no column of that name."""
+MIN_DAYS = 21
+CONUS = (-124.706553, 25.120779, -66.979601, 49.383625)
+"""West, south, east, north of the published study's box, in degrees."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """A sample is a pair (site, day); its window is gathered when it is needed and never stored."""
+
+    features: np.ndarray
+    """(sites, days, channels) float32, NaN where missing."""
+    target: np.ndarray
+    """(sites, days) float32, PM2.5 in ug/m3, NaN where unobserved."""
+    lat: np.ndarray
+    """(sites,) float64, degrees north."""
+    lon: np.ndarray
+    """(sites,) float64, degrees east."""
+    site_id: np.ndarray
+    """(sites,) str, ascending."""
+    dates: np.ndarray
+    """(days,) datetime64[D], every day from the first to the last."""
+    channels: tuple[str, ...]
+    name: str
+    """What to call the data before people: a file name."""
+    fingerprint: str = field(init=False)
+    """Of the content: the same table in another row order or file format has the same one."""
+
+    def __post_init__(self) -> None:
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.features, self.target, self.lat, self.lon):
+            # One bit pattern for NaN, and none for negative zero.
+            part = np.where(np.isnan(part), np.float32("nan"), part + 0).astype(part.dtype)
+            digest.update(repr((part.shape, part.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(part))
+        names = (self.site_id.tolist(), str(self.dates[0]), self.channels)
+        digest.update(repr(names).encode())
+        object.__setattr__(self, "fingerprint", digest.hexdigest())
+
+    @property
+    def observed(self) -> int:
+        """Site-days with a target."""
+        return int(np.isfinite(self.target).sum())
+
+    def samples(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sites and days (both int32, site-major) of every observed target with a whole window before it."""
+        site, day = np.nonzero(np.isfinite(self.target[:, window - 1 :]))
+        return site.astype(np.int32), (day + window - 1).astype(np.int32)
+
+
+def read(path: Path, channels: Sequence[str] | None = None) -> Panel:
+    """Read a Parquet or CSV table with one row per site and day.
+
+    `channels` names the columns to feed to the model, in order; None takes every numeric column beside
+    the required ones, then the calendar. Raises InputError for the first problem that `check` finds.
+    """
+    table = read_table(path, channels)
+    found = check(table, path.name, channels)
+    if found.problems:
+        more = len(found.problems) - 1
+        rest = f" ({more} more: see `sweep data check {path}`)" if more else ""
+        raise InputError(f"{path}: {found.problems[0]}{rest}")
+    return from_table(table, path.name, channels)
+
+
+def read_table(path: Path, channels: Sequence[str] | None = None) -> pa.Table:
+    """The table as it stands, or only what `channels` needs of it; InputError when it cannot be read."""
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such table; give a Parquet or CSV file with columns {', '.join(REQUIRED)}"
+        )
+    try:
+        if path.suffix == ".csv":
+            return pyarrow.csv.read_csv(path)
+        columns = None
+        if channels is not None:
+            present = set(pyarrow.parquet.read_schema(path).names)
+            needed = {*REQUIRED, *channels} - (set(CALENDAR) - present)
+            columns = list(needed) if needed <= present else None  # all of them, to say what there is
+        return pyarrow.parquet.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{path}: cannot be read as {path.suffix[1:] or 'parquet'} ({reason}); write it again"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of fault in a table, with every row that has it."""
+
+    column: str
+    what: str
+    mend: str
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Counted from 1 for the first row of data; empty where the fault is the whole column's."""
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.rows[:5]))
+        dots = f", ... {len(self.rows)} rows in all" if len(self.rows) > 5 else ""
+        place = f" (row {shown}{dots})" if len(self.rows) else ""
+        return f"{self.column}: {self.what}{place}; {self.mend}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a table holds and what is wrong with it."""
+
+    problems: list[Problem]
+    """Each of them keeps the table from being used."""
+    notices: list[Problem]
+    """Worth knowing, and allowed."""
+    counts: dict[str, int | float | str]
+
+
+def channels_of(table: pa.Table) -> list[str]:
+    """The default channels: every numeric column that is no place, date, target or identifier."""
+    taken = {*REQUIRED, "param", "county_fips"}
+    numeric = [f.name for f in table.schema if f.name not in taken and _is_numeric(f.type)]
+    return numeric + [name for name in CALENDAR if name not in numeric]
+
+
+def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> Check:
+    """Find every problem of `table`. Without `channels`, every column is looked at as a possible one."""
+    problems: list[Problem] = []
+    notices: list[Problem] = []
+    counts: dict[str, int | float | str] = {"table": name, "rows": table.num_rows}
+
+    def done() -> Check:
+        return Check(problems, notices, counts)
+
+    for column in REQUIRED:
+        if column not in table.column_names:
+            problems.append(
+                Problem(column, "column is missing", f"the table has {', '.join(table.column_names)}")
+            )
+    if table.num_rows == 0:
+        problems.append(Problem("site_id", "the table has no rows", "give at least 21 days of one site"))
+    if problems:
+        return done()
+
+    problems += _check_numbers(table, channels, notices)
+    for column in ("site_id", "date"):
+        null = _rows(pc.is_null(table[column]))
+        if len(null):
+            problems.append(Problem(column, "empty", "fill it in or drop the row", null))
+    try:
+        day = _days(table["date"])
+    except (pa.ArrowException, InputError) as error:
+        problems.append(
+            Problem("date", f"not a date ({str(error).splitlines()[0]})", "write dates as YYYY-MM-DD")
+        )
+        return done()
+    if problems:
+        return done()
+
+    lat, lon = (_float(table[c]) for c in ("lat", "lon"))
+    problems += _check_places(lat, lon)
+    code, sites = _site_codes(table)
+    first = _first_of(code, len(sites))
+    moved = (lat != lat[first][code]) | (lon != lon[first][code])
+    if moved.any():
+        who = ", ".join(dict.fromkeys(sites[code[moved]][:1000]))[:80]
+        problems.append(
+            Problem("lat, lon", f"site {who} moves", "give each place a site_id of its own", _rows(moved))
+        )
+    order = np.lexsort((np.arange(len(code)), day, code))
+    again = np.zeros(len(code), bool)
+    again[order[1:]] = (np.diff(code[order]) == 0) & (np.diff(day[order]) == 0)
+    if again.any():
+        row = int(np.argmax(again))
+        what = f"{int(again.sum())} duplicate site-days, the first {sites[code[row]]} {np.datetime64(int(day[row]), 'D')}"
+        problems.append(Problem("site_id, date", what, "keep one row for each site and day", _rows(again)))
+
+    span = int(day.max() - day.min()) + 1
+    if span < MIN_DAYS:
+        problems.append(Problem("date", f"only {span} days", f"a window needs at least {MIN_DAYS}"))
+    target = _float(table["pm25"])
+    observed = np.isfinite(target)
+    counts |= {
+        "sites": len(sites),
+        "days": span,
+        "first_day": str(np.datetime64(int(day.min()), "D")),
+        "last_day": str(np.datetime64(int(day.max()), "D")),
+        "observed": int(observed.sum()),
+    }
+    if not observed.any():
+        problems.append(Problem("pm25", "all values are null", "give the target in ug/m3"))
+        return done()
+    counts |= {
+        "pm25_mean": round(float(target[observed].mean()), 2),
+        "pm25_max": round(float(target[observed].max()), 2),
+    }
+    negative = observed & (target < 0)
+    counts["negative"] = int(negative.sum())
+    if negative.any():
+        what = f"{int(negative.sum())} negative values, the lowest {target[negative].min():g}"
+        notices.append(
+            Problem("pm25", what, "kept: monitors read slightly below zero in clean air", _rows(negative))
+        )
+    silent = len(sites) - len(np.unique(code[observed]))
+    if silent:
+        notices.append(Problem("pm25", f"{silent} sites have no observation", "they take no part"))
+    west, south, east, north = CONUS
+    outside = (lat < south) | (lat > north) | (lon < west) | (lon > east)
+    if outside.any() and not _check_places(lat, lon):
+        what = f"{len(np.unique(code[outside]))} sites outside the CONUS box"
+        notices.append(Problem("lat, lon", what, "checkerboard splits leave them out"))
+    return done()
+
+
+def from_table(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> Panel:
+    """The arrays of a table that `check` has passed."""
+    channels = list(channels) if channels is not None else channels_of(table)
+    code, sites = _site_codes(table)
+    day = _days(table["date"])
+    start, days = int(day.min()), int(day.max() - day.min()) + 1
+    dates = np.arange(start, start + days).astype("datetime64[D]")
+    day = day - start
+    target = np.full((len(sites), days), np.nan, np.float32)
+    target[code, day] = _float(table["pm25"])
+    features = np.full((len(sites), days, len(channels)), np.nan, np.float32)
+    for index, channel in enumerate(channels):
+        if channel in table.column_names:
+            features[code, day, index] = _float(table[channel])
+        else:
+            features[:, :, index] = _calendar(channel, dates)
+    first = _first_of(code, len(sites))
+    lat, lon = (_float(table[c])[first] for c in ("lat", "lon"))
+    return Panel(features, target, lat, lon, sites, dates, tuple(channels), name)
+
+
+def _check_numbers(table: pa.Table, channels: Sequence[str] | None, notices: list[Problem]) -> list[Problem]:
+    """Text, infinities and nulls where numbers must be."""
+    problems = []
+    if channels is None:
+        others = [c for c in table.column_names if c not in REQUIRED]
+    else:
+        others = [c for c in channels if c in table.column_names or c not in CALENDAR]
+    for column in ("lat", "lon", "pm25", *others):
+        if column not in table.column_names:
+            known = ", ".join(channels_of(table))
+            problems.append(
+                Problem(column, "channel is missing from the table", f"set data.channels; it has {known}")
+            )
+        elif not _is_numeric(table[column].type):
+            text = _text_rows(table[column])
+            must = channels is not None or column in REQUIRED
+            if len(text) and (must or len(text) <= 0.5 * table.num_rows):
+                value = table[column][int(text[0]) - 1].as_py()
+                problems.append(
+                    Problem(
+                        column, f"text {value!r} in a numeric channel", "leave it empty where missing", text
+                    )
+                )
+            elif channels is None:
+                notices.append(Problem(column, "not numeric", "cannot be a channel"))
+        else:
+            bad = _rows(pc.is_inf(pc.cast(table[column], pa.float64())))
+            if len(bad):
+                problems.append(Problem(column, "infinite", "leave it empty where missing", bad))
+    for column in ("lat", "lon"):
+        if _is_numeric(table[column].type):
+            null = np.flatnonzero(np.isnan(_float(table[column]))) + 1
+            if len(null):
+                problems.append(Problem(column, "empty", "every row needs its place in degrees", null))
+    return problems
+
+
+def _check_places(lat: np.ndarray, lon: np.ndarray) -> list[Problem]:
+    west, south, east, north = CONUS
+    swapped = (lon > south) & (lon < north) & (lat > west) & (lat < east)
+    if swapped.any():
+        what = f"lat {lat[swapped][0]:g}, lon {lon[swapped][0]:g} look swapped"
+        return [Problem("lat, lon", what, "latitude comes first, in -90..90", _rows(swapped))]
+    problems = []
+    for column, value, limit in (("lat", lat, 90), ("lon", lon, 180)):
+        out = np.abs(value) > limit
+        if out.any():
+            what = f"{value[out][0]:g} is out of range"
+            problems.append(Problem(column, what, f"give degrees in -{limit}..{limit}", _rows(out)))
+    return problems
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_floating(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_null(kind)
+        or pa.types.is_boolean(kind)
+    )
+
+
+def _text_rows(column: pa.ChunkedArray) -> np.ndarray:
+    """Rows (from 1) whose value is no number."""
+    encoded = pc.dictionary_encode(pc.cast(column, pa.string())).combine_chunks()
+
+    def is_text(value: str) -> bool:
+        try:
+            float(value)
+        except ValueError:
+            return True
+        return False
+
+    text = np.array([is_text(value) for value in encoded.dictionary.to_pylist()] + [False])
+    return _rows(text[pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)])
+
+
+def _rows(mask: np.ndarray | pa.ChunkedArray) -> np.ndarray:
+    mask = mask if isinstance(mask, np.ndarray) else pc.fill_null(mask, False).to_numpy()
+    return np.flatnonzero(mask) + 1
+
+
+def _float(column: pa.ChunkedArray) -> np.ndarray:
+    """float64 with NaN for null."""
+    return pc.cast(column, pa.float64()).to_numpy()
+
+
+def _days(column: pa.ChunkedArray) -> np.ndarray:
+    """Days since 1970-01-01 as int64."""
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        raise InputError("it is a number")
+    return pc.cast(pc.cast(column, pa.date32(), safe=False), pa.int32()).to_numpy().astype(np.int64)
+
+
+def _site_codes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """For each row the index of its site; and the site names, ascending."""
+    encoded = pc.dictionary_encode(pc.cast(table["site_id"], pa.string())).combine_chunks()
+    names = np.array(encoded.dictionary.to_pylist(), dtype=str)
+    order = np.argsort(names, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return rank[encoded.indices.to_numpy()], names[order]
+
+
+def _first_of(code: np.ndarray, sites: int) -> np.ndarray:
+    first = np.empty(sites, np.int64)
+    first[code[::-1]] = np.arange(len(code))[::-1]
+    return first
+
+
+def _calendar(channel: str, dates: np.ndarray) -> np.ndarray:
+    """Sine or cosine of the day of the year or of the month, (days,)."""
+    if channel.startswith("day"):
+        turn = (dates - dates.astype("datetime64[Y]")).astype(int) / 365.25
+    else:
+        turn = dates.astype("datetime64[M]").astype(int) % 12 / 12
+    wave = np.cos if channel.endswith("cos") else np.sin
+    return wave(2 * np.pi * turn)

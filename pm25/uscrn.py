@@ -1,0 +1,182 @@
+"""NOAA USCRN daily01 station files, read and spread onto places by inverse squared distance."""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+from pyarrow import csv
+
+from pm25.errors import InputError
+
+# fmt: off
+COLUMNS = [  # of the format, in order
+    "WBANNO", "LST_DATE", "CRX_VN", "LONGITUDE", "LATITUDE",
+    "T_DAILY_MAX", "T_DAILY_MIN", "T_DAILY_MEAN", "T_DAILY_AVG", "P_DAILY_CALC", "SOLARAD_DAILY",
+    "SUR_TEMP_DAILY_TYPE", "SUR_TEMP_DAILY_MAX", "SUR_TEMP_DAILY_MIN", "SUR_TEMP_DAILY_AVG",
+    "RH_DAILY_MAX", "RH_DAILY_MIN", "RH_DAILY_AVG",
+    "SOIL_MOISTURE_5_DAILY", "SOIL_MOISTURE_10_DAILY", "SOIL_MOISTURE_20_DAILY", "SOIL_MOISTURE_50_DAILY",
+    "SOIL_MOISTURE_100_DAILY", "SOIL_TEMP_5_DAILY", "SOIL_TEMP_10_DAILY", "SOIL_TEMP_20_DAILY",
+    "SOIL_TEMP_50_DAILY", "SOIL_TEMP_100_DAILY",
+]
+# fmt: on
+
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+
+VARIABLES = {
+    "crn_tmax_c": "T_DAILY_MAX",
+    "crn_tmin_c": "T_DAILY_MIN",
+    "crn_tavg_c": "T_DAILY_AVG",  # not T_DAILY_MEAN, which is (max + min) / 2
+    "crn_prcp_mm": "P_DAILY_CALC",
+    "crn_solar_mj_m2": "SOLARAD_DAILY",
+    "crn_rh_avg": "RH_DAILY_AVG",
+    "crn_rh_min": "RH_DAILY_MIN",
+    "crn_surf_avg_c": "SUR_TEMP_DAILY_AVG",
+}
+"""Panel column -> USCRN field."""
+
+EARTH_KM = 6371.0088  # IUGG mean radius
+NEAREST_KM = 5.0
+"""A nearer station weighs as one at this distance: positions come to 0.01 degrees (about 1 km), and one
+station at the very place must neither divide by zero nor silence the other two."""
+
+
+def parse(data: bytes, name: str) -> pd.DataFrame:
+    """The rows of one station file: WBANNO, date, LONGITUDE, LATITUDE and the fields of `VARIABLES`.
+
+    -9999 becomes NaN. Units are the file's own: degrees C, mm, MJ/m2, %.
+    Raises InputError (naming `name`) for a wrong number of columns, a bad number, date or position.
+    """
+    wanted = ["WBANNO", "LST_DATE", "LONGITUDE", "LATITUDE", *VARIABLES.values()]
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(re.sub(rb"(?m)^ +| +\r?$", b"", re.sub(rb"[ \t]+", b" ", data))),
+            read_options=csv.ReadOptions(use_threads=False, column_names=COLUMNS),
+            parse_options=csv.ParseOptions(delimiter=" ", quote_char=False),
+            convert_options=csv.ConvertOptions(
+                include_columns=wanted,
+                column_types={c: pa.string() if c == "LST_DATE" else pa.float64() for c in wanted},
+                null_values=[],
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{name}: not a USCRN daily01 file of {len(COLUMNS)} columns: {reason}; download it again"
+        ) from error
+    frame: pd.DataFrame = table.to_pandas()
+    dates = pd.to_datetime(frame["LST_DATE"], format="%Y%m%d", errors="coerce")
+    if dates.isna().any():
+        row = int(np.argmax(dates.isna()))
+        raise InputError(
+            f"{name}: line {row + 1}: LST_DATE: {frame['LST_DATE'].iloc[row]!r} is not a date YYYYMMDD; "
+            "download the file again"
+        )
+    bad = ~(frame["LATITUDE"].abs().le(90) & frame["LONGITUDE"].abs().le(180))
+    if bad.any():
+        row = int(np.argmax(bad))
+        place = (float(frame["LATITUDE"].iloc[row]), float(frame["LONGITUDE"].iloc[row]))
+        raise InputError(
+            f"{name}: line {row + 1}: LATITUDE, LONGITUDE: {place} is no place on Earth; "
+            "download the file again"
+        )
+    fields = list(VARIABLES.values())
+    frame[fields] = frame[fields].where(frame[fields] > -9999)
+    frame["LST_DATE"] = dates
+    return frame.rename(columns={"LST_DATE": "date"})
+
+
+def load(paths: Sequence[Path]) -> pd.DataFrame:
+    """The rows of all station files in `paths`: files, folders of CRND*.txt (at any depth), zips of them.
+
+    A station-day that comes twice counts once, the last one read.
+    Raises InputError for a path that is missing, unreadable or holds no station file.
+    """
+    frame = pd.concat([parse(data, name) for path in paths for name, data in _station_files(Path(path))])
+    return frame.drop_duplicates(["WBANNO", "date"], keep="last", ignore_index=True)
+
+
+def great_circle_km(
+    lat: ArrayLike, lon: ArrayLike, to_lat: ArrayLike, to_lon: ArrayLike
+) -> NDArray[np.float64]:
+    """Distances (N, S) in km from places (N,) to places (S,), in degrees; haversine on the mean sphere."""
+    a, b = np.radians(np.asarray(lat, float))[:, None], np.radians(np.asarray(to_lat, float))[None, :]
+    d_lon = np.radians(np.asarray(to_lon, float)[None, :] - np.asarray(lon, float)[:, None])
+    h = np.sin((b - a) / 2) ** 2 + np.cos(a) * np.cos(b) * np.sin(d_lon / 2) ** 2
+    return np.asarray(2 * EARTH_KM * np.arcsin(np.sqrt(np.minimum(h, 1.0))))
+
+
+def inverse_distance(
+    km: NDArray[np.float64], values: NDArray[np.float32], *, max_km: float, stations: int
+) -> NDArray[np.float32]:
+    """Means (N, D, V) at N places, weighted by 1 / km^2, from `km` (N, S) and `values` (S, D, V).
+
+    Distances below `NEAREST_KM` count as that. For each place, day and variable: the nearest `stations` of
+    those that report it (not NaN) within `max_km`; NaN where none does.
+    """
+    out = np.full((km.shape[0], *values.shape[1:]), np.nan, np.float32)
+    for place, distances in enumerate(km):  # a loop, so that (N, S, D, V) is never in memory
+        near = np.argsort(distances, kind="stable")[: np.count_nonzero(distances <= max_km)]
+        reported = ~np.isnan(values[near])
+        used = reported & (np.cumsum(reported, axis=0) <= stations)
+        weights = used / np.maximum(distances[near], NEAREST_KM)[:, None, None] ** 2
+        total = weights.sum(axis=0)
+        mean = (weights * np.where(used, values[near], 0)).sum(axis=0)
+        np.divide(mean, total, out=out[place], where=total > 0, casting="same_kind")
+    return out
+
+
+def at_places(
+    weather: pd.DataFrame,
+    lat: ArrayLike,
+    lon: ArrayLike,
+    dates: pd.DatetimeIndex,
+    *,
+    max_station_km: float,
+    stations: int,
+) -> pd.DataFrame:
+    """`crn_nearest_km` and the columns of `VARIABLES` for N places x D dates, N * D rows, places outermost.
+
+    `weather` is what `load` returns. `crn_nearest_km` is the nearest station that has a row on any of the
+    dates, however far. A station that moved stands where its last row puts it.
+    """
+    weather = weather[weather["date"].isin(dates)].sort_values(["WBANNO", "date"])
+    places = weather.groupby("WBANNO")[["LATITUDE", "LONGITUDE"]].last()
+    values = np.full((len(places), len(dates), len(VARIABLES)), np.nan, np.float32)
+    rows = places.index.get_indexer(pd.Index(weather["WBANNO"]))
+    days = dates.get_indexer(pd.DatetimeIndex(weather["date"]))
+    values[rows, days] = weather[list(VARIABLES.values())].to_numpy(np.float32)
+    km = great_circle_km(lat, lon, places["LATITUDE"], places["LONGITUDE"])
+    means = inverse_distance(km, values, max_km=max_station_km, stations=stations)
+    frame = pd.DataFrame(means.reshape(-1, len(VARIABLES)), columns=list(VARIABLES))
+    frame.insert(0, "crn_nearest_km", np.repeat(km.min(axis=1), len(dates)))
+    return frame
+
+
+def _station_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    mend = "give CRND0103-YEAR-STATION.txt files, a folder of them or a zip of them"
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; {mend}")
+    if path.is_dir():
+        found = sorted(path.rglob("CRND*.txt"))
+        if not found:
+            raise InputError(f"{path}: no CRND*.txt in this folder; {mend}")
+        for file in found:
+            yield str(file), file.read_bytes()
+    elif path.suffix.lower() != ".zip":
+        yield str(path), path.read_bytes()
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = sorted(m for m in archive.namelist() if re.search(r"(^|/)CRND[^/]*\.txt$", m))
+                if not members:
+                    raise InputError(f"{path}: no CRND*.txt in this zip; {mend}")
+                for member in members:
+                    yield f"{path}:{member}", archive.read(member)
+        except DAMAGED_ZIP as error:
+            raise InputError(f"{path}: a damaged zip ({error}); download it again") from error

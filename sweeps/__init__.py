@@ -1,0 +1,1 @@
+"""Many trials: the study, its cells, their run on Ray Tune, the store, MLflow and the report."""

@@ -1,0 +1,378 @@
+"""The command line. Heavy imports stand inside the commands that need them."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pm25.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pm25.cell import Cell
+    from pm25.panel import Panel
+    from sweeps.store import Record, Store
+    from sweeps.study import Study
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    try:
+        status = cli(standalone_mode=False)
+    except InputError as error:
+        click.echo(f"sweep: {error}", err=True)
+        status = 2
+    except click.ClickException as error:
+        error.show()
+        status = 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("sweep: interrupted; the same command goes on with what is missing", err=True)
+        status = 130
+    sys.exit(status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="pm25-sweeps")
+def cli() -> None:
+    """Does giving a PM2.5 model its location help, within region and out of region?
+
+    STUDY is a study file, or the name of a shipped one: demo, quick.
+    """
+
+
+def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """STUDY and its overrides, which every command on a study takes."""
+    override = click.option(
+        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a key of the study (YAML value)."
+    )
+    return click.argument("study")(override(command))
+
+
+class _Opened:
+    """A study with its data, its cells by key, and what the store holds of them."""
+
+    def __init__(self, reference: str, overrides: tuple[str, ...]) -> None:
+        from sweeps import study
+        from sweeps.store import Store
+
+        self.study: Study = study.load(reference, overrides)
+        self.panel: Panel = self.study.panel()
+        self.cells: dict[str, Cell] = self.study.keyed(self.panel)
+        self.store: Store = Store(self.study.storage, self.study.study)
+
+    def records(self) -> "dict[str, Record]":
+        return self.store.records(self.cells)
+
+    def rows(self) -> "pd.DataFrame":
+        from sweeps import results
+
+        return results.rows(self.cells, self.records())
+
+
+@cli.command()
+@study_argument
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Arms, cells, what is done, and the time and disk to expect."""
+    opened = _Opened(study, overrides)
+    records = opened.records()
+    done = [key for key, record in records.items() if record["state"] == "done"]
+    missing = [key for key in opened.cells if key not in records]
+    arms: dict[str, dict[str, int]] = {}
+    for key, cell in opened.cells.items():
+        count = arms.setdefault("-".join(filter(None, cell.arm)), {"cells": 0, "done": 0})
+        count["cells"] += 1
+        count["done"] += key in done
+    seconds = sorted(records[key]["seconds"] for key in done)
+    each = seconds[len(seconds) // 2] if seconds else None
+    content: dict[str, Any] = {
+        "study": opened.study.study,
+        "arms": arms,
+        "splits": {f.split.label: list(f.folds) for f in opened.study.design.split},
+        "seeds": list(opened.study.design.seed),
+        "cells": _count(opened.cells, records),
+        "cpu_hours_left": each and round(each * len(missing) * opened.study.resources.cpu / 3600, 3),
+        "disk_mb_left": done and round(opened.store.size(done) / len(done) * len(missing) / 1e6, 1) or None,
+    }
+    if as_json:
+        click.echo(json.dumps(content))
+        return
+    click.echo(f"{content['study']}: {len(arms)} arms, {len(opened.cells)} cells, {len(missing)} to run")
+    click.echo(f"  data    {opened.panel.name}: {_size(opened.panel)}")
+    for name, count in arms.items():
+        click.echo(f"  arm     {name}: {count['cells']} cells, {count['done']} done")
+    for label, folds in content["splits"].items():
+        click.echo(f"  split   {label}: folds {', '.join(map(str, folds))}")
+    click.echo(f"  seeds   {', '.join(map(str, content['seeds']))}")
+    if missing and each is not None:
+        click.echo(
+            f"  to come {content['cpu_hours_left']:.2f} CPU hours at {each:.0f} s a cell (median of {len(done)} done), "
+            f"{content['disk_mb_left']:g} MB"
+        )
+    elif missing:
+        click.echo("  to come no cell is done yet to judge the time by: try `sweep run --limit 1`")
+
+
+@cli.command()
+@study_argument
+@click.option("--address", metavar="A", help="Join the Ray cluster at A ('auto', or host:port).")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Run at most N of the missing cells.")
+def run(study: str, overrides: tuple[str, ...], address: str | None, limit: int | None) -> int:
+    """Train and record every cell that is missing; the same command resumes."""
+    opened = _Opened(study, overrides)
+    opened.store.prepare()
+    records = opened.records()
+    missing = {key: cell for key, cell in opened.cells.items() if key not in records}
+    todo = dict(list(missing.items())[:limit])
+    click.echo(
+        f"{opened.study.study}: {opened.panel.name}, {_size(opened.panel)}; {len(opened.cells)} cells, "
+        f"{len(records)} recorded, {len(todo)} to run",
+        err=True,
+    )
+
+    from sweeps.tracking import Tracker, Writer
+
+    tracker = Tracker(opened.store, opened.study.tracking)
+    tracker.sync(records.values())
+    if todo:
+        from sweeps import runner
+        from sweeps.progress import RunProgress
+
+        writer = Writer(tracker, opened.store)
+
+        class Observer(RunProgress):
+            def ended(self, key: str, state: str) -> None:
+                writer.add(key)
+                super().ended(key, state)
+
+        try:
+            with Observer(len(todo)) as observer:
+                runner.run(todo, opened.panel, opened.store, opened.study.resources, observer, address=address)
+        finally:
+            writer.close()
+            if writer.missed:
+                click.echo(
+                    f"sweep: MLflow missed {writer.missed} runs ({writer.reason}); `sweep sync {study}` writes them",
+                    err=True,
+                )
+    records = opened.records()
+    return _close(opened, records, tracker)
+
+
+def _close(opened: _Opened, records: "dict[str, Record]", tracker: Any) -> int:
+    """The comparison on the screen and on the experiment's page in MLflow."""
+    from sweeps import report, results
+
+    rows = results.rows(opened.cells, records)
+    tracker.tag("mlflow.note.content", report.brief(rows, results.facts(opened.study, opened.panel, records)))
+    report.terminal(rows)
+    count = _count(opened.cells, records)
+    click.echo(f"{count['done']} of {count['total']} cells done, {count['failed']} failed, {count['missing']} missing")
+    click.echo(f"MLflow: {tracker.uri}")
+    if count["failed"]:
+        worst = rows.loc[rows["state"] == "failed"].iloc[0]
+        click.echo(f"sweep: {count['failed']} cells failed, the first with {worst['error']}", err=True)
+    return int(bool(count["failed"]))
+
+
+@cli.command()
+@study_argument
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """How many cells are done, failed and missing."""
+    opened = _Opened(study, overrides)
+    records = opened.records()
+    content = {
+        "study": opened.study.study,
+        "cells": _count(opened.cells, records),
+        "search": {"total": 0, "done": 0, "failed": 0},
+    }
+    if as_json:
+        click.echo(json.dumps(content))
+        return
+    count = content["cells"]
+    click.echo(
+        f"{opened.study.study}: {count['done']} of {count['total']} cells done, "
+        f"{count['failed']} failed, {count['missing']} missing"
+    )
+    for key, record in records.items():
+        if record["state"] == "failed":
+            error = record["error"]
+            click.echo(f"  failed  {opened.cells[key].label} ({key}): {error['type']}: {error['message']}")
+
+
+@cli.command()
+@study_argument
+def retry(study: str, overrides: tuple[str, ...]) -> None:
+    """Forget failed cells, so that the next run tries them again."""
+    opened = _Opened(study, overrides)
+    failed = [key for key, record in opened.records().items() if record["state"] == "failed"]
+    for key in failed:
+        opened.store.forget(key)
+    click.echo(f"{len(failed)} failed cells will run again with `sweep run {study}`")
+
+
+@cli.command()
+@study_argument
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
+    """Write one row per grid cell to OUT (.parquet or .csv)."""
+    writers = {".parquet": "to_parquet", ".csv": "to_csv"}
+    if out.suffix not in writers:
+        raise InputError(f"{out}: cannot tell the format from {out.suffix or 'no suffix'!r}; name it .parquet or .csv")
+    frame = _Opened(study, overrides).rows()
+    write_file(out, lambda part: getattr(frame, writers[out.suffix])(part, index=False))
+    click.echo(f"{out}: {len(frame)} cells, {int((frame['state'] == 'done').sum())} done")
+
+
+@cli.command()
+@study_argument
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder.")
+def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
+    """Write the report: tables (Markdown, CSV) and one self-contained HTML page."""
+    from sweeps import report as writer
+    from sweeps import results
+
+    opened = _Opened(study, overrides)
+    records = opened.records()
+    frame = results.rows(opened.cells, records)
+    maps = results.maps(opened.store, frame)
+    try:
+        files = writer.write(frame, results.facts(opened.study, opened.panel, records), out, maps)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); give another folder with -o") from None
+    for file in files:
+        click.echo(str(file))
+
+
+@cli.command()
+@study_argument
+def sync(study: str, overrides: tuple[str, ...]) -> None:
+    """Rebuild the MLflow view from the store."""
+    from sweeps.tracking import Tracker
+
+    opened = _Opened(study, overrides)
+    tracker = Tracker(opened.store, opened.study.tracking)
+    written = tracker.sync(opened.records().values())
+    click.echo(f"{written} runs written to {tracker.uri}")
+
+
+@cli.command()
+@study_argument
+@click.option("--port", type=int, default=5000, show_default=True)
+def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
+    """Open the MLflow UI on the study's runs."""
+    import os
+
+    from sweeps import study as studies
+    from sweeps.tracking import default_uri
+
+    opened = studies.load(study, overrides)
+    uri = opened.tracking or default_uri(opened.storage)
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)])
+
+
+@cli.group()
+def data() -> None:
+    """Make and check tables of daily PM2.5."""
+
+
+@data.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object, every row named.")
+def check(table: Path, as_json: bool) -> int:
+    """Name every problem of TABLE with its rows and column; exit 2 if there is one."""
+    from pm25 import panel
+
+    found = panel.check(panel.read_table(table), table.name)
+    if as_json:
+        faults = {
+            kind: [{"column": p.column, "what": p.what, "mend": p.mend, "rows": p.rows.tolist()} for p in listed]
+            for kind, listed in (("problems", found.problems), ("notices", found.notices))
+        }
+        click.echo(json.dumps({"counts": found.counts, **faults}))
+    else:
+        for name, value in found.counts.items():
+            click.echo(f"{name:12} {value:,}" if isinstance(value, int) else f"{name:12} {value}")
+        for notice in found.notices:
+            click.echo(f"notice: {notice}")
+        for problem in found.problems:
+            click.echo(f"problem: {problem}", err=True)
+        if not found.problems:
+            click.echo("no problem found")
+    return 2 if found.problems else 0
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--sites", type=int, default=300, show_default=True)
+@click.option("--days", type=int, default=365, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def synth(out: Path, sites: int, days: int, seed: int) -> None:
+    """Write a synthetic CONUS panel, whose truth is known, to OUT.parquet."""
+    from pm25 import synth as maker
+
+    _write_panel(maker.synthesize(sites=sites, days=days, seed=seed), out)
+
+
+@data.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--weather", multiple=True, type=click.Path(path_type=Path), help="NOAA USCRN daily01 files, folder or zip.")
+@click.option("--max-station-km", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True)
+@click.option("--year", type=int, help="With --fetch: the year to download.")
+@click.option("--fetch", "folder", type=click.Path(path_type=Path, file_okay=False), help="Download into this folder first.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
+def aqs(
+    files: tuple[Path, ...],
+    weather: tuple[Path, ...],
+    max_station_km: float,
+    year: int | None,
+    folder: Path | None,
+    out: Path,
+) -> None:
+    """Build a panel from EPA AirData daily FILES (88101, 88502, TEMP, WIND, RH_DP, PRESS)."""
+    from pm25 import aqs as builder
+
+    if (year is None) != (folder is None):
+        raise InputError("data aqs: --year and --fetch go together; give both, or name the files")
+    if year is not None and folder is not None:
+        from pm25 import fetch
+
+        fetched = fetch.fetch(year, folder)
+        files, weather = (*files, *fetched.files), (*weather, *fetched.weather)
+    if not files:
+        raise InputError("data aqs: no files; name EPA AirData daily files, or give --year and --fetch")
+    _write_panel(builder.build(files, weather, max_station_km=max_station_km), out)
+
+
+def _write_panel(frame: "pd.DataFrame", out: Path) -> None:
+    if out.suffix != ".parquet":
+        raise InputError(f"{out}: a panel is written as Parquet; name it {out.with_suffix('.parquet').name}")
+    write_file(out, lambda part: frame.to_parquet(part, index=False))
+    observed, sites = int(frame["pm25"].notna().sum()), frame["site_id"].nunique()
+    click.echo(f"{out}: {sites:,} sites, {frame['date'].nunique():,} days, {observed:,} observed")
+
+
+def write_file(out: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        write(part)
+        part.replace(out)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); give another place") from None
+
+
+def _count(cells: "dict[str, Cell]", records: "dict[str, Record]") -> dict[str, int]:
+    states = [records[key]["state"] if key in records else "missing" for key in cells]
+    return {"total": len(states), **{state: states.count(state) for state in ("done", "failed", "missing")}}
+
+
+def _size(panel: "Panel") -> str:
+    sites, days = panel.target.shape
+    return f"{sites:,} sites x {days:,} days, {panel.observed:,} observed, {len(panel.channels)} channels"

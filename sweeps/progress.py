@@ -1,0 +1,71 @@
+"""How far the run has come: one live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+
+PLAIN_EVERY_S = 5.0
+"""Without a terminal: a line at most so often, and at the end."""
+
+
+class RunProgress:
+    """Cells done, running and failed, their rate, and the time left. Used as a context."""
+
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        self.total, self.done, self.failed = total, 0, 0
+        self._running: set[str] = set()
+        self._begin = self._last = time.monotonic()
+        self._console = console or Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            columns = (SpinnerColumn(), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task("starting Ray", total=total)
+
+    def __enter__(self) -> "RunProgress":
+        if self._bar:
+            self._bar.start()
+        else:
+            self._console.print(f"{self.total} cells to run", highlight=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._console.print(self.line(), highlight=False)
+
+    def started(self, key: str) -> None:
+        self._running.add(key)
+        if not self.done and not self.failed and len(self._running) == 1:
+            self._begin = time.monotonic()  # Ray's own start tells nothing of the rate
+        self._show(plain=False)
+
+    def ended(self, key: str, state: str) -> None:
+        self._running.discard(key)
+        if state == "done":
+            self.done += 1
+        else:
+            self.failed += 1
+        self._show(plain=True)
+
+    def line(self) -> str:
+        """`12/60 done, 2 running, 0 failed, 4.0 cells/min, 12:00 left`."""
+        ended, elapsed = self.done + self.failed, time.monotonic() - self._begin
+        text = f"{self.done}/{self.total} done, {len(self._running)} running, {self.failed} failed"
+        if ended:
+            left = round((self.total - ended) * elapsed / ended)
+            text += f", {60 * ended / elapsed:.1f} cells/min"
+            text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if left else ""
+        return text
+
+    def _show(self, plain: bool) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=self.done + self.failed, description=self.line())
+        elif plain and time.monotonic() - self._last > PLAIN_EVERY_S:
+            self._last = time.monotonic()
+            self._console.print(self.line(), highlight=False)

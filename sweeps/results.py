@@ -1,0 +1,107 @@
+"""The study's results as one table: a row per grid cell, done or not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+import pm25
+from pm25.cell import Cell
+from pm25.panel import Panel
+from sweeps import tables
+from sweeps.store import Record, Store
+from sweeps.study import Study
+
+METRICS = [f"{part}_{name}" for part in ("test", "wr", "val") for name in ("rmse", "r2", "mae", "mbe")]
+COUNTS = ["n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"]
+AUDIT = ["train_sites", "test_sites", "shared_sites", "overlapping_test_windows"] + [
+    f"nearest_km_{which}" for which in ("min", "median")
+]
+
+
+def rows(cells: Mapping[str, Cell], records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row per cell, in the grid's order; a number exists only where the cell is done.
+
+    Columns: key, variant, fusion, split, regime, fold, seed, state ('done', 'failed', 'missing'), sample
+    counts, metrics in ug/m3 (`test_*`; checkerboards also `wr_*`), audit, seconds, error.
+    """
+    lines = []
+    for key, cell in cells.items():
+        record: Mapping[str, Any] = records.get(key, {"state": "missing"})
+        line = {
+            "key": key,
+            "variant": cell.variant,
+            "fusion": cell.fusion,
+            "split": cell.split.label,
+            "regime": cell.split.regime,
+            "fold": cell.fold,
+            "seed": cell.seed,
+            "state": record["state"],
+        }
+        if record["state"] == "done":
+            line |= {**record["counts"], **record["metrics"], **record["audit"], "seconds": record["seconds"]}
+        elif record["state"] == "failed":
+            line["error"] = f"{record['error']['type']}: {record['error']['message']}"
+        lines.append(line)
+    columns = ["key", "variant", "fusion", "split", "regime", "fold", "seed", "state"]
+    frame = pd.DataFrame(lines, columns=columns + COUNTS + METRICS + AUDIT + ["seconds", "error"])
+    return frame.astype(dict.fromkeys(COUNTS + AUDIT[:4], "Int64") | dict.fromkeys(METRICS, "float64"))
+
+
+def facts(study: Study, panel: Panel, records: Mapping[str, Record]) -> dict[str, Any]:
+    """Where the numbers come from, as the report prints it."""
+    done = [record for record in records.values() if record["state"] == "done"]
+    versions = {(name, version) for record in done for name, version in record["versions"].items()}
+    return {
+        "study": study.study,
+        "title": study.title,
+        "question": study.question,
+        "protocol": study.protocol,
+        "table": panel.name,
+        "data_fingerprint": panel.fingerprint,
+        "sites": len(panel.site_id),
+        "days": len(panel.dates),
+        "observed": panel.observed,
+        "first_day": str(panel.dates[0]),
+        "last_day": str(panel.dates[-1]),
+        "encoders": dict(sorted({(r["cell"]["variant"], r["encoder"]) for r in done if r["encoder"]})),
+        "numerics": pm25.NUMERICS,
+        "settings": {
+            "channels": ", ".join(panel.channels),
+            "window": study.window,
+            "model": study.model.model_dump(mode="json"),
+            "train": study.train.model_dump(mode="json"),
+            "split": {f.split.label: f.split.model_dump(mode="json") for f in study.design.split},
+        },
+        "versions": {
+            name: ", ".join(sorted(v for n, v in versions if n == name)) for name in sorted(dict(versions))
+        },
+    }
+
+
+def maps(store: Store, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Site errors of every arm on the first out-of-region split (or the first split), by label."""
+    out_of_region = frame.loc[frame["regime"] == "OoR", "split"]
+    split = (out_of_region if len(out_of_region) else frame["split"]).iloc[0]
+    done = tables.with_arm(frame[(frame["split"] == split) & (frame["state"] == "done")])
+    by_arm = done.groupby("arm", sort=False)["key"]
+    return {f"{arm}, {split}": site_errors(store, keys.tolist()) for arm, keys in by_arm}
+
+
+def site_errors(store: Store, keys: list[str], part: str = "test") -> pd.DataFrame:
+    """Per site over the predictions of `keys`: site_id, lat, lon, n, bias and rmse (ug/m3)."""
+    columns = ["part", "site_id", "lat", "lon", "truth", "prediction"]
+    tables = [store.read_table(key, "predictions", columns).to_pandas() for key in keys]
+    frame = pd.concat([table[table["part"] == part] for table in tables])
+    frame["error"] = frame["prediction"].astype("float64") - frame["truth"]
+    frame["squared"] = frame["error"] ** 2
+    by_site = frame.groupby(frame["site_id"].astype("str"), sort=True)
+    return pd.DataFrame(
+        {
+            "lat": by_site["lat"].first(),
+            "lon": by_site["lon"].first(),
+            "n": by_site.size(),
+            "bias": by_site["error"].mean(),
+            "rmse": by_site["squared"].mean() ** 0.5,
+        }
+    ).reset_index()

@@ -1,0 +1,214 @@
+"""The Ray Tune run: hands out the cells that are missing; the only module that imports ray."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a cell with 0 GPUs sees none
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our store and MLflow view replace them
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run at once: nothing done is lost
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+
+import numpy as np
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from pm25.cell import Cell
+from pm25.errors import InputError
+from pm25.panel import Panel
+from sweeps import work
+from sweeps.store import Record, Store
+from sweeps.study import Resources
+
+# A trial that ends in an error is recorded and reported by ourselves.
+logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+NODE_LOSSES_BORNE = 3
+"""How often a cell whose worker vanished is started again before that counts as its failure."""
+
+
+class Observer(Protocol):
+    """What a caller hears while the run goes on; both are called in the driver's process."""
+
+    def started(self, key: str) -> None: ...
+
+    def ended(self, key: str, state: str) -> None: ...
+
+
+def run(
+    cells: Mapping[str, Cell],
+    panel: Panel,
+    store: Store,
+    resources: Resources,
+    observer: Observer,
+    *,
+    address: str | None = None,
+) -> None:
+    """Train `cells` (by key) and record each in the store as it ends.
+
+    Starts a Ray of its own, or joins the one at `address`. The panel and the embeddings are put into the
+    object store once, and every node's workers share one read-only copy. Raises InputError when no node
+    can hold a cell.
+    """
+    with _connected(address, panel):
+        share = _share(resources)
+        embeddings = _embed({c.variant: c.encoder for c in cells.values() if c.encoder}, panel)
+        trainable = tune.with_resources(
+            tune.with_parameters(CellTrainable, panel=panel, embeddings=embeddings, store=store), share
+        )
+        with tempfile.TemporaryDirectory(prefix="sweep-tune-") as scratch:
+            tuner = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=CellQueue(cells), num_samples=-1, reuse_actors=True, metric="ended", mode="max"
+                ),
+                run_config=tune.RunConfig(
+                    name=store.study,
+                    storage_path=scratch,  # Tune's own record is not kept: the store is the truth
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    failure_config=tune.FailureConfig(max_failures=NODE_LOSSES_BORNE),
+                    callbacks=[_Ear(cells, store, observer)],
+                ),
+            )
+            tuner.fit()
+
+
+class CellQueue(Searcher):
+    """Hands the cells to Tune one by one, in their order."""
+
+    def __init__(self, cells: Mapping[str, Cell]) -> None:
+        super().__init__(metric="ended", mode="max")
+        self._waiting = [
+            {"key": key, "cell": cell.model_dump_json()} for key, cell in reversed(cells.items())
+        ]
+
+    def suggest(self, trial_id: str) -> dict[str, str] | str:
+        return self._waiting.pop() if self._waiting else Searcher.FINISHED
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing to learn: the grid does not depend on results."""
+
+
+class CellTrainable(tune.Trainable):
+    """One cell a trial, in one step; the worker keeps its process, its imports and the panel."""
+
+    def setup(
+        self, config: dict[str, str], panel: Panel, embeddings: dict[str, "Embedded"], store: Store
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
+        self._panel, self._embeddings, self._store = panel, embeddings, store
+        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
+
+    def step(self) -> dict[str, Any]:
+        key = self.config["key"]
+        # A worker may be lost after it recorded and before Tune heard of it.
+        record = self._store.record(key) or self._run(key)
+        return {"state": record["state"], "ended": 1, "done": True}
+
+    def _run(self, key: str) -> Record:
+        cell = Cell.model_validate_json(self.config["cell"])
+        vectors, fingerprint = self._embeddings.get(cell.variant, (None, None))
+        return work.run_and_record(
+            cell,
+            key,
+            self._panel,
+            self._store,
+            embedding=vectors,
+            encoder_fingerprint=fingerprint,
+            device=self._device,
+        )
+
+    def reset_config(self, new_config: dict[str, str]) -> bool:
+        return True
+
+
+class _Ear(tune.Callback):
+    """Passes on what happens, and records a cell whose worker was lost for good."""
+
+    def __init__(self, cells: Mapping[str, Cell], store: Store, observer: Observer) -> None:
+        self._cells, self._store, self._observer = cells, store, observer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that we never make."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._observer.started(trial.config["key"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._observer.ended(trial.config["key"], trial.last_result["state"])
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        key = trial.config["key"]
+        record = self._store.record(key)
+        if record is None:
+            reason = str(trial.get_pickled_error() or "the worker died").strip().splitlines()[-1]
+            record = work.record_loss(self._cells[key], key, self._store, reason)
+        self._observer.ended(key, record["state"])
+
+
+Embedded = tuple[np.ndarray, str]
+"""Vectors (sites, d), and the fingerprint of the encoder that made them."""
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def _embed_places(name: str, lat: np.ndarray, lon: np.ndarray) -> Embedded:
+    from pm25 import encoders
+
+    return encoders.load(name).embed(lat, lon), encoders.fingerprint(name)
+
+
+def _embed(names: Mapping[str, str], panel: Panel) -> dict[str, Embedded]:
+    """Every place once, in a worker, so that the driver needs no torch."""
+    tasks = {variant: _embed_places.remote(name, panel.lat, panel.lon) for variant, name in names.items()}
+    return {variant: ray.get(task) for variant, task in tasks.items()}
+
+
+@contextlib.contextmanager
+def _connected(address: str | None, panel: Panel) -> Iterator[None]:
+    if address is None:
+        # Room for the panel, the embeddings and Tune's own objects; not Ray's third of all memory.
+        room = 256 * 2**20 + 2 * (panel.features.nbytes + panel.target.nbytes)
+        options: dict[str, Any] = {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": room,
+        }
+    else:
+        options = {"address": address}
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
+    except (ConnectionError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _share(resources: Resources) -> dict[str, float]:
+    """CPU and GPU of one cell; raises InputError when no node of the cluster has as much."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpu = resources.gpu
+    if gpu == "auto":
+        gpu = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    if not any(node.get("CPU", 0) >= resources.cpu and node.get("GPU", 0) >= gpu for node in nodes):
+        largest = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
+        raise InputError(
+            f"resources: a cell wants {resources.cpu:g} CPU and {gpu:g} GPU, and no node has them ({largest}); "
+            "--set resources.cpu=1 --set resources.gpu=0"
+        )
+    return {"cpu": resources.cpu, "gpu": gpu}

@@ -1,0 +1,195 @@
+"""The MLflow view of the store; the only module that imports mlflow."""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
+
+from pm25.cell import Cell
+from pm25.errors import InputError
+from sweeps.store import Record, Store
+
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+PAGE = 1000
+"""Runs fetched, and metrics logged, per request."""
+
+
+def default_uri(storage: str) -> str:
+    """`<storage>/mlflow.db`, absolute: a relative SQLite address is another file in every process."""
+    if "://" in storage:
+        raise InputError(f"tracking: storage {storage} is no folder; --set tracking=URI of an MLflow server")
+    return f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
+
+
+class Tracker:
+    """One experiment per study, one run per ended cell, found by its tag `key`.
+
+    Only this process writes to the experiment while a study runs. Raises InputError when the tracking
+    store cannot be opened.
+    """
+
+    def __init__(self, store: Store, uri: str | None) -> None:
+        self._store = store
+        self.uri = uri or default_uri(store.storage)
+        artifacts = None if uri else Path(store.storage).resolve().joinpath("mlflow-artifacts").as_uri()
+        try:
+            self._client = MlflowClient(tracking_uri=self.uri)
+            experiment = self._client.get_experiment_by_name(store.study)
+            if experiment is None:
+                self.experiment_id = self._client.create_experiment(store.study, artifacts)
+                # Without it the UI opens the experiment in its GenAI face.
+                self.tag("mlflow.experimentKind", "custom_model_development")
+            else:
+                self.experiment_id = experiment.experiment_id
+        except MlflowException as error:
+            raise InputError(f"tracking: {self.uri} cannot be opened ({_reason(error)})") from None
+
+    def tag(self, name: str, value: str) -> None:
+        self._client.set_experiment_tag(self.experiment_id, name, value)
+
+    def sync(self, records: Iterable[Record]) -> int:
+        """Make the experiment say what the records say; returns the number of runs written.
+
+        A run that was never ended, stands twice, or tells of a cell's earlier attempt is removed.
+        """
+        runs: dict[str, list[Run]] = {}
+        for run in self._runs():
+            runs.setdefault(run.data.tags.get("key", ""), []).append(run)
+        written = 0
+        for record in records:
+            good, *spare = sorted(runs.pop(record["key"], []), key=lambda r: not _tells(r, record)) or [None]
+            if good is not None and not _tells(good, record):
+                spare, good = [good, *spare], None
+            for run in spare:
+                self._remove(run)
+            if good is None:
+                self.write(record)
+                written += 1
+        for zombie in (run for rest in runs.values() for run in rest if run.info.status == "RUNNING"):
+            self._remove(zombie)
+        return written
+
+    def _runs(self) -> Iterable[Run]:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id], "tags.kind = 'cell'", max_results=PAGE, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _remove(self, run: Run) -> None:
+        if run.info.status == "RUNNING":
+            self._client.set_terminated(run.info.run_id, "KILLED")
+        self._client.delete_run(run.info.run_id)
+
+    def write(self, record: Record) -> None:
+        """One run in four requests: created with its tags, parameters, metrics, end."""
+        cell = Cell.model_validate(record["cell"])
+        done = record["state"] == "done"
+        tags = {
+            "key": record["key"],
+            "kind": "cell",
+            "variant": cell.variant,
+            "fusion": cell.fusion or "-",
+            "split": cell.split.label,
+            "regime": cell.split.regime,
+            "fold": str(cell.fold),
+            "seed": str(cell.seed),
+            "ended": record["ended"],
+            "host": record.get("host", "?"),
+            "device": record.get("device", "?"),
+            "data": record.get("data", "?"),
+        }
+        if not done:
+            tags["error"] = f"{record['error']['type']}: {record['error']['message']}"[:5000]
+        start, end = (_milliseconds(record[name]) for name in ("started", "ended"))
+        run = self._client.create_run(self.experiment_id, start, tags, cell.label)
+        run_id = run.info.run_id
+        params = [Param(name, str(value)[:6000]) for name, value in _flat(record["cell"])]
+        metrics = []
+        if done:
+            values = {
+                **record["metrics"],
+                **record["counts"],
+                **record["audit"],
+                "seconds": record["seconds"],
+            }
+            metrics = [Metric(name, value, end, 0) for name, value in values.items() if value is not None]
+            for row in self._store.read_table(record["key"], "history").to_pylist():
+                step = row.pop("epoch")
+                metrics += [Metric(name, value, end, step) for name, value in row.items()]
+        self._client.log_batch(run_id, params=params, metrics=metrics[:PAGE])
+        for at in range(PAGE, len(metrics), PAGE):
+            self._client.log_batch(run_id, metrics=metrics[at : at + PAGE])
+        self._client.set_terminated(run_id, "FINISHED" if done else "FAILED", end)
+
+
+class Writer:
+    """Writes runs beside the training, in the order in which cells end.
+
+    A tracking store that fails costs no training: what it missed is counted in `missed`, its last word
+    is in `reason`, and `sync` makes up for it.
+    """
+
+    def __init__(self, tracker: Tracker, store: Store) -> None:
+        self._tracker, self._store = tracker, store
+        self._keys: queue.Queue[str | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
+        self._thread.start()
+        self.missed = 0
+        self.reason = ""
+
+    def add(self, key: str) -> None:
+        self._keys.put(key)
+
+    def close(self) -> None:
+        """Wait until everything handed in is written."""
+        self._keys.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (key := self._keys.get()) is not None:
+            try:
+                record = self._store.record(key)
+                assert record is not None, f"cell {key} ended without a record"
+                self._tracker.write(record)
+            except Exception as error:  # whatever it is, it must not end the training
+                self.missed += 1
+                self.reason = _reason(error)
+
+
+def _tells(run: Run, record: Record) -> bool:
+    """Whether a run is the whole story of this very attempt at the cell."""
+    status = "FINISHED" if record["state"] == "done" else "FAILED"
+    return run.info.status == status and run.data.tags.get("ended") == record["ended"]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _milliseconds(stamp: str) -> int:
+    return round(datetime.fromisoformat(stamp).timestamp() * 1000)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

@@ -1,0 +1,290 @@
+"""The four files of a report: same input, same bytes; self-contained, and honest about what is absent."""
+
+import hashlib
+import math
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from sweeps import report, tables
+
+HOSTILE = "ValueError: <script>alert('x')</script> | *bold*"
+NAMES = ["report.md", "cells.csv", "comparison.csv", "index.html"]
+
+
+def grid(splits=("random", "checkerboard-16"), seeds=(0, 1), variants=("none", "latlon", "geoclip")):
+    """Errors that follow a rule: GeoCLIP is 0.5 below 'none' everywhere, lat/lon 0.25 above."""
+    shift = {"none": 0.0, "latlon": 0.25, "geoclip": -0.5}
+    lines = []
+    for variant in variants:
+        for split in splits:
+            board = split.startswith("checkerboard")
+            for fold in (0, 1):
+                for seed in seeds:
+                    error = 7.0 + shift[variant] + fold + 0.5 * seed + 2 * board
+                    line = {
+                        "key": f"{len(lines):032x}",
+                        "variant": variant,
+                        "fusion": "hadamard" if variant == "geoclip" else None,
+                        "split": split,
+                        "regime": "OoR" if board else "WR",
+                        "fold": fold,
+                        "seed": seed,
+                        "state": "done",
+                        "n_train": 700.0,
+                        "n_val": 100.0,
+                        "n_test": 200.0,
+                        "n_wr": 50.0 if board else math.nan,
+                    }
+                    for prefix, value in (("test", error), ("wr", error - 1.5 if board else math.nan)):
+                        numbers = (value, 1 - value / 20, 0.75 * value, 0.1 * value)
+                        line |= {f"{prefix}_{m}": v for m, v in zip(tables.METRICS, numbers, strict=True)}
+                    lines.append(line | {"best_epoch": 3.0, "epochs": 5.0, "seconds": 1.5, "error": None})
+    return pd.DataFrame(lines).astype({"error": "object"})
+
+
+def lose(rows, at, state, error=None):
+    """The rows with some cells failed or missing, as the store hands them over."""
+    rows = rows.copy()
+    rows.loc[at, [column for column in rows.columns if column.startswith(("test_", "wr_", "n_"))]] = math.nan
+    rows.loc[at, "state"] = state
+    rows.loc[at, "error"] = error
+    return rows
+
+
+FACTS = {
+    "study": "toy",
+    "title": "Does <location> help?",
+    "question": "Where & when?",
+    "protocol": "strict",
+    "table": "toy.parquet",
+    "data_fingerprint": "abc123",
+    "sites": 12,
+    "days": 30,
+    "observed": 340,
+    "first_day": "2021-01-01",
+    "last_day": "2021-01-30",
+    "encoders": {"geoclip": "f00d"},
+    "numerics": 1,
+    "settings": {"train": {"epochs": 5, "batch": 256}, "model": {"width": 32}},
+    "versions": {"torch": "2.13.0", "numpy": "2.4.6"},
+}
+MAP = pd.DataFrame(
+    {
+        "site_id": ["a", "b", "c"],
+        "lat": [35.0, 40.0, 45.0],
+        "lon": [-120.0, -100.0, -80.0],
+        "n": [10, 20, 30],
+        "bias": [-1.0, 0.5, 2.0],
+        "rmse": [3.0, 4.0, 5.0],
+    }
+)
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def written(tmp_path, rows, facts=FACTS, maps=None):
+    report.write(rows, facts, tmp_path, maps)
+    return (tmp_path / "index.html").read_text(), (tmp_path / "report.md").read_text()
+
+
+def test_four_files_and_nothing_else(tmp_path):
+    paths = report.write(grid(), FACTS, tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == NAMES
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(NAMES)
+
+
+def test_same_bytes_in_one_process(tmp_path):
+    rows = lose(grid(), 3, "failed", HOSTILE)
+    for name in "ab":
+        report.write(
+            rows.copy(), dict(reversed(FACTS.items())) if name == "b" else FACTS, tmp_path / name, {"m": MAP}
+        )
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+_ELSEWHERE = """
+import importlib.util, pathlib, sys
+spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+rows = toy.lose(toy.grid(), 3, "failed", toy.HOSTILE)
+toy.report.write(rows, toy.FACTS, pathlib.Path(sys.argv[2]), {"m": toy.MAP})
+print(*sorted(name for name in ("ray", "mlflow", "torch", "matplotlib.pyplot") if name in sys.modules))
+"""
+
+
+def test_same_bytes_in_two_processes_and_nothing_heavy_is_loaded(tmp_path):
+    for seed in "12":
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", _ELSEWHERE, __file__, str(tmp_path / seed)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == ""
+    assert digests(tmp_path / "1") == digests(tmp_path / "2")
+
+
+def test_tables_load_no_figure_library():
+    code = "import sys, sweeps.report; print('matplotlib' in sys.modules, 'rich' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+class _Loads(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.urls = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.urls += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
+    page, text = written(tmp_path, lose(grid(), 3, "failed", HOSTILE), maps={"<b>map</b>": MAP})
+    loads = _Loads()
+    loads.feed(page)
+    assert all(url.startswith(("data:", "#")) for url in loads.urls)
+    assert sum(url.startswith("data:image/svg") for url in loads.urls) == 4
+    assert sum(url.startswith("data:image/png") for url in loads.urls) == 1
+    assert not {"script", "iframe", "object", "b"} & set(loads.tags)
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert "&lt;script&gt;alert(" in page
+    assert "Does &lt;location&gt; help?" in page
+    assert "<script" not in text
+    anchors = {url[1:] for url in loads.urls if url.startswith("#")}
+    assert anchors
+    assert all(f'id="{anchor}"' in page for anchor in anchors)
+
+
+def test_the_answer_is_made_from_the_numbers():
+    within, out, rest = report.answer(grid())
+    assert within == (
+        "Lowest mean RMSE within region: on random, 'GeoCLIP · Hadamard' with 7.25 µg/m³ (n=4), "
+        "0.50 ± 0.00 below 'none' (lower in 4 of 4 pairs)."
+    )
+    assert "on checkerboard-16, 'GeoCLIP · Hadamard' with 9.25 µg/m³ (n=4)" in out
+    assert rest == "All 24 cells are done. No significance test is made."
+
+
+def test_the_answer_says_when_no_place_helps():
+    within, *_ = report.answer(grid(variants=("none", "latlon")))
+    assert within.endswith("'none' with 7.75 µg/m³ (n=4), and no ranked arm is below it.")
+
+
+def test_the_answer_ranks_whole_arms_only():
+    rows = grid()
+    first = rows.index[(rows["variant"] == "geoclip") & (rows["split"] == "random")][0]
+    within, _, rest = report.answer(lose(rows, first, "missing"))
+    assert "'none' with 7.75 µg/m³ (n=4), among 2 of 3 arms" in within
+    assert "GeoCLIP" not in within
+    assert rest.startswith("Of 24 cells 1 missing: an arm without all its cells is not ranked.")
+    within, *_ = report.answer(lose(rows, rows.index, "missing"))
+    assert within == "Lowest mean RMSE within region: on random, no arm has all its cells."
+
+
+def test_a_failed_cell_is_named_and_never_a_number(tmp_path):
+    rows = lose(grid(), [2, 3], "failed", HOSTILE)
+    rows.loc[2, "test_rmse"] = 123456.789
+    page, text = written(tmp_path, rows)
+    everything = page + text + "".join((tmp_path / name).read_text() for name in NAMES)
+    assert "123456" not in everything
+    assert "1.23e" not in everything
+    assert "(n=2/4)" in page
+    assert "(n=2/4)" in text
+    assert "Failures" in page
+    assert "2 done, 2 failed" in page
+    cells = pd.read_csv(tmp_path / "cells.csv")
+    assert list(cells.columns) == list(rows.columns)
+    assert cells.loc[[2, 3], "test_rmse"].isna().all()
+    assert list(cells.loc[[2, 3], "error"]) == [HOSTILE, HOSTILE]
+
+
+def test_all_four_metrics_in_the_csv(tmp_path):
+    written(tmp_path, grid())
+    compared = pd.read_csv(tmp_path / "comparison.csv", keep_default_na=False)
+    assert compared.groupby("metric").size().to_dict() == {"mae": 6, "mbe": 6, "r2": 6, "rmse": 6}
+
+
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+def test_the_published_protocol_carries_its_warning(tmp_path, protocol):
+    page, text = written(tmp_path, grid(), {**FACTS, "protocol": protocol})
+    assert ("published protocol, leaks included" in page) is (protocol == "paper")
+    assert ("published protocol, leaks included" in text) is (protocol == "paper")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        grid(seeds=(0,)),
+        grid(splits=("random", "spatial")),
+        grid(splits=("checkerboard-8",)),
+        grid(variants=("latlon", "geoclip")),
+        grid(variants=("none",)),
+        lose(grid(), grid().index, "missing"),
+        grid(splits=("random", "spatial", "checkerboard-8", "checkerboard-16", "checkerboard-30")),
+        grid().iloc[:0],
+    ],
+    ids=["one seed", "no checkerboard", "no WR", "no baseline", "one arm", "nothing yet", "all", "no cell"],
+)
+def test_every_kind_of_study_has_a_report(tmp_path, rows, capsys):
+    page, text = written(tmp_path, rows)
+    has_board = bool((rows["regime"] == "OoR").any())
+    assert ("Out of region" in page) is has_board
+    assert ("Out of region" in text) is has_board
+    assert not re.search(r"\b(nan|none ±|inf)\b", text.lower())
+    report.terminal(rows)
+    assert ("Out of region" in capsys.readouterr().out) is has_board
+
+
+def test_no_baseline_is_said(tmp_path):
+    page, _ = written(tmp_path, grid(variants=("latlon", "geoclip")))
+    assert "The study has no arm &#39;none&#39;" in page
+    assert (
+        "with no cells of 'none' to compare it with" in report.answer(grid(variants=("latlon", "geoclip")))[0]
+    )
+
+
+def test_facts_may_be_few(tmp_path):
+    page, text = written(tmp_path, grid(), {"study": "toy", "protocol": "strict"})
+    assert "<h1>toy</h1>" in page
+    assert text.startswith("# toy\n")
+
+
+def test_a_map_without_sites(tmp_path):
+    page, _ = written(tmp_path, grid(), maps={"empty": MAP.iloc[:0], "one": MAP.iloc[:1]})
+    assert page.count("data:image/png") == 2
+
+
+def test_a_stopped_write_leaves_the_old_report(tmp_path, monkeypatch):
+    report.write(grid(), FACTS, tmp_path)
+    before = digests(tmp_path)
+
+    def full_disk(path, text, **kwargs):
+        path.write_bytes(text[:10].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        report.write(grid(seeds=(5,)), FACTS, tmp_path)
+    assert digests(tmp_path) == before
+
+
+def test_the_terminal_shows_both_regimes(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    report.terminal(lose(grid(), [0, 1, 2, 3], "failed", "E: [red]x"))
+    shown = capsys.readouterr().out
+    assert "failed (4/4)" in shown
+    assert "9.25 ± 0.65 (n=4)" in shown
+    assert "No significance test is made." in shown
