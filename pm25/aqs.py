@@ -69,8 +69,8 @@ def build(
     A site-day is the mean over its instruments (POC); 'Excluded' events are left out (the 'Included' twin
     row of the same day stays). EPA gives positions in WGS84, NAD83 or NAD27: all are taken as WGS84 (less
     than 100 m apart in CONUS). A site listed at several positions is put at the most frequent one.
-    EPA's daily wind direction is its plain mean of hourly degrees, which is wrong for days that straddle
-    north; here only the mean over instruments is circular (mean sine and mean cosine, not renormalised).
+    EPA's daily direction is an arithmetic mean of hourly degrees, wrong for days that straddle north: here
+    only the mean over instruments is circular (mean sine and mean cosine, not renormalised).
 
     Raises InputError for anything in the files that cannot be read as the above.
     """
@@ -94,7 +94,7 @@ def build(
 
     dates = pd.date_range(pm_rows["date"].min(), pm_rows["date"].max(), freq="D")
     for source in sources:
-        # (EPA publishes a file of no rows where a year has none: that is no fault)
+        # a header without rows is no fault: nothing was measured
         if source.params and source.params.isdisjoint(PM25) and not source.rows["date"].isin(dates).any():
             raise _no_overlap(source.path, source.rows["date"], dates)
 
@@ -254,7 +254,7 @@ def _read_csv(stream: io.BufferedReader | zipfile.ZipExtFile, path: Path) -> pd.
 def _places(rows: pd.DataFrame, names: str) -> pd.DataFrame:
     """lat, lon of each site: its most frequent position, the south-westernmost of equals."""
     counts = rows.groupby(["site_id", "lat", "lon"]).size().rename("n").reset_index()
-    counts = counts[(counts["lat"] != 0) | (counts["lon"] != 0)]  # AQS has 0, 0 for a few sites of old
+    counts = counts[(counts["lat"] != 0) | (counts["lon"] != 0)]  # 0, 0 in the Atlantic means unknown
     counts = counts.sort_values(["site_id", "n", "lat", "lon"], ascending=[True, False, True, True])
     places = counts.drop_duplicates("site_id").set_index("site_id")[["lat", "lon"]]
     if lost := sorted(set(rows["site_id"]) - set(places.index)):

@@ -22,7 +22,7 @@ PARAMETERS = ("88101", "88502", "TEMP", "WIND", "RH_DP", "PRESS")
 EPA = "https://aqs.epa.gov/aqsweb/airdata"
 NOAA = "https://www.ncei.noaa.gov/pub/data/uscrn/products/daily01"
 
-FAR_STATIONS = ("AK", "HI", "SA")  # SA: Siberia. Ontario stays: it is within 300 km of sites in four states
+FAR_STATIONS = ("AK", "HI", "SA")  # SA: Siberia. Ontario stays: it is within 300 km of sites in NY, MI and PA
 TIMEOUT_S = (10, 60)  # to connect, between two bytes
 ATTEMPTS = 8
 WAIT = tenacity.wait_exponential_jitter(initial=1, max=60)

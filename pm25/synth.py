@@ -87,7 +87,7 @@ TERRAIN = np.array(
     ]
 )  # fmt: skip
 
-# The coast, the borders and the Great Lakes' southern shores, clockwise from Cape Flattery: lon, lat.
+# The coast, the borders and the Great Lakes' shores, clockwise from Cape Flattery: lon, lat.
 OUTLINE = np.array(
     [
         (-124.6, 48.3), (-122.8, 48.2), (-122.7, 49.0), (-95.2, 49.0), (-93.4, 48.6), (-89.7, 48.0),

@@ -281,8 +281,7 @@ def _metric(lines: pd.DataFrame) -> str:
 
 def _spread(values: pd.Series, mean: str, sd: str, n: str) -> dict[str, float]:
     values = values.dropna()
-    spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    return {mean: float(values.mean()) if len(values) else math.nan, sd: spread, n: len(values)}
+    return {mean: float(values.mean()), sd: float(values.std(ddof=1)), n: len(values)}  # NaN where too few
 
 
 def _ordered(labels: Iterable[str]) -> pd.Index:

@@ -56,7 +56,7 @@ def test_asking_for_the_truth_changes_nothing_else(table):
     pd.testing.assert_frame_equal(synthesize(), table[COLUMNS], check_exact=True)
 
 
-def test_nothing_global_is_read_or_touched(monkeypatch):
+def test_nothing_global_is_touched():
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     synthesize(sites=8, days=21)
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
