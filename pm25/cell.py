@@ -24,7 +24,7 @@ Seed = Annotated[int, Field(ge=0)]
 class Settings(BaseModel):
     """Base of every settings block: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RandomSplit(Settings):

@@ -62,8 +62,7 @@ def fit(
             optimiser.step()
             total += loss.detach() * len(rows)
             step += 1
-        predicted, target = predict(model, validation)
-        validation_loss = float(loss_of(torch.from_numpy(predicted), torch.from_numpy(target)))
+        validation_loss = float(loss_of(*map(torch.from_numpy, predict(model, validation))))
         epoch = Epoch(number, float(total) / len(train), validation_loss, rate)
         if not np.isfinite([epoch.train_loss, validation_loss]).all():
             raise Diverged(

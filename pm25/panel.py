@@ -12,13 +12,12 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pm25.errors import InputError
+from pm25.geo import CONUS, inside_conus
 
 REQUIRED = ("site_id", "date", "lat", "lon", "pm25")
 CALENDAR = ("day_cos", "day_sin", "month_cos", "month_sin")
 """Channels made from the date where the table has no column of that name."""
 MIN_DAYS = 21
-CONUS = (-124.706553, 25.120779, -66.979601, 49.383625)
-"""West, south, east, north of the published study's box, in degrees."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +48,7 @@ class Panel:
             # One bit pattern for NaN, and none for negative zero.
             part = np.where(np.isnan(part), np.float32("nan"), part + 0).astype(part.dtype)
             digest.update(repr((part.shape, part.dtype.str)).encode())
-            digest.update(np.ascontiguousarray(part))
+            digest.update(np.ascontiguousarray(part).data)
         names = (self.site_id.tolist(), str(self.dates[0]), self.channels)
         digest.update(repr(names).encode())
         object.__setattr__(self, "fingerprint", digest.hexdigest())
@@ -88,7 +87,9 @@ def read_table(path: Path, channels: Sequence[str] | None = None) -> pa.Table:
         )
     try:
         if path.suffix == ".csv":
-            return pyarrow.csv.read_csv(path)
+            # A site_id keeps its leading zeros; an empty cell is missing in a column of text too.
+            text = pyarrow.csv.ConvertOptions(column_types={"site_id": pa.string()}, strings_can_be_null=True)
+            return pyarrow.csv.read_csv(path, convert_options=text)
         columns = None
         if channels is not None:
             present = set(pyarrow.parquet.read_schema(path).names)
@@ -151,6 +152,9 @@ def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> 
             problems.append(
                 Problem(column, "column is missing", f"the table has {', '.join(table.column_names)}")
             )
+    for column in dict.fromkeys(table.column_names):
+        if table.column_names.count(column) > 1:
+            problems.append(Problem(column, "column stands twice", "keep one of them"))
     if table.num_rows == 0:
         problems.append(Problem("site_id", "the table has no rows", "give at least 21 days of one site"))
     if problems:
@@ -164,9 +168,9 @@ def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> 
     try:
         day = _days(table["date"])
     except (pa.ArrowException, InputError) as error:
-        problems.append(
-            Problem("date", f"not a date ({str(error).splitlines()[0]})", "write dates as YYYY-MM-DD")
-        )
+        text = _unparsed_rows(table["date"], pa.date32())
+        what = f"{table['date'][int(text[0]) - 1].as_py()!r}" if len(text) else str(error).splitlines()[0]
+        problems.append(Problem("date", f"not a date ({what})", "write dates as YYYY-MM-DD", text))
         return done()
     if problems:
         return done()
@@ -186,7 +190,8 @@ def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> 
     again[order[1:]] = (np.diff(code[order]) == 0) & (np.diff(day[order]) == 0)
     if again.any():
         row = int(np.argmax(again))
-        what = f"{int(again.sum())} duplicate site-days, the first {sites[code[row]]} {np.datetime64(int(day[row]), 'D')}"
+        first_one = f"{sites[code[row]]} {np.datetime64(int(day[row]), 'D')}"
+        what = f"{int(again.sum())} duplicate site-days, the first {first_one}"
         problems.append(Problem("site_id, date", what, "keep one row for each site and day", _rows(again)))
 
     span = int(day.max() - day.min()) + 1
@@ -218,8 +223,7 @@ def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> 
     silent = len(sites) - len(np.unique(code[observed]))
     if silent:
         notices.append(Problem("pm25", f"{silent} sites have no observation", "they take no part"))
-    west, south, east, north = CONUS
-    outside = (lat < south) | (lat > north) | (lon < west) | (lon > east)
+    outside = ~inside_conus(lat, lon)
     if outside.any() and not _check_places(lat, lon):
         what = f"{len(np.unique(code[outside]))} sites outside the CONUS box"
         notices.append(Problem("lat, lon", what, "checkerboard splits leave them out"))
@@ -254,6 +258,10 @@ def _check_numbers(table: pa.Table, channels: Sequence[str] | None, notices: lis
         others = [c for c in table.column_names if c not in REQUIRED]
     else:
         others = [c for c in channels if c in table.column_names or c not in CALENDAR]
+        for column in sorted({*channels} & {*REQUIRED}):
+            what = "cannot be a channel, it is the target, the place or the date"
+            problems.append(Problem(column, what, "leave it out of data.channels"))
+            others.remove(column)
     for column in ("lat", "lon", "pm25", *others):
         if column not in table.column_names:
             known = ", ".join(channels_of(table))
@@ -261,7 +269,7 @@ def _check_numbers(table: pa.Table, channels: Sequence[str] | None, notices: lis
                 Problem(column, "channel is missing from the table", f"set data.channels; it has {known}")
             )
         elif not _is_numeric(table[column].type):
-            text = _text_rows(table[column])
+            text = _unparsed_rows(table[column], pa.float64())
             must = channels is not None or column in REQUIRED
             if len(text) and (must or len(text) <= 0.5 * table.num_rows):
                 value = table[column][int(text[0]) - 1].as_py()
@@ -273,7 +281,7 @@ def _check_numbers(table: pa.Table, channels: Sequence[str] | None, notices: lis
             elif channels is None:
                 notices.append(Problem(column, "not numeric", "cannot be a channel"))
         else:
-            bad = _rows(pc.is_inf(pc.cast(table[column], pa.float64())))
+            bad = np.flatnonzero(np.isinf(_float(table[column]))) + 1
             if len(bad):
                 problems.append(Problem(column, "infinite", "leave it empty where missing", bad))
     for column in ("lat", "lon"):
@@ -308,19 +316,19 @@ def _is_numeric(kind: pa.DataType) -> bool:
     )
 
 
-def _text_rows(column: pa.ChunkedArray) -> np.ndarray:
-    """Rows (from 1) whose value is no number."""
+def _unparsed_rows(column: pa.ChunkedArray, kind: pa.DataType) -> np.ndarray:
+    """Rows (from 1) whose value is no text of a `kind`."""
     encoded = pc.dictionary_encode(pc.cast(column, pa.string())).combine_chunks()
 
-    def is_text(value: str) -> bool:
+    def is_bad(value: pa.StringScalar) -> bool:
         try:
-            float(value)
-        except ValueError:
+            value.cast(kind)
+        except pa.ArrowInvalid:
             return True
         return False
 
-    text = np.array([is_text(value) for value in encoded.dictionary.to_pylist()] + [False])
-    return _rows(text[pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)])
+    bad = np.array([*map(is_bad, encoded.dictionary), False])
+    return _rows(bad[pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)])
 
 
 def _rows(mask: np.ndarray | pa.ChunkedArray) -> np.ndarray:
@@ -330,14 +338,15 @@ def _rows(mask: np.ndarray | pa.ChunkedArray) -> np.ndarray:
 
 def _float(column: pa.ChunkedArray) -> np.ndarray:
     """float64 with NaN for null."""
-    return pc.cast(column, pa.float64()).to_numpy()
+    return pc.cast(column, pa.float64(), safe=False).to_numpy()
 
 
 def _days(column: pa.ChunkedArray) -> np.ndarray:
-    """Days since 1970-01-01 as int64."""
+    """Days since 1970-01-01 as int64; 0 for null."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         raise InputError("it is a number")
-    return pc.cast(pc.cast(column, pa.date32(), safe=False), pa.int32()).to_numpy().astype(np.int64)
+    day = pc.cast(pc.cast(column, pa.date32(), safe=False), pa.int32())
+    return pc.fill_null(day, 0).to_numpy().astype(np.int64)
 
 
 def _site_codes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

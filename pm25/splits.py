@@ -6,10 +6,8 @@ import numpy as np
 
 from pm25.cell import CheckerboardSplit, RandomSplit, SpatialSplit
 from pm25.errors import InputError
-from pm25.panel import CONUS, Panel
-
-EARTH_KM = 6371.0088
-"""Mean radius (IUGG)."""
+from pm25.geo import CONUS, great_circle_km, inside_conus
+from pm25.panel import Panel
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,10 @@ def checkerboard(lat: np.ndarray, lon: np.ndarray, degrees: float) -> np.ndarray
 
     -1 outside the box. `lat`, `lon` in degrees, any shape.
     """
-    west, south, east, north = CONUS
+    west, south, _, _ = CONUS
     lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
     colour = (np.floor((lon - west) / degrees) + np.floor((lat - south) / degrees)) % 2
-    inside = (lon >= west) & (lon <= east) & (lat >= south) & (lat <= north)
-    return np.where(inside, colour, -1).astype(int)
+    return np.where(inside_conus(lat, lon), colour, -1).astype(int)
 
 
 def cut(split: RandomSplit | SpatialSplit | CheckerboardSplit, fold: int, panel: Panel, window: int) -> Parts:
@@ -111,10 +108,3 @@ def audit(parts: Parts, panel: Panel, window: int) -> dict[str, float | int]:
         "nearest_km_min": round(float(nearest.min()), 3),
         "nearest_km_median": round(float(np.median(nearest)), 3),
     }
-
-
-def great_circle_km(lat1: np.ndarray, lon1: np.ndarray, lat2: np.ndarray, lon2: np.ndarray) -> np.ndarray:
-    """Haversine distance in km between places in degrees; the arguments broadcast."""
-    lat1, lon1, lat2, lon2 = (np.radians(v) for v in (lat1, lon1, lat2, lon2))
-    h = np.sin((lat2 - lat1) / 2) ** 2 + np.cos(lat1) * np.cos(lat2) * np.sin((lon2 - lon1) / 2) ** 2
-    return 2 * EARTH_KM * np.arcsin(np.sqrt(np.minimum(h, 1)))

@@ -63,10 +63,10 @@ def run(
     def windows(flat: np.ndarray) -> Windows:
         return Windows(inputs, flat, (target[flat] - mean) / std)
 
-    model = BiLSTMAttention(inputs.channels, cell.model, cell.fusion, inputs.embedding_dim)
-    initialise(model, _generator(initial))
-    model.to(device)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # torch's layers draw weights of their own before `initialise` does
+        model = BiLSTMAttention(inputs.channels, cell.model, cell.fusion, inputs.embedding_dim)
+        initialise(model, _generator(initial))
+        model.to(device)
         torch.manual_seed(int(dropout.generate_state(1)[0]))
         history = fit(model, windows(train), windows(validation), cell.train, _generator(order), on_epoch)
 

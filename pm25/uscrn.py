@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyarrow import csv
 
 from pm25.errors import InputError
+from pm25.geo import great_circle_km
 
 # fmt: off
 COLUMNS = [  # of the format, in order
@@ -40,7 +41,6 @@ VARIABLES = {
 }
 """Panel column -> USCRN field."""
 
-EARTH_KM = 6371.0088  # IUGG mean radius
 NEAREST_KM = 5.0
 """A nearer station weighs as one at this distance: positions come to 0.01 degrees (about 1 km), and one
 station at the very place must neither divide by zero nor silence the other two."""
@@ -101,16 +101,6 @@ def load(paths: Sequence[Path]) -> pd.DataFrame:
     return frame.drop_duplicates(["WBANNO", "date"], keep="last", ignore_index=True)
 
 
-def great_circle_km(
-    lat: ArrayLike, lon: ArrayLike, to_lat: ArrayLike, to_lon: ArrayLike
-) -> NDArray[np.float64]:
-    """Distances (N, S) in km from places (N,) to places (S,), in degrees; haversine on the mean sphere."""
-    a, b = np.radians(np.asarray(lat, float))[:, None], np.radians(np.asarray(to_lat, float))[None, :]
-    d_lon = np.radians(np.asarray(to_lon, float)[None, :] - np.asarray(lon, float)[:, None])
-    h = np.sin((b - a) / 2) ** 2 + np.cos(a) * np.cos(b) * np.sin(d_lon / 2) ** 2
-    return np.asarray(2 * EARTH_KM * np.arcsin(np.sqrt(np.minimum(h, 1.0))))
-
-
 def inverse_distance(
     km: NDArray[np.float64], values: NDArray[np.float32], *, max_km: float, stations: int
 ) -> NDArray[np.float32]:
@@ -151,7 +141,9 @@ def at_places(
     rows = places.index.get_indexer(pd.Index(weather["WBANNO"]))
     days = dates.get_indexer(pd.DatetimeIndex(weather["date"]))
     values[rows, days] = weather[list(VARIABLES.values())].to_numpy(np.float32)
-    km = great_circle_km(lat, lon, places["LATITUDE"], places["LONGITUDE"])
+    km = great_circle_km(
+        np.asarray(lat)[:, None], np.asarray(lon)[:, None], places["LATITUDE"], places["LONGITUDE"]
+    )
     means = inverse_distance(km, values, max_km=max_station_km, stations=stations)
     frame = pd.DataFrame(means.reshape(-1, len(VARIABLES)), columns=list(VARIABLES))
     frame.insert(0, "crn_nearest_km", np.repeat(km.min(axis=1), len(dates)))

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from pm25.cell import Cell
     from pm25.panel import Panel
-    from sweeps.store import Record, Store
+    from sweeps.store import Record
     from sweeps.study import Study
+    from sweeps.tracking import Writer
 
 
 def main() -> None:
@@ -47,7 +48,11 @@ def cli() -> None:
 def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """STUDY and its overrides, which every command on a study takes."""
     override = click.option(
-        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a key of the study (YAML value)."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="A.B=VALUE",
+        help="Override a key of the study (YAML value).",
     )
     return click.argument("study")(override(command))
 
@@ -96,7 +101,7 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
         "seeds": list(opened.study.design.seed),
         "cells": _count(opened.cells, records),
         "cpu_hours_left": each and round(each * len(missing) * opened.study.resources.cpu / 3600, 3),
-        "disk_mb_left": done and round(opened.store.size(done) / len(done) * len(missing) / 1e6, 1) or None,
+        "disk_mb_left": (done and round(opened.store.size(done) / len(done) * len(missing) / 1e6, 1)) or None,
     }
     if as_json:
         click.echo(json.dumps(content))
@@ -110,8 +115,8 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(f"  seeds   {', '.join(map(str, content['seeds']))}")
     if missing and each is not None:
         click.echo(
-            f"  to come {content['cpu_hours_left']:.2f} CPU hours at {each:.0f} s a cell (median of {len(done)} done), "
-            f"{content['disk_mb_left']:g} MB"
+            f"  to come {content['cpu_hours_left']:.2f} CPU hours at {each:.0f} s a cell "
+            f"(median of {len(done)} done), {content['disk_mb_left']:g} MB"
         )
     elif missing:
         click.echo("  to come no cell is done yet to judge the time by: try `sweep run --limit 1`")
@@ -134,49 +139,42 @@ def run(study: str, overrides: tuple[str, ...], address: str | None, limit: int 
         err=True,
     )
 
-    from sweeps.tracking import Tracker, Writer
-
-    tracker = Tracker(opened.store, opened.study.tracking)
-    tracker.sync(records.values())
-    if todo:
-        from sweeps import runner
-        from sweeps.progress import RunProgress
-
-        writer = Writer(tracker, opened.store)
-
-        class Observer(RunProgress):
-            def ended(self, key: str, state: str) -> None:
-                writer.add(key)
-                super().ended(key, state)
-
-        try:
-            with Observer(len(todo)) as observer:
-                runner.run(todo, opened.panel, opened.store, opened.study.resources, observer, address=address)
-        finally:
-            writer.close()
-            if writer.missed:
-                click.echo(
-                    f"sweep: MLflow missed {writer.missed} runs ({writer.reason}); `sweep sync {study}` writes them",
-                    err=True,
-                )
-    records = opened.records()
-    return _close(opened, records, tracker)
-
-
-def _close(opened: _Opened, records: "dict[str, Record]", tracker: Any) -> int:
-    """The comparison on the screen and on the experiment's page in MLflow."""
     from sweeps import report, results
+    from sweeps.tracking import Writer
 
+    view = Writer(opened.store, opened.study.tracking, records.values())
+    try:
+        if todo:
+            _train(todo, opened, view, address)
+    finally:
+        view.close()
+    records = opened.records()
     rows = results.rows(opened.cells, records)
-    tracker.tag("mlflow.note.content", report.brief(rows, results.facts(opened.study, opened.panel, records)))
+    view.describe(report.brief(rows, results.facts(opened.study, opened.panel, records)))
+    if view.behind:
+        click.echo(
+            f"sweep: MLflow is behind the store ({view.behind}); `sweep sync` makes up for it", err=True
+        )
     report.terminal(rows)
     count = _count(opened.cells, records)
-    click.echo(f"{count['done']} of {count['total']} cells done, {count['failed']} failed, {count['missing']} missing")
-    click.echo(f"MLflow: {tracker.uri}")
+    click.echo(_counted(count))
     if count["failed"]:
-        worst = rows.loc[rows["state"] == "failed"].iloc[0]
-        click.echo(f"sweep: {count['failed']} cells failed, the first with {worst['error']}", err=True)
+        first = rows.loc[rows["state"] == "failed"].iloc[0]
+        click.echo(f"sweep: {count['failed']} cells failed, the first with {first['error']}", err=True)
     return int(bool(count["failed"]))
+
+
+def _train(todo: "dict[str, Cell]", opened: _Opened, view: "Writer", address: str | None) -> None:
+    from sweeps import runner
+    from sweeps.progress import RunProgress
+
+    class Observer(RunProgress):
+        def ended(self, key: str, state: str) -> None:
+            view.add(key)
+            super().ended(key, state)
+
+    with Observer(len(todo)) as observer:
+        runner.run(todo, opened.panel, opened.store, opened.study.resources, observer, address=address)
 
 
 @cli.command()
@@ -186,19 +184,12 @@ def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """How many cells are done, failed and missing."""
     opened = _Opened(study, overrides)
     records = opened.records()
-    content = {
-        "study": opened.study.study,
-        "cells": _count(opened.cells, records),
-        "search": {"total": 0, "done": 0, "failed": 0},
-    }
+    count = _count(opened.cells, records)
     if as_json:
-        click.echo(json.dumps(content))
+        search = {"total": 0, "done": 0, "failed": 0}
+        click.echo(json.dumps({"study": opened.study.study, "cells": count, "search": search}))
         return
-    count = content["cells"]
-    click.echo(
-        f"{opened.study.study}: {count['done']} of {count['total']} cells done, "
-        f"{count['failed']} failed, {count['missing']} missing"
-    )
+    click.echo(f"{opened.study.study}: {_counted(count)}")
     for key, record in records.items():
         if record["state"] == "failed":
             error = record["error"]
@@ -223,7 +214,7 @@ def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
     """Write one row per grid cell to OUT (.parquet or .csv)."""
     writers = {".parquet": "to_parquet", ".csv": "to_csv"}
     if out.suffix not in writers:
-        raise InputError(f"{out}: cannot tell the format from {out.suffix or 'no suffix'!r}; name it .parquet or .csv")
+        raise InputError(f"{out}: no format has suffix {out.suffix!r}; name it .parquet or .csv")
     frame = _Opened(study, overrides).rows()
     write_file(out, lambda part: getattr(frame, writers[out.suffix])(part, index=False))
     click.echo(f"{out}: {len(frame)} cells, {int((frame['state'] == 'done').sum())} done")
@@ -231,7 +222,9 @@ def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
 
 @cli.command()
 @study_argument
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder."
+)
 def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
     """Write the report: tables (Markdown, CSV) and one self-contained HTML page."""
     from sweeps import report as writer
@@ -244,7 +237,9 @@ def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
     try:
         files = writer.write(frame, results.facts(opened.study, opened.panel, records), out, maps)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); give another folder with -o") from None
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); give another folder with -o"
+        ) from None
     for file in files:
         click.echo(str(file))
 
@@ -253,11 +248,16 @@ def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
 @study_argument
 def sync(study: str, overrides: tuple[str, ...]) -> None:
     """Rebuild the MLflow view from the store."""
+    from sweeps import report, results
     from sweeps.tracking import Tracker
 
     opened = _Opened(study, overrides)
+    opened.store.prepare()
     tracker = Tracker(opened.store, opened.study.tracking)
-    written = tracker.sync(opened.records().values())
+    records = opened.records()
+    written = tracker.sync(records.values())
+    rows = results.rows(opened.cells, records)
+    tracker.describe(report.brief(rows, results.facts(opened.study, opened.panel, records)))
     click.echo(f"{written} runs written to {tracker.uri}")
 
 
@@ -273,7 +273,42 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
 
     opened = studies.load(study, overrides)
     uri = opened.tracking or default_uri(opened.storage)
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)])
+    if uri.startswith("http"):
+        click.launch(uri)
+        return
+    os.execv(
+        sys.executable,
+        [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)],
+    )
+
+
+@cli.command()
+@click.option(
+    "--table", type=click.Path(path_type=Path, exists=True), help="A panel to measure on; synthetic without."
+)
+def bench(table: Path | None) -> int:
+    """Measure this machine: our costs as ratios, beside the limits the project keeps."""
+    import tempfile
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from sweeps import bench as measurements
+
+    with tempfile.TemporaryDirectory() as folder:
+        if table is None:
+            from pm25 import synth
+
+            table = Path(folder) / "synthetic.parquet"  # of the real 2021 table's size
+            _write_panel(synth.synthesize(sites=1414, days=365), table)
+        found = measurements.run(table, Path(folder) / "results")
+    grid = Table(title=measurements.machine(), title_justify="left")
+    for head in ("what", "measured", "limit", "how"):
+        grid.add_column(head)
+    for row in found:
+        grid.add_row(row.what, f"{row.value:.2f} {row.unit}", f"{row.limit:g} {row.unit}", row.detail)
+    Console(width=None if sys.stdout.isatty() else 140).print(grid)
+    return 0
 
 
 @cli.group()
@@ -291,7 +326,9 @@ def check(table: Path, as_json: bool) -> int:
     found = panel.check(panel.read_table(table), table.name)
     if as_json:
         faults = {
-            kind: [{"column": p.column, "what": p.what, "mend": p.mend, "rows": p.rows.tolist()} for p in listed]
+            kind: [
+                {"column": p.column, "what": p.what, "mend": p.mend, "rows": p.rows.tolist()} for p in listed
+            ]
             for kind, listed in (("problems", found.problems), ("notices", found.notices))
         }
         click.echo(json.dumps({"counts": found.counts, **faults}))
@@ -321,10 +358,17 @@ def synth(out: Path, sites: int, days: int, seed: int) -> None:
 
 @data.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--weather", multiple=True, type=click.Path(path_type=Path), help="NOAA USCRN daily01 files, folder or zip.")
-@click.option("--max-station-km", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True)
+@click.option("--weather", multiple=True, type=click.Path(path_type=Path), help="NOAA USCRN daily01 files.")
+@click.option(
+    "--max-station-km", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True
+)
 @click.option("--year", type=int, help="With --fetch: the year to download.")
-@click.option("--fetch", "folder", type=click.Path(path_type=Path, file_okay=False), help="Download into this folder first.")
+@click.option(
+    "--fetch",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Download into this folder first.",
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
 def aqs(
     files: tuple[Path, ...],
@@ -342,7 +386,8 @@ def aqs(
     if year is not None and folder is not None:
         from pm25 import fetch
 
-        fetched = fetch.fetch(year, folder)
+        with fetch.live() as progress:
+            fetched = fetch.fetch(year, folder, progress=progress)
         files, weather = (*files, *fetched.files), (*weather, *fetched.weather)
     if not files:
         raise InputError("data aqs: no files; name EPA AirData daily files, or give --year and --fetch")
@@ -365,12 +410,18 @@ def write_file(out: Path, write: Callable[[Path], Any]) -> None:
         part.replace(out)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); give another place") from None
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error}); give another place"
+        ) from None
 
 
 def _count(cells: "dict[str, Cell]", records: "dict[str, Record]") -> dict[str, int]:
     states = [records[key]["state"] if key in records else "missing" for key in cells]
     return {"total": len(states), **{state: states.count(state) for state in ("done", "failed", "missing")}}
+
+
+def _counted(count: dict[str, int]) -> str:
+    return "{done} of {total} cells done, {failed} failed, {missing} missing".format(**count)
 
 
 def _size(panel: "Panel") -> str:

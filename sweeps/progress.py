@@ -17,6 +17,7 @@ class RunProgress:
     def __init__(self, total: int, console: Console | None = None) -> None:
         self.total, self.done, self.failed = total, 0, 0
         self._running: set[str] = set()
+        self._most = 0
         self._begin = self._last = time.monotonic()
         self._console = console or Console(file=sys.stderr)
         self._bar: Progress | None = None
@@ -41,9 +42,10 @@ class RunProgress:
 
     def started(self, key: str) -> None:
         self._running.add(key)
+        self._most = max(self._most, len(self._running))
         if not self.done and not self.failed and len(self._running) == 1:
             self._begin = time.monotonic()  # Ray's own start tells nothing of the rate
-        self._show(plain=False)
+        self._show()
 
     def ended(self, key: str, state: str) -> None:
         self._running.discard(key)
@@ -51,10 +53,10 @@ class RunProgress:
             self.done += 1
         else:
             self.failed += 1
-        self._show(plain=True)
+        self._show()
 
     def line(self) -> str:
-        """`12/60 done, 2 running, 0 failed, 4.0 cells/min, 12:00 left`."""
+        """`12/60 done, 2 running, 0 failed, 4.0 cells/min, 0:12:00 left`."""
         ended, elapsed = self.done + self.failed, time.monotonic() - self._begin
         text = f"{self.done}/{self.total} done, {len(self._running)} running, {self.failed} failed"
         if ended:
@@ -63,9 +65,13 @@ class RunProgress:
             text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if left else ""
         return text
 
-    def _show(self, plain: bool) -> None:
+    def _show(self) -> None:
+        ended = self.done + self.failed
         if self._bar:
-            self._bar.update(self._task, completed=self.done + self.failed, description=self.line())
-        elif plain and time.monotonic() - self._last > PLAIN_EVERY_S:
+            self._bar.update(self._task, completed=ended, description=self.line())
+        # A line waits until the place of the cell that ended is taken again.
+        elif ended and time.monotonic() - self._last > PLAIN_EVERY_S:
+            if len(self._running) < self._most and ended + len(self._running) < self.total:
+                return
             self._last = time.monotonic()
             self._console.print(self.line(), highlight=False)

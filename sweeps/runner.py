@@ -86,12 +86,10 @@ class CellQueue(Searcher):
 
     def __init__(self, cells: Mapping[str, Cell]) -> None:
         super().__init__(metric="ended", mode="max")
-        self._waiting = [
-            {"key": key, "cell": cell.model_dump_json()} for key, cell in reversed(cells.items())
-        ]
+        self._waiting = iter([{"key": key, "cell": cell.model_dump_json()} for key, cell in cells.items()])
 
     def suggest(self, trial_id: str) -> dict[str, str] | str:
-        return self._waiting.pop() if self._waiting else Searcher.FINISHED
+        return next(self._waiting, Searcher.FINISHED)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -208,7 +206,7 @@ def _share(resources: Resources) -> dict[str, float]:
     if not any(node.get("CPU", 0) >= resources.cpu and node.get("GPU", 0) >= gpu for node in nodes):
         largest = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
         raise InputError(
-            f"resources: a cell wants {resources.cpu:g} CPU and {gpu:g} GPU, and no node has them ({largest}); "
-            "--set resources.cpu=1 --set resources.gpu=0"
+            f"resources: a cell wants {resources.cpu:g} CPU and {gpu:g} GPU, "
+            f"and no node has them ({largest}); --set resources.cpu=1 --set resources.gpu=0"
         )
     return {"cpu": resources.cpu, "gpu": gpu}

@@ -47,15 +47,22 @@ class Store:
             with system.open_output_stream(probe) as stream:
                 stream.write(b"probe")
             system.delete_file(probe)
-        except OSError as error:
+        except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"storage: {self.storage} cannot be written ({_reason(error)}); --set storage=FOLDER"
             ) from None
 
     def keys(self) -> set[str]:
-        """Keys of all cells that have a record or the beginnings of one."""
+        """Keys of all cells that have a record or the beginnings of one. Raises InputError."""
         system, folder = self.location("cells")
-        found = system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True))
+        try:
+            found = system.get_file_info(pyarrow.fs.FileSelector(folder))
+        except FileNotFoundError:
+            return set()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"storage: {self.storage} cannot be read ({_reason(error)}); --set storage=FOLDER"
+            ) from None
         return {info.base_name for info in found if info.type == pyarrow.fs.FileType.Directory}
 
     def records(self, keys: Iterable[str]) -> dict[str, Record]:
@@ -75,9 +82,12 @@ class Store:
         except FileNotFoundError:
             return None
         try:
-            return dict(json.loads(content))
+            record = json.loads(content)
         except ValueError:
-            raise InputError(f"{path}: not valid JSON; delete the file, and the cell runs again") from None
+            record = None
+        if not isinstance(record, dict) or record.get("state") not in ("done", "failed"):
+            raise InputError(f"{path}: not a cell's record in JSON; delete the file, and the cell runs again")
+        return record
 
     def write_table(self, key: str, name: str, columns: Mapping[str, Any] | pa.Table) -> None:
         """Write `<key>/<name>.parquet`."""

@@ -45,10 +45,8 @@ class Data(Settings):
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
         if (self.table is None) == (self.synthetic is None):
-            have = "both" if self.table else "neither"
-            raise ValueError(
-                f"give either data.table or data.synthetic, not {have}: --set data.table=PANEL.parquet"
-            )
+            have, mend = ("both", "synthetic=null") if self.table else ("neither", "table=PANEL.parquet")
+            raise ValueError(f"give either data.table or data.synthetic, not {have}: --set data.{mend}")
         if self.channels is not None and len(set(self.channels)) < len(self.channels):
             raise ValueError("data.channels names a channel twice")
         return self
@@ -92,10 +90,14 @@ class Design(Settings):
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "Design":
-        labels = [factor.split.label for factor in self.split]
-        twice = {label for label in labels if labels.count(label) > 1}
-        if twice:
-            raise ValueError(f"split {sorted(twice)[0]} stands there twice; name its folds in one entry")
+        seen: dict[str, Split] = {}
+        for factor in self.split:
+            label = factor.split.label
+            if label in seen:
+                same = seen[label] == factor.split
+                mend = "name its folds in one entry" if same else "settings differ: make it two studies"
+                raise ValueError(f"split {label} stands there twice; {mend}")
+            seen[label] = factor.split
         return self
 
 
@@ -187,16 +189,16 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Study:
     path, base = _find(reference)
     try:
         content = yaml.load(path.read_text(), _UniqueKeys)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give another study file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: a study is a mapping of keys such as study, data and design")
+    _make_absolute(content, base)
     for override in overrides:
         _override(content, override)
-    for where, name in (("data", "table"), (None, "storage")):
-        block = content if where is None else content.get(where)
-        if isinstance(block, dict) and isinstance(block.get(name), str) and "://" not in block[name]:
-            block[name] = str(base / Path(block[name]).expanduser())
+    _make_absolute(content, Path.cwd())
     content.setdefault("storage", str(base / "results"))
     try:
         return Study.model_validate(content)
@@ -207,7 +209,7 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Study:
 def _find(reference: str) -> tuple[Path, Path]:
     """The study file, and the folder that its paths are relative to."""
     path = Path(reference)
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
         return path, path.resolve().parent
     shipped = {Path(str(f)).stem: Path(str(f)) for f in SHIPPED.iterdir() if f.name.endswith(".yaml")}
     if reference in shipped:
@@ -221,8 +223,9 @@ class _UniqueKeys(yaml.SafeLoader):
     """A key that stands twice in one mapping is an error, not a silent overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key, (where, _) in zip(keys, node.value, strict=True):
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=deep) for key in own]
+        for key, where in zip(keys, own, strict=True):
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"line {where.start_mark.line + 1}: key {key!r} stands twice")
         return super().construct_mapping(node, deep)
@@ -244,9 +247,14 @@ def _override(content: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise InputError(f"--set {override}: {block} holds {inner!r}, not further keys")
         content = inner
-    if name in ("data.table", "storage") and isinstance(value, str) and "://" not in value:
-        value = os.path.abspath(Path(value).expanduser())
     content[last] = value
+
+
+def _make_absolute(content: dict[str, Any], base: Path) -> None:
+    """Paths that are relative become paths below `base`."""
+    for block, name in ((content.get("data"), "table"), (content, "storage")):
+        if isinstance(block, dict) and isinstance(block.get(name), str) and "://" not in block[name]:
+            block[name] = os.path.normpath(base / os.path.expanduser(block[name]))
 
 
 def _one_line(error: ValidationError, content: Mapping[str, Any]) -> str:
@@ -255,20 +263,36 @@ def _one_line(error: ValidationError, content: Mapping[str, Any]) -> str:
     # An unknown key says more than the missing one that it was meant to be.
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
     at = [str(part) for part in fault["loc"] if part not in ("random", "spatial", "checkerboard")]
+    at = [part for part in at if not part.startswith(("constrained-", "literal["))]
     at = [part for i, part in enumerate(at) if not (part == "split" and i > 2)]
     name = ".".join(at)
     more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        known = dict(_keys(Study))
-        near = difflib.get_close_matches(at[-1], known, 1, cutoff=0.5)
-        hint = f"did you mean {known[near[0]]}?" if near else f"known keys: {', '.join(Study.model_fields)}"
-        return f"{name}: unknown key; {hint}{more}"
+        return f"{name}: {_unknown_key(at)}{more}"
     if fault["type"] == "missing":
-        return f"{name}: missing; every study needs it{more}"
+        return f"{name}: missing; it has no default{more}"
+    if fault["type"].startswith("union_tag"):
+        return f"{name}.kind: give random, spatial or checkerboard, got {fault['input'].get('kind')!r}{more}"
     what = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{name + ': ' if name else ''}{what}{more}"
     return f"{name}: {what[0].lower()}{what[1:]}, got {fault['input']!r}{more}"
+
+
+def _unknown_key(at: Sequence[str]) -> str:
+    """What to write instead: a key of this name elsewhere, else a near one, first of all in its own block."""
+    *blocks, key = at
+    own = ".".join(block for block in blocks if not block.isdigit())
+    known = dict(_keys(Study))
+    beside = {name: path for name, path in _keys(Study) if path == f"{own}.{name}".lstrip(".")}
+    if key in beside:
+        return "this kind of split has no such key"
+    if key in known:
+        return f"unknown key; did you mean {known[key]}?"
+    for among in (beside, known):
+        for near in difflib.get_close_matches(key, among, 1, cutoff=0.5):
+            return f"unknown key; did you mean {among[near]}?"
+    return f"unknown key; known keys: {', '.join(beside)}"
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -4,12 +4,15 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow's own patience, minutes for each request, would hold up the end of a run.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
@@ -33,11 +36,15 @@ def default_uri(storage: str) -> str:
     return f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
 
 
+class Unreachable(InputError):
+    """A tracking server that does not answer; the view can be written later."""
+
+
 class Tracker:
     """One experiment per study, one run per ended cell, found by its tag `key`.
 
     Only this process writes to the experiment while a study runs. Raises InputError when the tracking
-    store cannot be opened.
+    store cannot be opened, and its child Unreachable when a server does not answer.
     """
 
     def __init__(self, store: Store, uri: str | None) -> None:
@@ -50,14 +57,18 @@ class Tracker:
             if experiment is None:
                 self.experiment_id = self._client.create_experiment(store.study, artifacts)
                 # Without it the UI opens the experiment in its GenAI face.
-                self.tag("mlflow.experimentKind", "custom_model_development")
+                self._client.set_experiment_tag(
+                    self.experiment_id, "mlflow.experimentKind", "custom_model_development"
+                )
             else:
                 self.experiment_id = experiment.experiment_id
-        except MlflowException as error:
-            raise InputError(f"tracking: {self.uri} cannot be opened ({_reason(error)})") from None
+        except (MlflowException, OSError) as error:
+            kind = Unreachable if self.uri.startswith("http") else InputError
+            raise kind(f"tracking: {self.uri} cannot be opened ({_reason(error)})") from None
 
-    def tag(self, name: str, value: str) -> None:
-        self._client.set_experiment_tag(self.experiment_id, name, value)
+    def describe(self, markdown: str) -> None:
+        """Put the comparison on the experiment's page."""
+        self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", markdown)
 
     def sync(self, records: Iterable[Record]) -> int:
         """Make the experiment say what the records say; returns the number of runs written.
@@ -140,21 +151,26 @@ class Tracker:
 
 
 class Writer:
-    """Writes runs beside the training, in the order in which cells end.
+    """Keeps the view in step beside the training: first what was recorded before, then cells as they end.
 
-    A tracking store that fails costs no training: what it missed is counted in `missed`, its last word
-    is in `reason`, and `sync` makes up for it.
+    A tracking store that does not answer costs no training: `behind` says why the view is not whole, and
+    `Tracker.sync` makes up for it. Raises InputError for a store that no waiting will open.
     """
 
-    def __init__(self, tracker: Tracker, store: Store) -> None:
-        self._tracker, self._store = tracker, store
+    def __init__(self, store: Store, uri: str | None, recorded: Iterable[Record]) -> None:
+        self.behind = ""
+        self._store = store
+        self._tracker: Tracker | None = None
+        try:
+            self._tracker = Tracker(store, uri)
+        except Unreachable as error:
+            self.behind = str(error)
         self._keys: queue.Queue[str | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=[recorded], name="mlflow-writer", daemon=True)
         self._thread.start()
-        self.missed = 0
-        self.reason = ""
 
     def add(self, key: str) -> None:
+        """A cell has ended."""
         self._keys.put(key)
 
     def close(self) -> None:
@@ -162,15 +178,28 @@ class Writer:
         self._keys.put(None)
         self._thread.join()
 
-    def _work(self) -> None:
-        while (key := self._keys.get()) is not None:
-            try:
-                record = self._store.record(key)
-                assert record is not None, f"cell {key} ended without a record"
-                self._tracker.write(record)
-            except Exception as error:  # whatever it is, it must not end the training
-                self.missed += 1
-                self.reason = _reason(error)
+    def describe(self, markdown: str) -> None:
+        """As Tracker.describe."""
+        if self._tracker is not None:
+            self._try(self._tracker.describe, markdown)
+
+    def _work(self, recorded: Iterable[Record]) -> None:
+        if self._tracker is not None:
+            self._try(self._tracker.sync, recorded)
+            while (key := self._keys.get()) is not None:
+                self._try(self._write, key)
+
+    def _write(self, key: str) -> None:
+        record = self._store.record(key)
+        assert self._tracker is not None
+        assert record is not None, f"cell {key} ended without a record"
+        self._tracker.write(record)
+
+    def _try(self, call: Callable[[Any], Any], value: Any) -> None:
+        try:
+            call(value)
+        except Exception as error:  # whatever the tracking store says, it must not end the training
+            self.behind = _reason(error)
 
 
 def _tells(run: Run, record: Record) -> bool:

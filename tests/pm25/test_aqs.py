@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pm25 import aqs, uscrn
 from pm25.errors import InputError
+from pm25.geo import EARTH_KM, great_circle_km
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 
@@ -20,7 +21,7 @@ HEADER = (
     '"Parameter Name","Sample Duration","Pollutant Standard","Date Local","Units of Measure","Event Type",'
     '"Observation Count","Arithmetic Mean","Address"'
 )
-DEGREE_KM = np.pi / 180 * uscrn.EARTH_KM  # along a meridian
+DEGREE_KM = np.pi / 180 * EARTH_KM  # along a meridian
 
 
 def row(
@@ -232,8 +233,8 @@ def test_stations_in_a_zip_count_once(tmp_path: Path, pm: Path) -> None:
 
 def test_great_circle_of_known_places() -> None:
     # a quarter of a meridian, a degree of the equator across the date line, and the same place
-    km = uscrn.great_circle_km([90, 0, 12], [0, 179.5, 34], [0, 12], [-179.5, 34])
-    quarter = np.pi / 2 * uscrn.EARTH_KM
+    km = great_circle_km([[90], [0], [12]], [[0], [179.5], [34]], [0, 12], [-179.5, 34])
+    quarter = np.pi / 2 * EARTH_KM
     np.testing.assert_allclose([km[0, 0], km[1, 0], km[2, 1]], [quarter, DEGREE_KM, 0], atol=1e-9)
 
 

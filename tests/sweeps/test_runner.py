@@ -1,0 +1,209 @@
+"""Whole sweeps: a real Ray, a real MLflow database, and processes that are killed."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+STUDY = {
+    "study": "tiny",
+    "data": {"synthetic": {"sites": 24, "days": 60}},
+    "design": {
+        "variant": ["none", "latlon", "geoclip"],
+        "fusion": ["hadamard", "concat"],
+        "split": [{"kind": "random", "folds": 2, "fold": 0}],
+        "seed": [0, 1],
+    },
+    "model": {"width": 4, "depth": 1, "attention_units": 4},
+    "train": {"max_epochs": 2},
+}
+
+
+class Sweep:
+    """A study in a folder, run by the real command line in processes of its own."""
+
+    def __init__(self, folder: Path, **changes: object) -> None:
+        self.folder = folder
+        self.file = folder / "tiny.yaml"
+        self.file.write_text(yaml.safe_dump({**STUDY, **changes}))
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "sweeps", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, cwd=self.folder, start_new_session=True
+        )
+
+    def __call__(self, *arguments: str, status: int = 0) -> tuple[str, str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == status, err
+        return out, err
+
+    def counts(self) -> dict[str, int]:
+        return dict(json.loads(self("status", "tiny.yaml", "--json")[0])["cells"])
+
+    def records(self) -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in self.folder.glob("results/tiny/cells/*/result.json")}
+
+    def runs(self) -> list[tuple[str, str]]:
+        """(key, status) of every run in MLflow's database that is not deleted."""
+        with sqlite3.connect(self.folder / "results" / "mlflow.db") as database:
+            return sorted(
+                database.execute(
+                    "select t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid "
+                    "where t.key = 'key' and r.lifecycle_stage = 'active'"
+                )
+            )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def test_a_study_runs_resumes_grows_and_reports(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    _, err = sweep("run", "tiny.yaml", "--limit", "3")
+    assert "warning" not in err.lower()
+    assert sweep.counts() == {"total": 8, "done": 3, "failed": 0, "missing": 5}
+    first = sweep.records()
+
+    out, err = sweep("run", "tiny.yaml")
+    assert "warning" not in (out + err).lower()
+    assert "8 of 8 cells done" in out
+    after = sweep.records()
+    assert len(after) == 8
+    assert {path: after[path] for path in first} == first, "a recorded cell ran again"
+    keys = sorted(path.parent.name for path in after)
+    assert sweep.runs() == [(key, "FINISHED") for key in keys]
+
+    grown = Sweep(tmp_path, design={**STUDY["design"], "seed": [0, 1, 2]})  # type: ignore[dict-item]
+    grown("run", "tiny.yaml")
+    assert grown.counts() == {"total": 12, "done": 12, "failed": 0, "missing": 0}
+    assert {path: grown.records()[path] for path in after} == after
+    assert len(grown.runs()) == 12
+
+    out, _ = grown("run", "tiny.yaml")  # nothing is left to do
+    assert "12 of 12 cells done" in out
+    assert len(grown.runs()) == 12
+
+    grown("report", "tiny.yaml", "-o", "report")
+    assert "GeoCLIP" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_same_seed_same_bytes_in_another_run(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        sweep = Sweep(tmp_path / name)
+        sweep("run", "tiny.yaml", "--limit", "2")
+        found.append(
+            {path.parent.name: json.loads(text)["metrics"] for path, text in sweep.records().items()}
+        )
+    assert found[0] == found[1]
+
+
+def test_a_killed_driver_loses_nothing_that_was_recorded(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
+    driver = sweep.start("run", "tiny.yaml")
+    wait_for(lambda: len(sweep.records()) >= 3)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate(timeout=60)
+    kept = sweep.records()
+    assert 3 <= len(kept) < 8
+    # Ray's processes end with their driver, so the restart has the machine to itself.
+    wait_for(lambda: not [p for p in psutil.process_iter(["cmdline"]) if _is_worker_of(p, driver.pid)])
+    kept = sweep.records()
+
+    sweep("run", "tiny.yaml")
+    after = sweep.records()
+    assert len(after) == 8
+    assert {path: after[path] for path in kept} == kept, "a recorded cell ran again"
+    assert sweep.runs() == [(path.parent.name, "FINISHED") for path in sorted(after)]
+
+
+def test_a_killed_worker_has_its_cell_run_again(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
+    driver = sweep.start("run", "tiny.yaml")
+    wait_for(lambda: sweep.records())
+    worker = next(
+        p
+        for p in psutil.Process(driver.pid).children(recursive=True)
+        if "CellTrainable" in p.name() + " ".join(p.cmdline())
+    )
+    worker.kill()
+    out, err = driver.communicate(timeout=180)
+    assert driver.returncode == 0, err
+    assert "8 of 8 cells done" in out
+    assert [status for _, status in sweep.runs()] == ["FINISHED"] * 8
+
+
+def test_failures_are_results_and_are_retried_on_request(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, train={"max_epochs": 1, "learning_rate": 1e30, "clip_norm": None})
+    out, err = sweep("run", "tiny.yaml", "--limit", "2", status=1)
+    assert "2 failed" in out
+    assert "Diverged" in err
+    assert sweep.counts() == {"total": 8, "done": 0, "failed": 2, "missing": 6}
+    assert [status for _, status in sweep.runs()] == ["FAILED"] * 2
+    before = sweep.records()
+    out, _ = sweep("run", "tiny.yaml", "--limit", "1", status=1)
+    assert {path: sweep.records()[path] for path in before} == before, "a failure is not tried again unasked"
+
+    assert "3 failed cells" in sweep("retry", "tiny.yaml")[0]
+    assert sweep.counts()["missing"] == 8
+    sweep("run", "tiny.yaml", "--limit", "3", status=1)
+    assert [status for _, status in sweep.runs()] == ["FAILED"] * 3, "an earlier attempt is still in MLflow"
+
+
+def test_interrupt_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
+    driver = sweep.start("run", "tiny.yaml")
+    wait_for(lambda: sweep.records())
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    kept = sweep.records()
+    sweep("run", "tiny.yaml")
+    after = sweep.records()
+    assert len(after) == 8
+    assert {path: after[path] for path in kept} == kept
+
+
+def test_a_tracking_server_that_is_down_costs_no_training(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, tracking="http://127.0.0.1:9")
+    _, err = sweep("run", "tiny.yaml", "--limit", "2")
+    assert "sweep sync" in err
+    assert sweep.counts()["done"] == 2
+    _, err = sweep("sync", "tiny.yaml", status=2)
+    assert len(err.strip().splitlines()) == 1
+    uri = f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}"
+    for _ in range(2):  # the second finds nothing to do
+        sweep("sync", "tiny.yaml", "--set", f"tracking={uri}")
+        assert [status for _, status in sweep.runs()] == ["FINISHED"] * 2
+
+
+def test_more_than_any_node_has_is_said_before_anything_starts(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, resources={"cpu": 1, "gpu": 64})
+    _, err = sweep("run", "tiny.yaml", status=2)
+    assert "64 GPU" in err.strip().splitlines()[-1]
+    assert not sweep.records()
+
+
+def _is_worker_of(process: psutil.Process, driver: int) -> bool:
+    return "ray::" in " ".join(process.info["cmdline"] or [])
