@@ -89,14 +89,15 @@ def read_table(path: Path, channels: Sequence[str] | None = None) -> pa.Table:
         if path.suffix == ".csv":
             # A site_id keeps its leading zeros; an empty cell is missing in a column of text too.
             text = pyarrow.csv.ConvertOptions(column_types={"site_id": pa.string()}, strings_can_be_null=True)
-            return pyarrow.csv.read_csv(path, convert_options=text)
+            table = pyarrow.csv.read_csv(path, convert_options=text)
+            return table.rename_columns(table.column_names)  # which fails here if they are no UTF-8
         columns = None
         if channels is not None:
             present = set(pyarrow.parquet.read_schema(path).names)
             needed = {*REQUIRED, *channels} - (set(CALENDAR) - present)
             columns = list(needed) if needed <= present else None  # all of them, to say what there is
         return pyarrow.parquet.read_table(path, columns=columns)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
             f"{path}: cannot be read as {path.suffix[1:] or 'parquet'} ({reason}); write it again"

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import tempfile
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ from sweeps.study import Resources
 # A trial that ends in an error is recorded and reported by ourselves.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
-NODE_LOSSES_BORNE = 3
+LOSSES_BORNE = 3
 """How often a cell whose worker vanished is started again before that counts as its failure."""
 
 
@@ -63,33 +64,57 @@ def run(
         trainable = tune.with_resources(
             tune.with_parameters(CellTrainable, panel=panel, embeddings=embeddings, store=store), share
         )
+        queue = CellQueue(cells)
         with tempfile.TemporaryDirectory(prefix="sweep-tune-") as scratch:
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=CellQueue(cells), num_samples=-1, reuse_actors=True, metric="ended", mode="max"
+                    search_alg=queue, num_samples=-1, reuse_actors=True, metric="ended", mode="max"
                 ),
                 run_config=tune.RunConfig(
                     name=store.study,
                     storage_path=scratch,  # Tune's own record is not kept: the store is the truth
                     verbose=0,
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    failure_config=tune.FailureConfig(max_failures=NODE_LOSSES_BORNE),
-                    callbacks=[_Ear(cells, store, observer)],
+                    callbacks=[_Ear(queue, cells, store, observer)],
                 ),
             )
             tuner.fit()
 
 
 class CellQueue(Searcher):
-    """Hands the cells to Tune one by one, in their order."""
+    """Hands the cells to Tune one by one, in their order, and a cell whose worker was lost once more.
+
+    Tune's own retries are not used: it gives up a trial whose worker dies between two trials.
+    """
 
     def __init__(self, cells: Mapping[str, Cell]) -> None:
         super().__init__(metric="ended", mode="max")
-        self._waiting = iter([{"key": key, "cell": cell.model_dump_json()} for key, cell in cells.items()])
+        self._configs = {key: {"key": key, "cell": cell.model_dump_json()} for key, cell in cells.items()}
+        self._waiting = deque(self._configs)
+        self._running: set[str] = set()
+        self._losses: Counter[str] = Counter()
 
-    def suggest(self, trial_id: str) -> dict[str, str] | str:
-        return next(self._waiting, Searcher.FINISHED)
+    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
+        """The next cell; None while one may still come back; FINISHED."""
+        if not self._waiting:
+            return None if self._running else Searcher.FINISHED
+        key = self._waiting.popleft()
+        self._running.add(key)
+        return self._configs[key]
+
+    def ended(self, key: str) -> None:
+        """The cell is recorded."""
+        self._running.discard(key)
+
+    def lost(self, key: str) -> bool:
+        """The cell's worker died and left no record: whether the cell is tried again."""
+        self._running.discard(key)
+        self._losses[key] += 1
+        again = self._losses[key] <= LOSSES_BORNE
+        if again:
+            self._waiting.append(key)
+        return again
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -133,10 +158,10 @@ class CellTrainable(tune.Trainable):
 
 
 class _Ear(tune.Callback):
-    """Passes on what happens, and records a cell whose worker was lost for good."""
+    """Passes on what happens, and sends a cell back whose worker was lost."""
 
-    def __init__(self, cells: Mapping[str, Cell], store: Store, observer: Observer) -> None:
-        self._cells, self._store, self._observer = cells, store, observer
+    def __init__(self, queue: CellQueue, cells: Mapping[str, Cell], store: Store, observer: Observer) -> None:
+        self._queue, self._cells, self._store, self._observer = queue, cells, store, observer
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore that we never make."""
@@ -146,15 +171,21 @@ class _Ear(tune.Callback):
         self._observer.started(trial.config["key"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._observer.ended(trial.config["key"], trial.last_result["state"])
+        self._ended(trial.config["key"], trial.last_result["state"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         key = trial.config["key"]
         record = self._store.record(key)
         if record is None:
-            reason = str(trial.get_pickled_error() or "the worker died").strip().splitlines()[-1]
-            record = work.record_loss(self._cells[key], key, self._store, reason)
-        self._observer.ended(key, record["state"])
+            if self._queue.lost(key):
+                return
+            error = str(trial.get_pickled_error() or "").strip() or "its worker died"
+            record = work.record_loss(self._cells[key], key, self._store, error.splitlines()[-1])
+        self._ended(key, record["state"])
+
+    def _ended(self, key: str, state: str) -> None:
+        self._queue.ended(key)
+        self._observer.ended(key, state)
 
 
 Embedded = tuple[np.ndarray, str]

@@ -73,7 +73,8 @@ class Tracker:
     def sync(self, records: Iterable[Record]) -> int:
         """Make the experiment say what the records say; returns the number of runs written.
 
-        A run that was never ended, stands twice, or tells of a cell's earlier attempt is removed.
+        A run that was never ended, stands twice, tells of a cell's earlier attempt, or of a cell without a
+        record is removed.
         """
         runs: dict[str, list[Run]] = {}
         for run in self._runs():
@@ -88,8 +89,10 @@ class Tracker:
             if good is None:
                 self.write(record)
                 written += 1
-        for zombie in (run for rest in runs.values() for run in rest if run.info.status == "RUNNING"):
-            self._remove(zombie)
+        for key, rest in runs.items():
+            for run in rest:
+                if run.info.status == "RUNNING" or self._store.record(key) is None:
+                    self._remove(run)
         return written
 
     def _runs(self) -> Iterable[Run]:

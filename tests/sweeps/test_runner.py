@@ -68,6 +68,12 @@ class Sweep:
             )
 
 
+def workers_of(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes that train."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    return [p for p in children if "Trainable" in " ".join(p.cmdline())]
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -121,13 +127,14 @@ def test_a_killed_driver_loses_nothing_that_was_recorded(tmp_path: Path) -> None
     sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
     driver = sweep.start("run", "tiny.yaml")
     wait_for(lambda: len(sweep.records()) >= 3)
+    workers = workers_of(driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate(timeout=60)
+    # Ray's workers end with their driver, so the restart does not race with them.
+    assert workers
+    assert not psutil.wait_procs(workers, timeout=60)[1]
     kept = sweep.records()
     assert 3 <= len(kept) < 8
-    # Ray's processes end with their driver, so the restart has the machine to itself.
-    wait_for(lambda: not [p for p in psutil.process_iter(["cmdline"]) if _is_worker_of(p, driver.pid)])
-    kept = sweep.records()
 
     sweep("run", "tiny.yaml")
     after = sweep.records()
@@ -140,12 +147,7 @@ def test_a_killed_worker_has_its_cell_run_again(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
     driver = sweep.start("run", "tiny.yaml")
     wait_for(lambda: sweep.records())
-    worker = next(
-        p
-        for p in psutil.Process(driver.pid).children(recursive=True)
-        if "CellTrainable" in p.name() + " ".join(p.cmdline())
-    )
-    worker.kill()
+    workers_of(driver)[0].kill()
     out, err = driver.communicate(timeout=180)
     assert driver.returncode == 0, err
     assert "8 of 8 cells done" in out
@@ -203,7 +205,3 @@ def test_more_than_any_node_has_is_said_before_anything_starts(tmp_path: Path) -
     _, err = sweep("run", "tiny.yaml", status=2)
     assert "64 GPU" in err.strip().splitlines()[-1]
     assert not sweep.records()
-
-
-def _is_worker_of(process: psutil.Process, driver: int) -> bool:
-    return "ray::" in " ".join(process.info["cmdline"] or [])

@@ -1,0 +1,250 @@
+"""The network is the published one: its size by hand, its formula in plain numpy, Keras' first weights."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pm25.cell import ModelSettings
+from pm25.model import Attention, BiLSTMAttention, initialise
+
+SMALL = ModelSettings(width=6, depth=3, attention_units=5)
+
+
+def build(
+    channels: int, settings: ModelSettings, fusion: str | None = None, dim: int = 0, seed: int = 0
+) -> BiLSTMAttention:
+    model = BiLSTMAttention(channels, settings, fusion, dim)
+    initialise(model, torch.Generator().manual_seed(seed))
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- Parameter counts of the published model ---------------------------------------------------------
+
+
+def bilstm(inputs: int, units: int) -> int:
+    """Keras: four gates with a kernel, a recurrent kernel and one bias, in two directions."""
+    return 2 * 4 * units * (inputs + units + 1)
+
+
+# 19 channels; 512 = 2 x 256 and 256 = 2 x 128 outputs of the Bi-LSTM layers, each normed.
+BODY = bilstm(19, 256) + 2 * 512 + bilstm(512, 128) + 2 * 256 + bilstm(256, 128) + 2 * 256
+ATTENTION = 256 * 256 + 512 * 256  # W and C, no biases
+OUTPUT = 256 + 1
+
+
+@pytest.mark.parametrize(
+    ("fusion", "dim", "head", "total"),
+    [
+        (None, 0, 0, 1_814_785),
+        ("hadamard", 512, (512 * 256 + 256) + (256 * 256 + 256), 2_011_905),
+        ("concat", 512, (512 * 256 + 256) + (512 * 256 + 256), 2_077_441),
+    ],
+)
+def test_the_published_model_has_the_published_number_of_parameters(fusion, dim, head, total):
+    with torch.device("meta"):
+        model = BiLSTMAttention(19, ModelSettings(), fusion, dim)
+    assert BODY + ATTENTION + head + OUTPUT == total
+    # torch's second bias is held at zero: see the initial weights, below.
+    assert sum(p.numel() for name, p in model.named_parameters() if "bias_hh" not in name) == total
+
+
+def test_units():
+    with torch.device("meta"):
+        model = BiLSTMAttention(19, ModelSettings())
+    assert [(m.input_size, m.hidden_size) for m in model.lstm] == [(19, 256), (512, 128), (256, 128)]
+    assert all(m.bidirectional for m in model.lstm)
+    assert [m.normalized_shape for m in model.norm] == [(512,), (256,), (256,)]
+    shallow = build(7, ModelSettings(width=32, depth=1, attention_units=10))
+    assert [(m.input_size, m.hidden_size) for m in shallow.lstm] == [(7, 32)]
+    assert shallow.attention.vector.out_features == shallow.output.in_features == 10
+
+
+# --- The forward pass in numpy -----------------------------------------------------------------------
+
+
+def a(parameter: torch.Tensor) -> np.ndarray:
+    return parameter.detach().numpy().astype(np.float64)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm_direction(x: np.ndarray, lstm: nn.LSTM, suffix: str) -> np.ndarray:
+    """x (B, T, F) -> (B, T, U); one bias, gates input, forget, cell, output; day after day."""
+    kernel, recurrent = a(getattr(lstm, f"weight_ih_l0{suffix}")), a(getattr(lstm, f"weight_hh_l0{suffix}"))
+    bias = a(getattr(lstm, f"bias_ih_l0{suffix}"))
+    h = c = np.zeros((len(x), lstm.hidden_size))
+    out = []
+    for t in range(x.shape[1]):
+        i, f, g, o = np.split(x[:, t] @ kernel.T + h @ recurrent.T + bias, 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        out.append(h)
+    return np.stack(out, axis=1)
+
+
+def layer_norm(x: np.ndarray, norm: nn.LayerNorm) -> np.ndarray:
+    centred = x - x.mean(axis=2, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=2, keepdims=True) + 1e-3) * a(norm.weight) + a(norm.bias)
+
+
+def attention(hidden: np.ndarray, layer: Attention) -> np.ndarray:
+    """One sample and one day at a time: score_s = h_T . W h_s; tanh(C [context; h_T])."""
+    w, c = a(layer.score.weight), a(layer.vector.weight)
+    out = []
+    for h in hidden:
+        score = np.array([h[-1] @ (w @ day) for day in h])
+        weight = np.exp(score - score.max())
+        weight /= weight.sum()
+        context = sum(p * day for p, day in zip(weight, h, strict=True))
+        out.append(np.tanh(c @ np.concatenate([context, h[-1]])))
+    return np.stack(out)
+
+
+def dense(x: np.ndarray, layer: nn.Linear) -> np.ndarray:
+    return x @ a(layer.weight).T + a(layer.bias)
+
+
+def forward(model: BiLSTMAttention, window: np.ndarray, embedding: np.ndarray | None) -> np.ndarray:
+    hidden = window.astype(np.float64)
+    for lstm, norm in zip(model.lstm, model.norm, strict=True):
+        back = lstm_direction(hidden[:, ::-1], lstm, "_reverse")[:, ::-1]
+        hidden = layer_norm(np.concatenate([lstm_direction(hidden, lstm, ""), back], axis=2), norm)
+    out = attention(hidden, model.attention)
+    if embedding is not None:
+        place = np.maximum(dense(embedding.astype(np.float64), model.location), 0)
+        out = out * place if model.fusion == "hadamard" else np.concatenate([out, place], axis=1)
+        out = np.maximum(dense(out, model.hidden), 0)
+    return dense(out, model.output)[:, 0]
+
+
+@pytest.mark.parametrize("fusion", [None, "hadamard", "concat"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_forward_is_the_published_formula(fusion, depth):
+    settings = SMALL.model_copy(update={"depth": depth})
+    model = build(4, settings, fusion, 7 if fusion else 0)
+    rng = np.random.default_rng(1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and norms away from 0 and 1; the frozen stay at 0
+            if parameter.requires_grad:
+                parameter += torch.from_numpy(rng.normal(0, 0.3, parameter.shape)).float()
+    window = rng.normal(size=(5, 9, 4)).astype(np.float32)
+    embedding = rng.normal(size=(5, 7)).astype(np.float32) if fusion else None
+    with torch.no_grad():
+        got = model(torch.from_numpy(window), None if embedding is None else torch.from_numpy(embedding))
+    assert got.shape == (5,)
+    np.testing.assert_allclose(got.numpy(), forward(model, window, embedding), rtol=1e-4, atol=2e-5)
+
+
+def test_attention_is_luongs():
+    layer = Attention(6, 3)
+    hidden = np.random.default_rng(2).normal(size=(4, 8, 6)).astype(np.float32)
+    got = layer(torch.from_numpy(hidden)).detach().numpy()
+    np.testing.assert_allclose(got, attention(hidden.astype(np.float64), layer), rtol=1e-5, atol=1e-6)
+
+
+def test_attention_looks_where_the_score_is_high():
+    layer = Attention(2, 2)
+    with torch.no_grad():
+        layer.score.weight.copy_(100 * torch.eye(2))
+        layer.vector.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]))  # the context alone
+    # Day 1 is the only one along the last day's direction beside itself, and twice as long.
+    hidden = torch.tensor([[[0.0, 1.0], [2.0, 0.5], [-3.0, 0.0], [1.0, 0.0]]])
+    np.testing.assert_allclose(layer(hidden)[0].detach(), np.tanh([2.0, 0.5]), rtol=1e-6)
+
+
+# --- Dropout -----------------------------------------------------------------------------------------
+
+
+def test_dropout_acts_in_training_only_and_nowhere_else():
+    window = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    model = build(4, SMALL)
+    assert torch.equal(model(window), model(window))
+    assert model.dropout.p == 0.2
+    model.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert not torch.equal(model(window), model(window))
+    dry = build(4, SMALL.model_copy(update={"dropout": 0.0})).train()
+    assert torch.equal(dry(window), dry(window))
+
+
+def test_dropout_follows_the_first_layers_and_the_attention():
+    model = build(4, SMALL).train()
+    seen = []
+    model.dropout.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
+    with torch.random.fork_rng():
+        model(torch.zeros(2, 9, 4))
+    assert seen == [(2, 9, 12), (2, 9, 6), (2, 5)]  # not after the third Bi-LSTM layer
+
+
+# --- Keras' initial weights --------------------------------------------------------------------------
+
+
+def test_initial_lstm_weights_are_kerass():
+    model = build(19, ModelSettings(width=32, attention_units=16))
+    for lstm in model.lstm:
+        units = lstm.hidden_size
+        for suffix in ("", "_reverse"):
+            bias = a(getattr(lstm, f"bias_ih_l0{suffix}")).reshape(4, units)
+            assert bias.tolist() == [[0] * units, [1] * units, [0] * units, [0] * units]  # forget gate
+            recurrent_bias = getattr(lstm, f"bias_hh_l0{suffix}")
+            assert not recurrent_bias.any()
+            assert not recurrent_bias.requires_grad
+            recurrent = a(getattr(lstm, f"weight_hh_l0{suffix}"))
+            assert recurrent.shape == (4 * units, units)
+            np.testing.assert_allclose(recurrent.T @ recurrent, np.eye(units), atol=1e-5)
+            kernel = a(getattr(lstm, f"weight_ih_l0{suffix}"))
+            limit = np.sqrt(6 / (lstm.input_size + 4 * units))  # Keras' kernel is (inputs, 4 units)
+            assert 0.97 * limit < np.abs(kernel).max() <= limit * (1 + 1e-6)
+            assert kernel.std() == pytest.approx(limit / np.sqrt(3), rel=0.05)
+
+
+def test_initial_dense_weights_are_kerass():
+    model = build(19, ModelSettings(width=32, attention_units=64), "concat", 40)
+    shapes = {"location": (64, 40), "hidden": (64, 128), "output": (1, 64)}
+    for name, shape in shapes.items():
+        layer = getattr(model, name)
+        assert layer.weight.shape == shape
+        limit = np.sqrt(6 / sum(shape))
+        assert 0.9 * limit < layer.weight.abs().max() <= limit * (1 + 1e-6)
+        assert not layer.bias.any()
+    assert model.attention.score.bias is None
+    assert model.attention.vector.bias is None
+    for norm in model.norm:
+        assert norm.eps == 1e-3
+        assert (norm.weight == 1).all()
+        assert not norm.bias.any()
+
+
+def test_the_frozen_bias_stays_zero_in_training():
+    model = build(4, SMALL).train()
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = model.lstm[0].bias_ih_l0.clone()
+    with torch.random.fork_rng():
+        model(torch.ones(3, 5, 4)).sum().backward()
+    optimiser.step()
+    assert not torch.equal(model.lstm[0].bias_ih_l0, before)
+    assert not any(p.any() for n, p in model.named_parameters() if "bias_hh" in n)
+
+
+def test_initial_weights_come_from_the_generator_alone():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first = build(4, SMALL, "hadamard", 3, seed=5).state_dict()
+        torch.manual_seed(2)
+        again = build(4, SMALL, "hadamard", 3, seed=5).state_dict()
+        other = build(4, SMALL, "hadamard", 3, seed=6).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    kernels = [name for name in first if "weight" in name and "norm" not in name]
+    assert not any(torch.equal(first[name], other[name]) for name in kernels)

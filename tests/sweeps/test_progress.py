@@ -1,0 +1,109 @@
+"""The progress line: counts, rate and time left by a clock that the test turns."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from sweeps import progress
+from sweeps.progress import RunProgress
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+def plain() -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, width=120), text
+
+
+def test_the_line_by_hand(clock: Clock) -> None:
+    shown = RunProgress(60, plain()[0])
+    assert shown.line() == "0/60 done, 0 running, 0 failed"
+    clock.now += 100  # Ray starts: no part of the rate
+    shown.started("a")
+    shown.started("b")
+    assert shown.line() == "0/60 done, 2 running, 0 failed"
+    clock.now += 30
+    shown.ended("a", "done")
+    # 1 in 30 s: 2 a minute, 59 to come at 30 s each
+    assert shown.line() == "1/60 done, 1 running, 0 failed, 2.0 cells/min, 0:29:30 left"
+    shown.started("c")
+    clock.now += 30
+    shown.ended("c", "failed")
+    shown.ended("b", "done")
+    # 3 in 60 s, 57 to come at 20 s
+    assert shown.line() == "2/60 done, 0 running, 1 failed, 3.0 cells/min, 0:19:00 left"
+
+
+def test_hours_and_the_end(clock: Clock) -> None:
+    shown = RunProgress(3, plain()[0])
+    shown.started("a")
+    clock.now += 5025
+    shown.ended("a", "done")
+    assert shown.line() == "1/3 done, 0 running, 0 failed, 0.0 cells/min, 2:47:30 left"
+    for key in "bc":
+        shown.started(key)
+        shown.ended(key, "done")
+    assert shown.line().endswith("0 failed, 0.0 cells/min")  # nothing is left
+
+
+def test_without_a_terminal_lines_are_few_and_plain(clock: Clock) -> None:
+    console, text = plain()
+    with RunProgress(100, console) as shown:
+        for i in range(100):
+            shown.started(str(i))
+            clock.now += 1
+            shown.ended(str(i), "done")
+            shown.started(str(i + 1))
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "100 cells to run"
+    assert lines[-1].startswith("100/100 done")
+    assert 10 <= len(lines) <= 100 / progress.PLAIN_EVERY_S + 2
+    assert "\x1b" not in text.getvalue()
+    assert "\r" not in text.getvalue()
+
+
+def test_the_last_line_comes_after_an_error_too(clock: Clock) -> None:
+    console, text = plain()
+
+    def interrupted() -> None:
+        with RunProgress(2, console) as shown:
+            shown.started("a")
+            clock.now += 1
+            shown.ended("a", "done")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert text.getvalue().splitlines()[-1].startswith("1/2 done, 0 running")
+
+
+def test_a_cell_that_starts_again_is_one(clock: Clock) -> None:
+    shown = RunProgress(2, plain()[0])
+    shown.started("a")
+    shown.started("a")
+    assert "1 running" in shown.line()
+
+
+def test_on_a_terminal_the_line_lives() -> None:
+    text = io.StringIO()
+    with RunProgress(2, Console(file=text, force_terminal=True, width=120)) as shown:
+        shown.started("a")
+        shown.ended("a", "failed")
+    assert "0/2 done, 0 running, 1 failed" in text.getvalue()
+    erased, last = text.getvalue().rsplit("\x1b[2K", 1)
+    assert "━" in erased  # the bar
+    assert last.startswith("0/2 done, 0 running, 1 failed")

@@ -1,0 +1,238 @@
+"""One row per grid cell: a number only where the cell is done; site errors computed by hand."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pm25 import panel as panels
+from pm25 import synth
+from pm25.panel import Panel
+from sweeps import results
+from sweeps.store import Record, Store
+from sweeps.study import Study
+
+COLUMNS = [
+    *("key", "variant", "fusion", "split", "regime", "fold", "seed", "state"),
+    *("n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"),
+    *("test_rmse", "test_r2", "test_mae", "test_mbe", "wr_rmse", "wr_r2", "wr_mae", "wr_mbe"),
+    *("val_rmse", "val_r2", "val_mae", "val_mbe"),
+    *("train_sites", "test_sites", "shared_sites", "overlapping_test_windows"),
+    *("nearest_km_min", "nearest_km_median", "seconds", "error"),
+]
+
+TOY = Study.model_validate(
+    {
+        "study": "toy",
+        "title": "Toy",
+        "data": {"synthetic": {"sites": 12, "days": 30}},
+        "design": {
+            "variant": ["none", "geoclip"],
+            "split": [{"kind": "random", "fold": 0}, {"kind": "checkerboard", "degrees": 16, "fold": [0]}],
+            "seed": [0],
+        },
+        "model": {"width": 4},
+    }
+)
+CELLS = {f"k{i}": cell for i, cell in enumerate(TOY.cells())}  # none, geoclip on random; then on the board
+
+
+def done(key: str, **changes: Any) -> Record:
+    cell = CELLS[key]
+    board = cell.split.kind == "checkerboard"
+    parts = ["val", "test", "wr"] if board else ["val", "test"]
+    return {
+        "key": key,
+        "state": "done",
+        "cell": cell.resolved(),
+        "encoder": "weights" if cell.encoder else None,
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "metrics": {
+            f"{part}_{name}": value + parts.index(part)
+            for part in parts
+            for name, value in (("rmse", 3.0), ("r2", 0.5), ("mae", 2.0), ("mbe", -1.0))
+        },
+        "counts": {
+            "n_train": 70,
+            "n_val": 10,
+            "n_test": 20,
+            **({"n_wr": 5} if board else {}),
+            "epochs": 4,
+            "best_epoch": 3,
+        },
+        "audit": {
+            "train_sites": 9,
+            "test_sites": 3,
+            "shared_sites": 0,
+            "overlapping_test_windows": 0,
+            "nearest_km_min": 12.5,
+            "nearest_km_median": 80.0,
+        },
+        "seconds": 1.25,
+    } | changes
+
+
+def failed(key: str, **changes: Any) -> Record:
+    error = {"type": "Diverged", "message": "loss is nan", "traceback": "Traceback"}
+    return {"key": key, "state": "failed", "cell": CELLS[key].resolved(), "error": error} | changes
+
+
+def test_a_row_for_every_cell_in_the_grid_s_order() -> None:
+    frame = results.rows(CELLS, {"k3": done("k3"), "k1": failed("k1"), "k0": done("k0")})
+    assert list(frame.columns) == COLUMNS
+    assert frame["key"].tolist() == ["k0", "k1", "k2", "k3"]
+    assert frame["state"].tolist() == ["done", "failed", "missing", "done"]
+    assert frame["variant"].tolist() == ["none", "geoclip"] * 2
+    assert frame["fusion"].fillna("-").tolist() == ["-", "hadamard"] * 2
+    assert frame["split"].tolist() == ["random"] * 2 + ["checkerboard-16"] * 2
+    assert frame["regime"].tolist() == ["WR", "WR", "OoR", "OoR"]
+    assert frame["fold"].tolist() == [0] * 4
+    assert frame["seed"].tolist() == [0] * 4
+
+
+def test_a_done_cell_has_its_numbers() -> None:
+    random, _, _, board = results.rows(CELLS, {k: done(k) for k in CELLS}).to_dict("records")
+    assert (random["test_rmse"], random["test_r2"], random["test_mae"], random["test_mbe"]) == (4, 1.5, 3, 0)
+    assert (board["test_rmse"], board["wr_rmse"], board["wr_mbe"], board["val_rmse"]) == (4, 5, 1, 3)
+    assert math.isnan(random["wr_rmse"])  # only a checkerboard has a second test set
+    assert pd.isna(random["n_wr"])
+    assert (board["n_train"], board["n_wr"], board["epochs"], board["best_epoch"]) == (70, 5, 4, 3)
+    assert (board["nearest_km_min"], board["seconds"]) == (12.5, 1.25)
+    assert not isinstance(board["error"], str)
+
+
+@pytest.mark.parametrize("state", ["failed", "missing"])
+def test_what_is_not_done_has_no_number(state: str) -> None:
+    # Numbers in a failed record, from whatever version wrote it, stay out too.
+    numbers = {name: done("k3")[name] for name in ("metrics", "counts", "audit", "seconds")}
+    records = {"k0": done("k0"), "k3": failed("k3", **numbers)} if state == "failed" else {"k0": done("k0")}
+    row = results.rows(CELLS, records).iloc[3]
+    assert row["state"] == state
+    assert row[COLUMNS[8:-1]].isna().all()
+    assert row["error"] == "Diverged: loss is nan" if state == "failed" else pd.isna(row["error"])
+
+
+def test_an_undefined_metric_stays_missing() -> None:
+    record = done("k0")
+    record["metrics"]["test_r2"] = None
+    row = results.rows(CELLS, {"k0": record}).iloc[0]
+    assert math.isnan(row["test_r2"])
+    assert row["test_rmse"] == 4
+
+
+@pytest.mark.parametrize("some", [{}, {"k0": done("k0")}, {k: done(k) for k in CELLS}])
+def test_types_do_not_depend_on_what_is_done(some: dict[str, Record]) -> None:
+    frame = results.rows(CELLS, some)
+    kinds = frame.dtypes.astype("str")
+    assert set(kinds[results.COUNTS + results.AUDIT[:4]]) == {"Int64"}
+    assert set(kinds[results.METRICS]) == {"float64"}
+    assert kinds["fold"] == kinds["seed"] == "int64"
+    assert frame.shape == (4, len(COLUMNS))
+
+
+# Facts
+
+
+@pytest.fixture(scope="module")
+def panel() -> Panel:
+    table = pa.Table.from_pandas(synth.synthesize(sites=12, days=30), preserve_index=False)
+    return panels.from_table(table, "toy.parquet")
+
+
+def test_facts_tell_where_the_numbers_come_from(panel: Panel) -> None:
+    facts = results.facts(TOY, panel, {k: done(k) for k in CELLS})
+    assert (facts["study"], facts["title"], facts["protocol"]) == ("toy", "Toy", "strict")
+    assert (facts["table"], facts["data_fingerprint"]) == ("toy.parquet", panel.fingerprint)
+    assert (facts["sites"], facts["days"], facts["observed"]) == (12, 30, panel.observed)
+    assert (facts["first_day"], facts["last_day"]) == ("2021-01-01", "2021-01-30")
+    assert facts["encoders"] == {"geoclip": "weights"}
+    assert facts["versions"] == {"python": "3.11.7", "torch": "2.13.0"}
+    assert facts["settings"]["model"]["width"] == 4
+    assert facts["settings"]["split"]["checkerboard-16"]["degrees"] == 16
+    assert facts["settings"]["channels"] == ", ".join(panel.channels)
+
+
+def test_facts_do_not_depend_on_the_order_or_on_failures(panel: Panel) -> None:
+    newer = {"python": "3.11.7", "torch": "2.14.0"}
+    records = {"k0": done("k0"), "k1": done("k1", versions=newer), "k2": failed("k2"), "k3": done("k3")}
+    facts = results.facts(TOY, panel, records)
+    assert repr(results.facts(TOY, panel, dict(reversed(records.items())))) == repr(facts)
+    assert facts["versions"] == {"python": "3.11.7", "torch": "2.13.0, 2.14.0"}
+    del records["k2"]
+    assert results.facts(TOY, panel, records) == facts
+
+
+def test_facts_of_an_empty_store(panel: Panel) -> None:
+    facts = results.facts(TOY, panel, {})
+    assert (facts["encoders"], facts["versions"]) == ({}, {})
+
+
+# Site errors
+
+
+def predict(store: Store, key: str, *lines: tuple[str, str, float, float]) -> None:
+    """Lines of part, site, truth, prediction; float32 and dictionaries, as they are stored."""
+    parts, sites, truth, prediction = zip(*lines, strict=True)
+    store.write_table(
+        key,
+        "predictions",
+        {
+            "part": pa.array(parts).dictionary_encode(),
+            "site_id": pa.array(sites).dictionary_encode(),
+            "lat": [{"a": 40.0, "b": 45.0}[site] for site in sites],
+            "lon": [{"a": -90.0, "b": -100.0}[site] for site in sites],
+            "truth": pa.array(truth, pa.float32()),
+            "prediction": pa.array(prediction, pa.float32()),
+        },
+    )
+
+
+def test_site_errors_by_hand(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), "toy")
+    predict(
+        store,
+        "k2",
+        ("test", "b", 5.0, 7.0),  # +2
+        ("test", "a", 10.0, 11.0),  # +1
+        ("test", "a", 10.0, 7.0),  # -3
+        ("wr", "a", 10.0, 1000.0),
+    )
+    predict(store, "k3", ("test", "a", 8.0, 3.0))  # -5
+    one = results.site_errors(store, ["k2"])
+    assert list(one.columns) == ["site_id", "lat", "lon", "n", "bias", "rmse"]
+    assert one.to_dict("list") == {
+        "site_id": ["a", "b"],
+        "lat": [40.0, 45.0],
+        "lon": [-90.0, -100.0],
+        "n": [2, 1],
+        "bias": [-1.0, 2.0],
+        "rmse": [pytest.approx(math.sqrt(5)), 2.0],  # (1 + 9) / 2
+    }
+    both = results.site_errors(store, ["k2", "k3"]).set_index("site_id")
+    assert both["n"].to_dict() == {"a": 3, "b": 1}
+    assert both.loc["a", "bias"] == pytest.approx(-7 / 3)
+    assert both.loc["a", "rmse"] == pytest.approx(math.sqrt(35 / 3))
+    within = results.site_errors(store, ["k2"], part="wr")
+    assert within[["site_id", "n", "bias"]].to_dict("list") == {"site_id": ["a"], "n": [1], "bias": [990.0]}
+
+
+def test_maps_show_the_done_cells_of_the_first_out_of_region_split(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), "toy")
+    for key, prediction in zip(CELLS, (1.0, 2.0, 3.0, 4.0), strict=True):
+        predict(store, key, ("test", "a", 0.0, prediction))
+    records = {k: done(k) for k in CELLS}
+    maps = results.maps(store, results.rows(CELLS, records))
+    assert [label.endswith(", checkerboard-16") for label in maps] == [True, True]
+    assert [frame["bias"].tolist() for frame in maps.values()] == [[3.0], [4.0]]
+    maps = results.maps(store, results.rows(CELLS, records | {"k2": failed("k2")}))
+    assert [frame["bias"].tolist() for frame in maps.values()] == [[4.0]]
+    random = {k: CELLS[k] for k in ("k0", "k1")}
+    maps = results.maps(store, results.rows(random, records))
+    assert [(label.split(", ")[-1], frame["bias"].tolist()) for label, frame in maps.items()] == [
+        ("random", [1.0]),
+        ("random", [2.0]),
+    ]
+    assert results.maps(store, results.rows(CELLS, {})) == {}

@@ -1,0 +1,257 @@
+"""The store: a record is whole or absent, whatever kills the writer; and a bad place is told."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pm25.errors import InputError
+from sweeps.store import Store
+
+RECORD = {"key": "k1", "state": "done", "metrics": {"test_rmse": 1.5, "test_r2": None}}
+
+
+@pytest.fixture(params=["folder", "uri"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    place = tmp_path / "results"
+    return Store(str(place) if request.param == "folder" else place.as_uri(), "toy")
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_is_written_is_read_again(store: Store, tmp_path: Path) -> None:
+    assert store.record("k1") is None
+    assert store.keys() == set()
+    assert store.records(["k1"]) == {}
+    store.write_record(RECORD)
+    assert store.record("k1") == RECORD
+    assert store.keys() == {"k1"}
+    assert files(tmp_path) == ["results/toy/cells/k1/result.json"]
+
+
+def test_a_second_record_replaces_the_first(store: Store, tmp_path: Path) -> None:
+    store.write_record(RECORD)
+    store.write_record({"key": "k1", "state": "failed"})
+    assert store.record("k1") == {"key": "k1", "state": "failed"}
+    assert files(tmp_path) == ["results/toy/cells/k1/result.json"]
+
+
+def test_a_forgotten_cell_has_not_ended(store: Store) -> None:
+    for key in ("k1", "k2"):
+        store.write_table(key, "history", {"epoch": [1]})
+        store.write_record(RECORD | {"key": key})
+    store.forget("k1")
+    assert store.record("k1") is None
+    assert [*store.records(["k1", "k2"])] == ["k2"]
+
+
+def test_tables_keep_their_columns(store: Store) -> None:
+    store.write_table("k1", "history", {"epoch": [1, 2], "train_loss": [0.5, 0.25]})
+    table = pa.table({"part": pa.array(["test", "wr", "test"]).dictionary_encode()})
+    store.write_table("k1", "predictions", table)
+    assert store.read_table("k1", "history").to_pydict() == {"epoch": [1, 2], "train_loss": [0.5, 0.25]}
+    assert store.read_table("k1", "history", ["epoch"]).column_names == ["epoch"]
+    assert store.read_table("k1", "predictions")["part"].to_pylist() == ["test", "wr", "test"]
+
+
+def test_beginnings_are_no_record(store: Store, tmp_path: Path) -> None:
+    store.write_table("k1", "predictions", {"truth": [1.0]})
+    cells = tmp_path / "results" / "toy" / "cells"
+    (cells / "k1" / ".result.json.77.part").write_text(json.dumps(RECORD))
+    (cells / "stray.txt").write_text("no cell")
+    assert store.keys() == {"k1"}
+    assert store.record("k1") is None
+    assert store.records(["k1"]) == {}
+
+
+def test_records_come_in_the_order_asked_for(store: Store) -> None:
+    names = [f"k{i}" for i in range(40)]
+    for name in names:
+        store.write_record(RECORD | {"key": name})
+    asked = [*reversed(names[:30]), "unknown", *names[35:]]
+    found = store.records(asked)
+    assert [*found] == [name for name in asked if name != "unknown"]
+    assert all(record["key"] == key for key, record in found.items())
+
+
+def test_only_this_study_s_cells(tmp_path: Path) -> None:
+    store, other = (Store(str(tmp_path), name) for name in ("toy", "other"))
+    store.write_record(RECORD)
+    assert other.keys() == set()
+    assert other.record("k1") is None
+
+
+def test_the_size_is_that_of_the_cells_asked_for(store: Store, tmp_path: Path) -> None:
+    store.write_record(RECORD)
+    store.write_table("k1", "history", {"epoch": [1]})
+    store.write_record(RECORD | {"key": "k2", "more": "x" * 1000})
+    cells = tmp_path / "results" / "toy" / "cells"
+    first = sum(path.stat().st_size for path in (cells / "k1").iterdir())
+    assert store.size(["k1"]) == first
+    assert store.size(["k1", "k2"]) == first + (cells / "k2" / "result.json").stat().st_size
+    assert store.size(["k1", "unknown"]) == first
+    assert store.size([]) == 0
+
+
+def test_a_store_travels_as_a_value(store: Store) -> None:
+    store.write_record(RECORD)
+    assert pickle.loads(pickle.dumps(store)).record("k1") == RECORD
+    assert store == Store(store.storage, "toy")
+
+
+def test_no_number_but_a_finite_one(store: Store) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_record(RECORD | {"metrics": {"test_rmse": float("nan")}})
+    assert store.record("k1") is None
+
+
+# Whole or not at all
+
+
+_DIES = """
+import os, signal, sys
+from sweeps.store import Store
+
+class Stream:
+    def __init__(self, stream): self.stream = stream
+    def __enter__(self): return self
+    def __exit__(self, *_): self.stream.close()
+    def write(self, content):
+        self.stream.write(content[: len(content) // 2])
+        self.stream.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class System:
+    def __init__(self, system): self.system = system
+    def __getattr__(self, name): return getattr(self.system, name)
+    def open_output_stream(self, path): return Stream(self.system.open_output_stream(path))
+
+class Dying(Store):
+    def location(self, *parts):
+        system, path = super().location(*parts)
+        return System(system), path
+
+Dying(sys.argv[1], "toy").write_record({"key": "k1", "state": "failed", "text": "x" * 100_000})
+"""
+
+
+@pytest.mark.parametrize("before", [None, RECORD], ids=["new", "over an old one"])
+def test_a_writer_killed_half_way_leaves_no_half_record(
+    tmp_path: Path, before: dict[str, Any] | None
+) -> None:
+    store = Store(str(tmp_path), "toy")
+    if before:
+        store.write_record(before)
+    dead = subprocess.run([sys.executable, "-c", _DIES, str(tmp_path)], check=False, capture_output=True)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr
+    (half,) = [name for name in files(tmp_path) if name.endswith(".part")]
+    assert 0 < (tmp_path / half).stat().st_size < 100_000  # it did die half way
+    assert store.record("k1") == before
+    assert store.keys() == {"k1"}
+    store.write_record(RECORD)  # the next attempt is not in its way
+    assert store.record("k1") == RECORD
+
+
+def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path), "toy")
+    store.write_record(RECORD)
+    system, path = store.location("cells", "k1")
+
+    class Full:
+        create_dir, move = system.create_dir, system.move
+
+        def open_output_stream(self, path: str) -> Any:
+            Path(path).write_text("{")
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "location", lambda self, *parts: (Full(), path))
+    with pytest.raises(OSError, match="No space left"):
+        store.write_record(RECORD | {"state": "failed"})
+    monkeypatch.undo()
+    assert store.record("k1") == RECORD
+
+
+# Bad places and bad content
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"key": "k1", "sta', "[1]", "5", "null", "{}", '{"state": "happy"}', "\0"]
+)
+def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
+    store = Store(str(tmp_path), "toy")
+    store.write_record(RECORD)
+    broken = tmp_path / "toy" / "cells" / "k1" / "result.json"
+    broken.write_text(text)
+    for read in (lambda: store.record("k1"), lambda: store.records(["k1"])):
+        with pytest.raises(InputError, match="not a cell's record in JSON; delete the file") as caught:
+            read()
+        assert str(caught.value).startswith(f"{broken}: ")
+        assert "\n" not in str(caught.value)
+
+
+PLACES = {
+    "a file": "{folder}/file",
+    "below a file": "{folder}/file/below",
+    "proc": "/proc/results",
+    "proc as a URI": "file:///proc/results",
+    "a name that is too long": "{folder}/" + "x" * 300,
+    "a bucket without a name": "s3://",
+    "no file system": "foo://bar",
+    "no URI": "file://a b",
+}
+
+
+def bad_place(folder: Path, kind: str) -> str:
+    (folder / "file").write_text("mine")
+    return PLACES[kind].format(folder=folder)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, kind: str) -> None:
+    place = bad_place(tmp_path, kind)
+    with pytest.raises(InputError) as caught:
+        Store(place, "toy").prepare()
+    assert str(caught.value).startswith(f"storage: {place} cannot be ")
+    assert "\n" not in str(caught.value)
+    assert files(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "kind", ["a file", "below a file", "a name that is too long", "a bucket without a name"]
+)
+def test_a_place_that_cannot_be_read_is_not_an_empty_store(tmp_path: Path, kind: str) -> None:
+    place = bad_place(tmp_path, kind)
+    with pytest.raises(InputError, match="cannot be read"):
+        Store(place, "toy").records(["k1"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(InputError, match="cannot be written"):
+        Store(str(tmp_path / "locked"), "toy").prepare()
+
+
+def test_preparing_leaves_nothing_but_the_folder(store: Store, tmp_path: Path) -> None:
+    store.prepare()
+    store.write_record(RECORD)
+    store.prepare()
+    assert files(tmp_path) == ["results/toy/cells/k1/result.json"]
+
+
+def test_a_relative_folder_is_where_the_process_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Store("results/../mine/", "toy").write_record(RECORD)
+    assert files(tmp_path) == ["mine/toy/cells/k1/result.json"]
