@@ -18,7 +18,7 @@ ENCODERS: frozenset[str] = frozenset({"geoclip"})
 """The variants whose place is a frozen embedding; these alone have a fusion."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Settings(BaseModel):

@@ -18,6 +18,8 @@ REQUIRED = ("site_id", "date", "lat", "lon", "pm25")
 CALENDAR = ("day_cos", "day_sin", "month_cos", "month_sin")
 """Channels made from the date where the table has no column of that name."""
 MIN_DAYS = 21
+MAX_DAYS = 36_525
+"""A century: a longer table has a mistyped year, and would take the memory of all the days between."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +72,7 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Panel:
     `channels` names the columns to feed to the model, in order; None takes every numeric column beside
     the required ones, then the calendar. Raises InputError for the first problem that `check` finds.
     """
-    table = read_table(path, channels)
-    found = check(table, path.name, channels)
-    if found.problems:
-        more = len(found.problems) - 1
-        rest = f" ({more} more: see `sweep data check {path}`)" if more else ""
-        raise InputError(f"{path}: {found.problems[0]}{rest}")
-    return from_table(table, path.name, channels)
+    return from_table(read_table(path, channels), str(path), channels)
 
 
 def read_table(path: Path, channels: Sequence[str] | None = None) -> pa.Table:
@@ -198,6 +194,9 @@ def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> 
     span = int(day.max() - day.min()) + 1
     if span < MIN_DAYS:
         problems.append(Problem("date", f"only {span} days", f"a window needs at least {MIN_DAYS}"))
+    if span > MAX_DAYS:
+        ends = f"{np.datetime64(int(day.min()), 'D')} to {np.datetime64(int(day.max()), 'D')}"
+        problems.append(Problem("date", f"{span} days, {ends}", "mend the year that cannot be"))
     target = _float(table["pm25"])
     observed = np.isfinite(target)
     counts |= {
@@ -231,8 +230,14 @@ def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> 
     return done()
 
 
-def from_table(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> Panel:
-    """The arrays of a table that `check` has passed."""
+def from_table(table: pa.Table, source: str, channels: Sequence[str] | None = None) -> Panel:
+    """The arrays of a table. Raises InputError for the first problem that `check` finds; says `source`."""
+    name = Path(source).name
+    found = check(table, name, channels)
+    if found.problems:
+        more = len(found.problems) - 1
+        rest = f" ({more} more: see `sweep data check {source}`)" if more else ""
+        raise InputError(f"{source}: {found.problems[0]}{rest}")
     channels = list(channels) if channels is not None else channels_of(table)
     code, sites = _site_codes(table)
     day = _days(table["date"])

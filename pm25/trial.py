@@ -63,7 +63,8 @@ def run(
     def windows(flat: np.ndarray) -> Windows:
         return Windows(inputs, flat, (target[flat] - mean) / std)
 
-    with torch.random.fork_rng():  # torch's layers draw weights of their own before `initialise` does
+    used = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(used):  # torch's layers draw weights of their own before `initialise` does
         model = BiLSTMAttention(inputs.channels, cell.model, cell.fusion, inputs.embedding_dim)
         initialise(model, _generator(initial))
         model.to(device)

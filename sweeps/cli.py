@@ -1,5 +1,6 @@
 """The command line. Heavy imports stand inside the commands that need them."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def main() -> None:
     try:
         status = cli(standalone_mode=False)
     except InputError as error:
-        click.echo(f"sweep: {error}", err=True)
+        click.echo(f"sweep: {' '.join(str(error).split())}", err=True)
         status = 2
     except click.ClickException as error:
         error.show()
@@ -93,15 +94,15 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
         count["cells"] += 1
         count["done"] += key in done
     seconds = sorted(records[key]["seconds"] for key in done)
-    each = seconds[len(seconds) // 2] if seconds else None
+    each = seconds[len(seconds) // 2] if seconds else 0.0
     content: dict[str, Any] = {
         "study": opened.study.study,
         "arms": arms,
         "splits": {f.split.label: list(f.folds) for f in opened.study.design.split},
         "seeds": list(opened.study.design.seed),
         "cells": _count(opened.cells, records),
-        "cpu_hours_left": each and round(each * len(missing) * opened.study.resources.cpu / 3600, 3),
-        "disk_mb_left": (done and round(opened.store.size(done) / len(done) * len(missing) / 1e6, 1)) or None,
+        "cpu_hours_left": round(each * len(missing) * opened.study.resources.cpu / 3600, 3) if done else None,
+        "disk_mb_left": round(opened.store.size(done) / len(done) * len(missing) / 1e6, 1) if done else None,
     }
     if as_json:
         click.echo(json.dumps(content))
@@ -113,7 +114,7 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     for label, folds in content["splits"].items():
         click.echo(f"  split   {label}: folds {', '.join(map(str, folds))}")
     click.echo(f"  seeds   {', '.join(map(str, content['seeds']))}")
-    if missing and each is not None:
+    if missing and done:
         click.echo(
             f"  to come {content['cpu_hours_left']:.2f} CPU hours at {each:.0f} s a cell "
             f"(median of {len(done)} done), {content['disk_mb_left']:g} MB"
@@ -409,10 +410,12 @@ def write_file(out: Path, write: Callable[[Path], Any]) -> None:
         write(part)
         part.replace(out)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(
             f"{out}: cannot be written ({error.strerror or error}); give another place"
         ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _count(cells: "dict[str, Cell]", records: "dict[str, Record]") -> dict[str, int]:

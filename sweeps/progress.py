@@ -18,6 +18,7 @@ class RunProgress:
         self.total, self.done, self.failed = total, 0, 0
         self._running: set[str] = set()
         self._most = 0
+        self._said = ""
         self._begin = self._last = time.monotonic()
         self._console = console or Console(file=sys.stderr)
         self._bar: Progress | None = None
@@ -38,7 +39,7 @@ class RunProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        self._console.print(self.line(), highlight=False)
+        self._print()
 
     def started(self, key: str) -> None:
         self._running.add(key)
@@ -59,7 +60,7 @@ class RunProgress:
         """`12/60 done, 2 running, 0 failed, 4.0 cells/min, 0:12:00 left`."""
         ended, elapsed = self.done + self.failed, time.monotonic() - self._begin
         text = f"{self.done}/{self.total} done, {len(self._running)} running, {self.failed} failed"
-        if ended:
+        if ended and elapsed > 0:
             left = round((self.total - ended) * elapsed / ended)
             text += f", {60 * ended / elapsed:.1f} cells/min"
             text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if left else ""
@@ -74,4 +75,10 @@ class RunProgress:
             if len(self._running) < self._most and ended + len(self._running) < self.total:
                 return
             self._last = time.monotonic()
-            self._console.print(self.line(), highlight=False)
+            self._print()
+
+    def _print(self) -> None:
+        line = self.line()
+        if line != self._said:
+            self._console.print(line, highlight=False)
+        self._said = line

@@ -104,6 +104,8 @@ def terminal(rows: pd.DataFrame) -> None:
     compared = tables.comparison(rows)
     frame, bold = tables.wide(compared), tables.best(compared)
     console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a log has no width of its own
     for title, groups in (
         ("Within region (WR)", [tables.WR]),
         ("Out of region (OoR)", [tables.OOR, tables.GAP]),

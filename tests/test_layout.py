@@ -1,6 +1,7 @@
 """DESIGN's layout: who may import whom, what is no package, and what every file opens with."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -101,7 +102,6 @@ def test_a_module_opens_with_its_sentence(path: Path) -> None:
     assert said
     assert path.read_text().startswith('"""')
     first = said.splitlines()[0]
-    assert first[0].isupper()
     assert first.endswith((".", ":"))
 
 
@@ -109,8 +109,7 @@ def test_a_module_opens_with_its_sentence(path: Path) -> None:
 def test_a_study_opens_with_its_command(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first.startswith(f"# sweep run {path.stem} ")
-    assert "cells" in first
-    assert "minutes" in first
+    assert re.search(r"\d+ cells, .*\d+ (seconds|minutes|hours)", first)
 
 
 def test_there_are_shipped_studies() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pm25.errors import InputError
@@ -115,11 +115,16 @@ def test_a_missing_value_becomes_the_training_mean():
     assert np.isfinite(batch(inputs(panel, TRAIN), ALL)).all()
 
 
-def test_a_constant_channel_becomes_zero():
-    panel = world(missing=0)
-    panel.features[:, :, 2] = 0.1  # no exact binary number, so that rounding leaves a tiny deviation
-    got = batch(inputs(panel, TRAIN), ALL)[:, :, 2]
-    assert np.abs(got).max() < 1e-6
+@given(st.floats(-180, 180), st.lists(st.integers(0, 21), min_size=2, max_size=50))
+@settings(max_examples=50, deadline=None)
+@example(40.1, [3, 7, 11])
+def test_a_constant_channel_keeps_its_unit(value, weight):
+    # Degrees are float64: their mean stands an ulp beside them, and a deviation of 1e-14 is none.
+    assume(any(weight))
+    values = np.full((len(weight), 1), value)
+    scaler = Scaler.fit(values, np.array(weight))
+    assert scaler.std.tolist() == [1.0]
+    assert np.abs(scaler.scale(values)).max() <= 1e-6 * max(1, abs(value))
 
 
 def test_a_channel_without_a_value_in_training_is_refused():

@@ -250,10 +250,14 @@ def test_another_split_seed_is_another_cut(split):
 
 
 def test_folds_draw_their_validation_apart():
-    # The same draw in every fold would keep the same sites out of all trainings.
-    panel = conus(60)
-    groups = [frozenset(sites(cut(SpatialSplit(folds=4), f, panel, WINDOW).validation)) for f in range(4)]
-    assert len(set(groups)) == 4
+    panel, places = conus(60), set()
+    for fold in range(4):
+        parts = cut(SpatialSplit(folds=4, validation=0.2), fold, panel, WINDOW)
+        training_side = sorted(sites(parts.train) | sites(parts.validation))
+        assert len(training_side) == 45
+        # Where the validation sites stand among those that could be drawn.
+        places.add(tuple(training_side.index(site) for site in sorted(sites(parts.validation))))
+    assert len(places) == 4
 
 
 def test_sites_without_a_sample_take_no_part():

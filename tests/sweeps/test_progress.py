@@ -107,3 +107,22 @@ def test_on_a_terminal_the_line_lives() -> None:
     erased, last = text.getvalue().rsplit("\x1b[2K", 1)
     assert "━" in erased  # the bar
     assert last.startswith("0/2 done, 0 running, 1 failed")
+
+
+def test_nothing_is_said_twice(clock: Clock) -> None:
+    console, text = plain()
+    with RunProgress(1, console) as shown:
+        shown.started("a")
+        clock.now += progress.PLAIN_EVERY_S + 1
+        shown.ended("a", "done")
+    assert text.getvalue().splitlines() == [
+        "1 cells to run",
+        "1/1 done, 0 running, 0 failed, 10.0 cells/min",
+    ]
+
+
+def test_a_cell_that_takes_no_time_has_no_rate(clock: Clock) -> None:
+    shown = RunProgress(2, plain()[0])
+    shown.started("a")
+    shown.ended("a", "done")
+    assert shown.line() == "1/2 done, 0 running, 0 failed"

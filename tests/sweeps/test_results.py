@@ -157,7 +157,7 @@ def test_facts_tell_where_the_numbers_come_from(panel: Panel) -> None:
 
 def test_facts_do_not_depend_on_the_order_or_on_failures(panel: Panel) -> None:
     newer = {"python": "3.11.7", "torch": "2.14.0"}
-    records = {"k0": done("k0"), "k1": done("k1", versions=newer), "k2": failed("k2"), "k3": done("k3")}
+    records = {"k0": done("k0", versions=newer), "k1": done("k1"), "k2": failed("k2"), "k3": done("k3")}
     facts = results.facts(TOY, panel, records)
     assert repr(results.facts(TOY, panel, dict(reversed(records.items())))) == repr(facts)
     assert facts["versions"] == {"python": "3.11.7", "torch": "2.13.0, 2.14.0"}

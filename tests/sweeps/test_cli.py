@@ -1,0 +1,697 @@
+"""The command line: what each command prints and writes, and how bad input ends."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import sweeps
+from pm25 import synth
+from sweeps import cli, study, work
+from sweeps.store import Store
+
+STUDY = """\
+study: toy
+data: {table: panel.parquet}
+design:
+  variant: [none, latlon]
+  split: [{kind: random, fold: 0}, {kind: checkerboard, degrees: 16, fold: 0}]
+  seed: 0
+model: {width: 4, attention_units: 4}
+train: {max_epochs: 1, batch_size: 64}
+"""
+ON_A_STUDY = ("plan", "status", "run", "retry", "export", "report")
+
+
+class Ended:
+    """What came of a command."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+Sweep = Callable[..., Ended]
+
+
+@pytest.fixture
+def sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sweep:
+    """`sweep` with these arguments, in this process."""
+
+    def call(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["sweep", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return Ended(int(left.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def table() -> pd.DataFrame:
+    return synth.synthesize(sites=12, days=40)
+
+
+@pytest.fixture(scope="module")
+def finished(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study, its table and its store: two cells done, one failed, one missing."""
+    folder = tmp_path_factory.mktemp("finished")
+    table.to_parquet(folder / "panel.parquet", index=False)
+    (folder / "toy.yaml").write_text(STUDY)
+    toy = study.load(str(folder / "toy.yaml"))
+    panel = toy.panel()
+    store = Store(toy.storage, "toy")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    first, second, third, _ = toy.keyed(panel).items()
+    for key, cell in (first, second):
+        assert work.run_and_record(cell, key, panel, store)["state"] == "done"
+    torch.set_num_threads(threads)
+    work.record_loss(third[1], third[0], store, "the worker died")
+    return folder
+
+
+@pytest.fixture
+def toy(finished: Path, tmp_path: Path) -> Path:
+    """The study file of a copy that a test may change."""
+    shutil.copytree(finished, tmp_path / "toy")
+    return tmp_path / "toy" / "toy.yaml"
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file with a digest of its bytes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def arguments(command: str, reference: str | Path, folder: Path, *overrides: str) -> list[str]:
+    """A command on a study with whatever else it must be given."""
+    more = {"export": [str(folder / "out.csv")], "report": ["-o", str(folder / "report")]}
+    sets = [part for override in overrides for part in ("--set", override)]
+    return [command, str(reference), *more.get(command, []), *sets]
+
+
+def check_refused(ended: Ended, *said: str) -> None:
+    """Exit status 2 and one line that says `said`."""
+    assert ended.status == 2, ended.err
+    assert ended.out == ""
+    assert ended.err.startswith("sweep: ")
+    assert len(ended.err.splitlines()) == 1
+    assert "Traceback" not in ended.err
+    for part in said:
+        assert part in ended.err
+
+
+# What is loaded
+
+
+def loaded_by(*commands: list[str]) -> set[str]:
+    code = f"""
+import sys
+from sweeps.cli import main
+for command in {list(commands)!r}:
+    sys.argv = ["sweep", *command]
+    try:
+        main()
+    except SystemExit as left:
+        assert not left.code, left.code
+print("LOADED", *sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stdout.rsplit("LOADED", 1)[1].split()}
+
+
+def test_help_loads_nothing_that_takes_time() -> None:
+    loaded = loaded_by(["--help"], ["--version"], ["run", "--help"], ["data", "--help"])
+    assert "click" in loaded
+    assert not loaded & {"numpy", "pandas", "pyarrow", "pydantic", "yaml", "torch", "ray", "mlflow", "rich"}
+
+
+def test_plan_and_status_load_no_trainer_no_cluster_and_no_tracker(toy: Path) -> None:
+    # With an encoder variant, whose weights are part of the keys.
+    more = ["--set", "design.variant=[none, geoclip]"]
+    loaded = loaded_by(["plan", str(toy), *more], ["status", str(toy), *more], ["retry", str(toy), *more])
+    assert "pyarrow" in loaded
+    assert not loaded & {"torch", "ray", "mlflow", "matplotlib", "sklearn"}
+
+
+# Good input
+
+
+def test_status_as_json_has_exactly_this_shape(sweep: Sweep, toy: Path) -> None:
+    ended = sweep("status", toy, "--json")
+    assert (ended.status, ended.err) == (0, "")
+    assert len(ended.out.splitlines()) == 1
+    assert json.loads(ended.out) == {
+        "study": "toy",
+        "cells": {"total": 4, "done": 2, "failed": 1, "missing": 1},
+        "search": {"total": 0, "done": 0, "failed": 0},
+    }
+
+
+def test_status_names_what_failed(sweep: Sweep, toy: Path) -> None:
+    ended = sweep("status", toy)
+    first, failed = ended.out.splitlines()
+    assert first == "toy: 2 of 4 cells done, 1 failed, 1 missing"
+    assert "none checkerboard-16 fold 0 seed 0" in failed
+    assert failed.endswith("RuntimeError: the worker died")
+
+
+def test_status_of_a_study_that_never_ran(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
+    ended = sweep("status", toy, "--set", f"storage={tmp_path / 'nowhere'}")
+    assert ended.out == "toy: 0 of 4 cells done, 0 failed, 4 missing\n"
+    assert not (tmp_path / "nowhere").exists()  # asking makes nothing
+
+
+def test_plan_tells_what_is_to_come(sweep: Sweep, toy: Path) -> None:
+    ended = sweep("plan", toy)
+    assert (ended.status, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert lines[0] == "toy: 2 arms, 4 cells, 1 to run"
+    assert "panel.parquet: 12 sites x 40 days" in lines[1]
+    assert "  arm     none: 2 cells, 1 done" in lines
+    assert "  arm     latlon: 2 cells, 1 done" in lines
+    assert "  split   checkerboard-16: folds 0" in lines
+    assert "CPU hours" in lines[-1]
+    assert "median of 2 done" in lines[-1]
+
+
+def test_plan_as_json(sweep: Sweep, toy: Path) -> None:
+    plan = json.loads(sweep("plan", toy, "--json").out)
+    assert plan["arms"] == {"none": {"cells": 2, "done": 1}, "latlon": {"cells": 2, "done": 1}}
+    assert plan["splits"] == {"random": [0], "checkerboard-16": [0]}
+    assert plan["seeds"] == [0]
+    assert plan["cells"] == {"total": 4, "done": 2, "failed": 1, "missing": 1}
+    assert plan["cpu_hours_left"] >= 0
+    fresh = json.loads(sweep("plan", toy, "--json", "--set", "model.width=8").out)
+    assert fresh["cells"]["missing"] == 4
+    assert fresh["cpu_hours_left"] is fresh["disk_mb_left"] is None  # nothing to judge by is no zero
+
+
+def test_more_levels_only_add_cells(sweep: Sweep, toy: Path) -> None:
+    more = json.loads(sweep("status", toy, "--json", "--set", "design.seed=[0, 1]").out)
+    assert more["cells"] == {"total": 8, "done": 2, "failed": 1, "missing": 5}
+    other = json.loads(sweep("status", toy, "--json", "--set", "window=14").out)
+    assert other["cells"] == {"total": 4, "done": 0, "failed": 0, "missing": 4}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_export_has_a_row_for_each_cell(sweep: Sweep, toy: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"cells.{suffix}"
+    ended = sweep("export", toy, out)
+    assert (ended.status, ended.out) == (0, f"{out}: 4 cells, 2 done\n")
+    frame = pd.read_csv(out) if suffix == "csv" else pd.read_parquet(out)
+    named = [
+        "key",
+        "variant",
+        "fusion",
+        "split",
+        "regime",
+        "fold",
+        "seed",
+        "state",
+        "n_train",
+        "n_val",
+        "n_test",
+    ]
+    assert list(frame.columns)[: len(named)] == named
+    metrics = [f"{part}_{name}" for part in ("test", "wr") for name in ("rmse", "r2", "mae", "mbe")]
+    assert {*metrics} <= {*frame.columns}
+    assert frame["state"].tolist() == ["done", "done", "failed", "missing"]
+    assert frame["variant"].tolist() == ["none", "latlon"] * 2
+    assert frame["split"].tolist() == ["random"] * 2 + ["checkerboard-16"] * 2
+    assert frame.loc[:1, ["test_rmse", "test_r2", "n_test"]].notna().all(axis=None)
+    assert frame.loc[2:, [*metrics, "n_train", "n_test", "seconds"]].isna().all(axis=None)
+    assert frame.loc[2, "error"] == "RuntimeError: the worker died"
+    toy_study = study.load(str(toy))
+    record = Store(toy_study.storage, "toy").record(frame.loc[0, "key"])
+    assert record is not None
+    assert frame.loc[0, "test_rmse"] == pytest.approx(record["metrics"]["test_rmse"], rel=1e-12)
+
+
+def test_report_writes_its_files(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "report"
+    ended = sweep("report", toy, "-o", out)
+    assert (ended.status, ended.err) == (0, "")
+    written = {path.name for path in out.iterdir()}
+    assert {"report.md", "cells.csv", "comparison.csv", "index.html"} <= written
+    assert {*ended.out.splitlines()} == {str(out / name) for name in written}
+    assert pd.read_csv(out / "cells.csv")["state"].tolist() == ["done", "done", "failed", "missing"]
+
+
+def test_retry_forgets_failed_cells_and_no_others(sweep: Sweep, toy: Path) -> None:
+    cells = toy.parent / "results" / "toy" / "cells"
+    before = tree(cells)
+    ended = sweep("retry", toy)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.startswith("1 failed cells will run again")
+    (forgotten,) = before.keys() - tree(cells).keys()
+    assert forgotten.endswith("result.json")
+    assert tree(cells).items() <= before.items()
+    counts = json.loads(sweep("status", toy, "--json").out)["cells"]
+    assert counts == {"total": 4, "done": 2, "failed": 0, "missing": 2}
+    assert sweep("retry", toy).out.startswith("0 failed cells")
+
+
+# A run, with toys in the places of Ray and MLflow
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Cells run in this process, one by one; handed out is the list of the keys that MLflow heard of."""
+    heard: list[str] = []
+
+    def run(cells: dict[str, Any], panel: Any, store: Store, resources: Any, observer: Any, **_: Any) -> None:
+        for key, cell in cells.items():
+            observer.started(key)
+            observer.ended(key, work.run_and_record(cell, key, panel, store)["state"])
+
+    class Writer:
+        behind = ""
+
+        def __init__(self, store: Store, uri: str | None, recorded: Any) -> None:
+            self.add = heard.append
+
+        def close(self) -> None:
+            """Nothing to wait for."""
+
+        def describe(self, markdown: str) -> None:
+            assert "RMSE" in markdown
+
+    for name, toy in (("runner", SimpleNamespace(run=run)), ("tracking", SimpleNamespace(Writer=Writer))):
+        monkeypatch.setitem(sys.modules, f"sweeps.{name}", toy)
+        monkeypatch.setattr(sweeps, name, toy, raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield heard
+    torch.set_num_threads(threads)
+
+
+def test_a_run_does_what_is_missing_and_nothing_else(sweep: Sweep, toy: Path, here: list[str]) -> None:
+    before = tree(toy.parent)
+    ended = sweep("run", toy)
+    assert ended.status == 1  # the cell that had failed is still a failure
+    assert ended.err.splitlines()[-1] == "sweep: 1 cells failed, the first with RuntimeError: the worker died"
+    assert "3 of 4 cells done, 1 failed, 0 missing" in ended.out
+    assert len(here) == 1
+    after = tree(toy.parent)
+    assert before.items() <= after.items()
+    assert {Path(name).parent.name for name in after.keys() - before.keys()} == {*here}
+    assert sweep("run", toy).status == 1
+    assert len(here) == 1
+    assert tree(toy.parent) == after
+    sweep("retry", toy)
+    ended = sweep("run", toy)
+    assert ended.status == 0
+    assert "4 of 4 cells done, 0 failed, 0 missing" in ended.out
+    assert len(here) == 2
+
+
+def test_a_limit_is_kept_and_missing_cells_are_no_failure(sweep: Sweep, toy: Path, here: list[str]) -> None:
+    fresh = ["--set", "storage=" + str(toy.parent / "fresh")]
+    ended = sweep("run", toy, "--limit", "1", *fresh)
+    assert (ended.status, len(here)) == (0, 1)
+    assert "1 of 4 cells done, 0 failed, 3 missing" in ended.out
+    assert "4 cells, 0 recorded, 1 to run" in ended.err
+
+
+def test_a_failing_cell_is_exit_1_and_a_result(sweep: Sweep, toy: Path, here: list[str]) -> None:
+    ended = sweep("run", toy, "--set", "train.learning_rate=1e30", "--set", "design.variant=none")
+    assert ended.status == 1
+    assert "0 of 2 cells done, 2 failed, 0 missing" in ended.out
+    assert ended.err.splitlines()[-1].startswith("sweep: 2 cells failed, the first with Diverged: ")
+    assert "Traceback" not in ended.err
+
+
+def test_an_interrupt_is_130_and_loses_nothing(
+    sweep: Sweep, toy: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(toy.parent)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["sweeps.runner"], "run", interrupt)
+    ended = sweep("run", toy)
+    assert ended.status == 130
+    assert ended.err.splitlines()[-1].startswith("sweep: interrupted; the same command goes on")
+    assert tree(toy.parent) == before
+
+
+# Bad studies
+
+
+@pytest.mark.parametrize("command", ON_A_STUDY)
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("modle.width=8", "modle: unknown key; did you mean model?"),
+        ("model.widht=8", "model.widht: unknown key; did you mean model.width?"),
+        ("design.seed=-1", "design.seed.0: "),
+        ("design.split={kind: random, fold: 5}", "fold 5 does not exist: random has folds 0 to 4"),
+        ("train.learning_rate=.inf", "train.learning_rate: input should be a finite number"),
+        ("data.channels=[elev]", "elev: channel is missing from the table; set data.channels"),
+        ("data.table=nowhere.parquet", "nowhere.parquet: no such table"),
+        ("storage=foo://bar", "storage: foo://bar cannot be opened"),
+    ],
+)
+def test_a_bad_study_is_refused_and_touches_nothing(
+    sweep: Sweep, toy: Path, tmp_path: Path, command: str, override: str, said: str
+) -> None:
+    before = tree(tmp_path)
+    check_refused(sweep(*arguments(command, toy, tmp_path, override)), said)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ON_A_STUDY)
+def test_an_unknown_study_is_refused(sweep: Sweep, tmp_path: Path, command: str) -> None:
+    check_refused(sweep(*arguments(command, "demoo", tmp_path)), "demoo: no such study", "did you mean demo?")
+    check_refused(sweep(*arguments(command, "quick", tmp_path)), "--set data.table=PANEL.parquet")
+    assert tree(tmp_path) == {}
+
+
+# Bad tables
+
+
+Frame = pd.DataFrame
+
+
+def at(frame: Frame, row: int, column: str, value: Any) -> Frame:
+    """The table with another value in one row, counted from 1."""
+    frame = frame.copy()
+    frame.loc[row - 1, column] = value
+    return frame
+
+
+BAD_TABLES: dict[str, tuple[Callable[[Frame], Frame], str]] = {
+    "no lat": (lambda f: f.drop(columns="lat"), "lat: column is missing"),
+    "no target": (lambda f: f.drop(columns="pm25"), "pm25: column is missing"),
+    "duplicates": (
+        lambda f: pd.concat([f, f.iloc[:3]]),
+        "site_id, date: 3 duplicate site-days, the first S00000 2021-01-01 (row 481, 482, 483)",
+    ),
+    "swapped": (lambda f: f.rename(columns={"lat": "lon", "lon": "lat"}), "look swapped"),
+    "lat out of range": (lambda f: f.assign(lat=95.0), "lat: 95 is out of range"),
+    "lon from 0 to 360": (lambda f: f.assign(lon=f["lon"] + 360), "is out of range"),
+    "a site that moves": (lambda f: at(f, 6, "lat", 40.5), "lat, lon: site S00000 moves (row 6)"),
+    "no lat in a row": (lambda f: at(f, 6, "lat", np.nan), "lat: empty (row 6)"),
+    "no target at all": (lambda f: f.assign(pm25=np.nan), "pm25: all values are null"),
+    "text": (
+        lambda f: at(f.astype({"elev_m": "str"}), 8, "elev_m", "high"),
+        "elev_m: text 'high' in a numeric channel (row 8)",
+    ),
+    "infinite": (lambda f: at(f, 3, "crn_rh_avg", np.inf), "crn_rh_avg: infinite (row 3)"),
+    "20 days": (lambda f: f[f["date"] < "2021-01-21"], "date: only 20 days; a window needs at least 21"),
+    "no rows": (lambda f: f.iloc[:0], "the table has no rows"),
+    "no date": (lambda f: f.assign(date="soon"), "date: not a date"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_tables(table: Frame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    for name, (spoil, _) in BAD_TABLES.items():
+        spoil(table).to_parquet(folder / f"{name}.parquet", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "run", "export"])
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_a_bad_table_is_refused_and_touches_nothing(
+    sweep: Sweep, toy: Path, tmp_path: Path, bad_tables: Path, name: str, command: str
+) -> None:
+    bad = bad_tables / f"{name}.parquet"
+    before = tree(tmp_path)
+    ended = sweep(*arguments(command, toy, tmp_path, f"data.table={bad}"))
+    check_refused(ended, f"{bad}: ", BAD_TABLES[name][1])
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_check_names_every_problem(sweep: Sweep, bad_tables: Path, name: str) -> None:
+    ended = sweep("data", "check", bad_tables / f"{name}.parquet")
+    assert ended.status == 2
+    assert ended.err.startswith("problem: ")
+    assert BAD_TABLES[name][1] in ended.err
+    assert "no problem found" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.parquet", "cut"),
+        ("words.parquet", b"these are words, and no table"),
+        ("empty.parquet", b""),
+        ("damaged.parquet", "damaged"),
+        ("empty.csv", b""),
+        ("ragged.csv", b"site_id,date\n1,2,3\n"),
+        ("latin.csv", b"site_id,\xff\n1,2\n"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "run", "check"])
+def test_a_corrupt_table_is_refused(
+    sweep: Sweep, toy: Path, tmp_path: Path, command: str, name: str, content: bytes | str
+) -> None:
+    if isinstance(content, str):
+        good = (toy.parent / "panel.parquet").read_bytes()
+        content = good[: len(good) // 2] if content == "cut" else good[:300] + bytes(600) + good[900:]
+    bad = tmp_path / name
+    bad.write_bytes(content)
+    before = tree(tmp_path)
+    if command == "check":
+        ended = sweep("data", "check", bad)
+    else:
+        ended = sweep(command, toy, "--set", f"data.table={bad}")
+    check_refused(ended, f"{bad}: cannot be read as {bad.suffix[1:]}")
+    assert tree(tmp_path) == before
+
+
+# Bad places
+
+
+@pytest.mark.parametrize(
+    "place", ["{folder}/file", "{folder}/file/below", "/proc/results", "file:///proc/results"]
+)
+def test_a_run_without_a_place_for_results_is_refused(
+    sweep: Sweep, toy: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    place = place.format(folder=tmp_path)
+    before = tree(tmp_path)
+    ended = sweep("run", toy, "--set", f"storage={place}")
+    check_refused(ended, f"storage: {place} cannot be written", "--set storage=FOLDER")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "retry", "export", "report"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_is_no_empty_store(sweep: Sweep, toy: Path, tmp_path: Path, command: str, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    before = tree(tmp_path)
+    ended = sweep(*arguments(command, toy, tmp_path, f"storage={tmp_path / place}"))
+    check_refused(ended, f"storage: {tmp_path / place} cannot be read")
+    assert tree(tmp_path) == before
+
+
+def test_a_broken_record_is_named_and_kept(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
+    broken = sorted((toy.parent / "results").rglob("result.json"))[0]
+    broken.write_text(broken.read_text()[:100])
+    before = tree(tmp_path)
+    for command in ON_A_STUDY:
+        check_refused(sweep(*arguments(command, toy, tmp_path)), f"{broken}: not a cell's record")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["cells.xlsx", "cells", "cells.csv.gz"])
+def test_export_knows_two_formats(sweep: Sweep, toy: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    out.write_text("mine")
+    check_refused(sweep("export", toy, out), f"{out}: no format has suffix", "name it .parquet or .csv")
+    assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["missing/cells.csv", "missing/cells.parquet", "file/cells.csv"])
+def test_export_to_no_place(sweep: Sweep, toy: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    before = tree(tmp_path)
+    check_refused(sweep("export", toy, tmp_path / out), f"{tmp_path / out}: cannot be written")
+    assert tree(tmp_path) == before
+
+
+def test_report_to_no_place(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "report"
+    check_refused(sweep("report", toy, "-o", out), f"{out}: cannot be written", "give another folder with -o")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_keeps_the_old_export(
+    sweep: Sweep, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "cells.csv"
+    assert sweep("export", toy, out).status == 0
+    before = tree(tmp_path)
+
+    def full(frame: Frame, path: Path, **_: Any) -> None:
+        path.write_text("key,")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    check_refused(sweep("export", toy, out), f"{out}: cannot be written (No space left on device)")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["status", "demo", "--bogus"],
+        ["bogus"],
+        ["run", "demo", "--limit", "0"],
+        ["export", "demo"],
+        ["data", "synth", "x.parquet", "--seed", "-1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_2(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = sweep(*words)
+    assert (ended.status, ended.out) == (2, "")
+    assert "Error: " in ended.err
+    assert "Traceback" not in ended.err
+    assert tree(tmp_path) == {}
+
+
+# Data
+
+
+def test_synth_writes_the_panel(sweep: Sweep, tmp_path: Path) -> None:
+    out = tmp_path / "panel.parquet"
+    ended = sweep("data", "synth", out, "--sites", "9", "--days", "25", "--seed", "3")
+    frame = synth.synthesize(sites=9, days=25, seed=3)
+    observed = int(frame["pm25"].notna().sum())
+    assert ended.out == f"{out}: 9 sites, 25 days, {observed} observed\n"
+    pd.testing.assert_frame_equal(pd.read_parquet(out), frame, check_dtype=False)
+    assert [*tree(tmp_path)] == ["panel.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("panel.csv", [], "a panel is written as Parquet; name it panel.parquet"),
+        ("panel.parquet", ["--sites", "7"], "sites 7: too few"),
+        ("panel.parquet", ["--days", "20"], "days 20: shorter than one 21-day window"),
+        ("missing/panel.parquet", ["--sites", "8", "--days", "21"], "cannot be written"),
+    ],
+)
+def test_synth_refuses(sweep: Sweep, tmp_path: Path, name: str, options: list[str], said: str) -> None:
+    if (tmp_path / name).parent.is_dir():
+        (tmp_path / name).write_text("mine")
+    before = tree(tmp_path)
+    check_refused(sweep("data", "synth", tmp_path / name, *options), said)
+    assert tree(tmp_path) == before
+
+
+def test_check_of_a_good_table(sweep: Sweep, toy: Path) -> None:
+    table = toy.parent / "panel.parquet"
+    ended = sweep("data", "check", table)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines()[-1] == "no problem found"
+    content = json.loads(sweep("data", "check", table, "--json").out)
+    assert content["problems"] == []
+    assert (content["counts"]["sites"], content["counts"]["days"], content["counts"]["rows"]) == (12, 40, 480)
+
+
+def test_check_as_json_names_every_row(sweep: Sweep, bad_tables: Path) -> None:
+    ended = sweep("data", "check", bad_tables / "duplicates.parquet", "--json")
+    assert (ended.status, ended.err) == (2, "")
+    (problem,) = json.loads(ended.out)["problems"]
+    assert (problem["column"], problem["rows"]) == ("site_id, date", [481, 482, 483])
+
+
+def test_check_of_no_table(sweep: Sweep, tmp_path: Path) -> None:
+    check_refused(sweep("data", "check", tmp_path / "no.parquet"), "no.parquet: no such table")
+    check_refused(sweep("data", "check", tmp_path), "no such table")
+
+
+AQS = (
+    '"State Code","County Code","Site Num","Parameter Code","POC","Latitude","Longitude","Sample Duration",'
+    '"Date Local","Units of Measure","Event Type","Arithmetic Mean"\n'
+)
+
+
+def aqs_file(path: Path, days: int = 3) -> Path:
+    lines = [
+        f'"01","073","0023","88101",1,33.55,-86.81,"24 HOUR","2021-01-{day:02}",'
+        f'"Micrograms/cubic meter (LC)","None",{day}.5\n'
+        for day in range(1, days + 1)
+    ]
+    path.write_text(AQS + "".join(lines))
+    return path
+
+
+def test_aqs_builds_a_panel(sweep: Sweep, tmp_path: Path) -> None:
+    out = tmp_path / "panel.parquet"
+    ended = sweep("data", "aqs", aqs_file(tmp_path / "daily_88101_2021.csv"), "-o", out)
+    assert (ended.status, ended.out) == (0, f"{out}: 1 sites, 3 days, 3 observed\n")
+    frame = pd.read_parquet(out)
+    assert frame["site_id"].tolist() == ["01-073-0023"] * 3
+    assert frame["pm25"].tolist() == [1.5, 2.5, 3.5]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "data aqs: no files"),
+        (["missing.zip"], "missing.zip: no such file"),
+        (["--year", "2021"], "--year and --fetch go together"),
+        (["--fetch", "raw"], "--year and --fetch go together"),
+        (["words.csv"], "words.csv: no column 'State Code'"),
+        (["broken.zip"], "broken.zip: a damaged zip"),
+    ],
+)
+def test_aqs_refuses_and_keeps_the_old_panel(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.csv").write_text("no,table\n")
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 and then nothing")
+    (tmp_path / "panel.parquet").write_text("mine")
+    before = tree(tmp_path)
+    check_refused(sweep("data", "aqs", *words, "-o", "panel.parquet"), said)
+    assert tree(tmp_path) == before
+
+
+# The installed command
+
+
+def test_the_installed_command_ends_with_the_same_status(toy: Path) -> None:
+    command = Path(sys.executable).with_name("sweep")
+    if not command.is_file():
+        pytest.skip("the project is not installed in this environment")
+    ended = subprocess.run(
+        [str(command), "status", str(toy), "--set", "modle=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    check_refused(
+        Ended(ended.returncode, ended.stdout, ended.stderr), "modle: unknown key; did you mean model?"
+    )
