@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from pm25.cell import Cell
     from pm25.panel import Panel
+    from pm25.splits import Parts
     from sweeps.store import Record
     from sweeps.study import Study
     from sweeps.tracking import Writer
@@ -70,6 +72,16 @@ class _Opened:
         self.cells: dict[str, Cell] = self.study.keyed(self.panel)
         self.store: Store = Store(self.study.storage, self.study.study)
 
+    def parts(self) -> "dict[tuple[str, int], Parts]":
+        """The cut of every split and fold; raises InputError for one that leaves a part empty."""
+        from pm25 import splits
+
+        return {
+            (factor.split.label, fold): splits.cut(factor.split, fold, self.panel, self.study.window)
+            for factor in self.study.design.split
+            for fold in factor.folds
+        }
+
     def records(self) -> "dict[str, Record]":
         return self.store.records(self.cells)
 
@@ -98,7 +110,14 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     content: dict[str, Any] = {
         "study": opened.study.study,
         "arms": arms,
-        "splits": {f.split.label: list(f.folds) for f in opened.study.design.split},
+        "splits": [
+            {
+                "split": label,
+                "fold": fold,
+                **{name: len(part) for name, part in vars(parts).items() if part is not None},
+            }
+            for (label, fold), parts in opened.parts().items()
+        ],
         "seeds": list(opened.study.design.seed),
         "cells": _count(opened.cells, records),
         "cpu_hours_left": round(each * len(missing) * opened.study.resources.cpu / 3600, 3) if done else None,
@@ -111,8 +130,9 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(f"  data    {opened.panel.name}: {_size(opened.panel)}")
     for name, count in arms.items():
         click.echo(f"  arm     {name}: {count['cells']} cells, {count['done']} done")
-    for label, folds in content["splits"].items():
-        click.echo(f"  split   {label}: folds {', '.join(map(str, folds))}")
+    for line in content["splits"]:
+        sizes = ", ".join(f"{name} {n:,}" for name, n in line.items() if name not in ("split", "fold"))
+        click.echo(f"  split   {line['split']} fold {line['fold']}: {sizes} samples")
     click.echo(f"  seeds   {', '.join(map(str, content['seeds']))}")
     if missing and done:
         click.echo(
@@ -120,7 +140,8 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
             f"(median of {len(done)} done), {content['disk_mb_left']:g} MB"
         )
     elif missing:
-        click.echo("  to come no cell is done yet to judge the time by: try `sweep run --limit 1`")
+        first = _command("run", study, overrides)
+        click.echo(f"  to come no cell is done yet to judge the time by: try `{first} --limit 1`")
 
 
 @cli.command()
@@ -130,6 +151,7 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
 def run(study: str, overrides: tuple[str, ...], address: str | None, limit: int | None) -> int:
     """Train and record every cell that is missing; the same command resumes."""
     opened = _Opened(study, overrides)
+    opened.parts()
     opened.store.prepare()
     records = opened.records()
     missing = {key: cell for key, cell in opened.cells.items() if key not in records}
@@ -158,7 +180,7 @@ def run(study: str, overrides: tuple[str, ...], address: str | None, limit: int 
         )
     report.terminal(rows)
     count = _count(opened.cells, records)
-    click.echo(_counted(count))
+    click.echo(f"{_counted(count)}; `{_command('ui', study, overrides)}` shows MLflow")
     if count["failed"]:
         first = rows.loc[rows["state"] == "failed"].iloc[0]
         click.echo(f"sweep: {count['failed']} cells failed, the first with {first['error']}", err=True)
@@ -205,7 +227,7 @@ def retry(study: str, overrides: tuple[str, ...]) -> None:
     failed = [key for key, record in opened.records().items() if record["state"] == "failed"]
     for key in failed:
         opened.store.forget(key)
-    click.echo(f"{len(failed)} failed cells will run again with `sweep run {study}`")
+    click.echo(f"{len(failed)} failed cells will run again with `{_command('run', study, overrides)}`")
 
 
 @cli.command()
@@ -270,17 +292,18 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     import os
 
     from sweeps import study as studies
-    from sweeps.tracking import default_uri
+    from sweeps.store import Store
+    from sweeps.tracking import Tracker
 
-    opened = studies.load(study, overrides)
-    uri = opened.tracking or default_uri(opened.storage)
-    if uri.startswith("http"):
-        click.launch(uri)
-        return
-    os.execv(
-        sys.executable,
-        [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)],
-    )
+    declared = studies.load(study, overrides)
+    tracker = Tracker(Store(declared.storage, declared.study), declared.tracking)
+    served = tracker.uri.startswith("http")
+    # The parameter chooses the UI's face for model training; it opens the one for GenAI otherwise.
+    page = f"/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
+    click.echo((tracker.uri if served else f"http://127.0.0.1:{port}") + page)
+    if not served:
+        server = ["-m", "mlflow", "ui", "--backend-store-uri", tracker.uri, "--port", str(port)]
+        os.execv(sys.executable, [sys.executable, *server])
 
 
 @cli.command()
@@ -416,6 +439,11 @@ def write_file(out: Path, write: Callable[[Path], Any]) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def _command(name: str, study: str, overrides: tuple[str, ...]) -> str:
+    """What to type for another command on the same study."""
+    return shlex.join(["sweep", name, study, *(part for value in overrides for part in ("--set", value))])
 
 
 def _count(cells: "dict[str, Cell]", records: "dict[str, Record]") -> dict[str, int]:

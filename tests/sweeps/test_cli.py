@@ -185,7 +185,9 @@ def test_plan_tells_what_is_to_come(sweep: Sweep, toy: Path) -> None:
     assert "panel.parquet: 12 sites x 40 days" in lines[1]
     assert "  arm     none: 2 cells, 1 done" in lines
     assert "  arm     latlon: 2 cells, 1 done" in lines
-    assert "  split   checkerboard-16: folds 0" in lines
+    cut = [line for line in lines if line.startswith("  split   checkerboard-16 fold 0: train ")]
+    assert len(cut) == 1
+    assert "within" in cut[0]
     assert "CPU hours" in lines[-1]
     assert "median of 2 done" in lines[-1]
 
@@ -193,7 +195,11 @@ def test_plan_tells_what_is_to_come(sweep: Sweep, toy: Path) -> None:
 def test_plan_as_json(sweep: Sweep, toy: Path) -> None:
     plan = json.loads(sweep("plan", toy, "--json").out)
     assert plan["arms"] == {"none": {"cells": 2, "done": 1}, "latlon": {"cells": 2, "done": 1}}
-    assert plan["splits"] == {"random": [0], "checkerboard-16": [0]}
+    random, checkerboard = plan["splits"]
+    assert set(random) == {"split", "fold", "train", "validation", "test"}
+    assert set(checkerboard) == {*random, "within"}
+    samples = study.load(str(toy)).panel().samples(21)[0]
+    assert random["train"] + random["validation"] + random["test"] == len(samples)
     assert plan["seeds"] == [0]
     assert plan["cells"] == {"total": 4, "done": 2, "failed": 1, "missing": 1}
     assert plan["cpu_hours_left"] >= 0
@@ -374,6 +380,16 @@ def test_a_bad_study_is_refused_and_touches_nothing(
 ) -> None:
     before = tree(tmp_path)
     check_refused(sweep(*arguments(command, toy, tmp_path, override)), said)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_split_that_leaves_a_part_empty_is_refused(
+    sweep: Sweep, toy: Path, tmp_path: Path, command: str
+) -> None:
+    before = tree(tmp_path)
+    override = "design.split={kind: checkerboard, degrees: 100}"
+    check_refused(sweep(*arguments(command, toy, tmp_path, override)), "checkerboard-100 fold", "part empty")
     assert tree(tmp_path) == before
 
 

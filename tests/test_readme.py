@@ -1,0 +1,62 @@
+"""The README is true: its commands parse, its study loads, its tree is the tree."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from sweeps import study
+from sweeps.cli import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split(" # ")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("sweep ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_parses(line: str) -> None:
+    command: click.Command = cli
+    words = shlex.split(line)[1:]
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    command.make_context(line, words)  # a wrong option or a missing argument raises
+
+
+def test_there_are_commands_to_parse() -> None:
+    assert len(commands()) >= 8
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"`?make (\w+)`?", README))
+    assert {"demo", "test", "bench"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_study_loads(tmp_path: Path) -> None:
+    (text,) = blocks("yaml")
+    (tmp_path / "quick.yaml").write_text(text)
+    shown = study.load(str(tmp_path / "quick.yaml"))
+    shipped = study.load("quick", ["data.table=panel.parquet"])
+    assert shown.design == shipped.design
+    assert (shown.model, shown.train) == (shipped.model, shipped.train)
+
+
+def test_the_tree_is_the_tree() -> None:
+    tree = README.split("## The tree")[1]
+    for package in ("pm25", "sweeps"):
+        modules = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py", "__main__.py"}
+        assert modules <= set(re.findall(r"\w+\.py", tree))
+    named = set(re.findall(r"\w+\.py", tree))
+    assert named <= {path.name for package in ("pm25", "sweeps") for path in (ROOT / package).glob("*.py")}
