@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pm25.cell import TrainSettings
 from pm25.inputs import Windows
+from pm25.settings import TrainSettings
 
 SCORING_BATCH = 1024
 

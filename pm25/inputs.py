@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pm25.cell import ENCODERS, Variant
 from pm25.errors import InputError
 from pm25.panel import Panel
+from pm25.settings import ENCODERS, Variant
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pm25.cell import Fusion, ModelSettings
+from pm25.settings import Fusion, ModelSettings
 
 KERAS_LAYER_NORM_EPS = 1e-3
 

@@ -1,13 +1,65 @@
 """Which samples train, validate and test a cell, and what those parts share."""
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field, PositiveFloat
 
-from pm25.cell import CheckerboardSplit, RandomSplit, SpatialSplit
 from pm25.errors import InputError
 from pm25.geo import CONUS, great_circle_km, inside_conus
 from pm25.panel import Panel
+from pm25.settings import Seed, Settings, Share
+
+
+class RandomSplit(Settings):
+    """k-fold over samples: a test sample's site and neighbouring days stand in training too."""
+
+    regime: ClassVar = "WR"
+    kind: Literal["random"] = "random"
+    folds: int = Field(5, ge=2)
+    validation: Share = 0.1
+    seed: Seed = 0
+
+    @property
+    def label(self) -> str:
+        return "random"
+
+
+class SpatialSplit(Settings):
+    """k-fold over sites: a test site gave no sample to training, its neighbours did."""
+
+    regime: ClassVar = "WR"
+    kind: Literal["spatial"] = "spatial"
+    folds: int = Field(5, ge=2)
+    validation: Share = 0.1
+    seed: Seed = 0
+
+    @property
+    def label(self) -> str:
+        return "spatial"
+
+
+class CheckerboardSplit(Settings):
+    """Square cells of `degrees` in two colours: fold 0 or 1 is the colour held out (out of region).
+
+    `holdout` is the share of the training colour's sites kept back as the paired within-region test.
+    """
+
+    regime: ClassVar = "OoR"
+    folds: ClassVar[int] = 2
+    kind: Literal["checkerboard"] = "checkerboard"
+    degrees: PositiveFloat
+    holdout: Share = 0.2
+    validation: Share = 0.1
+    seed: Seed = 0
+
+    @property
+    def label(self) -> str:
+        return f"checkerboard-{self.degrees:g}"
+
+
+Split = Annotated[RandomSplit | SpatialSplit | CheckerboardSplit, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from pm25 import encoders, splits
-from pm25.cell import ENCODERS, Cell
+from pm25.cell import Cell
 from pm25.fit import Epoch, best_epoch, fit, predict
 from pm25.inputs import Inputs, Windows
 from pm25.metrics import scores
 from pm25.model import BiLSTMAttention, initialise
 from pm25.panel import Panel
+from pm25.settings import ENCODERS
 
 
 @dataclass(frozen=True)

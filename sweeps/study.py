@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
 
-from pm25.cell import ENCODERS, Cell, Fusion, ModelSettings, Seed, Settings, Split, TrainSettings, Variant
+from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.panel import Panel
+from pm25.settings import ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
+from pm25.splits import Split
 
 SHIPPED = resources.files("sweeps") / "studies"
 

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 import pm25
-from pm25.cell import ENCODERS, Cell
+from pm25.cell import Cell
 from pm25.panel import Panel
+from pm25.settings import ENCODERS
 from sweeps.store import Record, Store
 
 

@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 import pm25
-from pm25.cell import Cell, CheckerboardSplit, ModelSettings, RandomSplit, SpatialSplit, TrainSettings
+from pm25.cell import Cell
+from pm25.settings import ModelSettings, TrainSettings
+from pm25.splits import CheckerboardSplit, RandomSplit, SpatialSplit
 
 DATA, ENCODER = "d" * 32, "e" * 64
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from pm25.cell import ModelSettings
 from pm25.model import Attention, BiLSTMAttention, initialise
+from pm25.settings import ModelSettings
 
 SMALL = ModelSettings(width=6, depth=3, attention_units=5)
 

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pm25.cell import CheckerboardSplit, RandomSplit, SpatialSplit
 from pm25.errors import InputError
 from pm25.panel import Panel
-from pm25.splits import Parts, audit, checkerboard, cut
+from pm25.splits import CheckerboardSplit, Parts, RandomSplit, SpatialSplit, audit, checkerboard, cut
 
 WEST, SOUTH, EAST, NORTH = -124.706553, 25.120779, -66.979601, 49.383625
 KM_PER_DEGREE = 6371.0088 * np.pi / 180

@@ -12,13 +12,15 @@ from torch import nn
 
 import pm25
 from pm25 import encoders, splits, trial
-from pm25.cell import Cell, CheckerboardSplit, ModelSettings, RandomSplit, SpatialSplit, TrainSettings
+from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.fit import Diverged, Epoch, fit, predict
 from pm25.inputs import Inputs, Windows
 from pm25.metrics import scores
 from pm25.model import BiLSTMAttention, initialise
 from pm25.panel import Panel
+from pm25.settings import ModelSettings, TrainSettings
+from pm25.splits import CheckerboardSplit, RandomSplit, SpatialSplit
 from pm25.trial import Result
 
 SITES, DAYS, WINDOW = 12, 30, 5

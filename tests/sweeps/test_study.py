@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pm25.cell import Cell, CheckerboardSplit, RandomSplit
+from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.panel import CALENDAR, Panel
+from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps import study
 from sweeps.study import Study
 

@@ -13,8 +13,10 @@ import torch
 
 from pm25 import panel as panels
 from pm25 import synth, trial
-from pm25.cell import Cell, CheckerboardSplit, ModelSettings, RandomSplit, TrainSettings
+from pm25.cell import Cell
 from pm25.panel import Panel
+from pm25.settings import ModelSettings, TrainSettings
+from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps import results, work
 from sweeps.store import Record, Store
 
