@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 import pm25
+from pm25.neighbours import NeighbourSettings
+from pm25.protocol import Protocol
 from pm25.settings import ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
 from pm25.splits import Split
 
@@ -21,15 +23,30 @@ class Cell(Settings):
     seed: Seed
     window: PositiveInt = 21
     """Days of input; the target is the last day's."""
-    protocol: Literal["strict"] = "strict"
+    protocol: Protocol = "strict"
+    head: Literal["matched"] | None = None
+    """Gives variant none the layers of an encoder arm, fed one constant vector for every place."""
+    neighbours: NeighbourSettings | None = None
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
 
     @model_validator(mode="after")
     def _fields_mean_something(self) -> "Cell":
-        if (self.variant in ENCODERS) != (self.fusion is not None):
-            need = "needs" if self.variant in ENCODERS else "takes no"
-            raise ValueError(f"variant {self.variant} {need} fusion")
+        if self.head is not None and self.variant != "none":
+            raise ValueError(f"head {self.head} is for variant none, not {self.variant}")
+        fused = self.variant in ENCODERS or self.head is not None
+        if fused != (self.fusion is not None):
+            raise ValueError(f"variant {self.variant} {'needs' if fused else 'takes no'} fusion")
+        if self.neighbours is not None and self.split.kind == "temporal":
+            raise ValueError("neighbours: no training monitor reports on the days of a temporal split's test")
+        if self.model.projection is not None and not fused:
+            raise ValueError(
+                f"variant {self.variant} projects no embedding; model.projection is for encoder arms"
+            )
+        if self.protocol == "paper" and self.train.target is not None:
+            raise ValueError(
+                f"train.target {self.train.target}: protocol paper has a target scale of its own"
+            )
         if self.fold >= self.split.folds:
             raise ValueError(
                 f"fold {self.fold} does not exist: {self.split.label} has 0..{self.split.folds - 1}"
@@ -38,6 +55,7 @@ class Cell(Settings):
 
     @property
     def arm(self) -> tuple[str, str | None]:
+        """Variant and fusion; a fusion without an encoder is the matched head's."""
         return self.variant, self.fusion
 
     @property
@@ -48,12 +66,12 @@ class Cell(Settings):
     @property
     def label(self) -> str:
         """For people; the key is for machines."""
-        fusion = f"-{self.fusion}" if self.fusion else ""
-        return f"{self.variant}{fusion} {self.split.label} fold {self.fold} seed {self.seed}"
+        arm = "-".join(filter(None, (self.variant, self.head, self.fusion)))
+        return f"{arm} {self.split.label} fold {self.fold} seed {self.seed}"
 
     def resolved(self) -> dict[str, Any]:
         """The cell as plain JSON values; fields that mean nothing for it are absent."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return _meaningful(self)
 
     def key(self, data_fingerprint: str, encoder_fingerprint: str | None = None) -> str:
         """Name of this training's result: a hash of all that can change its numbers (20 hex digits)."""
@@ -62,3 +80,15 @@ class Cell(Settings):
             identity["encoder"] = encoder_fingerprint
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _meaningful(settings: Settings) -> dict[str, Any]:
+    """JSON values of all fields but those whose None is the default: no setting, no field."""
+    plain = settings.model_dump(mode="json")
+    for name, info in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            plain[name] = _meaningful(value)
+        elif value is None and info.default is None:
+            del plain[name]
+    return plain

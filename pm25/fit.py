@@ -34,8 +34,10 @@ def fit(
     settings: TrainSettings,
     generator: torch.Generator,
     on_epoch: Callable[[Epoch], None] | None = None,
+    *,
+    restore_best: bool = True,
 ) -> list[Epoch]:
-    """Train `model` in place and leave the weights of its best validation epoch in it.
+    """Train `model` in place and leave the weights of its best validation epoch in it, or of its last.
 
     Dropout draws from torch's default generator, which the caller seeds and restores; the order of the
     samples comes from `generator` (CPU). Losses are Huber means on the standardised target. Raises
@@ -47,9 +49,10 @@ def fit(
     optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate, eps=1e-7, fused=True)
     history: list[Epoch] = []
     best, best_weights, step = float("inf"), copy.deepcopy(model.state_dict()), 0
+    finite: float | None = None  # the last loss of the epoch before
     for number in range(1, settings.max_epochs + 1):
         model.train()
-        total = torch.zeros((), device=parameters[0].device)
+        first_step, losses = step, []
         for rows in torch.randperm(len(train), generator=generator).split(settings.batch_size):
             rate = settings.learning_rate * settings.decay ** (step // settings.decay_steps)
             optimiser.param_groups[0]["lr"] = rate
@@ -60,23 +63,40 @@ def fit(
             if settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             optimiser.step()
-            total += loss.detach() * len(rows)
+            losses.append(loss.detach())
             step += 1
-        validation_loss = float(loss_of(*map(torch.from_numpy, predict(model, validation))))
-        epoch = Epoch(number, float(total) / len(train), validation_loss, rate)
-        if not np.isfinite([epoch.train_loss, validation_loss]).all():
+        each = torch.stack(losses).cpu().double()
+        if not each.isfinite().all():
+            at = int((~each.isfinite()).nonzero()[0])
+            finite = float(each[at - 1]) if at else finite
+            last = "no step came before it" if finite is None else f"the last finite loss was {finite:.4g}"
+            bad = first_step + at
+            rate = settings.learning_rate * settings.decay ** (bad // settings.decay_steps)
             raise Diverged(
-                f"loss is {epoch.train_loss} in training and {validation_loss} in validation "
-                f"at epoch {number}; lower train.learning_rate"
+                f"training loss is {float(each[at])} at step {bad + 1} (epoch {number}, learning rate "
+                f"{rate:.3g}; {last}); lower train.learning_rate"
+            )
+        finite = float(each[-1])
+        validation_loss = float(loss_of(*map(torch.from_numpy, predict(model, validation))))
+        # Batches weigh as many as they hold; the last may be short.
+        sizes = torch.full_like(each, settings.batch_size)
+        sizes[-1] = len(train) - settings.batch_size * (len(each) - 1)
+        epoch = Epoch(number, float((each * sizes).sum()) / len(train), validation_loss, rate)
+        if not np.isfinite(validation_loss):
+            raise Diverged(
+                f"validation loss is {validation_loss} after step {step} (epoch {number}, learning rate "
+                f"{rate:.3g}; the training loss was {epoch.train_loss:.4g}); lower train.learning_rate"
             )
         history.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch)
         if validation_loss < best:
-            best, best_weights = validation_loss, copy.deepcopy(model.state_dict())
+            best = validation_loss
+            best_weights = copy.deepcopy(model.state_dict()) if restore_best else {}
         elif number - best_epoch(history) >= settings.patience:
             break
-    model.load_state_dict(best_weights)
+    if restore_best:
+        model.load_state_dict(best_weights)
     return history
 
 

@@ -1,5 +1,7 @@
 """What the network is fed: windows gathered from the scaled panel when they are needed."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 
 from pm25.errors import InputError
 from pm25.panel import Panel
-from pm25.settings import ENCODERS, Variant
+from pm25.settings import Variant
 
 
 @dataclass(frozen=True)
@@ -44,54 +46,93 @@ class Scaler:
 class Inputs:
     """The scaled panel on one device.
 
-    `train (n,)` are the flat indices of the samples that the scalers are fitted on: channels over every
-    day of every training window, place channels and the target over the training samples.
-    `embedding (sites, d)` is needed by the encoder variants and refused by the others.
+    `fitted (n,)` are the flat indices of the samples that the scalers are fitted on: channels over every
+    day of every one of their windows, place channels over the samples. `embedding` is (sites, d), or
+    (sites, 12, d) where it changes with the month. `more` are further channels, (sites, days, m).
     """
 
     def __init__(
         self,
         panel: Panel,
-        train: np.ndarray,
+        fitted: np.ndarray,
         window: int,
         variant: Variant,
-        embedding: np.ndarray | None,
         device: torch.device,
+        *,
+        embedding: np.ndarray | None = None,
+        more: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        if (variant in ENCODERS) != (embedding is not None):
-            raise ValueError(f"variant {variant} with{'' if embedding is not None else 'out'} an embedding")
-        sites, days, channels = panel.features.shape
+        sites, days = panel.target.shape
         self.days, self.device = days, device
-        values = panel.features.reshape(sites * days, channels)
-        scaler = Scaler.fit(values, _days_in_windows(train, sites, days, window))
-        empty = [name for name, mean in zip(panel.channels, scaler.mean, strict=True) if np.isnan(mean)]
+        self.channels = (*panel.channels, *(more or {}))
+        added = [channel[:, :, None] for channel in (more or {}).values()]
+        features = np.concatenate([panel.features, *added], axis=2) if added else panel.features
+        values = features.reshape(sites * days, -1)
+        scaler = Scaler.fit(values, _days_in_windows(fitted, sites, days, window))
+        empty = [name for name, mean in zip(self.channels, scaler.mean, strict=True) if np.isnan(mean)]
         if empty:
-            raise InputError(
-                f"{panel.name}: channel {empty[0]} has no value in any training window; "
-                "leave it out of data.channels"
-            )
+            mend = "leave it out of data.channels"
+            if empty[0] not in panel.channels:
+                mend = "training monitors have no neighbours; leave neighbours out, or let nearer ones count"
+            raise InputError(f"{panel.name}: channel {empty[0]} has no value in any training window; {mend}")
         self._features = torch.from_numpy(scaler.scale(values)).to(device)
         self._offsets = torch.arange(1 - window, 1, device=device)
-        per_site = np.bincount(train // days, minlength=sites)
+        per_site = np.bincount(fitted // days, minlength=sites)
         place = _place_channels(panel, variant)
         self._place = None
         if place is not None:
             self._place = torch.from_numpy(Scaler.fit(place, per_site).scale(place)).to(device)
-        self._embedding = None
+        self._embedding = self._month = None
+        self.embedding_dim = 0
         if embedding is not None:
+            self.embedding_dim = embedding.shape[-1]
             self._embedding = torch.from_numpy(np.array(embedding, np.float32)).to(device)
-        self.channels = channels + (0 if self._place is None else self._place.shape[1])
-        self.embedding_dim = 0 if self._embedding is None else self._embedding.shape[1]
+            if embedding.ndim == 3:
+                month = panel.dates.astype("datetime64[M]").astype(int) % 12
+                self._month = torch.from_numpy(month).to(device)
+        self.width = len(self.channels) + (0 if self._place is None else self._place.shape[1])
+
+    @property
+    def permutable(self) -> list[str]:
+        """Names that `permuted` takes."""
+        place = ["place"] if self._place is not None else []
+        return [*self.channels, *place, *(["embedding"] if self._embedding is not None else [])]
+
+    @contextmanager
+    def permuted(self, what: str, source: np.ndarray, shift: int) -> Iterator[None]:
+        """While it lasts, each site has `what` of site `source[site]`; a channel also `shift` days late."""
+        sites = torch.from_numpy(source).to(self.device)
+        if what in ("place", "embedding"):
+            name = f"_{what}"
+            kept = getattr(self, name)
+            setattr(self, name, kept[sites])
+            try:
+                yield
+            finally:
+                setattr(self, name, kept)
+        else:
+            at = self.channels.index(what)
+            series = self._features[:, at].view(-1, self.days)
+            kept = series.clone()
+            series.copy_(kept[sites].roll(shift, dims=1))
+            try:
+                yield
+            finally:
+                series.copy_(kept)
 
     def batch(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Window (B, T, channels) and embedding (B, d) or None of the samples `flat (B,)`."""
+        """Window (B, T, width) and embedding (B, d) or None of the samples `flat (B,)`."""
         rows = flat[:, None] + self._offsets
         window = self._features.index_select(0, rows.flatten()).view(*rows.shape, -1)
         site = flat // self.days
         if self._place is not None:
             place = self._place.index_select(0, site)[:, None].expand(-1, rows.shape[1], -1)
             window = torch.cat([window, place], dim=2)
-        return window, None if self._embedding is None else self._embedding.index_select(0, site)
+        if self._embedding is None:
+            return window, None
+        if self._month is not None:
+            return window, self._embedding[site, self._month[flat % self.days]]
+        return window, self._embedding.index_select(0, site)
 
 
 class Windows:

@@ -1,7 +1,7 @@
 """The panel: a table of daily PM2.5 with covariates as arrays over site, day and channel."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,8 @@ class Panel:
     channels: tuple[str, ...]
     name: str
     """What to call the data before people: a file name."""
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By column name (sites,) str: the group of each site, of the columns that a split asks for."""
     fingerprint: str = field(init=False)
     """Of the content: the same table in another row order or file format has the same one."""
 
@@ -55,6 +57,16 @@ class Panel:
         digest.update(repr(names).encode())
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
+    def fingerprint_by(self, group: str | None) -> str:
+        """Of the content and of one group column: what a split by that column depends on.
+
+        A group is no part of `fingerprint`, so that a new split by a group renames no other cell.
+        """
+        if group is None:
+            return self.fingerprint
+        groups = repr((group, self.groups[group].tolist())).encode()
+        return hashlib.blake2b(self.fingerprint.encode() + groups, digest_size=16).hexdigest()
+
     @property
     def observed(self) -> int:
         """Site-days with a target."""
@@ -66,17 +78,22 @@ class Panel:
         return site.astype(np.int32), (day + window - 1).astype(np.int32)
 
 
-def read(path: Path, channels: Sequence[str] | None = None) -> Panel:
+def read(path: Path, channels: Sequence[str] | None = None, groups: Sequence[str] = ()) -> Panel:
     """Read a Parquet or CSV table with one row per site and day.
 
     `channels` names the columns to feed to the model, in order; None takes every numeric column beside
-    the required ones, then the calendar. Raises InputError for the first problem that `check` finds.
+    the required ones, then the calendar. `groups` names the columns that group sites, such as their state:
+    they are read as text, and none is a channel unless `channels` names it. Raises InputError for the first
+    problem that `check` finds.
     """
-    return from_table(read_table(path, channels), str(path), channels)
+    return from_table(read_table(path, channels, groups), str(path), channels, groups)
 
 
-def read_table(path: Path, channels: Sequence[str] | None = None) -> pa.Table:
-    """The table as it stands, or only what `channels` needs of it; InputError when it cannot be read."""
+def read_table(path: Path, channels: Sequence[str] | None = None, groups: Sequence[str] = ()) -> pa.Table:
+    """The table as it stands, or only what `channels` and `groups` need of it.
+
+    Raises InputError when it cannot be read.
+    """
     if not path.is_file():
         raise InputError(
             f"{path}: no such table; give a Parquet or CSV file with columns {', '.join(REQUIRED)}"
@@ -84,13 +101,14 @@ def read_table(path: Path, channels: Sequence[str] | None = None) -> pa.Table:
     try:
         if path.suffix == ".csv":
             # A site_id keeps its leading zeros; an empty cell is missing in a column of text too.
-            text = pyarrow.csv.ConvertOptions(column_types={"site_id": pa.string()}, strings_can_be_null=True)
+            kinds = dict.fromkeys(["site_id", *(c for c in groups if c not in REQUIRED)], pa.string())
+            text = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
             table = pyarrow.csv.read_csv(path, convert_options=text)
             return table.rename_columns(table.column_names)  # which fails here if they are no UTF-8
         columns = None
         if channels is not None:
             present = set(pyarrow.parquet.read_schema(path).names)
-            needed = {*REQUIRED, *channels} - (set(CALENDAR) - present)
+            needed = {*REQUIRED, *channels, *groups} - (set(CALENDAR) - present)
             columns = list(needed) if needed <= present else None  # all of them, to say what there is
         return pyarrow.parquet.read_table(path, columns=columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -128,14 +146,16 @@ class Check:
     counts: dict[str, int | float | str]
 
 
-def channels_of(table: pa.Table) -> list[str]:
-    """The default channels: every numeric column that is no place, date, target or identifier."""
-    taken = {*REQUIRED, "param", "county_fips"}
+def channels_of(table: pa.Table, groups: Sequence[str] = ()) -> list[str]:
+    """The default channels: every numeric column that is no place, date, target, identifier or group."""
+    taken = {*REQUIRED, "param", "county_fips", *groups}
     numeric = [f.name for f in table.schema if f.name not in taken and _is_numeric(f.type)]
     return numeric + [name for name in CALENDAR if name not in numeric]
 
 
-def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> Check:
+def check(
+    table: pa.Table, name: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
+) -> Check:
     """Find every problem of `table`. Without `channels`, every column is looked at as a possible one."""
     problems: list[Problem] = []
     notices: list[Problem] = []
@@ -157,7 +177,7 @@ def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> 
     if problems:
         return done()
 
-    problems += _check_numbers(table, channels, notices)
+    problems += _check_numbers(table, channels, groups, notices)
     for column in ("site_id", "date"):
         null = _rows(pc.is_null(table[column]))
         if len(null):
@@ -182,6 +202,7 @@ def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> 
         problems.append(
             Problem("lat, lon", f"site {who} moves", "give each place a site_id of its own", _rows(moved))
         )
+    problems += _check_groups(table, groups, code, sites)
     order = np.lexsort((np.arange(len(code)), day, code))
     again = np.zeros(len(code), bool)
     again[order[1:]] = (np.diff(code[order]) == 0) & (np.diff(day[order]) == 0)
@@ -230,15 +251,17 @@ def check(table: pa.Table, name: str, channels: Sequence[str] | None = None) -> 
     return done()
 
 
-def from_table(table: pa.Table, source: str, channels: Sequence[str] | None = None) -> Panel:
+def from_table(
+    table: pa.Table, source: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
+) -> Panel:
     """The arrays of a table. Raises InputError for the first problem that `check` finds; says `source`."""
     name = Path(source).name
-    found = check(table, name, channels)
+    found = check(table, name, channels, groups)
     if found.problems:
         more = len(found.problems) - 1
         rest = f" ({more} more: see `sweep data check {source}`)" if more else ""
         raise InputError(f"{source}: {found.problems[0]}{rest}")
-    channels = list(channels) if channels is not None else channels_of(table)
+    channels = list(channels) if channels is not None else channels_of(table, groups)
     code, sites = _site_codes(table)
     day = _days(table["date"])
     start, days = int(day.min()), int(day.max() - day.min()) + 1
@@ -254,14 +277,17 @@ def from_table(table: pa.Table, source: str, channels: Sequence[str] | None = No
             features[:, :, index] = _calendar(channel, dates)
     first = _first_of(code, len(sites))
     lat, lon = (_float(table[c])[first] for c in ("lat", "lon"))
-    return Panel(features, target, lat, lon, sites, dates, tuple(channels), name)
+    grouped = {column: _text(table[column].take(pa.array(first))) for column in groups}
+    return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped)
 
 
-def _check_numbers(table: pa.Table, channels: Sequence[str] | None, notices: list[Problem]) -> list[Problem]:
+def _check_numbers(
+    table: pa.Table, channels: Sequence[str] | None, groups: Sequence[str], notices: list[Problem]
+) -> list[Problem]:
     """Text, infinities and nulls where numbers must be."""
     problems = []
     if channels is None:
-        others = [c for c in table.column_names if c not in REQUIRED]
+        others = [c for c in table.column_names if c not in REQUIRED and c not in groups]
     else:
         others = [c for c in channels if c in table.column_names or c not in CALENDAR]
         for column in sorted({*channels} & {*REQUIRED}):
@@ -295,6 +321,32 @@ def _check_numbers(table: pa.Table, channels: Sequence[str] | None, notices: lis
             null = np.flatnonzero(np.isnan(_float(table[column]))) + 1
             if len(null):
                 problems.append(Problem(column, "empty", "every row needs its place in degrees", null))
+    return problems
+
+
+def _check_groups(
+    table: pa.Table, groups: Sequence[str], code: np.ndarray, sites: np.ndarray
+) -> list[Problem]:
+    """A group is a matter of the site: one value, on every row of it."""
+    problems = []
+    first = _first_of(code, len(sites))
+    for column in groups:
+        if column not in table.column_names:
+            has = ", ".join(table.column_names)
+            problems.append(Problem(column, "group column is missing from the table", f"it has {has}"))
+            continue
+        value = _text(table[column])
+        empty = value == ""
+        varies = (value != value[first][code]) & ~empty & ~empty[first][code]
+        if empty.any():
+            who = sites[code[empty][0]]
+            mend = "give every site its group, on each of its rows"
+            problems.append(Problem(column, f"empty for site {who}", mend, _rows(empty)))
+        if varies.any():
+            row = int(np.argmax(varies))
+            both = f"{str(value[first][code[row]])!r} and {str(value[row])!r}"
+            mend = "a group must be the same on all days of a site"
+            problems.append(Problem(column, f"site {sites[code[row]]} has both {both}", mend, _rows(varies)))
     return problems
 
 
@@ -345,6 +397,12 @@ def _rows(mask: np.ndarray | pa.ChunkedArray) -> np.ndarray:
 def _float(column: pa.ChunkedArray) -> np.ndarray:
     """float64 with NaN for null."""
     return pc.cast(column, pa.float64(), safe=False).to_numpy()
+
+
+def _text(column: pa.ChunkedArray) -> np.ndarray:
+    """str; empty for null."""
+    encoded = pc.dictionary_encode(pc.fill_null(pc.cast(column, pa.string()), "")).combine_chunks()
+    return np.array(encoded.dictionary.to_pylist(), dtype=str)[encoded.indices.to_numpy()]
 
 
 def _days(column: pa.ChunkedArray) -> np.ndarray:

@@ -4,13 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-Variant = Literal["none", "latlon", "sincos", "geoclip"]
-"""How the place is given: not at all, raw coordinates, their sines and cosines, or a frozen embedding."""
+Variant = Literal["none", "latlon", "sincos", "geoclip", "satclip", "table", "random", "shuffled"]
+"""How the place is given: not at all, raw coordinates, their sines and cosines, or a frozen embedding.
 
-Fusion = Literal["hadamard", "concat"]
-"""How a location embedding meets the attention output: element by element product, or concatenation."""
+`random` and `shuffled` are controls: a vector that names the place and says nothing else of it, and
+GeoCLIP's vectors dealt out to the wrong places.
+"""
 
-ENCODERS: frozenset[str] = frozenset({"geoclip"})
+Fusion = Literal["hadamard", "concat", "film", "gated"]
+"""How a location embedding meets the attention output: element by element product, concatenation,
+feature-wise linear modulation (Perez et al. 2018), or a learned gate (Arevalo et al. 2017)."""
+
+ENCODERS: frozenset[str] = frozenset({"geoclip", "satclip", "table", "random", "shuffled"})
 """The variants whose place is a frozen embedding; these alone have a fusion."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -32,6 +37,10 @@ class ModelSettings(Settings):
     attention_units: PositiveInt = 256
     """Units of the attention output, and of the dense layers around the fusion."""
     dropout: float = Field(0.2, ge=0, lt=1)
+    initialiser: Literal["torch"] | None = None
+    """Keras' initial weights; with torch, torch's own, and both of its biases trained."""
+    projection: Literal["norm_tanh"] | None = None
+    """The embedding goes through Dense(ReLU); with norm_tanh through LayerNorm and Dense(tanh), SatCLIP's."""
 
     @property
     def units(self) -> tuple[int, ...]:
@@ -48,6 +57,8 @@ class TrainSettings(Settings):
     max_epochs: PositiveInt = 100
     patience: PositiveInt = 30
     """Epochs without a lower validation loss before training stops; the best weights are kept."""
+    target: Literal["log1p"] | None = None
+    """The target is standardised; with log1p, after sign(y) log(1 + |y|), which tames the smoke tail."""
     huber_delta: PositiveFloat = 1.0
     """In standard deviations of the training target."""
     clip_norm: PositiveFloat | None = 1.0

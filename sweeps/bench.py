@@ -102,12 +102,12 @@ def _bare_loop(cell: Cell, panel: Panel, device: str) -> Callable[[], object]:
     from pm25 import splits
     from pm25.fit import SCORING_BATCH
     from pm25.inputs import Inputs
-    from pm25.model import BiLSTMAttention
+    from pm25.model import build
 
     parts = splits.cut(cell.split, cell.fold, panel, cell.window)
     train = parts.train[: cell.train.max_windows]
     validation = parts.validation[: cell.train.max_validation_windows]
-    inputs = Inputs(panel, train, cell.window, cell.variant, None, torch.device(device))
+    inputs = Inputs(panel, train, cell.window, cell.variant, torch.device(device))
     target = panel.target.reshape(-1)
 
     def gathered(flat: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +117,7 @@ def _bare_loop(cell: Cell, panel: Panel, device: str) -> Callable[[], object]:
     (x, y), scored = gathered(train), [gathered(validation)[0], gathered(parts.test)[0]]
 
     def loop() -> None:
-        model = BiLSTMAttention(inputs.channels, cell.model).to(device)
+        model = build(inputs.width, cell.model).to(device)
         optimiser = torch.optim.Adam(model.parameters(), lr=cell.train.learning_rate, fused=True)
         loss_of = nn.HuberLoss()
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sweeps.store import Record
     from sweeps.study import Study
     from sweeps.tracking import Writer
+    from sweeps.work import Embedded
 
 
 def main() -> None:
@@ -74,16 +75,28 @@ class _Opened:
 
     def parts(self) -> "dict[tuple[str, int], Parts]":
         """The cut of every split and fold; raises InputError for one that leaves a part empty."""
-        from pm25 import splits
+        from pm25 import protocol, splits
 
-        return {
+        cuts = {
             (factor.split.label, fold): splits.cut(factor.split, fold, self.panel, self.study.window)
             for factor in self.study.design.split
             for fold in factor.folds
         }
+        if self.study.protocol == "paper":
+            return {place: protocol.paper_parts(parts, self.panel) for place, parts in cuts.items()}
+        return cuts
 
     def records(self) -> "dict[str, Record]":
         return self.store.records(self.cells)
+
+    def embedded(self, cell: "Cell") -> "Embedded | None":
+        """The vectors that the cell's encoder gives the panel's places."""
+        from sweeps import work
+
+        if cell.encoder is None:
+            return None
+        options = self.study.encoder_options(cell.encoder)
+        return work.embed(cell.encoder, options, self.panel.lat, self.panel.lon, self.panel.site_id)
 
     def rows(self) -> "pd.DataFrame":
         from sweeps import results
@@ -102,7 +115,9 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     missing = [key for key in opened.cells if key not in records]
     arms: dict[str, dict[str, int]] = {}
     for key, cell in opened.cells.items():
-        count = arms.setdefault("-".join(filter(None, cell.arm)), {"cells": 0, "done": 0})
+        count = arms.setdefault(
+            "-".join(filter(None, (cell.variant, cell.head, cell.fusion))), {"cells": 0, "done": 0}
+        )
         count["cells"] += 1
         count["done"] += key in done
     seconds = sorted(records[key]["seconds"] for key in done)
@@ -197,7 +212,7 @@ def _train(todo: "dict[str, Cell]", opened: _Opened, view: "Writer", address: st
             super().ended(key, state)
 
     with Observer(len(todo)) as observer:
-        runner.run(todo, opened.panel, opened.store, opened.study.resources, observer, address=address)
+        runner.run(todo, opened.panel, opened.store, opened.study, observer, address=address)
 
 
 @cli.command()
@@ -282,6 +297,63 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
     rows = results.rows(opened.cells, records)
     tracker.describe(report.brief(rows, results.facts(opened.study, opened.panel, records)))
     click.echo(f"{written} runs written to {tracker.uri}")
+
+
+@cli.command()
+@study_argument
+@click.argument("key")
+@click.option("--repeats", type=click.IntRange(min=2), default=5, show_default=True)
+def importance(study: str, overrides: tuple[str, ...], key: str, repeats: int) -> None:
+    """Permutation importance of each channel, and of the embedding, for the cell KEY.
+
+    KEY may be its first digits.
+    """
+    import io
+
+    opened = _Opened(study, overrides)
+    found = [known for known in opened.cells if known.startswith(key)]
+    if len(found) != 1:
+        raise InputError(f"{key}: names {len(found)} cells of {study}; `sweep export` lists the keys")
+    weights = opened.store.read_file(found[0], "weights.pt")
+    if weights is None:
+        raise InputError(f"{found[0]}: no weights are stored; set keep_weights: true before the cell is run")
+    import torch
+
+    from pm25.importance import importance as permute
+
+    cell = opened.cells[found[0]]
+    embedded = opened.embedded(cell)
+    table = permute(
+        cell,
+        opened.panel,
+        torch.load(io.BytesIO(weights), weights_only=True),
+        embedding=embedded.vectors if embedded else None,
+        repeats=repeats,
+    )
+    click.echo(f"{cell.label}: RMSE without it, minus RMSE (ug/m3, mean and sd of {repeats} permutations)")
+    for row in table:
+        click.echo(f"  {row.what:24} {row.rmse_increase:+8.3f} ± {row.sd:.3f}")
+
+
+@cli.command()
+@study_argument
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N of them.")
+def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
+    """Run stored cells again, here, and compare every number and prediction; exit 1 if one differs."""
+    opened = _Opened(study, overrides)
+    done = [key for key, record in opened.records().items() if record["state"] == "done"]
+    if not done:
+        raise InputError(f"{study}: no cell is done, so there is nothing to verify; `sweep run` first")
+    step = max(1, len(done) // sample) if sample else 1
+    from sweeps import work
+
+    differing = 0
+    for key in done[::step][:sample]:
+        cell = opened.cells[key]
+        found = work.differences(cell, key, opened.panel, opened.store, embedded=opened.embedded(cell))
+        differing += bool(found)
+        click.echo(f"  {key} {cell.label}: {'differs in ' + ', '.join(found) if found else 'bitwise equal'}")
+    return int(bool(differing))
 
 
 @cli.command()
@@ -418,12 +490,44 @@ def aqs(
     _write_panel(builder.build(files, weather, max_station_km=max_station_km), out)
 
 
+@data.command()
+@click.argument("x", type=click.Path(path_type=Path))
+@click.argument("y", type=click.Path(path_type=Path))
+@click.option("--channels", help="Names of X's channels, comma-separated; the published 23 without.")
+@click.option("--dates", type=click.Path(path_type=Path), help="Last day of every sample, datetime64 (.npy).")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
+def npy(x: Path, y: Path, channels: str | None, dates: Path | None, out: Path) -> None:
+    """Rebuild the panel from the published arrays X (N, 21, C) and Y (N,)."""
+    from pm25 import published
+
+    named = channels.split(",") if channels else None
+    _write_panel(published.to_table(x, y, named, dates=dates), out)
+
+
+@data.command()
+@click.argument("vectors", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
+def embeddings(vectors: Path, out: Path) -> None:
+    """Make a table encoder's Parquet of a published embeddings file (N, 2 + d): lat, lon, vector."""
+    from pm25 import published
+
+    frame = published.embeddings(vectors)
+    _write_parquet(frame, out)
+    click.echo(
+        f"{out}: {len(frame):,} places, {frame.shape[1] - 2} dimensions; --set encoders.table.path={out}"
+    )
+
+
 def _write_panel(frame: "pd.DataFrame", out: Path) -> None:
-    if out.suffix != ".parquet":
-        raise InputError(f"{out}: a panel is written as Parquet; name it {out.with_suffix('.parquet').name}")
-    write_file(out, lambda part: frame.to_parquet(part, index=False))
+    _write_parquet(frame, out)
     observed, sites = int(frame["pm25"].notna().sum()), frame["site_id"].nunique()
     click.echo(f"{out}: {sites:,} sites, {frame['date'].nunique():,} days, {observed:,} observed")
+
+
+def _write_parquet(frame: "pd.DataFrame", out: Path) -> None:
+    if out.suffix != ".parquet":
+        raise InputError(f"{out}: it is written as Parquet; name it {out.with_suffix('.parquet').name}")
+    write_file(out, lambda part: frame.to_parquet(part, index=False))
 
 
 def write_file(out: Path, write: Callable[[Path], Any]) -> None:

@@ -21,7 +21,14 @@ from sweeps import tables
 
 # Okabe and Ito (2008): told apart with any colour vision. Markers differ as well, for print.
 _BLUE, _ORANGE, _INK, _GREY = "#0072B2", "#D55E00", "#222222", "#8a8a8a"
-_FOLD_STYLE = {0: ("o", _BLUE), 1: ("^", _ORANGE)}
+_FOLD_STYLES = [
+    ("o", _BLUE),
+    ("^", _ORANGE),
+    ("s", "#009E73"),
+    ("D", "#CC79A7"),
+    ("v", "#56B4E9"),
+    ("P", "#E69F00"),
+]
 _STYLE = {
     "svg.hashsalt": "pm25-sweeps",
     "svg.fonttype": "path",
@@ -66,7 +73,8 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> str | None:
             }
             y = mine["arm"].map({label: i for i, label in enumerate(arms)}) + mine["seed"].map(height)
             directed = mine["regime"].eq(tables.OOR).all()
-            for fold, (marker, colour) in _FOLD_STYLE.items() if directed else [(-1, ("o", _BLUE))]:
+            for fold in _folds(mine) if directed else [0]:
+                marker, colour = _fold_style(fold)
                 of_fold = mine["fold"].eq(fold) if directed else mine["fold"].notna()
                 ax.plot(value[of_fold], y[of_fold], marker, color=colour, ms=4, alpha=0.75, mec="none")
             for i, label in enumerate(arms):
@@ -102,9 +110,7 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> str | None:
             axes[place].set_visible(False)
         figure.supxlabel(tables.title(metric), fontsize=9)
         if any(regime == tables.OOR for regime, *_ in heads):
-            for (marker, colour), name in zip(_FOLD_STYLE.values(), ("colour 0", "colour 1"), strict=True):
-                axes.flat[0].plot([], [], marker, color=colour, ms=4, mec="none", label=f"{name} held out")
-            figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+            _fold_legend(figure, axes.flat[0], cells, "")
         return _svg(figure)
 
 
@@ -125,7 +131,8 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> str | None:
             mine = cells[cells["split"] == split]
             for i, label in enumerate(arms):
                 of_arm = mine[mine["arm"] == label]
-                for fold, (marker, colour) in _FOLD_STYLE.items():
+                for fold in _folds(of_arm):
+                    marker, colour = _fold_style(fold)
                     pairs = (
                         of_arm.loc[of_arm["fold"] == fold, [f"wr_{metric}", f"test_{metric}"]].to_numpy().T
                     )
@@ -148,9 +155,7 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> str | None:
             ax.set_xticks(range(len(arms)), [label.replace(" · ", "\n") for label in arms])
             ax.set_ylabel(tables.title(metric))
             _plain(ax, "y")
-        for (marker, colour), name in zip(_FOLD_STYLE.values(), ("colour 0", "colour 1"), strict=True):
-            axes.flat[0].plot([], [], f"{marker}-", color=colour, ms=4, label=f"{name} held out")
-        figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+        _fold_legend(figure, axes.flat[0], cells, "-")
         return _svg(figure)
 
 
@@ -230,6 +235,25 @@ def error_map(frame: pd.DataFrame, title: str, limits: tuple[float, float] | Non
 def _window(values: pd.Series, low: float, high: float) -> tuple[float, float]:
     """CONUS, or more where a site lies outside it: no site is cut off."""
     return (min(low, values.min() - 1), max(high, values.max() + 1)) if len(values) else (low, high)
+
+
+def _folds(cells: pd.DataFrame) -> list[int]:
+    return sorted(int(fold) for fold in cells["fold"].unique())
+
+
+def _fold_style(fold: int) -> tuple[str, str]:
+    """Marker and colour; they repeat where there are more regions than anyone tells apart."""
+    return _FOLD_STYLES[fold % len(_FOLD_STYLES)]
+
+
+def _fold_legend(figure: Figure, ax: Any, cells: pd.DataFrame, line: str) -> None:
+    outside = cells[cells["regime"] == tables.OOR]
+    boards = outside["split"].str.startswith("checkerboard").all()
+    word = tables.held_out("checkerboard" if boards else "", 0).split()[0]
+    for fold in _folds(outside)[: len(_FOLD_STYLES)]:
+        marker, colour = _fold_style(fold)
+        ax.plot([], [], f"{marker}{line}", color=colour, ms=4, mec="none", label=f"{word} {fold} held out")
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
 
 
 @contextmanager

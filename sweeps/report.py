@@ -166,7 +166,7 @@ def _lowest(compared: pd.DataFrame, split: str, prefix: str) -> str:
         text += ", the only arm"
     elif len(whole) < planned:
         text += f", among {len(whole)} of {planned} arms"
-    if top["variant"] == tables.BASELINE:
+    if top["arm"] == tables.BASELINE:
         return f"{text}, and no ranked arm is below it" if len(whole) > 1 else text
     if not pairs:
         return f"{text}, with no cells of 'none' to compare it with"
@@ -198,6 +198,7 @@ def _sections(
             "its done cells.",
             (Table(tables.completeness(rows)), Table(tables.sizes(rows), corner="samples")),
         ),
+        *_marks(rows),
         *_failures(rows),
         Section(
             "settings",
@@ -219,17 +220,18 @@ def _sections(
 
 def _comparisons(compared: pd.DataFrame, metric: str) -> Iterator[Section]:
     name = tables.title(metric)
-    apart = tables.differences(compared) if (compared["variant"] == tables.BASELINE).any() else None
+    apart = tables.differences(compared) if (compared["arm"] == tables.BASELINE).any() else None
     for regime, title, text in (
         (
             tables.WR,
             f"Within region: {name}",
-            "A checkerboard's column is its model on held-out sites inside its training region.",
+            "A column of an out-of-region split is its model on held-out sites inside its training region.",
         ),
         (
             tables.OOR,
             f"Out of region: {name}",
-            "Both directions of a checkerboard pooled: the spread holds their difference. The gap OoR − WR "
+            "All regions held out (a checkerboard's two colours) pooled: the spread holds their difference. "
+            "The gap OoR − WR "
             "is paired within a cell; it has no best value, for a model that is bad everywhere has no gap.",
         ),
     ):
@@ -265,8 +267,8 @@ def _directions(rows: pd.DataFrame) -> Iterator[Section]:
         for split in dict.fromkeys(rows.loc[rows["regime"] == tables.OOR, "split"]):
             heads = [head for head in frame.columns if head[1].startswith(f"{split} · ")]
             found.append(Table(_by_colour(frame[heads]), _by_colour(bold[heads]), tables.title(metric)))
-    text = "Each checkerboard direction on its own: its model never saw the colour that is held out."
-    yield Section("directions", "Out of region, by direction", text, tuple(found))
+    text = "Each held-out region on its own; for a checkerboard it is a colour. Its model never saw it."
+    yield Section("directions", "Out of region, by region held out", text, tuple(found))
 
 
 def _by_colour(frame: pd.DataFrame) -> pd.DataFrame:
@@ -274,6 +276,21 @@ def _by_colour(frame: pd.DataFrame) -> pd.DataFrame:
     heads = sorted(((head[1], head[0]) for head in frame.columns.to_list()), key=lambda head: head[0])
     swapped = frame[[head[::-1] for head in heads]]
     return swapped.set_axis(pd.MultiIndex.from_tuples(heads), axis=1)
+
+
+def _marks(rows: pd.DataFrame) -> Iterator[Section]:
+    cells = tables.with_arm(rows)
+    cells = cells[cells["marked"] != ""]
+    if cells.empty:
+        return
+    counts = cells.groupby(["marked", "arm", "split"], sort=False).size().rename("cells").reset_index()
+    yield Section(
+        "audit",
+        "Leakage audit",
+        f"{tables.MARK} marks every mean with a cell whose audit failed: read it as what it is, not as an "
+        "error on new data.",
+        (Table(counts.astype("str").set_index("marked"), corner="failed check"),),
+    )
 
 
 def _failures(rows: pd.DataFrame) -> Iterator[Section]:
@@ -301,7 +318,7 @@ def _with_figures(
         name = tables.NAMES[metric]
         for svg, alt in (
             (figures.points(rows, metric), f"{name} of every cell by arm and split, with its mean"),
-            (figures.gap(rows, metric), f"{name} of every checkerboard cell within and out of region"),
+            (figures.gap(rows, metric), f"{name} of every out-of-region cell within and out of region"),
         ):
             if svg is not None:
                 drawn.append(Figure(_uri("image/svg+xml", svg.encode()), alt))

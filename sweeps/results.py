@@ -14,18 +14,19 @@ from sweeps.study import Study
 
 METRICS = [f"{part}_{name}" for part in ("test", "wr", "val") for name in ("rmse", "r2", "mae", "mbe")]
 COUNTS = ["n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"]
-AUDIT = ["train_sites", "test_sites", "shared_sites", "overlapping_test_windows"] + [
-    f"nearest_km_{which}" for which in ("min", "median")
-]
+
+_TYPES = {bool: "boolean", int: "Int64", float: "float64"}
+"""Of what an audit measured: a cell without a number changes no column's type."""
 
 
 def rows(cells: Mapping[str, Cell], records: Mapping[str, Record]) -> pd.DataFrame:
     """One row per cell, in the grid's order; a number exists only where the cell is done.
 
     Columns: key, variant, fusion, split, regime, fold, seed, state ('done', 'failed', 'missing'), sample
-    counts, metrics in ug/m3 (`test_*`; checkerboards also `wr_*`), audit, seconds, error.
+    counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds, error, marked (the
+    checks that the cell's audit failed, '' for none), then further metrics and what the audit counted.
     """
-    lines = []
+    lines, more = [], dict.fromkeys(METRICS, "float64")
     for key, cell in cells.items():
         record: Mapping[str, Any] = records.get(key, {"state": "missing"})
         line = {
@@ -37,15 +38,21 @@ def rows(cells: Mapping[str, Cell], records: Mapping[str, Record]) -> pd.DataFra
             "fold": cell.fold,
             "seed": cell.seed,
             "state": record["state"],
+            "marked": "",
         }
         if record["state"] == "done":
-            line |= {**record["counts"], **record["metrics"], **record["audit"], "seconds": record["seconds"]}
+            audit = {name: value for name, value in record["audit"].items() if name != "failed"}
+            line["marked"] = "; ".join(record["audit"].get("failed", []))
+            line |= {**record["counts"], **record["metrics"], **audit, "seconds": record["seconds"]}
+            more |= dict.fromkeys(record["metrics"], "float64")
+            more |= {name: _TYPES[type(value)] for name, value in audit.items()}
         elif record["state"] == "failed":
             line["error"] = f"{record['error']['type']}: {record['error']['message']}"
         lines.append(line)
-    columns = ["key", "variant", "fusion", "split", "regime", "fold", "seed", "state"]
-    frame = pd.DataFrame(lines, columns=columns + COUNTS + METRICS + AUDIT + ["seconds", "error"])
-    return frame.astype(dict.fromkeys(COUNTS + AUDIT[:4], "Int64") | dict.fromkeys(METRICS, "float64"))
+    first = ["key", "variant", "fusion", "split", "regime", "fold", "seed", "state"]
+    columns = [*first, *COUNTS, *METRICS, "seconds", "error", "marked"]
+    frame = pd.DataFrame(lines, columns=[*columns, *sorted(more.keys() - {*METRICS})])
+    return frame.astype(dict.fromkeys(COUNTS, "Int64") | more)
 
 
 def facts(study: Study, panel: Panel, records: Mapping[str, Record]) -> dict[str, Any]:
@@ -71,6 +78,7 @@ def facts(study: Study, panel: Panel, records: Mapping[str, Record]) -> dict[str
             "window": study.window,
             "model": study.model.model_dump(mode="json"),
             "train": study.train.model_dump(mode="json"),
+            **({"neighbours": study.neighbours.model_dump(mode="json")} if study.neighbours else {}),
             "split": {f.split.label: f.split.model_dump(mode="json") for f in study.design.split},
         },
         "versions": {

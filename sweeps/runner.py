@@ -15,7 +15,6 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
-import numpy as np
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
@@ -26,7 +25,8 @@ from pm25.errors import InputError
 from pm25.panel import Panel
 from sweeps import work
 from sweeps.store import Record, Store
-from sweeps.study import Resources
+from sweeps.study import Resources, Study
+from sweeps.work import Embedded
 
 # A trial that ends in an error is recorded and reported by ourselves.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -47,7 +47,7 @@ def run(
     cells: Mapping[str, Cell],
     panel: Panel,
     store: Store,
-    resources: Resources,
+    study: Study,
     observer: Observer,
     *,
     address: str | None = None,
@@ -59,10 +59,18 @@ def run(
     can hold a cell.
     """
     with _connected(address, panel):
-        share = _share(resources)
-        embeddings = _embed({c.variant: c.encoder for c in cells.values() if c.encoder}, panel)
+        share = _share(study.resources)
+        used = {cell.encoder for cell in cells.values() if cell.encoder}
+        embeddings = _embed({name: study.encoder_options(name) for name in sorted(used)}, panel)
         trainable = tune.with_resources(
-            tune.with_parameters(CellTrainable, panel=panel, embeddings=embeddings, store=store), share
+            tune.with_parameters(
+                CellTrainable,
+                panel=panel,
+                embeddings=embeddings,
+                store=store,
+                keep_weights=study.keep_weights,
+            ),
+            share,
         )
         queue = CellQueue(cells)
         with tempfile.TemporaryDirectory(prefix="sweep-tune-") as scratch:
@@ -126,12 +134,18 @@ class CellTrainable(tune.Trainable):
     """One cell a trial, in one step; the worker keeps its process, its imports and the panel."""
 
     def setup(
-        self, config: dict[str, str], panel: Panel, embeddings: dict[str, "Embedded"], store: Store
+        self,
+        config: dict[str, str],
+        panel: Panel,
+        embeddings: dict[str, Embedded],
+        store: Store,
+        keep_weights: bool,
     ) -> None:
         import torch
 
         torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
         self._panel, self._embeddings, self._store = panel, embeddings, store
+        self._keep_weights = keep_weights
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"
 
     def step(self) -> dict[str, Any]:
@@ -142,14 +156,14 @@ class CellTrainable(tune.Trainable):
 
     def _run(self, key: str) -> Record:
         cell = Cell.model_validate_json(self.config["cell"])
-        vectors, fingerprint = self._embeddings.get(cell.variant, (None, None))
+        embedded = self._embeddings.get(cell.variant)
         return work.run_and_record(
             cell,
             key,
             self._panel,
             self._store,
-            embedding=vectors,
-            encoder_fingerprint=fingerprint,
+            embedded=embedded,
+            keep_weights=self._keep_weights,
             device=self._device,
         )
 
@@ -188,21 +202,19 @@ class _Ear(tune.Callback):
         self._observer.ended(key, state)
 
 
-Embedded = tuple[np.ndarray, str]
-"""Vectors (sites, d), and the fingerprint of the encoder that made them."""
+_embed_places = ray.remote(num_cpus=1, max_retries=3)(work.embed)
 
 
-@ray.remote(num_cpus=1, max_retries=3)
-def _embed_places(name: str, lat: np.ndarray, lon: np.ndarray) -> Embedded:
-    from pm25 import encoders
-
-    return encoders.load(name).embed(lat, lon), encoders.fingerprint(name)
-
-
-def _embed(names: Mapping[str, str], panel: Panel) -> dict[str, Embedded]:
+def _embed(encoders: Mapping[str, dict[str, Any]], panel: Panel) -> dict[str, Embedded]:
     """Every place once, in a worker, so that the driver needs no torch."""
-    tasks = {variant: _embed_places.remote(name, panel.lat, panel.lon) for variant, name in names.items()}
-    return {variant: ray.get(task) for variant, task in tasks.items()}
+    places = panel.lat, panel.lon, panel.site_id
+    tasks = {name: _embed_places.remote(name, options, *places) for name, options in encoders.items()}
+    try:
+        return {name: ray.get(task) for name, task in tasks.items()}
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise
 
 
 @contextlib.contextmanager

@@ -75,17 +75,15 @@ class Store:
 
     def record(self, key: str) -> Record | None:
         """One cell's record, or None where it has not ended."""
-        system, path = self.location("cells", key, "result.json")
-        try:
-            with system.open_input_stream(path) as stream:
-                content = stream.read()
-        except FileNotFoundError:
+        content = self.read_file(key, "result.json")
+        if content is None:
             return None
         try:
             record = json.loads(content)
         except ValueError:
             record = None
         if not isinstance(record, dict) or record.get("state") not in ("done", "failed"):
+            _, path = self.location("cells", key, "result.json")
             raise InputError(f"{path}: not a cell's record in JSON; delete the file, and the cell runs again")
         return record
 
@@ -94,7 +92,7 @@ class Store:
         table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
         sink = pa.BufferOutputStream()
         pyarrow.parquet.write_table(table, sink, compression="zstd")
-        self._write(key, f"{name}.parquet", sink.getvalue())
+        self.write_file(key, f"{name}.parquet", sink.getvalue())
 
     def read_table(self, key: str, name: str, columns: list[str] | None = None) -> pa.Table:
         system, path = self.location("cells", key, f"{name}.parquet")
@@ -103,7 +101,7 @@ class Store:
     def write_record(self, record: Record) -> None:
         """Record that a cell has ended; the last thing written of it, and whole or not at all."""
         text = json.dumps(record, indent=1, allow_nan=False)
-        self._write(record["key"], "result.json", text.encode())
+        self.write_file(record["key"], "result.json", text.encode())
 
     def forget(self, key: str) -> None:
         """Drop a cell's record, so that it counts as missing."""
@@ -116,7 +114,17 @@ class Store:
         found = (pyarrow.fs.FileSelector(f"{folder}/{key}", allow_not_found=True) for key in keys)
         return sum(info.size or 0 for selector in found for info in system.get_file_info(selector))
 
-    def _write(self, key: str, name: str, content: Any) -> None:
+    def read_file(self, key: str, name: str) -> bytes | None:
+        """One of a cell's files, or None where there is none."""
+        system, path = self.location("cells", key, name)
+        try:
+            with system.open_input_stream(path) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def write_file(self, key: str, name: str, content: Any) -> None:
+        """Write one of a cell's files, whole or not at all."""
         system, folder = self.location("cells", key)
         system.create_dir(folder, recursive=True)
         part = f"{folder}/.{name}.{os.getpid()}.part"

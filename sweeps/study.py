@@ -6,17 +6,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
 
+from pm25 import protocol
 from pm25.cell import Cell
 from pm25.errors import InputError
+from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
+from pm25.protocol import Protocol
 from pm25.settings import ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
-from pm25.splits import Split
+from pm25.splits import AnySplit, GroupSplit, Split
 
+KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit))
 SHIPPED = resources.files("sweeps") / "studies"
 
 
@@ -41,7 +45,9 @@ class Data(Settings):
 
     table: Path | None = None
     synthetic: Synthetic | None = None
-    channels: Annotated[tuple[str, ...] | None, *Levels] = None
+    channels: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(_listed)] = (
+        None
+    )
     """Columns to feed to the model; every numeric one and the calendar where the study names none."""
 
     @model_validator(mode="after")
@@ -82,11 +88,60 @@ class SplitFactor(Settings):
         return self.fold or tuple(range(self.split.folds))
 
 
+class SatCLIPOptions(Settings):
+    """Where the published weights are: a checkpoint on disk, or a model on the Hugging Face hub."""
+
+    checkpoint: Path | None = None
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SatCLIPOptions":
+        if (self.checkpoint is None) == (self.model is None):
+            raise ValueError("give either checkpoint (a file) or model (a hub name)")
+        return self
+
+
+class TableOptions(Settings):
+    """A Parquet of precomputed vectors, keyed by site_id or by lat and lon."""
+
+    path: Path
+    tolerance_deg: PositiveFloat | None = None
+    """How far a place may lie from its row; means nothing for a table keyed by site_id."""
+    trained_on_target: bool = False
+    """Whether the vectors were learned from PM2.5 or other air quality data: they leak, and are marked."""
+
+
+class RandomOptions(Settings):
+    """A random vector for each place: says which place it is and nothing else."""
+
+    dim: int = Field(512, ge=1)
+    seed: Seed = 0
+
+
+class ShuffledOptions(Settings):
+    """GeoCLIP's vectors dealt out to the wrong places."""
+
+    seed: Seed = 0
+
+
+class Encoders(Settings):
+    """What each encoder variant needs to be told."""
+
+    satclip: SatCLIPOptions | None = None
+    table: TableOptions | None = None
+    random: RandomOptions = RandomOptions()
+    shuffled: ShuffledOptions = ShuffledOptions()
+
+
 class Design(Settings):
-    """The crossed factors. A variant without an encoder has no fusion, and is one arm."""
+    """The crossed factors. A variant without an encoder has no fusion, and is one arm.
+
+    `head: [plain, matched]` adds a second `none`: with an encoder arm's layers, for each fusion.
+    """
 
     variant: Annotated[tuple[Variant, ...], *Levels]
     fusion: Annotated[tuple[Fusion, ...], *Levels] = ("hadamard",)
+    head: Annotated[tuple[Literal["plain", "matched"], ...], *Levels] = ("plain",)
     split: Annotated[tuple[SplitFactor, ...], *Levels]
     seed: Annotated[tuple[Seed, ...], *Levels]
 
@@ -119,12 +174,44 @@ class Study(Settings):
     data: Data
     design: Design
     window: int = Field(21, ge=1)
-    protocol: Literal["strict"] = "strict"
+    protocol: Protocol = "strict"
+    encoders: Encoders = Encoders()
+    neighbours: NeighbourSettings | None = None
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     storage: str = "results"
     tracking: str | None = None
+    keep_weights: bool = False
+    """Store each cell's weights, which `sweep importance` needs."""
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _neighbours_report(self) -> "Study":
+        for factor in self.design.split:
+            if self.neighbours is not None and factor.split.kind == "temporal":
+                raise ValueError(
+                    f"neighbours: no training monitor reports in the test period of split "
+                    f"{factor.split.label}; make it a study without neighbours"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _encoders_are_told(self) -> "Study":
+        for variant, need in (
+            ("satclip", "checkpoint=FILE or model=HUB_NAME"),
+            ("table", "path=VECTORS.parquet"),
+        ):
+            if variant in self.design.variant and getattr(self.encoders, variant) is None:
+                raise ValueError(f"encoders.{variant}: missing; --set encoders.{variant}.{need}")
+        return self
+
+    @model_validator(mode="after")
+    def _paper_scales_the_target(self) -> "Study":
+        if self.protocol == "paper" and self.train.target is not None:
+            raise ValueError(
+                "train.target: protocol paper has a target scale of its own; --set train.target=null"
+            )
+        return self
 
     def cells(self) -> list[Cell]:
         """The grid, ordered so that every arm has an early picture: first seeds and folds first."""
@@ -136,50 +223,77 @@ class Study(Settings):
             for place in range(most):
                 for factor in self.design.split:
                     for fold in factor.folds[place : place + 1]:
-                        for variant, fusion in self.arms():
+                        for variant, fusion, head in self._arms():
+                            model = self.model
+                            if fusion is None:  # nothing is projected
+                                model = model.model_copy(update={"projection": None})
                             yield Cell(
                                 variant=variant,
                                 fusion=fusion,
+                                head=head,
                                 split=factor.split,
                                 fold=fold,
                                 seed=seed,
                                 window=self.window,
                                 protocol=self.protocol,
-                                model=self.model,
+                                neighbours=self.neighbours,
+                                model=model,
                                 train=self.train,
                             )
 
-    def arms(self) -> list[tuple[Variant, Fusion | None]]:
-        """Variant x fusion, without the combinations that mean nothing."""
-        pairs = [
-            (variant, fusion if variant in ENCODERS else None)
-            for variant in self.design.variant
-            for fusion in self.design.fusion
-        ]
-        return list(dict.fromkeys(pairs))
+    def _arms(self) -> Iterator[tuple[Variant, Fusion | None, Literal["matched"] | None]]:
+        """Variant x fusion, without the combinations that mean nothing; those are one arm."""
+        for variant in self.design.variant:
+            if variant not in ENCODERS and ("plain" in self.design.head or variant != "none"):
+                yield variant, None, None
+            for fusion in self.design.fusion:
+                if variant in ENCODERS:
+                    yield variant, fusion, None
+                elif variant == "none" and "matched" in self.design.head:
+                    yield variant, fusion, "matched"
+
+    def encoder_options(self, variant: str) -> dict[str, Any]:
+        """What `pm25.encoders.load` takes for a variant."""
+        options = getattr(self.encoders, variant, None)
+        return {} if options is None else options.model_dump(exclude_none=True)
+
+    def groups(self) -> tuple[str, ...]:
+        """Columns of the table that splits go by."""
+        columns = (_group(factor.split) for factor in self.design.split)
+        return tuple(dict.fromkeys(column for column in columns if column))
 
     def panel(self) -> Panel:
         """The study's data. Raises InputError when the table is wrong."""
         from pm25 import panel
 
         if self.data.table is not None:
-            return panel.read(self.data.table, self.data.channels)
+            read = panel.read(self.data.table, self.data.channels, self.groups())
+            protocol.refuse_leaks(read, self.protocol)
+            return read
         import pyarrow as pa
 
         from pm25 import synth
 
         assert self.data.synthetic is not None
         made = synth.synthesize(**self.data.synthetic.model_dump())
-        return panel.from_table(
-            pa.Table.from_pandas(made, preserve_index=False), "synthetic", self.data.channels
-        )
+        table = pa.Table.from_pandas(made, preserve_index=False)
+        return panel.from_table(table, "synthetic", self.data.channels, self.groups())
 
     def keyed(self, panel: Panel) -> dict[str, Cell]:
         """The grid's cells by their keys, in order."""
         from pm25 import encoders
 
-        fingerprints = {v: encoders.fingerprint(v) for v in self.design.variant if v in ENCODERS}
-        return {c.key(panel.fingerprint, fingerprints.get(c.variant)): c for c in self.cells()}
+        used = [variant for variant in self.design.variant if variant in ENCODERS]
+        fingerprints = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
+        return {
+            cell.key(panel.fingerprint_by(_group(cell.split)), fingerprints.get(cell.variant)): cell
+            for cell in self.cells()
+        }
+
+
+def _group(split: AnySplit) -> str | None:
+    """The column of the table that a split goes by."""
+    return split.column if isinstance(split, GroupSplit) else None
 
 
 def load(reference: str, overrides: Sequence[str] = ()) -> Study:
@@ -254,7 +368,14 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 def _make_absolute(content: dict[str, Any], base: Path) -> None:
     """Paths that are relative become paths below `base`."""
-    for block, name in ((content.get("data"), "table"), (content, "storage")):
+    encoders = content.get("encoders")
+    options = encoders if isinstance(encoders, dict) else {}
+    for block, name in (
+        (content.get("data"), "table"),
+        (content, "storage"),
+        (options.get("satclip"), "checkpoint"),
+        (options.get("table"), "path"),
+    ):
         if isinstance(block, dict) and isinstance(block.get(name), str) and "://" not in block[name]:
             block[name] = os.path.normpath(base / os.path.expanduser(block[name]))
 
@@ -264,9 +385,10 @@ def _one_line(error: ValidationError, content: Mapping[str, Any]) -> str:
     faults = error.errors(include_url=False)
     # An unknown key says more than the missing one that it was meant to be.
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
-    at = [str(part) for part in fault["loc"] if part not in ("random", "spatial", "checkerboard")]
+    at = [str(part) for part in fault["loc"]]
     at = [part for part in at if not part.startswith(("constrained-", "literal["))]
-    at = [part for i, part in enumerate(at) if not (part == "split" and i > 2)]
+    if at[:2] == ["design", "split"] and at[3:4] == ["split"]:
+        del at[3:5]  # the factor's own field, and the kind
     name = ".".join(at)
     more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
@@ -274,7 +396,8 @@ def _one_line(error: ValidationError, content: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{name}: missing; it has no default{more}"
     if fault["type"].startswith("union_tag"):
-        return f"{name}.kind: give random, spatial or checkerboard, got {fault['input'].get('kind')!r}{more}"
+        known = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+        return f"{name}.kind: give {known}, got {fault['input'].get('kind')!r}{more}"
     what = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{name + ': ' if name else ''}{what}{more}"
@@ -285,7 +408,10 @@ def _unknown_key(at: Sequence[str]) -> str:
     """What to write instead: a key of this name elsewhere, else a near one, first of all in its own block."""
     *blocks, key = at
     own = ".".join(block for block in blocks if not block.isdigit())
-    known = dict(_keys(Study))
+    known: dict[str, str] = {}
+    for name, path in _keys(Study):  # of keys with one name the least nested is meant, of these the first
+        if path.count(".") < known.get(name, path + ".").count("."):
+            known[name] = path
     beside = {name: path for name, path in _keys(Study) if path == f"{own}.{name}".lstrip(".")}
     if key in beside:
         return "this kind of split has no such key"
@@ -299,7 +425,6 @@ def _unknown_key(at: Sequence[str]) -> str:
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every key that a study file may hold, with its dotted path."""
-    from typing import get_args
 
     def blocks(annotation: Any) -> Iterator[type[BaseModel]]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

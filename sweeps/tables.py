@@ -32,12 +32,21 @@ NOTE = (
     f"{MIN_PAIRS} pairs n is too small for one (the smallest two-sided p of an exact paired test is 2/2ⁿ)."
 )
 
-_VARIANTS = {"latlon": "lat/lon", "sincos": "sin/cos", "geoclip": "GeoCLIP", "satclip": "SatCLIP"}
+MARK = "†"
+"""Stands at every mean that holds a cell whose audit failed."""
+
+_VARIANTS = {
+    "latlon": "lat/lon",
+    "sincos": "sin/cos",
+    "geoclip": "GeoCLIP",
+    "satclip": "SatCLIP",
+    "shuffled": "shuffled GeoCLIP",
+}
 _FUSIONS = {"hadamard": "Hadamard"}
 _COLUMNS = {
     **dict.fromkeys(("arm", "variant", "fusion", "split", "regime", "metric"), "str"),
     **dict.fromkeys(("mean", "sd"), "float64"),
-    **dict.fromkeys(("n", "n_expected", "n_failed", "n_missing"), "int64"),
+    **dict.fromkeys(("n", "n_expected", "n_failed", "n_missing", "n_marked"), "int64"),
     **dict.fromkeys(("diff_mean", "diff_sd"), "float64"),
     **dict.fromkeys(("n_pairs", "n_better"), "int64"),
     **dict.fromkeys(("wr_mean", "wr_sd"), "float64"),
@@ -50,8 +59,13 @@ _COLUMNS = {
 
 
 def arm(variant: str, fusion: str | float | None) -> str:
-    """The label of an arm: 'none', 'lat/lon', 'GeoCLIP · Hadamard'. A fusion of None or NaN is no fusion."""
+    """The label of an arm: 'none', 'lat/lon', 'GeoCLIP · Hadamard'. A fusion of None or NaN is no fusion.
+
+    'none' with a fusion has an encoder arm's layers, fed a constant: the matched head.
+    """
     name = _VARIANTS.get(variant, variant)
+    if variant == BASELINE and isinstance(fusion, str) and fusion:
+        return f"none · matched {_FUSIONS.get(fusion, fusion)}"
     return f"{name} · {_FUSIONS.get(fusion, fusion)}" if isinstance(fusion, str) and fusion else name
 
 
@@ -64,6 +78,7 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     place = ["variant", "fusion", "split", "fold", "seed"]
     if (twice := cells.duplicated(place)).any():
         raise ValueError(f"two rows for one cell: {cells.loc[twice, place].iloc[0].to_dict()}")
+    cells["marked"] = cells["marked"].astype("object").fillna("").astype("str") if "marked" in cells else ""
     for column in (f"{prefix}_{metric}" for prefix in ("test", "wr") for metric in METRICS):
         number = (
             cells[column].astype("float64") if column in cells else pd.Series(math.nan, index=cells.index)
@@ -94,7 +109,7 @@ def comparison(rows: pd.DataFrame, metric: str = "rmse") -> pd.DataFrame:
     cells["wr"] = cells[f"wr_{metric}"].where(cells["regime"] == OOR)
     cells["gap"] = cells["own"] - cells["wr"]
     place = ["split", "fold", "seed"]
-    none = cells.loc[cells["variant"] == BASELINE, [*place, "own", "wr"]]
+    none = cells.loc[cells["arm"] == BASELINE, [*place, "own", "wr"]]
     cells = cells.merge(none, on=place, how="left", suffixes=("", "_none"), validate="many_to_one")
     for column in ("own", "wr"):
         other = cells[f"{column}_none"]
@@ -120,6 +135,7 @@ def comparison(rows: pd.DataFrame, metric: str = "rmse") -> pd.DataFrame:
                 "n_expected": len(group),
                 "n_failed": int((group["state"] == "failed").sum()),
                 "n_missing": int((~group["state"].isin(["done", "failed"])).sum()),
+                "n_marked": int(group["marked"].ne("").sum()),
             }
             for column, prefix in (("own", ""), ("wr", "wr_")):
                 line |= _spread(group[column], f"{prefix}mean", f"{prefix}sd", f"{prefix}n")
@@ -133,13 +149,19 @@ def comparison(rows: pd.DataFrame, metric: str = "rmse") -> pd.DataFrame:
 
 
 def directions(rows: pd.DataFrame) -> pd.DataFrame:
-    """The checkerboard rows with each direction as a split of its own, for ``comparison`` and ``wide``."""
+    """The OoR rows with each held-out region as a split of its own, for ``comparison`` and ``wide``."""
     cells = rows.loc[rows["regime"] == OOR]
     labels = [
-        f"{split} · colour {fold} held out" for split, fold in zip(cells["split"], cells["fold"], strict=True)
+        f"{split} · {held_out(split, fold)}"
+        for split, fold in zip(cells["split"], cells["fold"], strict=True)
     ]
     cells = cells.assign(split=pd.Series(labels, index=cells.index, dtype="str"))
     return cells.iloc[sorted(range(len(cells)), key=lambda i: int(cells["fold"].iloc[i]))]
+
+
+def held_out(split: str, fold: int) -> str:
+    """What a fold of an OoR split holds out: one colour of a checkerboard, or a region."""
+    return f"{'colour' if split.startswith('checkerboard') else 'region'} {fold} held out"
 
 
 def columns(compared: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -169,7 +191,7 @@ def wide(compared: pd.DataFrame) -> pd.DataFrame:
 
 def differences(compared: pd.DataFrame) -> pd.DataFrame:
     """Laid out like ``wide``: the paired difference to 'none', '-0.30 ± 0.12 (better in 4 of 4)'."""
-    frame = _layout(compared.loc[compared["variant"] != BASELINE], _difference, "not planned")
+    frame = _layout(compared.loc[compared["arm"] != BASELINE], _difference, "not planned")
     return frame[[column for column in frame.columns if column[0] != GAP]]
 
 
@@ -312,7 +334,8 @@ def _cell(line: pd.Series, prefix: str) -> str:
     sign = prefix == "gap_"
     mean = number(line[f"{prefix}mean"], line["metric"], sign)
     spread = number(line[f"{prefix}sd"], line["metric"])
-    return f"{mean} ± {spread} (n={n})" if n == expected else f"{mean} ± {spread} (n={n}/{expected})"
+    mark = MARK if line["n_marked"] else ""
+    return f"{mean} ± {spread}{mark} (n={n if n == expected else f'{n}/{expected}'})"
 
 
 def _difference(line: pd.Series, prefix: str) -> str:

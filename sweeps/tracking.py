@@ -112,7 +112,7 @@ class Tracker:
         self._client.delete_run(run.info.run_id)
 
     def write(self, record: Record) -> None:
-        """One run in four requests: created with its tags, parameters, metrics, end."""
+        """One run in few requests: created with its tags, then parameters and metrics together, its end."""
         cell = Cell.model_validate(record["cell"])
         done = record["state"] == "done"
         tags = {
@@ -129,6 +129,9 @@ class Tracker:
             "device": record.get("device", "?"),
             "data": record.get("data", "?"),
         }
+        audit = dict(record.get("audit", {}))
+        if failed := audit.pop("failed", []):
+            tags["marked"] = "; ".join(failed)[:5000]  # a marked result never looks like another
         if not done:
             tags["error"] = f"{record['error']['type']}: {record['error']['message']}"[:5000]
         start, end = (_milliseconds(record[name]) for name in ("started", "ended"))
@@ -137,12 +140,7 @@ class Tracker:
         params = [Param(name, str(value)[:6000]) for name, value in _flat(record["cell"])]
         metrics = []
         if done:
-            values = {
-                **record["metrics"],
-                **record["counts"],
-                **record["audit"],
-                "seconds": record["seconds"],
-            }
+            values = {**record["metrics"], **record["counts"], **audit, "seconds": record["seconds"]}
             metrics = [Metric(name, value, end, 0) for name, value in values.items() if value is not None]
             for row in self._store.read_table(record["key"], "history").to_pylist():
                 step = row.pop("epoch")

@@ -1,14 +1,27 @@
 """A cell is a value: equal trainings have equal keys, different ones different keys."""
 
-from typing import Any
+import json
+from datetime import date
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import pm25
 from pm25.cell import Cell
-from pm25.settings import ModelSettings, TrainSettings
-from pm25.splits import CheckerboardSplit, RandomSplit, SpatialSplit
+from pm25.neighbours import NeighbourSettings
+from pm25.settings import ENCODERS, Fusion, ModelSettings, TrainSettings, Variant
+from pm25.splits import (
+    AnySplit,
+    CheckerboardSplit,
+    ClusterSplit,
+    GroupSplit,
+    RandomSplit,
+    SpatialSplit,
+    TemporalSplit,
+)
 
 DATA, ENCODER = "d" * 32, "e" * 64
 
@@ -22,11 +35,20 @@ BASE: dict[str, Any] = {
 
 # Another value for every field there is; a new field must be added here before the tests pass.
 OTHERWISE: dict[str, list[Any]] = {
-    "fusion": ["concat"],
+    "fusion": ["concat", "film", "gated"],
     "fold": [1],
     "seed": [1],
     "window": [20],
+    "protocol": ["paper"],
+    "neighbours": [{}],
+    "neighbours.k": [5],
+    "neighbours.power": [1.0],
+    "neighbours.exclusion_km": [1.0],
+    "neighbours.hide": ["test_distance"],
+    "neighbours.distance": [True],
     "split.degrees": [16, 8.000001],
+    "split.origin": [(4, 0), (0, 4)],
+    "split.buffer_km": [50.0],
     "split.holdout": [0.25],
     "split.validation": [0.2],
     "split.seed": [1],
@@ -34,19 +56,23 @@ OTHERWISE: dict[str, list[Any]] = {
     "model.depth": [2],
     "model.attention_units": [128],
     "model.dropout": [0.0, 0.3],
+    "model.initialiser": ["torch"],
+    "model.projection": ["norm_tanh"],
     "train.learning_rate": [2e-3],
     "train.decay": [1.0],
     "train.decay_steps": [10_000],
     "train.batch_size": [128],
     "train.max_epochs": [99],
     "train.patience": [10],
+    "train.target": ["log1p"],
     "train.huber_delta": [2.0],
     "train.clip_norm": [None, 5.0],
     "train.max_windows": [1000],
     "train.max_validation_windows": [1000],
 }
-# These change together with others, or have one value only: tests of their own, below.
-ELSEWHERE = {"variant", "protocol", "split.kind", "split.folds"}
+# These change together with others: tests of their own, below.
+ELSEWHERE = {"variant", "head", "split.kind", "split.folds"}
+ELSEWHERE |= {"split.test_from", "split.gap_days", "split.column", "split.values"}
 
 
 def cell(**changes: Any) -> Cell:
@@ -54,7 +80,7 @@ def cell(**changes: Any) -> Cell:
     values = {**BASE, "split": dict(BASE["split"]), "model": {}, "train": {}}
     for name, value in changes.items():
         block, _, field = name.rpartition(".")
-        (values[block] if block else values)[field] = value
+        (values.setdefault(block, {}) if block else values)[field] = value
     return Cell.model_validate(values)
 
 
@@ -64,11 +90,12 @@ def key(**changes: Any) -> str:
 
 def test_every_field_has_a_test():
     blocks = {
-        "split": {f for s in (RandomSplit, SpatialSplit, CheckerboardSplit) for f in s.model_fields},
+        "split": {f for s in get_args(AnySplit) for f in s.model_fields},
+        "neighbours": set(NeighbourSettings.model_fields),
         "model": set(ModelSettings.model_fields),
         "train": set(TrainSettings.model_fields),
     }
-    fields = set(Cell.model_fields) - set(blocks)
+    fields = set(Cell.model_fields) - {"split", "model", "train"}  # which are never None
     fields |= {f"{block}.{name}" for block, names in blocks.items() for name in names}
     assert fields == set(OTHERWISE) | ELSEWHERE
 
@@ -116,6 +143,22 @@ def test_the_key_changes_with_variant_split_and_folds():
     assert len({c.key(DATA, ENCODER) for c in cells}) == 4 * len(splits)
 
 
+def test_the_key_changes_with_the_head():
+    arms = [("none", None, None), ("none", "matched", "hadamard"), ("none", "matched", "concat")]
+    cells = [Cell(variant=v, head=h, fusion=f, split=RandomSplit(), fold=0, seed=0) for v, h, f in arms]
+    cells.append(Cell(variant="geoclip", fusion="concat", split=RandomSplit(), fold=0, seed=0))
+    assert len({c.key(DATA, ENCODER) for c in cells}) == 4
+
+
+def test_the_key_changes_with_the_period_and_the_group():
+    splits = [TemporalSplit(test_from=date(2021, 10, 1)), TemporalSplit(test_from=date(2021, 11, 1))]
+    splits += [TemporalSplit(test_from=date(2021, 10, 1), gap_days=gap) for gap in (20, 30)]
+    splits += [GroupSplit(column=c, values=("06", "41")) for c in ("state", "region")]
+    splits += [GroupSplit(column="state", values=("41", "06")), ClusterSplit(), ClusterSplit(folds=6)]
+    cells = [Cell(variant="none", split=s, fold=0, seed=0) for s in splits]
+    assert len({c.key(DATA) for c in cells}) == len(splits)
+
+
 def test_the_key_changes_with_data_encoder_and_numerics(monkeypatch):
     before = key()
     assert cell().key("f" * 32, ENCODER) != before
@@ -130,11 +173,117 @@ def test_the_encoder_is_no_matter_where_there_is_none(variant):
     assert plain.key(DATA) == plain.key(DATA, ENCODER)
     assert plain.encoder is None
     assert "fusion" not in plain.resolved()
+    matched = Cell(variant="none", head="matched", fusion="concat", split=RandomSplit(), fold=0, seed=0)
+    assert matched.key(DATA) == matched.key(DATA, ENCODER)
+    assert matched.encoder is None
 
 
 def test_a_cell_survives_its_own_json():
     assert Cell.model_validate(cell().resolved()) == cell()
     assert Cell.model_validate_json(cell().model_dump_json()) == cell()
+
+
+def test_no_clipping_is_a_setting_and_no_limit_is_none():
+    unclipped = cell(**{"train.clip_norm": None})
+    assert unclipped.resolved()["train"]["clip_norm"] is None
+    assert unclipped.key(DATA, ENCODER) != key()
+    assert Cell.model_validate(unclipped.resolved()) == unclipped != cell()
+    # Of these None is the default: left out, so that a new field of the kind leaves old keys alone.
+    plain = cell().resolved()
+    assert not {"head", "neighbours"} & set(plain)
+    assert not {"initialiser", "projection"} & set(plain["model"])
+    assert not {"target", "max_windows", "max_validation_windows"} & set(plain["train"])
+    assert not {"origin", "buffer_km"} & set(plain["split"])
+    assert cell(neighbours={}).resolved()["neighbours"] == {
+        "k": 9, "power": 2.0, "exclusion_km": 0.0, "distance": False,
+    }  # fmt: skip
+
+
+positive = st.floats(1e-6, 1e6)
+share = st.floats(0.01, 0.99)
+seeds = st.integers(0, 2**63 - 1)
+buffer = st.none() | positive
+degrees = st.floats(0.5, 60)
+names = st.text(min_size=1, max_size=5)
+split_kinds = st.one_of(
+    st.builds(RandomSplit, folds=st.integers(2, 9), validation=share, seed=seeds),
+    st.builds(SpatialSplit, folds=st.integers(2, 9), buffer_km=buffer, validation=share, seed=seeds),
+    st.builds(TemporalSplit, test_from=st.dates(), gap_days=st.none() | st.integers(0, 99), validation=share),
+    degrees.flatmap(
+        lambda size: st.builds(
+            CheckerboardSplit,
+            degrees=st.just(size),
+            origin=st.none() | st.tuples(*[st.floats(0, size, exclude_max=True)] * 2),
+            holdout=share,
+            buffer_km=buffer,
+        )
+    ),
+    st.builds(GroupSplit, column=names, values=st.lists(names, min_size=1, max_size=4, unique=True)),
+    st.builds(ClusterSplit, folds=st.integers(2, 9), buffer_km=buffer, seed=seeds),
+)
+neighbour_settings = st.builds(
+    NeighbourSettings,
+    k=st.integers(1, 99),
+    power=st.floats(0, 10),
+    exclusion_km=st.floats(0, 1e4),
+    hide=st.sampled_from([None, "test_distance"]),
+    distance=st.booleans(),
+)
+models = st.builds(
+    ModelSettings,
+    width=st.integers(1, 200).map(lambda half: 2 * half),
+    depth=st.integers(1, 9),
+    dropout=st.floats(0, 0.99),
+    initialiser=st.sampled_from([None, "torch"]),
+)
+projected = st.builds(ModelSettings, projection=st.just("norm_tanh"), attention_units=st.integers(1, 99))
+trains = st.builds(
+    TrainSettings,
+    learning_rate=positive,
+    decay=share,
+    clip_norm=st.none() | positive,
+    target=st.sampled_from([None, "log1p"]),
+    max_windows=st.none() | st.integers(1, 10**6),
+    max_validation_windows=st.none() | st.integers(1, 10**6),
+)
+
+
+@st.composite
+def cells(draw: st.DrawFn) -> Cell:
+    variant = draw(st.sampled_from(get_args(Variant)))
+    head = draw(st.sampled_from([None, "matched"])) if variant == "none" else None
+    fused = head is not None or variant in ENCODERS
+    split, train = draw(split_kinds), draw(trains)
+    return Cell(
+        variant=variant,
+        fusion=draw(st.sampled_from(get_args(Fusion))) if fused else None,
+        split=split,
+        fold=draw(st.integers(0, split.folds - 1)),
+        seed=draw(seeds),
+        window=draw(st.integers(1, 60)),
+        protocol="strict" if train.target else draw(st.sampled_from(["strict", "paper"])),
+        head=head,
+        neighbours=None if split.kind == "temporal" else draw(st.none() | neighbour_settings),
+        model=draw(models | projected if fused else models),
+        train=train,
+    )
+
+
+@given(cells())
+@settings(max_examples=200, deadline=None)
+def test_every_cell_survives_its_own_json(made):
+    text = json.dumps(made.resolved(), allow_nan=False)
+    again = Cell.model_validate(json.loads(text))
+    assert again == made
+    assert again.resolved() == made.resolved()
+    assert again.key(DATA, ENCODER) == made.key(DATA, ENCODER)
+    assert hash(again) == hash(made)
+
+
+@given(cells(), cells())
+@settings(max_examples=100, deadline=None)
+def test_two_cells_have_one_key_only_if_they_are_equal(one, other):
+    assert (one.key(DATA, ENCODER) == other.key(DATA, ENCODER)) == (one == other)
 
 
 @pytest.mark.parametrize("block", [cell(), cell().split, cell().model, cell().train])
@@ -146,6 +295,9 @@ def test_nothing_of_a_cell_can_be_changed(block):
 def test_labels_are_for_people():
     assert cell(fold=1, seed=3).label == "geoclip-hadamard checkerboard-8 fold 1 seed 3"
     assert Cell(variant="none", split=SpatialSplit(), fold=0, seed=0).label == "none spatial fold 0 seed 0"
+    matched = Cell(variant="none", head="matched", fusion="film", split=RandomSplit(), fold=0, seed=0)
+    assert matched.label == "none-matched-film random fold 0 seed 0"
+    assert matched.arm == ("none", "film")
     assert CheckerboardSplit(degrees=7.5).label == "checkerboard-7.5"
 
 
@@ -170,7 +322,24 @@ def test_units_are_the_published_ones():
         ({"train.learning_rate": float("inf")}, "finite"),
         ({"split.degrees": float("nan")}, "finite|greater"),
         ({"seed": -1}, "greater than or equal to 0"),
-        ({"protocol": "paper"}, "strict"),
+        ({"protocol": "published"}, "strict"),
+        ({"protocol": None}, "strict"),
+        ({"head": "matched"}, "head matched is for variant none, not geoclip"),
+        ({"head": "matched", "variant": "latlon"}, "head matched is for variant none, not latlon"),
+        ({"head": "matched", "variant": "none", "fusion": None}, "variant none needs fusion"),
+        ({"head": "plain", "variant": "none"}, "matched"),
+        ({"protocol": "paper", "train.target": "log1p"}, "protocol paper has a target scale of its own"),
+        ({"variant": "none", "fusion": None, "model.projection": "norm_tanh"}, "projects no embedding"),
+        ({"train.target": "log"}, "log1p"),
+        (
+            {"neighbours": {}, "split": {"kind": "temporal", "test_from": "2021-10-01"}},
+            "no training monitor reports",
+        ),
+        ({"neighbours.k": 0}, "greater than 0"),
+        ({"neighbours.power": 10.5}, "less than or equal to 10"),
+        ({"neighbours.exclusion_km": -1.0}, "greater than or equal to 0"),
+        ({"neighbours.hide": "train_distance"}, "test_distance"),
+        ({"neighbours.channels": ["knnidw_pm25"]}, "Extra inputs"),
     ],
 )
 def test_a_cell_that_means_nothing_is_refused(changes, message):

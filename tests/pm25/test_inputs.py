@@ -1,5 +1,7 @@
 """The network is fed what a plain slice of the panel holds, scaled by training windows and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def window_of(panel: Panel, index: int) -> np.ndarray:
 def inputs(
     panel: Panel, train: np.ndarray, variant: str = "none", embedding: np.ndarray | None = None
 ) -> Inputs:
-    return Inputs(panel, train, WINDOW, variant, embedding, CPU)
+    return Inputs(panel, train, WINDOW, variant, CPU, embedding=embedding)
 
 
 def batch(made: Inputs, index: np.ndarray) -> np.ndarray:
@@ -147,7 +149,7 @@ def test_scaler_by_hand():
 def test_latlon_are_two_more_channels_scaled_over_training_samples():
     panel = world(missing=0)
     made = inputs(panel, TRAIN, "latlon")
-    assert made.channels == 5
+    assert made.width == 5
     got = batch(made, ALL)
     assert np.array_equal(got[:, :, :3], batch(inputs(panel, TRAIN), ALL))
     samples = TRAIN // DAYS  # each sample counts its site once
@@ -160,7 +162,7 @@ def test_latlon_are_two_more_channels_scaled_over_training_samples():
 def test_sincos_are_four_more_channels():
     panel = world(missing=0)
     made = inputs(panel, TRAIN, "sincos")
-    assert made.channels == 7
+    assert made.width == 7
     got = batch(made, ALL)[:, 0, 3:]
     lat, lon = np.radians(panel.lat), np.radians(panel.lon)
     raw = np.stack([np.sin(lat), np.cos(lat), np.sin(lon), np.cos(lon)], axis=1)
@@ -192,17 +194,53 @@ def test_the_embedding_of_a_sample_is_its_sites_row():
     panel = world()
     embedding = np.arange(SITES * 2, dtype=np.float32).reshape(SITES, 2)
     made = inputs(panel, TRAIN, "geoclip", embedding)
-    assert (made.channels, made.embedding_dim) == (3, 2)
+    assert (made.width, made.embedding_dim) == (3, 2)
     window, got = made.batch(torch.from_numpy(flat((4, 5), (0, 3), (4, 11))))
     assert window.shape == (3, WINDOW, 3)
     assert got.tolist() == [[8, 9], [0, 1], [8, 9]]  # as the encoder gave it: not scaled
     assert inputs(panel, TRAIN).batch(torch.from_numpy(TRAIN))[1] is None
 
 
-@pytest.mark.parametrize(("variant", "embedding"), [("none", np.zeros((SITES, 2))), ("geoclip", None)])
-def test_an_embedding_goes_with_an_encoder_only(variant, embedding):
-    with pytest.raises(ValueError, match=f"variant {variant} with"):
-        inputs(world(), TRAIN, variant, embedding)
+def test_an_embedding_that_changes_with_the_month_is_that_of_the_samples_day():
+    panel = replace(world(), dates=np.datetime64("2020-12-26") + np.arange(DAYS))  # January from day 6 on
+    embedding = np.arange(SITES * 12 * 2, dtype=np.float32).reshape(SITES, 12, 2)
+    made = inputs(panel, TRAIN, "table", embedding)
+    assert (made.width, made.embedding_dim) == (3, 2)
+    # The window of (4, 6) begins in December; the day of the target decides.
+    _, got = made.batch(torch.from_numpy(flat((4, 5), (4, 6), (0, 11))))
+    assert got.tolist() == [embedding[4, 11].tolist(), embedding[4, 0].tolist(), embedding[0, 0].tolist()]
+
+
+def test_every_month_of_a_year_has_its_vector():
+    dates = np.datetime64("1969-11-15") + 31 * np.arange(DAYS)  # one day of each month, before 1970 too
+    panel = replace(world(), dates=dates)
+    embedding = np.tile(np.arange(12, dtype=np.float32)[:, None], (SITES, 1, 1))
+    made = inputs(panel, TRAIN, "table", embedding)
+    _, got = made.batch(torch.from_numpy(flat(*((2, day) for day in range(WINDOW - 1, DAYS)))))
+    expected = [int(str(day)[5:7]) - 1 for day in dates[WINDOW - 1 :]]
+    assert got[:, 0].tolist() == expected
+
+
+def test_further_channels_stand_after_the_panels_and_are_scaled_like_them():
+    panel = world(missing=0)
+    whole = batch(inputs(panel, TRAIN, "latlon"), ALL)
+    first = replace(panel, features=panel.features[:, :, :1], channels=("a",))
+    more = {"b": panel.features[:, :, 1], "c": panel.features[:, :, 2]}
+    made = Inputs(first, TRAIN, WINDOW, "latlon", CPU, more=more)
+    assert made.channels == ("a", "b", "c")
+    assert made.width == 5
+    assert np.array_equal(batch(made, ALL), whole)
+    with pytest.raises(
+        InputError, match=r"^toy: channel c has no value in any training window; .* leave neighbours out"
+    ):
+        Inputs(first, TRAIN, WINDOW, "none", CPU, more=more | {"c": np.full((SITES, DAYS), np.nan)})
+
+
+def test_what_can_be_permuted_is_what_the_network_is_fed():
+    embedding = np.zeros((SITES, 2), np.float32)
+    assert inputs(world(), TRAIN).permutable == ["a", "b", "c"]
+    assert inputs(world(), TRAIN, "sincos").permutable == ["a", "b", "c", "place"]
+    assert inputs(world(), TRAIN, "geoclip", embedding).permutable == ["a", "b", "c", "embedding"]
 
 
 def test_windows_hand_out_their_own_targets_and_no_other():

@@ -1,10 +1,13 @@
 """The network is the published one: its size by hand, its formula in plain numpy, Keras' first weights."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pm25 import model as pm25_model
 from pm25.model import Attention, BiLSTMAttention, initialise
 from pm25.settings import ModelSettings
 
@@ -12,10 +15,15 @@ SMALL = ModelSettings(width=6, depth=3, attention_units=5)
 
 
 def build(
-    channels: int, settings: ModelSettings, fusion: str | None = None, dim: int = 0, seed: int = 0
+    channels: int,
+    settings: ModelSettings,
+    fusion: str | None = None,
+    dim: int = 0,
+    seed: int = 0,
+    **changes: Any,
 ) -> BiLSTMAttention:
-    model = BiLSTMAttention(channels, settings, fusion, dim)
-    initialise(model, torch.Generator().manual_seed(seed))
+    model = pm25_model.build(channels, settings, fusion, dim, **changes)
+    initialise(model, torch.Generator().manual_seed(seed), settings.initialiser or "keras")
     return model.eval()
 
 
@@ -47,11 +55,13 @@ OUTPUT = 256 + 1
         (None, 0, 0, 1_814_785),
         ("hadamard", 512, (512 * 256 + 256) + (256 * 256 + 256), 2_011_905),
         ("concat", 512, (512 * 256 + 256) + (512 * 256 + 256), 2_077_441),
+        ("film", 512, (512 * 256 + 256) + (256 * 512 + 512) + (256 * 256 + 256), 2_143_489),
+        ("gated", 512, (512 * 256 + 256) + 512 * 256 + (256 * 256 + 256), 2_142_977),
     ],
 )
 def test_the_published_model_has_the_published_number_of_parameters(fusion, dim, head, total):
     with torch.device("meta"):
-        model = BiLSTMAttention(19, ModelSettings(), fusion, dim)
+        model = pm25_model.build(19, ModelSettings(), fusion, dim)
     assert BODY + ATTENTION + head + OUTPUT == total
     # torch's second bias is held at zero: see the initial weights, below.
     assert sum(p.numel() for name, p in model.named_parameters() if "bias_hh" not in name) == total
@@ -59,7 +69,7 @@ def test_the_published_model_has_the_published_number_of_parameters(fusion, dim,
 
 def test_units():
     with torch.device("meta"):
-        model = BiLSTMAttention(19, ModelSettings())
+        model = pm25_model.build(19, ModelSettings())
     assert [(m.input_size, m.hidden_size) for m in model.lstm] == [(19, 256), (512, 128), (256, 128)]
     assert all(m.bidirectional for m in model.lstm)
     assert [m.normalized_shape for m in model.norm] == [(512,), (256,), (256,)]
@@ -79,16 +89,22 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def lstm_direction(x: np.ndarray, lstm: nn.LSTM, suffix: str) -> np.ndarray:
-    """x (B, T, F) -> (B, T, U); one bias, gates input, forget, cell, output; day after day."""
+def lstm_direction(x: np.ndarray, lstm: nn.LSTM, suffix: str, kept: np.ndarray) -> np.ndarray:
+    """x (B, T, F) -> (B, T, U); one bias, gates input, forget, cell, output; day after day.
+
+    Where a day is not `kept (B, T)` both states, and so the output, stay what they were.
+    """
     kernel, recurrent = a(getattr(lstm, f"weight_ih_l0{suffix}")), a(getattr(lstm, f"weight_hh_l0{suffix}"))
     bias = a(getattr(lstm, f"bias_ih_l0{suffix}"))
     h = c = np.zeros((len(x), lstm.hidden_size))
     out = []
     for t in range(x.shape[1]):
         i, f, g, o = np.split(x[:, t] @ kernel.T + h @ recurrent.T + bias, 4, axis=1)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
+        new = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        c, h = (
+            np.where(kept[:, t, None], after, before)
+            for after, before in ((new, c), (sigmoid(o) * np.tanh(new), h))
+        )
         out.append(h)
     return np.stack(out, axis=1)
 
@@ -115,35 +131,138 @@ def dense(x: np.ndarray, layer: nn.Linear) -> np.ndarray:
     return x @ a(layer.weight).T + a(layer.bias)
 
 
-def forward(model: BiLSTMAttention, window: np.ndarray, embedding: np.ndarray | None) -> np.ndarray:
+def fuse(model: BiLSTMAttention, out: np.ndarray, place: np.ndarray) -> np.ndarray:
+    if model.fusion == "film":
+        made = dense(place, model.film)
+        return (1 + made[:, : out.shape[1]]) * out + made[:, out.shape[1] :]
+    if model.fusion == "gated":
+        gate = sigmoid(np.concatenate([out, place], axis=1) @ a(model.gate.weight).T)
+        return gate * out + (1 - gate) * place
+    return out * place if model.fusion == "hadamard" else np.concatenate([out, place], axis=1)
+
+
+def forward(
+    model: BiLSTMAttention, window: np.ndarray, embedding: np.ndarray | None, mask: bool = False
+) -> np.ndarray:
     hidden = window.astype(np.float64)
+    kept = (window != -1).any(axis=2) if mask else np.ones(window.shape[:2], bool)
     for lstm, norm in zip(model.lstm, model.norm, strict=True):
-        back = lstm_direction(hidden[:, ::-1], lstm, "_reverse")[:, ::-1]
-        hidden = layer_norm(np.concatenate([lstm_direction(hidden, lstm, ""), back], axis=2), norm)
+        back = lstm_direction(hidden[:, ::-1], lstm, "_reverse", kept[:, ::-1])[:, ::-1]
+        hidden = layer_norm(np.concatenate([lstm_direction(hidden, lstm, "", kept), back], axis=2), norm)
     out = attention(hidden, model.attention)
     if embedding is not None:
-        place = np.maximum(dense(embedding.astype(np.float64), model.location), 0)
-        out = out * place if model.fusion == "hadamard" else np.concatenate([out, place], axis=1)
-        out = np.maximum(dense(out, model.hidden), 0)
+        embedding = embedding.astype(np.float64)
+        if model.projection == "norm_tanh":
+            place = np.tanh(dense(layer_norm(embedding[:, None], model.location_norm)[:, 0], model.location))
+        else:
+            place = np.maximum(dense(embedding, model.location), 0)
+        out = np.maximum(dense(fuse(model, out, place), model.hidden), 0)
     return dense(out, model.output)[:, 0]
 
 
-@pytest.mark.parametrize("fusion", [None, "hadamard", "concat"])
-@pytest.mark.parametrize("depth", [1, 3])
-def test_forward_is_the_published_formula(fusion, depth):
-    settings = SMALL.model_copy(update={"depth": depth})
-    model = build(4, settings, fusion, 7 if fusion else 0)
-    rng = np.random.default_rng(1)
+def stirred(model: BiLSTMAttention, rng: np.random.Generator) -> BiLSTMAttention:
+    """Biases and norms away from 0 and 1; the frozen stay at 0."""
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms away from 0 and 1; the frozen stay at 0
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += torch.from_numpy(rng.normal(0, 0.3, parameter.shape)).float()
+    return model
+
+
+@pytest.mark.parametrize("fusion", [None, "hadamard", "concat", "film", "gated"])
+@pytest.mark.parametrize("projection", [None, "norm_tanh"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_forward_is_the_published_formula(fusion, projection, depth):
+    settings = SMALL.model_copy(update={"depth": depth, "projection": projection})
+    rng = np.random.default_rng(1)
+    model = stirred(build(4, settings, fusion, 7 if fusion else 0), rng)
     window = rng.normal(size=(5, 9, 4)).astype(np.float32)
     embedding = rng.normal(size=(5, 7)).astype(np.float32) if fusion else None
     with torch.no_grad():
         got = model(torch.from_numpy(window), None if embedding is None else torch.from_numpy(embedding))
     assert got.shape == (5,)
     np.testing.assert_allclose(got.numpy(), forward(model, window, embedding), rtol=1e-4, atol=2e-5)
+
+
+def test_own_widths_and_own_names():
+    model = BiLSTMAttention(
+        3, [4, 2, 5], 6, 0.1, fusion="concat", embedding_dim=8, projection_units=7, hidden_units=9
+    )
+    assert [m.hidden_size for m in model.lstm] == [4, 2, 5]
+    assert model.location.weight.shape == (7, 8)
+    assert model.hidden.weight.shape == (9, 13)
+    assert model.output.weight.shape == (1, 9)
+    heads = {"location.weight", "location.bias", "hidden.weight", "hidden.bias"}
+    names = set(build(4, SMALL).state_dict())
+    assert set(build(4, SMALL, "concat", 7).state_dict()) == names | heads
+    assert set(build(4, SMALL, "film", 7).state_dict()) == names | heads | {"film.weight", "film.bias"}
+    assert set(build(4, SMALL, "gated", 7).state_dict()) == names | heads | {"gate.weight"}
+    for fusion in ("hadamard", "film", "gated"):
+        with pytest.raises(ValueError, match="7 projection units, 6 attention units"):
+            BiLSTMAttention(3, [4], 6, 0.1, fusion=fusion, embedding_dim=8, projection_units=7)
+
+
+def test_a_silent_film_changes_nothing_and_an_open_gate_lets_one_through():
+    rng = np.random.default_rng(3)
+    out, place = (torch.from_numpy(rng.normal(size=(4, 5))).float() for _ in range(2))
+    film, gated = build(4, SMALL, "film", 7), build(4, SMALL, "gated", 7)
+    with torch.no_grad():
+        film.film.weight.zero_()
+        gated.gate.weight.zero_()
+        assert torch.equal(film._fuse(out, place), out)
+        film.film.bias.copy_(torch.tensor([1.0] * 5 + [3.0] * 5))  # gamma 1, beta 3
+        assert torch.equal(film._fuse(out, place), 2 * out + 3)
+        assert torch.equal(gated._fuse(out, place), (out + place) / 2)
+
+
+# --- Masked days -------------------------------------------------------------------------------------
+
+MASKS = {
+    "first days": [0, 0, 0, 1, 1, 1, 1],
+    "last days": [1, 1, 1, 1, 0, 0, 0],
+    "days between": [1, 0, 1, 0, 0, 1, 1],
+    "all but one": [0, 0, 0, 1, 0, 0, 0],
+    "all": [0] * 7,
+    "none": [1] * 7,
+}
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("rows", [[name] for name in MASKS] + [list(MASKS)], ids=lambda r: "+".join(r))
+def test_masked_days_are_stepped_over_as_keras_does(rows, depth):
+    rng = np.random.default_rng(4)
+    model = stirred(build(4, SMALL.model_copy(update={"depth": depth}), mask_value=-1.0), rng)
+    window = rng.normal(size=(len(rows), 7, 4)).astype(np.float32)
+    window[:, :, 0] = -1  # a day counts as masked only where all features are
+    window[~np.array([MASKS[name] for name in rows], bool)] = -1
+    with torch.no_grad():
+        got = model(torch.from_numpy(window)).numpy()
+    np.testing.assert_allclose(got, forward(model, window, None, mask=True), rtol=1e-4, atol=2e-5)
+
+
+def test_a_mask_trains():
+    model = build(4, SMALL, mask_value=-1.0)
+    window = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    window[0, 2:4] = window[1] = -1
+    model(window).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.isfinite().all(), name
+    assert model.lstm[0].weight_ih_l0.grad.abs().sum() > 0
+
+
+def test_without_a_masked_day_a_mask_costs_no_bit(monkeypatch):
+    def never(*_: object) -> None:
+        raise AssertionError("no day is masked")
+
+    window = torch.randn(5, 9, 4, generator=torch.Generator().manual_seed(0))
+    plain, masking = build(4, SMALL), build(4, SMALL, mask_value=-1.0)
+    missing = window.clone()
+    missing[0, 3] = -1
+    assert not torch.equal(plain(missing), masking(missing))
+    monkeypatch.setattr(pm25_model, "_stepping_over", never)
+    assert torch.equal(plain(window), masking(window))
+    plain(missing)  # -1 means nothing there
 
 
 def test_attention_is_luongs():
@@ -248,3 +367,39 @@ def test_initial_weights_come_from_the_generator_alone():
     assert all(torch.equal(first[name], again[name]) for name in first)
     kernels = [name for name in first if "weight" in name and "norm" not in name]
     assert not any(torch.equal(first[name], other[name]) for name in kernels)
+
+
+# --- torch's initial weights -------------------------------------------------------------------------
+
+
+def test_initial_weights_can_be_torchs():
+    settings = ModelSettings(width=32, attention_units=64, initialiser="torch", projection="norm_tanh")
+    model = build(19, settings, "film", 40)
+    fans = {f"lstm.{i}": lstm.hidden_size for i, lstm in enumerate(model.lstm)}
+    fans |= {n: m.in_features for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad
+        if "norm" in name:
+            assert (parameter == (1 if name.endswith("weight") else 0)).all()
+            continue
+        limit = fans[name.rpartition(".")[0]] ** -0.5
+        parameter = parameter.detach()
+        assert parameter.abs().max() <= limit
+        if parameter.numel() > 60:
+            assert parameter.std() == pytest.approx(limit / np.sqrt(3), rel=0.25)
+            assert parameter.abs().max() > 0.9 * limit
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        again = build(19, settings, "film", 40).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+
+def test_torchs_initial_weights_have_torchs_own_distribution():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        own = pm25_model.build(19, ModelSettings(width=64), "concat", 40).state_dict()
+    ours = build(19, ModelSettings(width=64, initialiser="torch"), "concat", 40).state_dict()
+    for name, value in own.items():
+        if value.numel() > 500:
+            assert ours[name].std() == pytest.approx(float(value.std()), rel=0.1), name
+            assert ours[name].abs().max() == pytest.approx(float(value.abs().max()), rel=0.02), name

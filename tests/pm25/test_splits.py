@@ -1,19 +1,44 @@
-"""Splits cut what they say: colours and distances by hand, partitions, and an audit that counts."""
+"""Splits cut what they say: colours and places by hand, partitions, buffers, gaps, groups and clusters."""
 
+from datetime import date
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
+from pm25.cell import Cell
 from pm25.errors import InputError
-from pm25.panel import Panel
-from pm25.splits import CheckerboardSplit, Parts, RandomSplit, SpatialSplit, audit, checkerboard, cut
+from pm25.geo import great_circle_km
+from pm25.panel import Panel, from_table, read
+from pm25.splits import (
+    AnySplit,
+    CheckerboardSplit,
+    ClusterSplit,
+    GroupSplit,
+    Parts,
+    RandomSplit,
+    SpatialSplit,
+    Split,
+    TemporalSplit,
+    checkerboard,
+    cut,
+    regions,
+)
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data" / "conus_daily_2021.parquet"
 
 WEST, SOUTH, EAST, NORTH = -124.706553, 25.120779, -66.979601, 49.383625
 KM_PER_DEGREE = 6371.0088 * np.pi / 180
 DAYS, WINDOW = 12, 4
+STATES = ("Ohio", "Utah", "New York")
 
 
 def world(lat: np.ndarray, lon: np.ndarray, seed: int = 0, days: int = DAYS, missing: float = 0.2) -> Panel:
@@ -29,12 +54,13 @@ def world(lat: np.ndarray, lon: np.ndarray, seed: int = 0, days: int = DAYS, mis
         dates=np.arange(days).astype("datetime64[D]"),
         channels=("a", "b"),
         name="toy",
+        groups={"state": np.array(STATES)[rng.permutation(np.arange(len(lat)) % len(STATES))]},
     )
 
 
-def conus(sites: int = 40, seed: int = 0) -> Panel:
+def conus(sites: int = 40, seed: int = 0, days: int = DAYS) -> Panel:
     rng = np.random.default_rng(seed)
-    return world(rng.uniform(SOUTH, NORTH, sites), rng.uniform(WEST, EAST, sites), seed)
+    return world(rng.uniform(SOUTH, NORTH, sites), rng.uniform(WEST, EAST, sites), seed, days)
 
 
 def samples(panel: Panel) -> np.ndarray:
@@ -286,81 +312,485 @@ def test_an_empty_part_is_refused(split, fold, panel, part):
         cut(split, fold, panel, WINDOW)
 
 
-# --- The audit ---------------------------------------------------------------------------------------
+# --- Settings and labels -----------------------------------------------------------------------------
+
+JUNE = date(2021, 6, 1)
+LABELS = {
+    "random": RandomSplit(),
+    "spatial": SpatialSplit(),
+    "spatial-buffer50km": SpatialSplit(buffer_km=50),
+    "spatial-buffer0.5km": SpatialSplit(buffer_km=0.5),
+    "checkerboard-16": CheckerboardSplit(degrees=16),
+    "checkerboard-16-shift4x0": CheckerboardSplit(degrees=16, origin=(4, 0)),
+    "checkerboard-16-shift0x4.5-buffer100km": CheckerboardSplit(degrees=16, origin=(0, 4.5), buffer_km=100),
+    "group-state-Ohio": GroupSplit(column="state", values=("Ohio",)),
+    "group-state-Ohio+Utah": GroupSplit(column="state", values=("Ohio", "Utah")),
+    "group-state-4-buffer9km": GroupSplit(column="state", values=("a", "b", "c", "d"), buffer_km=9),
+    "clusters-5": ClusterSplit(),
+    "clusters-10-buffer50km": ClusterSplit(folds=10, buffer_km=50),
+    "temporal-2021-06-01": TemporalSplit(test_from=JUNE),
+    "temporal-2021-06-01-gap30": TemporalSplit(test_from=JUNE, gap_days=30),
+}
+KEYS: dict[str, dict[str, Any]] = {
+    "spatial": {"buffer_km": 50},
+    "checkerboard": {"buffer_km": 50, "origin": (4, 0)},
+    "group": {"column": "county", "values": ("Utah", "Ohio"), "holdout": 0.3, "buffer_km": 1.0, "seed": 1},
+    "clusters": {"folds": 6, "holdout": 0.3, "validation": 0.2, "buffer_km": 1.0, "seed": 1},
+    "temporal": {"test_from": date(2021, 6, 2), "gap_days": 20, "validation": 0.2},
+}
+BASES: list[AnySplit] = [
+    SpatialSplit(),
+    CheckerboardSplit(degrees=8),
+    GroupSplit(column="state", values=("Ohio", "Utah")),
+    ClusterSplit(),
+    TemporalSplit(test_from=JUNE),
+]
 
 
-def parts_of(train: list[tuple[int, int]], test: list[tuple[int, int]]) -> Parts:
-    def flat(pairs: list[tuple[int, int]]) -> np.ndarray:
-        return np.sort(np.array([site * DAYS + day for site, day in pairs]))
-
-    return Parts(flat(train), np.array([0 * DAYS + 11]), flat(test), None)
+def key(split: AnySplit) -> str:
+    return Cell(variant="none", split=split, fold=0, seed=0).key("d" * 32)
 
 
-def test_audit_by_hand():
-    # Sites on one meridian at 40, 41, 43 and 47 degrees north.
-    panel = world(np.array([40.0, 41, 43, 47]), np.full(4, -100.0), missing=0)
-    train = [(0, 3), (0, 4), (1, 9)]
-    test = [(0, 7), (0, 8), (1, 5), (1, 6), (1, 11), (2, 3), (3, 9)]
-    # Windows of 4 days overlap at 3 days or less: (0, 7) and (0, 4); (1, 6), (1, 11) and (1, 9).
-    assert audit(parts_of(train, test), panel, WINDOW) == {
-        "train_sites": 2,
-        "test_sites": 4,
-        "shared_sites": 2,
-        "overlapping_test_windows": 3,
-        "nearest_km_min": 0.0,
-        "nearest_km_median": round(KM_PER_DEGREE, 3),  # of 0, 0, 2 and 6 degrees
+@pytest.mark.parametrize("label", LABELS)
+def test_a_label_says_what_tells_two_splits_apart(label):
+    assert LABELS[label].label == label
+
+
+def test_regimes_and_folds():
+    told = {s.kind: (s.regime, s.folds) for s in [RandomSplit(), *BASES]}
+    assert told == {
+        "random": ("WR", 5),
+        "spatial": ("WR", 5),
+        "temporal": ("WR", 1),
+        "checkerboard": ("OoR", 2),
+        "group": ("OoR", 2),
+        "clusters": ("OoR", 5),
     }
-    apart = audit(parts_of([(0, 3), (1, 9)], [(2, 3), (3, 9), (3, 10)]), panel, WINDOW)
-    assert apart["shared_sites"] == apart["overlapping_test_windows"] == 0
-    assert apart["nearest_km_min"] == pytest.approx(2 * KM_PER_DEGREE, abs=1e-3)
-    assert apart["nearest_km_median"] == pytest.approx(4 * KM_PER_DEGREE, abs=1e-3)
 
 
-def test_distance_along_a_parallel_is_the_great_circle():
-    panel = world(np.array([40.0, 40.0]), np.array([-100.0, -99.0]), missing=0)
-    # sin(c / 2) = cos 40 sin 0.5: 85.18 km, where a flat map says 111.2 or, scaled by cos 40, also 85.18.
-    expected = 2 * 6371.0088 * np.arcsin(np.cos(np.radians(40)) * np.sin(np.radians(0.5)))
-    assert expected == pytest.approx(85.18, abs=0.01)
-    assert audit(parts_of([(0, 5)], [(1, 5)]), panel, WINDOW)["nearest_km_min"] == round(expected, 3)
+@pytest.mark.parametrize("split", BASES, ids=lambda s: s.kind)
+def test_every_setting_changes_the_key_and_a_split_survives_its_json(split):
+    others = [split.model_copy(update={name: value}) for name, value in KEYS[split.kind].items()]
+    keys = [key(s) for s in [split, *others]]
+    assert len(set(keys)) == len(keys)
+    for one in [split, *others]:
+        adapter: TypeAdapter[Any] = TypeAdapter(Split)
+        assert adapter.validate_json(adapter.dump_json(one)) == one
+        assert hash(one) is not None
 
 
-@given(st.integers(0, 10_000), st.integers(1, DAYS), st.floats(0.05, 0.9))
-@settings(max_examples=40, deadline=None)
-def test_audit_by_brute_force(seed, window, share):
-    panel = conus(8, seed)
-    rng = np.random.default_rng(seed)
-    every = rng.permutation(8 * DAYS)
-    some = np.sort(every[: max(2, int(share * len(every)))])
-    train, test = some[::2], some[1::2]
-    got = audit(Parts(train, train[:0], test, None), panel, window)
-
-    def days_of(flat: int) -> set[int]:
-        return {flat // DAYS * 1000 + d for d in range(flat % DAYS - window + 1, flat % DAYS + 1)}
-
-    used = set().union(*(days_of(int(f)) for f in train))
-    assert got["overlapping_test_windows"] == sum(bool(used & days_of(int(f))) for f in test)
-    assert got["shared_sites"] == len(sites(train) & sites(test))
-    assert (got["train_sites"], got["test_sites"]) == (len(sites(train)), len(sites(test)))
-
-    def unit(site: int) -> np.ndarray:
-        lat, lon = np.radians(panel.lat[site]), np.radians(panel.lon[site])
-        return np.array([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
-
-    def km(a: int, b: int) -> float:
-        return 2 * 6371.0088 * np.arcsin(np.linalg.norm(unit(a) - unit(b)) / 2)
-
-    nearest = [min(km(a, b) for b in sites(train)) for a in sorted(sites(test))]
-    assert got["nearest_km_min"] == pytest.approx(min(nearest), abs=2e-3)
-    assert got["nearest_km_median"] == pytest.approx(np.median(nearest), abs=2e-3)
+def test_settings_that_are_not_given_are_not_in_the_key():
+    for split in BASES:
+        resolved = Cell(variant="none", split=split, fold=0, seed=0).resolved()["split"]
+        assert not {"buffer_km", "origin", "gap_days"} & {*resolved}
 
 
-def test_what_each_kind_of_split_shares():
+def test_no_shift_has_one_spelling():
+    zeros = [(0, 0), (0.0, -0.0), (-0.0, -0.0), [0, 0]]
+    assert {CheckerboardSplit(degrees=8, origin=z) for z in zeros} == {CheckerboardSplit(degrees=8)}
+    one, other = (CheckerboardSplit(degrees=8, origin=(x, 4)) for x in (0.0, -0.0))
+    assert key(one) == key(other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        (CheckerboardSplit, {"degrees": 8, "origin": (8, 0)}, "a whole cell only swaps the colours"),
+        (CheckerboardSplit, {"degrees": 8, "origin": (0, -1)}, "greater than or equal to 0"),
+        (CheckerboardSplit, {"degrees": 8, "buffer_km": 0}, "greater than 0"),
+        (CheckerboardSplit, {"degrees": 8, "folds": 3}, "Extra inputs"),
+        (GroupSplit, {"column": "state"}, "values\n  Field required"),
+        (GroupSplit, {"column": "state", "values": ()}, "at least 1 item"),
+        (GroupSplit, {"column": "state", "values": ("a", "b", "a")}, "stands there twice"),
+        (GroupSplit, {"column": "state", "values": ("",)}, "at least 1 character"),
+        (ClusterSplit, {"folds": 1}, "greater than or equal to 2"),
+        (TemporalSplit, {"test_from": JUNE, "gap_days": -1}, "greater than or equal to 0"),
+        (TemporalSplit, {"test_from": "June"}, "valid date"),
+        (TemporalSplit, {"test_from": JUNE, "seed": 1}, "Extra inputs"),
+        (RandomSplit, {"buffer_km": 10}, "Extra inputs"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(kind, values, said):
+    with pytest.raises(ValidationError, match=said):
+        kind(**values)
+
+
+# --- Shifted checkerboards ---------------------------------------------------------------------------
+
+
+def test_a_shifted_grid_by_hand():
+    # Los Angeles is 6.5 east and 8.9 north of the corner; cells of 8 degrees.
+    at = np.array([34.05]), np.array([-118.24])
+    assert checkerboard(*at, 8).tolist() == [1]  # (0, 1)
+    assert checkerboard(*at, 8, (4, 0)).tolist() == [1]  # 2.5, 8.9: (0, 1)
+    assert checkerboard(*at, 8, (7, 0)).tolist() == [0]  # -0.5, 8.9: (-1, 1)
+    assert checkerboard(*at, 8, (0, 1)).tolist() == [0]  # 6.5, 7.9: (0, 0)
+    assert checkerboard(*at, 8, (7, 1)).tolist() == [1]  # -0.5, 7.9: (-1, 0)
+    assert checkerboard(np.array([21.31]), np.array([-157.86]), 8, (4, 4)).tolist() == [-1]
+
+
+def test_a_shift_moves_the_test_region():
     panel = conus(60)
-    random, spatial, board = (audit(cut(s, 0, panel, WINDOW), panel, WINDOW) for s in SPLITS)
-    assert random["shared_sites"] == random["test_sites"] > 40
-    assert random["overlapping_test_windows"] > 0
-    assert random["nearest_km_min"] == 0
-    for held_out in (spatial, board):
-        assert held_out["shared_sites"] == held_out["overlapping_test_windows"] == 0
-        assert held_out["nearest_km_min"] > 0
-    assert board["nearest_km_median"] > spatial["nearest_km_median"]
+    cuts = [cut(CheckerboardSplit(degrees=16, origin=o), 0, panel, WINDOW) for o in (None, (8, 0), (0, 8))]
+    tests = [frozenset(sites(parts.test)) for parts in cuts]
+    assert len(set(tests)) == 3
+    lon = CheckerboardSplit(degrees=16, origin=(8, 0))
+    colour = checkerboard(panel.lat, panel.lon - 8, 16)  # a place 8 degrees further west, in the old grid
+    inside = panel.lon - 8 >= WEST
+    assert np.array_equal(regions(lon, panel, np.flatnonzero(inside)), colour[inside])
+
+
+# --- Buffers -----------------------------------------------------------------------------------------
+
+
+def by_place(kind: str, **changes: Any) -> AnySplit:
+    return {
+        "spatial": lambda: SpatialSplit(**changes),
+        "checkerboard": lambda: CheckerboardSplit(degrees=16, **changes),
+        "group": lambda: GroupSplit(column="state", values=STATES, **changes),
+        "clusters": lambda: ClusterSplit(folds=3, **changes),
+    }[kind]()
+
+
+def cut_or_none(split: AnySplit, fold: int, panel: Panel, window: int) -> Parts | None:
+    """None where a part is empty: a far buffer, for one, can leave nothing to train on."""
+    try:
+        return cut(split, fold, panel, window)
+    except InputError as error:
+        if "part empty" not in str(error):
+            raise
+        return None
+
+
+KINDS = ["spatial", "checkerboard", "group", "clusters"]
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 1),
+    st.integers(0, 1000),
+    st.floats(1, 400),
+    st.floats(0.1, 0.4),
+    st.tuples(st.floats(0, 15), st.floats(0, 15)),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_buffer_by_brute_force(kind, fold, seed, km, share, origin):
+    panel = conus(70, seed)
+    more = {"origin": origin} if kind == "checkerboard" else {}
+    split = by_place(kind, seed=seed, validation=share, **more)
+    whole, parts = (
+        cut_or_none(s, fold, panel, WINDOW) for s in (split, split.model_copy(update={"buffer_km": km}))
+    )
+    assume(whole is not None and parts is not None)
+    for a, b in zip(all_parts(whole)[2:], all_parts(parts)[2:], strict=True):
+        assert np.array_equal(a, b)  # test and within-region test stay as they were
+    tested = sites(parts.test)
+
+    def km_to_test(site: int) -> float:
+        at = sorted(tested)
+        return float(great_circle_km(panel.lat[site], panel.lon[site], panel.lat[at], panel.lon[at]).min())
+
+    for name in ("train", "validation"):
+        kept, before = sites(getattr(parts, name)), sites(getattr(whole, name))
+        assert kept <= before
+        assert all(km_to_test(site) >= km for site in kept)
+        assert all(km_to_test(site) < km for site in before - kept)
+
+
+@given(st.sampled_from(KINDS), st.integers(0, 1), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_parts_by_place_share_no_site_and_lose_none(kind, fold, seed):
+    panel = conus(50, seed)
+    split = by_place(kind, seed=seed)
+    parts = cut(split, fold, panel, WINDOW)
+    groups = [sites(part) for part in all_parts(parts)]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    assert np.array_equal(np.sort(np.concatenate(all_parts(parts))), samples(panel))
+    assert all((np.diff(part) > 0).all() for part in all_parts(parts))
+    assert (parts.within is None) == (kind == "spatial")
+    if parts.within is not None:
+        side = set.union(*groups) - groups[2]
+        assert len(groups[3]) == round(0.2 * len(side))
+        assert len(groups[1]) == round(0.1 * (len(side) - len(groups[3])))
+
+
+def test_a_buffer_keeps_the_held_out_sites_of_the_training_region():
+    # Ten sites just west of the border of the 30-degree halves, ten just east of it, and thirty far west.
+    lat = np.concatenate([np.linspace(30, 45, n) for n in (10, 10, 30)])
+    panel = world(lat, np.repeat([WEST + 29.5, WEST + 30.5, -120.0], [10, 10, 30]))
+    split = CheckerboardSplit(degrees=30, holdout=0.5, validation=0.3, buffer_km=200)
+    parts = cut(split, 1, panel, WINDOW)
+    assert sites(parts.test) == set(range(10, 20))
+    assert sites(parts.train) | sites(parts.validation) <= set(range(20, 50))
+    assert sites(parts.within) & set(range(10))
+    with pytest.raises(InputError, match="buffer5000km fold 1 leaves its train part empty"):
+        cut(split.model_copy(update={"buffer_km": 5000}), 1, panel, WINDOW)
+
+
+# --- Groups ------------------------------------------------------------------------------------------
+
+
+def test_a_fold_is_a_group_in_the_order_listed():
+    panel = conus(30)
+    state = panel.groups["state"]
+    split = GroupSplit(column="state", values=("Utah", "Ohio"))  # New York is listed nowhere
+    for fold, value in enumerate(split.values):
+        parts = cut(split, fold, panel, WINDOW)
+        assert {str(state[s]) for s in sites(parts.test)} == {value}
+        assert len(sites(parts.test)) == 10
+        rest = sites(parts.train) | sites(parts.validation) | sites(parts.within)
+        assert {str(state[s]) for s in rest} == {*STATES} - {value}
+        assert len(rest) == 20
+    one = GroupSplit(column="state", values=("Ohio",))
+    assert np.array_equal(cut(one, 0, panel, WINDOW).test, cut(split, 1, panel, WINDOW).test)
+    assert GroupSplit(column="state", values="Ohio") == one
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("county", ("a",), r"needs the column county, which was not read; .*groups=\('county',\)"),
+        ("state", ("Ohio", "Yuta"), r"no site has state 'Yuta'; it has New York, Ohio, Utah"),
+    ],
+)
+def test_a_group_that_is_not_there_is_named(column, values, said):
+    with pytest.raises(InputError, match=f"^toy: split group-.*{said}"):
+        cut(GroupSplit(column=column, values=values), 0, conus(), WINDOW)
+
+
+def table(**columns: list[Any]) -> pa.Table:
+    """Sites 02, 01 with 21 days each; a column is given per site, or per row."""
+    days = [(np.datetime64("2021-01-01") + d).item() for d in range(21)]
+    rows: dict[str, list[Any]] = {
+        "site_id": ["02"] * 21 + ["01"] * 21,
+        "date": days * 2,
+        "lat": [40.0] * 21 + [41.0] * 21,
+        "lon": [-100.0] * 42,
+        "pm25": [float(d) for d in range(42)],
+        "tmax": [1.0] * 42,
+    }
+    for name, values in columns.items():
+        rows[name] = values if len(values) == 42 else [v for v in values for _ in range(21)]
+    return pa.table(rows)
+
+
+def test_groups_are_read_where_they_are_asked_for(tmp_path):
+    made = table(state=["Utah", "Ohio"], fips=["01", "49"], zone=[7, 12])
+    plain, grouped = from_table(made, "toy"), from_table(made, "toy", groups=("zone", "state"))
+    assert plain.groups == {}
+    assert {n: v.tolist() for n, v in grouped.groups.items()} == {
+        "state": ["Ohio", "Utah"],  # sites in their own order: 01, 02
+        "zone": ["12", "7"],
+    }
+    # A number that groups is no channel unless it is asked for as one.
+    assert "zone" in plain.channels
+    assert [c for c in plain.channels if c != "zone"] == [*grouped.channels]
+    assert from_table(made, "toy", ["zone"], ["zone"]).channels == ("zone",)
+    for name, write in (("t.parquet", pq.write_table), ("t.csv", pyarrow.csv.write_csv)):
+        write(made, tmp_path / name)
+        for channels in (None, ["tmax"]):
+            got = read(tmp_path / name, channels, ("fips", "zone"))
+            assert got.groups["fips"].tolist() == ["49", "01"]  # zeros and all, from a CSV too
+            assert got.groups["zone"].tolist() == ["12", "7"]
+            assert got.fingerprint == from_table(made, "toy", got.channels, ("zone", "fips")).fingerprint
+            assert "fips" not in got.channels
+    coded = made.set_column(6, "state", made["state"].dictionary_encode())
+    assert from_table(coded, "toy", ["tmax"], ("state",)).groups["state"].tolist() == ["Ohio", "Utah"]
+
+
+def test_a_panel_without_groups_has_the_fingerprint_it_had():
+    ones = np.ones((2, 3), np.float32)
+    place, days = np.array([40.0, 41.0]), np.arange(3).astype("datetime64[D]")
+    made = Panel(ones[:, :, None], ones, place, place * 10 - 500, np.array(["a", "b"]), days, ("c",), "toy")
+    # Every key of every stored result holds one of these.
+    assert made.fingerprint == "70343b0a5887ac33ff4bd04ae4c1cc7f"
+
+
+def test_a_group_is_in_the_fingerprint_of_the_splits_that_go_by_it_only():
+    made, other = table(state=["Utah", "Ohio"]), table(state=["Iowa", "Ohio"])
+    one, two = (from_table(t, "toy", groups=("state",)) for t in (made, other))
+    assert one.fingerprint == two.fingerprint == from_table(made, "toy").fingerprint
+    assert one.fingerprint_by(None) == one.fingerprint
+    assert len({one.fingerprint, one.fingerprint_by("state"), two.fingerprint_by("state")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, r"state: group column is missing from the table; it has site_id, date, "),
+        (
+            ["Utah", None],
+            r"state: empty for site 01 \(row 22, 23, 24, 25, 26, ... 21 rows in all\); give every",
+        ),
+        (["Utah", ""], r"state: empty for site 01 \(row 22"),
+        (["Utah"] * 41 + [None], r"state: empty for site 01 \(row 42\); give"),
+        (["Utah"] * 41 + ["Ohio"], r"state: site 01 has both 'Utah' and 'Ohio' \(row 42\); a group must be"),
+    ],
+)
+def test_a_group_that_is_no_group_is_refused(state, said):
+    made = table() if state is None else table(state=state)
+    assert from_table(made, "toy", ["tmax"]).groups == {}  # nobody asked
+    for channels in (None, ["tmax"]):
+        with pytest.raises(InputError, match=f"^toy: {said}"):
+            from_table(made, "toy", channels, ("state",))
+
+
+def test_a_table_on_disk_without_the_group_says_what_it_has(tmp_path):
+    pq.write_table(table(), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"state: group column is missing .*it has .*tmax"):
+        read(tmp_path / "t.parquet", ["tmax"], ("state",))
+
+
+# --- Clusters ----------------------------------------------------------------------------------------
+
+
+def test_clusters_that_anyone_would_see_are_found_from_west_to_east():
+    rng = np.random.default_rng(0)
+    centres = [(40, -75), (35, -118), (41, -95), (47, -121)]
+    which = np.repeat(np.arange(4), 8)
+    lat, lon = (np.array(c)[which] + rng.normal(0, 0.3, 32) for c in zip(*centres, strict=True))
+    panel = world(lat, lon)
+    for seed in range(5):
+        found = regions(ClusterSplit(folds=4, seed=seed), panel, np.arange(32))
+        assert found.tolist() == np.array([3, 1, 2, 0])[which].tolist()
+
+
+@given(st.integers(2, 6), st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_the_folds_of_clusters_partition_the_sites_into_nearest_centres(folds, seed):
+    panel = conus(60, seed)
+    split = ClusterSplit(folds=folds, seed=seed)
+    tests = [cut(split, fold, panel, WINDOW).test for fold in range(folds)]
+    assert np.array_equal(np.sort(np.concatenate(tests)), samples(panel))
+    groups = [sites(test) for test in tests]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    lat, lon = np.radians(panel.lat), np.radians(panel.lon)
+    unit = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+    centre = np.array([unit[sorted(g)].mean(axis=0) for g in groups])
+    for number, group in enumerate(groups):
+        away = np.linalg.norm(unit[sorted(group)][:, None] - centre, axis=2)
+        assert (away.argmin(axis=1) == number).all()
+    west = [panel.lon[sorted(g)].mean() for g in groups]
+    assert west == sorted(west)
+
+
+def test_clusters_need_as_many_places():
+    few = world(np.repeat([30.0, 40.0], 4), np.repeat([-80.0, -100.0], 4))
+    with pytest.raises(InputError, match=r"^toy: split clusters-3: 8 sites make no 3 clusters; give fewer"):
+        cut(ClusterSplit(folds=3), 0, few, WINDOW)
+    assert len(sites(cut(ClusterSplit(folds=2, validation=0.4), 0, few, WINDOW).test)) == 4
+
+
+# --- Time --------------------------------------------------------------------------------------------
+
+
+def days_of(flat: np.ndarray, days: int) -> set[int]:
+    return set((flat % days).tolist())
+
+
+def test_a_temporal_cut_by_hand():
+    # 40 days from 1970-01-01, windows of 4 days; test from day 30 on, so the training side ends at 26.
+    panel = world(np.full(3, 40.0), np.linspace(-100, -99, 3), days=40, missing=0)
+    parts = cut(TemporalSplit(test_from=date(1970, 1, 31), validation=0.25), 0, panel, WINDOW)
+    assert days_of(parts.test, 40) == set(range(30, 40))
+    assert days_of(parts.validation, 40) == set(range(21, 27))  # 6 of the days 3 to 26
+    assert days_of(parts.train, 40) == set(range(3, 18))  # 3 days before the validation, again
+    assert len(parts.test) == 3 * 10
+    assert parts.within is None
+    tight = TemporalSplit(test_from=date(1970, 1, 31), gap_days=3, validation=0.25)
+    assert np.array_equal(cut(tight, 0, panel, WINDOW).train, parts.train)
+    with pytest.raises(InputError, match=r"gap_days 2 a test window of 4 days .* give at least 3$"):
+        cut(tight.model_copy(update={"gap_days": 2}), 0, panel, WINDOW)
+    wide = cut(TemporalSplit(test_from=date(1970, 1, 31), gap_days=6, validation=0.25), 0, panel, WINDOW)
+    assert days_of(wide.validation, 40) == set(range(19, 24))  # 5 of the days 3 to 23
+    assert days_of(wide.train, 40) == set(range(3, 13))
+    assert np.array_equal(wide.test, parts.test)
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(25, 50),
+    st.none() | st.integers(0, 12),
+    st.floats(0.05, 0.5),
+    st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_no_window_of_one_temporal_part_holds_a_day_of_another(window, start, gap, share, seed):
+    days = 60
+    panel = conus(4, seed, days)
+    split = TemporalSplit(test_from=date(1970, 1, 1 + start) if start < 31 else date(1970, 2, start - 30),
+                          gap_days=gap, validation=share)  # fmt: skip
+    if gap is not None and gap < window - 1:
+        with pytest.raises(InputError, match=f"leave gap_days out, or give at least {window - 1}$"):
+            cut(split, 0, panel, window)
+        return
+    parts = cut_or_none(split, 0, panel, window)
+    assume(parts is not None)
+    used = [
+        {day - back for day in days_of(part, days) for back in range(window)}
+        for part in (parts.train, parts.validation, parts.test)
+    ]
+    assert not used[0] & used[1]
+    assert not used[0] & used[2]
+    assert not used[1] & used[2]
+    assert max(used[0]) < min(used[1])
+    assert max(used[1]) < min(used[2])
+    assert min(days_of(parts.test, days)) >= start
+    site, day = panel.samples(window)
+    flat = site.astype(int) * days + day
+    assert np.array_equal(parts.test, flat[day >= start])
+    last = start - 1 - (window - 1 if gap is None else gap)
+    between = set(flat[day <= last].tolist()) - {*parts.train.tolist(), *parts.validation.tolist()}
+    first = min(days_of(parts.validation, days))
+    assert {f % days for f in between} <= set(range(max(days_of(parts.train, days)) + 1, first))
+
+
+@pytest.mark.parametrize(
+    ("test_from", "said"),
+    [
+        ("1969-06-01", "test_from must lie within the table's days, 1970-01-01 to 1970-01-12$"),
+        ("1970-01-13", "test_from must lie within the table's days, 1970-01-01 to 1970-01-12$"),
+        (
+            "1970-01-09",
+            "fold 0 leaves its train part empty .*, or a table with more days$",
+        ),
+    ],
+)
+def test_a_date_that_leaves_nothing_is_refused(test_from, said):
+    with pytest.raises(InputError, match=f"^toy: split temporal-{test_from}.*{said}"):
+        cut(TemporalSplit(test_from=date.fromisoformat(test_from)), 0, conus(), WINDOW)
+
+
+# --- The streams, and the real table -----------------------------------------------------------------
+
+
+OLD_CUTS = {
+    "random": [45392, 4233, 18084],
+    "spatial": [42528, 5282, 19899],
+    "checkerboard-16": [23039, 3827, 31079, 9764],
+}
+"""Sums of the flat indices of each part, from the code before there were buffers and shifts."""
+
+
+def test_the_random_streams_are_as_they_were():
+    panel = conus()
+    told = {
+        split.label: [int(part.sum()) for part in all_parts(cut(split, 1, panel, WINDOW))] for split in SPLITS
+    }
+    assert told == OLD_CUTS
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no real table here")
+def test_leaving_california_out_of_the_real_table():
+    panel = read(REAL, ["elev_m"], ("state",))
+    split = GroupSplit(column="state", values=("California", "Texas"), buffer_km=50)
+    parts = cut(split, 0, panel, 21)
+    days = len(panel.dates)
+    tested = np.unique(parts.test // days)
+    assert set(panel.groups["state"][tested].tolist()) == {"California"}
+    assert panel.lat[tested].min() > 32.5
+    assert panel.lat[tested].max() < 42.1
+    assert panel.lon[tested].max() < -114
+    rest = np.concatenate([parts.train, parts.validation, parts.within])
+    assert "California" not in panel.groups["state"][np.unique(rest // days)]
+    assert len(tested) > 100

@@ -1,7 +1,7 @@
 """A trial is a pure function: same bytes again, blind to the test set, and able to learn what is there."""
 
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,12 +12,14 @@ from torch import nn
 
 import pm25
 from pm25 import encoders, splits, trial
+from pm25.audit import audit, nearest_km
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.fit import Diverged, Epoch, fit, predict
 from pm25.inputs import Inputs, Windows
-from pm25.metrics import scores
-from pm25.model import BiLSTMAttention, initialise
+from pm25.metrics import detailed, scores
+from pm25.model import build, initialise
+from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit, SpatialSplit
@@ -139,6 +141,44 @@ def test_dropout_is_drawn_anew_for_each_seed_only():
     assert not same_weights(one, dry)
 
 
+@pytest.mark.parametrize(("variant", "fusion", "head"), [("none", None, None), ("latlon", None, None),
+                                                         ("none", "concat", "matched")])  # fmt: skip
+def test_an_embedding_goes_with_an_encoder_only(variant, fusion, head):
+    with pytest.raises(ValueError, match=f"^variant {variant} takes no embedding$"):
+        trial.run(cell(variant, fusion, head=head), world(), embedding=EMBEDDING)
+
+
+@pytest.mark.parametrize("fusion", ["hadamard", "concat", "film", "gated"])
+def test_the_matched_head_is_an_encoder_arm_that_cannot_tell_places_apart(fusion):
+    constant = np.ones((SITES, trial.MATCHED_DIM), np.float32)
+    matched = trial.run(cell("none", fusion, head="matched"), world())
+    assert same_bytes(matched, trial.run(cell("geoclip", fusion), world(), embedding=constant))
+    knows = constant.copy()
+    knows[:, :SITES] = EMBEDDING
+    assert not same_weights(matched, trial.run(cell("geoclip", fusion), world(), embedding=knows))
+
+
+def test_an_embedding_by_month_is_that_of_the_samples_day():
+    panel = replace(world(), dates=np.datetime64("2021-01-15") + np.arange(DAYS))  # to 13 February
+    rng = np.random.default_rng(1)
+    yearly = rng.normal(size=(SITES, 4)).astype(np.float32)
+    monthly = np.repeat(yearly[:, None], 12, axis=1)
+    made = cell("table", "concat")
+    one = trial.run(made, panel, embedding=yearly)
+    assert same_bytes(one, trial.run(made, panel, embedding=monthly))
+    monthly[:, 2:] = 9  # months that no sample has
+    assert same_bytes(one, trial.run(made, panel, embedding=monthly))
+
+    monthly[:, 1] = rng.normal(size=(SITES, 4))
+    ready = trial.prepare(made, panel, embedding=monthly)
+    ready.model.load_state_dict(one.weights)
+    moved = ready.predict(ready.parts.test) != one.predictions["prediction"]
+    february = one.predictions["date"] >= np.datetime64("2021-02-01")
+    assert 0 < february.sum() < len(february)
+    assert not moved[~february].any()
+    assert moved[february].mean() > 0.7  # the ReLUs of a net this small are at rest for some sites
+
+
 def test_an_embedding_handed_in_is_the_encoders_own():
     panel = world()
     own = trial.run(cell("geoclip", "hadamard"), panel)
@@ -191,8 +231,9 @@ def test_training_cannot_see_test_targets(split, variant, fusion):
     assert same_weights(one, other)
     assert one.history == other.history
     assert np.array_equal(one.predictions["prediction"], other.predictions["prediction"])
-    seen = {name for name in one.metrics if one.metrics[name] == other.metrics[name]}
-    assert seen == {"val_rmse", "val_r2", "val_mae", "val_mbe"}
+    seen = {name for name in one.metrics if one.metrics[name] == other.metrics.get(name)}
+    # How many targets are 1 ug/m3 or more may agree: it says nothing of a training.
+    assert seen - {"test_n_mape", "wr_n_mape"} == {"val_rmse", "val_r2", "val_mae", "val_mbe"}
 
 
 @pytest.mark.parametrize("split", SPLITS[1:], ids=lambda s: s.kind)
@@ -229,12 +270,12 @@ def fitted(**changes: Any) -> tuple[list[Epoch], float]:
     """The history of a fit, and the validation loss of the model that it leaves."""
     panel, settings = world(), cell(train=changes).train
     parts = splits.cut(SPLITS[0], 0, panel, WINDOW)
-    inputs = Inputs(panel, parts.train, WINDOW, "none", None, torch.device("cpu"))
+    inputs = Inputs(panel, parts.train, WINDOW, "none", torch.device("cpu"))
 
     def windows(flat: np.ndarray) -> Windows:
         return Windows(inputs, flat, (panel.target.reshape(-1)[flat] - 9) / 3)
 
-    model = BiLSTMAttention(2, ModelSettings(width=4, depth=1, attention_units=4))
+    model = build(2, ModelSettings(width=4, depth=1, attention_units=4))
     initialise(model, torch.Generator().manual_seed(0))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -303,8 +344,83 @@ def test_a_listener_can_end_a_training():
 
 
 def test_a_loss_that_is_no_number_is_a_failure():
-    with pytest.raises(Diverged, match=r"^loss is (nan|inf) .*at epoch 1; lower train\.learning_rate$"):
+    found = (
+        r"^training loss is (nan|inf) at step 2 \(epoch 1, learning rate 1e\+38; "
+        r"the last finite loss was 0\.\d+\); lower train\.learning_rate$"
+    )
+    with pytest.raises(Diverged, match=found):
         trial.run(cell(train={"learning_rate": 1e38, "clip_norm": None}), world())
+
+
+class Scripted(nn.Module):
+    """Predicts 0, but NaN at the given training step (from 1) or from the given scoring on."""
+
+    def __init__(self, step: int | None = None, scoring: int | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.bad, self.calls = {True: step, False: scoring}, {True: 0, False: 0}
+
+    def forward(self, window: torch.Tensor, embedding: torch.Tensor | None) -> torch.Tensor:
+        self.calls[self.training] += 1
+        value = float("nan") if self.calls[self.training] == self.bad[self.training] else 0.0
+        return self.weight + torch.full((len(window),), value)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        # Six steps an epoch; every target is 2, so the Huber loss of 0 is 1.5. The rate halves every 4 steps.
+        (
+            {"step": 1},
+            "training loss is nan at step 1 (epoch 1, learning rate 1e-30; no step came before it)",
+        ),
+        (
+            {"step": 3},
+            "training loss is nan at step 3 (epoch 1, learning rate 1e-30; the last finite loss was 1.5)",
+        ),
+        (
+            {"step": 7},
+            "training loss is nan at step 7 (epoch 2, learning rate 5e-31; the last finite loss was 1.5)",
+        ),
+        (
+            {"step": 12},
+            "training loss is nan at step 12 (epoch 2, learning rate 2.5e-31; the last finite loss was 1.5)",
+        ),
+        (
+            {"scoring": 2},
+            "validation loss is nan after step 12 (epoch 2, learning rate 2.5e-31; "
+            "the training loss was 1.5)",
+        ),
+    ],
+    ids=str,
+)
+def test_a_divergence_says_where_it_happened(script, message):
+    panel = world()
+    parts = splits.cut(SPLITS[0], 0, panel, WINDOW)
+    inputs = Inputs(panel, parts.train, WINDOW, "none", torch.device("cpu"))
+    train, validation = (Windows(inputs, p, np.full(len(p), 2.0)) for p in (parts.train, parts.validation))
+    settings = TrainSettings(learning_rate=1e-30, decay=0.5, decay_steps=4, batch_size=32, max_epochs=5)
+    told: list[Epoch] = []
+    with pytest.raises(Diverged) as caught:
+        fit(Scripted(**script), train, validation, settings, torch.Generator().manual_seed(0), told.append)
+    assert str(caught.value) == f"{message}; lower train.learning_rate"
+    assert [e.epoch for e in told] == ([1] if "epoch 2" in message else [])
+
+
+def test_the_training_loss_is_the_mean_over_samples_not_over_batches():
+    # A rate of almost 0: the loss stays that of the first weights, and the last batch of 27 counts as 27.
+    panel = world()
+    parts = splits.cut(SPLITS[0], 0, panel, WINDOW)
+    inputs = Inputs(panel, parts.train, WINDOW, "none", torch.device("cpu"))
+    target = np.random.default_rng(0).gamma(1, 3, len(parts.train))
+    train = Windows(inputs, parts.train, target)
+    settings = TrainSettings(learning_rate=1e-30, batch_size=32, max_epochs=1)
+    (epoch,) = fit(Scripted(), train, train, settings, torch.Generator().manual_seed(0))
+    assert len(parts.train) % 32
+    assert epoch.train_loss == pytest.approx(epoch.validation_loss, rel=1e-6)
+    assert epoch.train_loss == pytest.approx(
+        np.where(target < 1, target**2 / 2, target - 0.5).mean(), rel=1e-6
+    )
 
 
 # --- Samples -----------------------------------------------------------------------------------------
@@ -349,6 +465,42 @@ def test_every_arm_trains_on_the_same_subsample(monkeypatch):
     assert not np.array_equal(other[0], train)
 
 
+def test_every_arm_sees_the_samples_in_the_same_order(monkeypatch):
+    def order(made: Cell) -> list[list[int]]:
+        seen: list[list[int]] = []
+
+        class Recorded(Windows):
+            def batch(self, rows: torch.Tensor) -> Any:
+                seen.append(rows.tolist())
+                return super().batch(rows)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trial, "Windows", Recorded)
+            trial.run(made, world(), embedding=EMBEDDING if made.encoder else None)
+        return seen
+
+    # Neither what an arm draws for its weights nor what the neighbour feature draws moves the order.
+    split, limits = SPLITS[1], {"max_windows": 50}
+    hiding = NeighbourSettings(k=3, hide="test_distance")
+    one = order(cell(split=split, train=limits))
+    for other in (
+        cell("latlon", split=split, train=limits),
+        cell("geoclip", "film", split=split, train=limits),
+        cell("none", "gated", head="matched", split=split, train=limits),
+        cell(neighbours=hiding, split=split, train=limits),
+    ):
+        assert order(other) == one, other.label
+    assert sorted(one[0] + one[1]) == list(range(50))
+    assert order(cell(seed=4, split=split, train=limits)) != one
+
+
+def test_a_subsample_draws_nothing_from_the_first_weights():
+    whole, few = (trial.prepare(cell(train=limit), world()).model for limit in ({}, {"max_windows": 9}))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), few.parameters(), strict=True))
+    other = trial.prepare(cell(seed=4), world()).model
+    assert not torch.equal(whole.output.weight, other.output.weight)
+
+
 def test_a_limit_that_is_not_reached_changes_nothing():
     one = trial.run(cell(), world())
     assert same_bytes(one, trial.run(cell(train={"max_windows": 10_000}), world()))
@@ -383,7 +535,11 @@ def test_a_result_holds_what_it_says(split):
     parts = splits.cut(split, 0, panel, WINDOW)
     got = trial.run(cell(split=split), panel)
     scored = {"test": parts.test} if parts.within is None else {"test": parts.test, "wr": parts.within}
-    assert set(got.metrics) == {f"{p}_{m}" for p in ("val", *scored) for m in ("rmse", "r2", "mae", "mbe")}
+    plain = {f"{p}_{m}" for p in ("val", *scored) for m in ("rmse", "r2", "mae", "mbe")}
+    more = {f"{p}_{m}" for p in scored for m in ("n_tail", "temporal_r2", "n_mape", "mape")}
+    assert plain | more | {"test_spatial_r2"} <= set(got.metrics)
+    assert {m for m in got.metrics if m.startswith("val_")} == {m for m in plain if m.startswith("val_")}
+    km = nearest_km(parts, panel)
     assert got.counts == {
         "n_train": len(parts.train),
         "n_val": len(parts.validation),
@@ -391,7 +547,9 @@ def test_a_result_holds_what_it_says(split):
         "epochs": 2,
         "best_epoch": got.counts["best_epoch"],
     }
-    assert got.audit == splits.audit(parts, panel, WINDOW)
+    fitted_on = {"scalers": parts.train, "target": parts.train}
+    assert got.audit == audit(split, parts, panel, WINDOW, fitted=fitted_on, encoder_trained_on_target=False)
+    assert got.audit["failed"] == []
     assert got.seconds > 0
 
     rows = got.predictions
@@ -406,22 +564,58 @@ def test_a_result_holds_what_it_says(split):
     assert rows["prediction"].dtype == np.float32
     for part in scored:
         own = rows["part"] == part
-        for name, value in scores(rows["truth"][own], rows["prediction"][own]).items():
-            assert got.metrics[f"{part}_{name}"] == value
+        told = rows["truth"][own], rows["prediction"][own]
+        site = scored[part] // DAYS
+        expected = scores(*told) | detailed(*told, site, km[site])
+        found = {m.removeprefix(f"{part}_"): v for m, v in got.metrics.items() if m.startswith(f"{part}_")}
+        assert found == expected
 
 
 def test_the_weights_of_a_result_are_the_model_that_was_scored():
     made, panel = cell("latlon"), world()
     got = trial.run(made, panel)
-    model = BiLSTMAttention(4, made.model)
+    model = build(4, made.model)
     model.load_state_dict(got.weights)
     parts = splits.cut(made.split, 0, panel, WINDOW)
-    inputs = Inputs(panel, parts.train, WINDOW, "latlon", None, torch.device("cpu"))
+    inputs = Inputs(panel, parts.train, WINDOW, "latlon", torch.device("cpu"))
     fitted_on = panel.target.reshape(-1)[parts.train].astype(np.float64)
     predicted, _ = predict(model, Windows(inputs, parts.test, np.zeros(len(parts.test))))
     np.testing.assert_allclose(
         predicted * fitted_on.std() + fitted_on.mean(), got.predictions["prediction"], rtol=1e-6
     )
+
+
+def test_the_scores_of_the_tail_and_the_distances_are_in_a_result():
+    panel = world()
+    target = panel.target.copy()
+    target[:, ::6] += 40
+    got = trial.run(cell(split=SPLITS[1]), with_target(panel, target)).metrics
+    truth = target.reshape(-1)[splits.cut(SPLITS[1], 0, panel, WINDOW).test]
+    assert got["test_n_tail"] == (truth >= 35.5).sum() > 0
+    assert got["test_tail_mbe"] < -10  # two epochs of noise predict no smoke
+    assert got["test_tail_recall"] == 0
+    assert any(name.startswith("test_rmse_km_") for name in got)
+    assert not any(name.startswith("val_") and name[4:] not in ("rmse", "r2", "mae", "mbe") for name in got)
+
+
+def test_an_encoder_that_saw_pm25_is_a_failed_check():
+    got = [
+        trial.run(cell("geoclip", "concat"), world(), embedding=EMBEDDING, trained_on_target=saw)
+        for saw in (False, True)
+    ]
+    assert [r.audit["failed"] for r in got] == [[], ["encoder_trained_on_target"]]
+    assert same_weights(*got)
+
+
+def test_log1p_is_another_training_and_predicts_in_ugm3():
+    panel = with_target(world(), np.exp(world("channel").target / 4))  # right-skewed, 1 to 130
+    plain, log = (trial.run(cell(train={"target": t}), panel) for t in (None, "log1p"))
+    assert not same_weights(plain, log)
+    assert np.array_equal(plain.predictions["truth"], log.predictions["truth"])
+    parts = splits.cut(SPLITS[0], 0, panel, WINDOW)
+    logs = np.log1p(panel.target.reshape(-1)[parts.train])
+    # After two epochs a prediction stays within some deviations of the mean of the logs.
+    assert np.abs((np.log1p(log.predictions["prediction"]) - logs.mean()) / logs.std()).max() < 5
 
 
 def test_a_result_has_no_path_and_no_device():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 
 import sweeps
 from pm25 import synth
+from pm25.panel import Panel
 from sweeps import cli, study, work
 from sweeps.store import Store
 
@@ -192,6 +194,34 @@ def test_plan_tells_what_is_to_come(sweep: Sweep, toy: Path) -> None:
     assert "median of 2 done" in lines[-1]
 
 
+def test_plan_tells_the_two_heads_of_none_apart(sweep: Sweep, toy: Path) -> None:
+    heads = ["--set", "design.head=[plain, matched]", "--set", "design.fusion=[hadamard, film]"]
+    plan = json.loads(sweep("plan", toy, "--json", *heads).out)
+    assert plan["arms"] == {
+        "none": {"cells": 2, "done": 1},
+        "none-matched-hadamard": {"cells": 2, "done": 0},
+        "none-matched-film": {"cells": 2, "done": 0},
+        "latlon": {"cells": 2, "done": 1},
+    }
+
+
+def test_plan_counts_the_samples_of_the_protocol(sweep: Sweep, toy: Path, table: pd.DataFrame) -> None:
+    table.assign(pm25=table["pm25"] - table["pm25"].median()).to_parquet(toy.parent / "panel.parquet")
+    toy_study = study.load(str(toy), ["protocol=paper"])
+    panel = toy_study.panel()
+    positive = int((panel.target[:, 20:] > 0).sum())
+    strict, paper = (
+        json.loads(sweep("plan", toy, "--json", "--set", f"protocol={name}").out)["splits"][0]
+        for name in ("strict", "paper")
+    )
+    parts = ("train", "validation", "test")
+    assert sum(paper[part] for part in parts) == positive < sum(strict[part] for part in parts)
+    (key, cell), *_ = toy_study.keyed(panel).items()
+    store = Store(toy_study.storage, "toy")
+    counts = work.run_and_record(cell, key, panel, store)["counts"]
+    assert [paper[part] for part in parts] == [counts[f"n_{part}"] for part in ("train", "val", "test")]
+
+
 def test_plan_as_json(sweep: Sweep, toy: Path) -> None:
     plan = json.loads(sweep("plan", toy, "--json").out)
     assert plan["arms"] == {"none": {"cells": 2, "done": 1}, "latlon": {"cells": 2, "done": 1}}
@@ -281,10 +311,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Cells run in this process, one by one; handed out is the list of the keys that MLflow heard of."""
     heard: list[str] = []
 
-    def run(cells: dict[str, Any], panel: Any, store: Store, resources: Any, observer: Any, **_: Any) -> None:
+    def run(
+        cells: dict[str, Any], panel: Panel, store: Store, of: study.Study, observer: Any, **_: Any
+    ) -> None:
         for key, cell in cells.items():
             observer.started(key)
-            observer.ended(key, work.run_and_record(cell, key, panel, store)["state"])
+            embedded = None
+            if cell.encoder is not None:
+                options = of.encoder_options(cell.encoder)
+                embedded = work.embed(cell.encoder, options, panel.lat, panel.lon, panel.site_id)
+            record = work.run_and_record(
+                cell, key, panel, store, embedded=embedded, keep_weights=of.keep_weights
+            )
+            observer.ended(key, record["state"])
 
     class Writer:
         behind = ""
@@ -355,6 +394,131 @@ def test_an_interrupt_is_130_and_loses_nothing(
     ended = sweep("run", toy)
     assert ended.status == 130
     assert ended.err.splitlines()[-1].startswith("sweep: interrupted; the same command goes on")
+    assert tree(toy.parent) == before
+
+
+# Cells run again
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def done_keys(toy: Path) -> list[str]:
+    toy_study = study.load(str(toy))
+    records = Store(toy_study.storage, "toy").records(toy_study.keyed(toy_study.panel()))
+    return [key for key, record in records.items() if record["state"] == "done"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_verify_finds_what_was_stored(sweep: Sweep, toy: Path) -> None:
+    before = tree(toy.parent)
+    ended = sweep("verify", toy)
+    assert (ended.status, ended.err) == (0, "")
+    first, second = done_keys(toy)
+    assert ended.out.splitlines() == [
+        f"  {first} none random fold 0 seed 0: bitwise equal",
+        f"  {second} latlon random fold 0 seed 0: bitwise equal",
+    ]
+    assert tree(toy.parent) == before
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_verify_names_the_cell_that_differs(sweep: Sweep, toy: Path) -> None:
+    first, second = done_keys(toy)
+    path = toy.parent / "results" / "toy" / "cells" / second / "result.json"
+    record = json.loads(path.read_text())
+    record["metrics"]["test_mae"] += 1e-9
+    record["counts"]["epochs"] += 1
+    path.write_text(json.dumps(record))
+    ended = sweep("verify", toy)
+    assert (ended.status, ended.err) == (1, "")
+    assert ended.out.splitlines() == [
+        f"  {first} none random fold 0 seed 0: bitwise equal",
+        f"  {second} latlon random fold 0 seed 0: differs in counts, test_mae",
+    ]
+    ended = sweep("verify", toy, "--sample", "1")  # the sound one
+    assert (ended.status, len(ended.out.splitlines())) == (0, 1)
+    assert len(sweep("verify", toy, "--sample", "9").out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("sample", range(1, 9))
+def test_a_sample_is_as_large_as_was_asked(
+    sweep: Sweep, toy: Path, monkeypatch: pytest.MonkeyPatch, sample: int
+) -> None:
+    first, _ = done_keys(toy)
+    cells = toy.parent / "results" / "toy" / "cells"
+    seeds = [f"design.seed=[{', '.join(map(str, range(4)))}]", "design.split={kind: random, fold: 0}"]
+    toy_study = study.load(str(toy), seeds)
+    for key in toy_study.keyed(toy_study.panel()):
+        if key != first:
+            shutil.copytree(cells / first, cells / key, dirs_exist_ok=True)
+    monkeypatch.setattr(work, "differences", lambda *_, **__: [])
+    ended = sweep("verify", toy, "--sample", str(sample), *(p for s in seeds for p in ("--set", s)))
+    assert (ended.status, len(set(ended.out.splitlines()))) == (0, sample)  # of 8
+
+
+def test_verify_of_nothing_is_refused(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    check_refused(
+        sweep("verify", toy, "--set", "window=14"), f"{toy}: no cell is done, so there is nothing to verify"
+    )
+    assert sweep("verify", toy, "--sample", "0").status == 2
+    assert tree(tmp_path) == before
+
+
+@pytest.fixture
+def kept(toy: Path, here: list[str], sweep: Sweep) -> list[str]:
+    """What names a study with the weights of its only cell, an encoder's, in the store; then the key."""
+    overrides = (
+        *("keep_weights=true", "design.variant=random", "encoders.random.dim=4"),
+        *("design.split={kind: random, fold: 0}", "data.channels=[elev_m, crn_tmax_c, day_sin]"),
+    )
+    sets = [part for override in overrides for part in ("--set", override)]
+    assert sweep("run", toy, *sets).status == 0
+    return [*sets, here[-1]]
+
+
+def test_importance_lists_every_channel_and_the_embedding(sweep: Sweep, toy: Path, kept: list[str]) -> None:
+    *sets, key = kept
+    before = tree(toy.parent)
+    ended = sweep("importance", toy, key[:8], "--repeats", "3", *sets)
+    assert (ended.status, ended.err) == (0, "")
+    head, *lines = ended.out.splitlines()
+    assert head.startswith("random-hadamard random fold 0 seed 0: RMSE without it, minus RMSE (ug/m3, ")
+    assert "of 3 permutations" in head
+    found = [re.fullmatch(r"  (\S+) +([+-]\d+\.\d{3}) ± (\d+\.\d{3})", line) for line in lines]
+    assert all(found)
+    parts = [match.groups() for match in found if match]
+    assert {what for what, _, _ in parts} == {"elev_m", "crn_tmax_c", "day_sin", "embedding"}
+    increase = [float(value) for _, value, _ in parts]
+    assert increase == sorted(increase, reverse=True)
+    assert any(increase)
+    assert sweep("importance", toy, key, "--repeats", "3", *sets).out == ended.out
+    assert tree(toy.parent) == before
+
+
+def test_importance_needs_one_cell_and_its_weights(sweep: Sweep, toy: Path) -> None:
+    before = tree(toy.parent)
+    check_refused(sweep("importance", toy, "xyz"), "xyz: names 0 cells of", "`sweep export` lists the keys")
+    # Of 17 keys in hexadecimal two begin alike.
+    more = [f"design.seed=[{', '.join(map(str, range(17)))}]", "design.split={kind: random, fold: 0}"]
+    toy_study = study.load(str(toy), more)
+    starts = [key[0] for key in toy_study.keyed(toy_study.panel())]
+    often = max(starts, key=starts.count)
+    sets = [part for override in more for part in ("--set", override)]
+    said = f"{often}: names {starts.count(often)} cells of"
+    assert starts.count(often) > 1
+    check_refused(sweep("importance", toy, often, *sets), said, "`sweep export` lists the keys")
+    first, _ = done_keys(toy)
+    said = f"{first}: no weights are stored; set keep_weights: true before the cell is run"
+    check_refused(sweep("importance", toy, first), said)
+    assert sweep("importance", toy).status == 2
+    assert sweep("importance", toy, first, "--repeats", "1").status == 2
     assert tree(toy.parent) == before
 
 
@@ -610,7 +774,7 @@ def test_synth_writes_the_panel(sweep: Sweep, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("panel.csv", [], "a panel is written as Parquet; name it panel.parquet"),
+        ("panel.csv", [], "it is written as Parquet; name it panel.parquet"),
         ("panel.parquet", ["--sites", "7"], "sites 7: too few"),
         ("panel.parquet", ["--days", "20"], "days 20: shorter than one 21-day window"),
         ("missing/panel.parquet", ["--sites", "8", "--days", "21"], "cannot be written"),

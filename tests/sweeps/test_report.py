@@ -220,6 +220,100 @@ def test_all_four_metrics_in_the_csv(tmp_path):
     assert compared.groupby("metric").size().to_dict() == {"mae": 6, "mbe": 6, "r2": 6, "rmse": 6}
 
 
+def matched(rows, above=0.125):
+    """The rows with a second 'none', which has GeoCLIP's layers and is so much above the plain one."""
+    other = rows[rows["variant"] == "none"].assign(fusion="hadamard")
+    other["key"] = "m" + other["key"].str.slice(1)
+    for column in ("test_rmse", "wr_rmse"):
+        other[column] += above
+    return pd.concat([rows, other], ignore_index=True)
+
+
+def test_the_matched_head_is_compared_with_the_plain_none(tmp_path):
+    page, text = written(tmp_path, matched(grid(variants=("none", "latlon"))))
+    for shown in (page, text):
+        assert "none · matched Hadamard" in shown
+        assert "+0.12 ± 0.00 (better in 0 of 4)" in shown
+    within, out, _ = report.answer(matched(grid(variants=("none", "latlon"))))
+    assert within.endswith("'none' with 7.75 µg/m³ (n=4), and no ranked arm is below it.")
+    assert "'none' with 9.75 µg/m³" in out
+    within, *_ = report.answer(matched(grid(variants=("none", "latlon")), above=-0.25))
+    assert within.endswith(
+        "'none · matched Hadamard' with 7.50 µg/m³ (n=4), 0.25 ± 0.00 below 'none' (lower in 4 of 4 pairs)."
+    )
+
+
+def test_a_matched_head_without_a_plain_none_is_no_baseline(tmp_path):
+    rows = matched(grid())
+    rows = rows[(rows["variant"] != "none") | rows["fusion"].notna()]
+    page, _ = written(tmp_path, rows.reset_index(drop=True))
+    assert "The study has no arm &#39;none&#39;" in page
+    assert "with no cells of 'none' to compare it with" in report.answer(rows)[0]
+
+
+def test_cells_that_failed_their_audit_are_marked_and_listed(tmp_path):
+    rows = grid().assign(marked="")
+    rows.loc[rows["variant"] == "geoclip", "marked"] = "encoder_trained_on_target"
+    rows.loc[rows.index[rows["variant"] == "latlon"][:3], "marked"] = "shared_sites; fitted_scalers_test"
+    page, text = written(tmp_path, rows)
+    for content in (page, text):
+        assert "Leakage audit" in content
+        assert "7.25 ± 0.65† (n=4)" in content  # GeoCLIP, and of its cells all
+        assert "8.00 ± 0.65† (n=4)" in content  # lat/lon on random, of its cells three
+        assert "7.75 ± 0.65 (n=4)" in content  # 'none'
+    of_none = [line for line in text.splitlines() if line.startswith("| none ")]
+    assert len(of_none) > 4
+    assert tables.MARK not in "".join(of_none)
+    audit = text.split("## Leakage audit")[1].split("## ")[0]
+    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in audit.splitlines() if "|" in line]
+    assert lines[0] == ["failed check", "arm", "split", "cells"]
+    assert sorted(lines[2:]) == [
+        ["encoder\\_trained\\_on\\_target", "GeoCLIP · Hadamard", "checkerboard-16", "4"],
+        ["encoder\\_trained\\_on\\_target", "GeoCLIP · Hadamard", "random", "4"],
+        ["shared\\_sites; fitted\\_scalers\\_test", "lat/lon", "random", "3"],
+    ]
+    section = page.split('id="audit"')[1].split("</section>")[0]
+    assert section.count("encoder_trained_on_target") == 2
+    assert "shared_sites; fitted_scalers_test" in section
+    compared = pd.read_csv(tmp_path / "comparison.csv", keep_default_na=False)
+    counts = compared[compared["metric"] == "rmse"].set_index(["arm", "split"])["n_marked"].to_dict()
+    assert counts == {
+        ("none", "random"): 0,
+        ("none", "checkerboard-16"): 0,
+        ("lat/lon", "random"): 3,
+        ("lat/lon", "checkerboard-16"): 0,
+        ("GeoCLIP · Hadamard", "random"): 4,
+        ("GeoCLIP · Hadamard", "checkerboard-16"): 4,
+    }
+    assert (
+        pd.read_csv(tmp_path / "cells.csv", keep_default_na=False)["marked"].tolist()
+        == rows["marked"].tolist()
+    )
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_without_a_mark_there_is_no_audit_section(tmp_path, column):
+    rows = grid().assign(marked="") if column else grid()
+    page, text = written(tmp_path, rows)
+    assert "Leakage audit" not in page + text
+    assert tables.MARK not in page + text
+    assert ("marked" in (tmp_path / "cells.csv").read_text().splitlines()[0].split(",")) is column
+
+
+def test_the_terminal_marks_too(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    rows = grid()
+    report.terminal(rows.assign(marked=["shared_sites" if v == "latlon" else "" for v in rows["variant"]]))
+    shown = capsys.readouterr().out
+    assert "8.00 ± 0.65† (n=4)" in shown
+    assert "7.25 ± 0.65 (n=4)" in shown
+
+
+def test_the_brief_marks_too():
+    rows = grid().assign(marked="shared_sites")
+    assert "7.25 ± 0.65† (n=4)" in report.brief(rows, FACTS)
+
+
 @pytest.mark.parametrize("protocol", ["paper", "strict"])
 def test_the_published_protocol_carries_its_warning(tmp_path, protocol):
     page, text = written(tmp_path, grid(), {**FACTS, "protocol": protocol})

@@ -10,6 +10,7 @@ import pytest
 
 from pm25 import panel as panels
 from pm25 import synth
+from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from sweeps import results
 from sweeps.store import Record, Store
@@ -20,8 +21,11 @@ COLUMNS = [
     *("n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"),
     *("test_rmse", "test_r2", "test_mae", "test_mbe", "wr_rmse", "wr_r2", "wr_mae", "wr_mbe"),
     *("val_rmse", "val_r2", "val_mae", "val_mbe"),
-    *("train_sites", "test_sites", "shared_sites", "overlapping_test_windows"),
-    *("nearest_km_min", "nearest_km_median", "seconds", "error"),
+    *("seconds", "error", "marked"),
+]
+FURTHER = [  # of the records below, sorted
+    *("encoder_trained_on_target", "nearest_km_median", "nearest_km_min", "overlapping_test_windows"),
+    *("shared_sites", "test_mape", "test_n_tail", "test_sites", "train_sites"),
 ]
 
 TOY = Study.model_validate(
@@ -54,7 +58,8 @@ def done(key: str, **changes: Any) -> Record:
             f"{part}_{name}": value + parts.index(part)
             for part in parts
             for name, value in (("rmse", 3.0), ("r2", 0.5), ("mae", 2.0), ("mbe", -1.0))
-        },
+        }
+        | {"test_mape": 40.0, "test_n_tail": 0.0},
         "counts": {
             "n_train": 70,
             "n_val": 10,
@@ -70,6 +75,8 @@ def done(key: str, **changes: Any) -> Record:
             "overlapping_test_windows": 0,
             "nearest_km_min": 12.5,
             "nearest_km_median": 80.0,
+            "encoder_trained_on_target": False,
+            "failed": [],
         },
         "seconds": 1.25,
     } | changes
@@ -82,7 +89,7 @@ def failed(key: str, **changes: Any) -> Record:
 
 def test_a_row_for_every_cell_in_the_grid_s_order() -> None:
     frame = results.rows(CELLS, {"k3": done("k3"), "k1": failed("k1"), "k0": done("k0")})
-    assert list(frame.columns) == COLUMNS
+    assert list(frame.columns) == COLUMNS + FURTHER
     assert frame["key"].tolist() == ["k0", "k1", "k2", "k3"]
     assert frame["state"].tolist() == ["done", "failed", "missing", "done"]
     assert frame["variant"].tolist() == ["none", "geoclip"] * 2
@@ -111,7 +118,8 @@ def test_what_is_not_done_has_no_number(state: str) -> None:
     records = {"k0": done("k0"), "k3": failed("k3", **numbers)} if state == "failed" else {"k0": done("k0")}
     row = results.rows(CELLS, records).iloc[3]
     assert row["state"] == state
-    assert row[COLUMNS[8:-1]].isna().all()
+    assert row[[*COLUMNS[8:-2], *FURTHER]].isna().all()
+    assert row["marked"] == ""
     assert row["error"] == "Diverged: loss is nan" if state == "failed" else pd.isna(row["error"])
 
 
@@ -123,14 +131,40 @@ def test_an_undefined_metric_stays_missing() -> None:
     assert row["test_rmse"] == 4
 
 
+def test_a_cell_is_marked_with_what_its_audit_failed() -> None:
+    board = done("k3")
+    board["audit"] |= {"shared_sites": 2, "failed": ["shared_sites", "fitted_scalers_test"]}
+    older = done("k0")
+    del older["audit"]["failed"]  # as records were before there were promises
+    frame = results.rows(CELLS, {"k0": older, "k1": done("k1"), "k2": failed("k2"), "k3": board})
+    assert frame["marked"].tolist() == ["", "", "", "shared_sites; fitted_scalers_test"]
+    assert frame.loc[3, "shared_sites"] == 2
+    assert "failed" not in frame.columns
+
+
+def test_further_metrics_are_columns_where_a_cell_has_them() -> None:
+    more, none = done("k1"), done("k0")
+    more["metrics"] |= {"test_tail_rmse": 12.5, "test_spatial_r2": None}
+    frame = results.rows(CELLS, {"k0": none, "k1": more})
+    assert [*frame.columns] == COLUMNS + sorted([*FURTHER, "test_spatial_r2", "test_tail_rmse"])
+    assert frame["test_tail_rmse"].fillna(-1).tolist() == [-1, 12.5, -1, -1]
+    assert frame["test_spatial_r2"].isna().all()
+    assert frame["test_mape"].fillna(-1).tolist() == [40, 40, -1, -1]
+
+
 @pytest.mark.parametrize("some", [{}, {"k0": done("k0")}, {k: done(k) for k in CELLS}])
 def test_types_do_not_depend_on_what_is_done(some: dict[str, Record]) -> None:
     frame = results.rows(CELLS, some)
     kinds = frame.dtypes.astype("str")
-    assert set(kinds[results.COUNTS + results.AUDIT[:4]]) == {"Int64"}
+    audit = ["train_sites", "test_sites", "shared_sites", "overlapping_test_windows"] if some else []
+    assert set(kinds[results.COUNTS + audit]) == {"Int64"}
     assert set(kinds[results.METRICS]) == {"float64"}
     assert kinds["fold"] == kinds["seed"] == "int64"
-    assert frame.shape == (4, len(COLUMNS))
+    assert frame.shape == (4, len(COLUMNS) + (len(FURTHER) if some else 0))
+    if some:
+        further = kinds[["test_mape", "test_n_tail", "nearest_km_min", "nearest_km_median"]]
+        assert set(further) == {"float64"}
+        assert kinds["encoder_trained_on_target"] == "boolean"
 
 
 # Facts
@@ -153,6 +187,14 @@ def test_facts_tell_where_the_numbers_come_from(panel: Panel) -> None:
     assert facts["settings"]["model"]["width"] == 4
     assert facts["settings"]["split"]["checkerboard-16"]["degrees"] == 16
     assert facts["settings"]["channels"] == ", ".join(panel.channels)
+
+
+def test_facts_name_the_neighbour_feature_and_the_protocol(panel: Panel) -> None:
+    assert "neighbours" not in results.facts(TOY, panel, {})["settings"]
+    changed = TOY.model_copy(update={"neighbours": NeighbourSettings(k=4), "protocol": "paper"})
+    facts = results.facts(changed, panel, {})
+    assert facts["settings"]["neighbours"]["k"] == 4
+    assert facts["protocol"] == "paper"
 
 
 def test_facts_do_not_depend_on_the_order_or_on_failures(panel: Panel) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from pm25.cell import Cell
 from pm25.errors import InputError
+from pm25.neighbours import NeighbourSettings
 from pm25.panel import CALENDAR, Panel
+from pm25.settings import ENCODERS
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps import study
 from sweeps.study import Study
@@ -48,6 +51,11 @@ def fault(path: str, *overrides: str) -> str:
     return text.removeprefix(f"{path}: ")
 
 
+def arms(of: Study) -> list[tuple[str, str | None]]:
+    """Variant and fusion, in the order of the grid."""
+    return list(dict.fromkeys(cell.arm for cell in of.cells()))
+
+
 # What a study crosses
 
 
@@ -55,7 +63,7 @@ def test_demo_is_30_cells_of_5_arms() -> None:
     demo = study.load("demo")
     cells = demo.cells()
     assert len(cells) == len(set(cells)) == 30  # 5 arms x (1 random fold + 2 colours) x 2 seeds
-    assert demo.arms() == [
+    assert arms(demo) == [
         ("none", None),
         ("latlon", None),
         ("sincos", None),
@@ -76,7 +84,7 @@ def test_demo_is_30_cells_of_5_arms() -> None:
 def test_quick_is_60_cells_on_a_table_of_the_users() -> None:
     quick = study.load("quick", ["data.table=panel.parquet"])
     assert len(quick.cells()) == 60  # 5 arms x (2 + 2 + 2 folds) x 2 seeds
-    assert len(quick.arms()) == 5
+    assert len(arms(quick)) == 5
     assert {(c.split.label, c.fold) for c in quick.cells()} == {
         (label, fold) for label in ("random", "spatial", "checkerboard-16") for fold in (0, 1)
     }
@@ -103,21 +111,20 @@ def test_quick_names_channels_of_the_real_table() -> None:
 @pytest.mark.parametrize("name", ["demo", "quick"])
 def test_every_arm_stands_in_the_grid_s_first_cells(name: str) -> None:
     shipped = study.load(name, ["data={table: panel.parquet}"])
-    arms = shipped.arms()
-    cells = shipped.cells()
-    for block in range(0, len(cells), len(arms)):
-        assert [c.arm for c in cells[block : block + len(arms)]] == arms
-        assert len({(c.split.label, c.fold, c.seed) for c in cells[block : block + len(arms)]}) == 1
+    cells, every = shipped.cells(), arms(shipped)
+    for block in range(0, len(cells), len(every)):
+        assert [c.arm for c in cells[block : block + len(every)]] == every
+        assert len({(c.split.label, c.fold, c.seed) for c in cells[block : block + len(every)]}) == 1
     # The first seed's first folds, over all splits, come before any second fold or seed.
     splits = len(shipped.design.split)
-    assert {(c.fold, c.seed) for c in cells[: splits * len(arms)]} == {(0, 0)}
+    assert {(c.fold, c.seed) for c in cells[: splits * len(every)]} == {(0, 0)}
     assert [c.seed for c in cells] == sorted(c.seed for c in cells)
 
 
 def test_a_variant_without_an_encoder_has_no_fusion(tmp_path: Path) -> None:
     path = write(tmp_path)
     both = study.load(path, ["design.fusion=[hadamard, concat]"])
-    assert both.arms() == [("none", None), ("geoclip", "hadamard"), ("geoclip", "concat")]
+    assert arms(both) == [("none", None), ("geoclip", "hadamard"), ("geoclip", "concat")]
     assert all((c.fusion is None) == (c.variant == "none") for c in both.cells())
     assert len(both.cells()) == 3 * 7 * 2
     assert len(study.load(path, ["design.variant=none", "design.fusion=[hadamard, concat]"]).cells()) == 7 * 2
@@ -162,6 +169,133 @@ def test_one_level_needs_no_list(tmp_path: Path) -> None:
 def test_a_level_that_stands_twice_is_one_cell(tmp_path: Path) -> None:
     twice = ["design.seed=[0, 0, 1, 1]", "design.variant=[none, geoclip, none]"]
     assert study.load(write(tmp_path), twice).cells() == study.load(write(tmp_path)).cells()
+
+
+# Heads, encoders, neighbours, protocol
+
+
+def test_a_matched_head_is_one_more_none_for_each_fusion(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    both = ["design.head=[plain, matched]", "design.fusion=[hadamard, concat]"]
+    encoded: list[tuple[str, str | None]] = [("geoclip", "hadamard"), ("geoclip", "concat")]
+    matched: list[tuple[str, str | None]] = [("none", "hadamard"), ("none", "concat")]
+    assert arms(study.load(path, both)) == [("none", None), *matched, *encoded]
+    assert arms(study.load(path, [both[1], "design.head=matched"])) == [*matched, *encoded]
+    cells = study.load(path, both).cells()
+    assert all((c.head == "matched") == (c.variant == "none" and c.fusion is not None) for c in cells)
+    assert len(cells) == len(set(cells)) == 5 * 7 * 2
+
+
+def test_a_head_is_for_none_alone(tmp_path: Path) -> None:
+    others = "design.variant=[latlon, random]"
+    plain = study.load(write(tmp_path), [others]).cells()
+    assert study.load(write(tmp_path), [others, "design.head=[plain, matched]"]).cells() == plain
+    # Coordinates have a plain head, whatever head 'none' is given.
+    assert study.load(write(tmp_path), [others, "design.head=matched"]).cells() == plain
+
+
+def test_protocol_neighbours_and_blocks_reach_every_cell(tmp_path: Path) -> None:
+    made = study.load(write(tmp_path), ["protocol=paper", "neighbours={k: 4}", "model.projection=norm_tanh"])
+    assert {c.protocol for c in made.cells()} == {"paper"}
+    assert {c.neighbours for c in made.cells()} == {NeighbourSettings(k=4)}
+    # Where nothing is projected there is no such setting, and the cell keeps its key.
+    assert {(c.variant, c.model.projection) for c in made.cells()} == {
+        ("none", None),
+        ("geoclip", "norm_tanh"),
+    }
+    plain = study.load(write(tmp_path))
+    assert {(c.protocol, c.neighbours) for c in plain.cells()} == {("strict", None)}
+    defaults = study.load(write(tmp_path), ["neighbours={}"])
+    assert {c.neighbours for c in defaults.cells()} == {NeighbourSettings()}
+    assert study.load(write(tmp_path), ["neighbours=null"]) == plain
+
+
+def test_weights_are_kept_on_request_only(tmp_path: Path) -> None:
+    assert study.load(write(tmp_path)).keep_weights is False
+    assert study.load(write(tmp_path), ["keep_weights=true"]).keep_weights is True
+
+
+def test_an_encoder_is_told_what_it_takes(tmp_path: Path) -> None:
+    made = study.load(write(tmp_path), ["encoders.random.dim=8", "encoders.shuffled.seed=3"])
+    assert made.encoder_options("random") == {"dim": 8, "seed": 0}
+    assert made.encoder_options("shuffled") == {"seed": 3}
+    assert made.encoder_options("geoclip") == made.encoder_options("latlon") == {}
+    made = study.load(write(tmp_path), ["design.variant=satclip", "encoders.satclip.model=some/hub-name"])
+    assert made.encoder_options("satclip") == {"model": "some/hub-name"}
+    made = study.load(write(tmp_path), ["design.variant=table", "encoders.table.path=/v.parquet"])
+    assert made.encoder_options("table") == {"path": Path("/v.parquet"), "trained_on_target": False}
+
+
+def test_paths_of_encoders_are_relative_like_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    told = "encoders: {satclip: {checkpoint: ../w/a.ckpt}, table: {path: v.parquet}}\n"
+    path = write(there, TOY + told)
+
+    def paths(*overrides: str) -> tuple[Path | None, Path]:
+        encoders = study.load(path, overrides).encoders
+        assert encoders.satclip is not None
+        assert encoders.table is not None
+        return encoders.satclip.checkpoint, encoders.table.path
+
+    assert paths() == (tmp_path / "w" / "a.ckpt", there / "v.parquet")
+    assert paths("encoders.satclip.checkpoint=b.ckpt") == (here / "b.ckpt", there / "v.parquet")
+    assert paths("encoders.table={path: x/u.parquet}") == (tmp_path / "w" / "a.ckpt", here / "x/u.parquet")
+    assert paths("encoders.table.path=/far/u.parquet")[1] == Path("/far/u.parquet")
+    hub = study.load(path, ["encoders.satclip={model: microsoft/SatCLIP-ViT16-L40}"]).encoders.satclip
+    assert hub is not None
+    assert (hub.model, hub.checkpoint) == ("microsoft/SatCLIP-ViT16-L40", None)  # a name, no path
+
+
+def test_splits_say_which_columns_they_go_by(tmp_path: Path) -> None:
+    assert study.load(write(tmp_path)).groups() == ()
+    made = study.load(
+        write(tmp_path),
+        [
+            "design.split=[{kind: group, column: state, values: [CA, TX]}, {kind: random}, "
+            "{kind: group, column: biome, values: desert}, {kind: group, column: state, values: [NY]}]"
+        ],
+    )
+    assert made.groups() == ("state", "biome")
+    labels = dict.fromkeys(c.split.label for c in made.cells())
+    assert [*labels] == ["group-state-CA+TX", "random", "group-biome-desert", "group-state-NY"]
+
+
+def test_the_columns_of_groups_are_read_and_are_no_channels(tmp_path: Path) -> None:
+    from pm25 import synth
+
+    frame = synth.synthesize(sites=12, days=30)
+    frame["half"] = pd.Series(frame["site_id"].rank(method="dense") > 6).map({False: "low", True: "high"})
+    (tmp_path / "tables").mkdir()
+    frame.to_parquet(tmp_path / "tables" / "panel.parquet", index=False)
+    made = study.load(write(tmp_path), ["design.split={kind: group, column: half, values: [high, low]}"])
+    panel = made.panel()
+    assert sorted({*panel.groups["half"].tolist()}) == ["high", "low"]
+    assert "half" not in panel.channels
+    with pytest.raises(InputError, match="nowhere"):
+        study.load(write(tmp_path), ["design.split={kind: group, column: nowhere, values: [a, b]}"]).panel()
+
+
+def test_a_leaking_channel_is_for_the_published_protocol(tmp_path: Path) -> None:
+    from pm25 import synth
+
+    (tmp_path / "tables").mkdir()
+    frame = synth.synthesize(sites=12, days=30).assign(knnidw_pm25=5.0)
+    frame.to_parquet(tmp_path / "tables" / "panel.parquet", index=False)
+    with pytest.raises(InputError, match=r"channel knnidw_pm25 holds .* set neighbours, or set protocol"):
+        study.load(write(tmp_path)).panel()
+    assert "knnidw_pm25" in study.load(write(tmp_path), ["protocol=paper"]).panel().channels
+
+
+def test_null_means_every_channel() -> None:
+    some = ["data={synthetic: {sites: 12, days: 30}, channels: [elev_m]}"]
+    every = study.load("demo", [*some, "data.channels=null"])
+    assert every.data.channels is None
+    assert len(every.panel().channels) > 1
 
 
 # Overrides and paths
@@ -257,6 +391,8 @@ def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 # Faults
 
+KINDS = "random, temporal, spatial, checkerboard, group or clusters"
+
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
@@ -288,7 +424,35 @@ def test_a_misspelt_key_names_the_nearest(tmp_path: Path, old: str, new: str, sa
         ),
         ("learning_rate=1", "learning_rate: unknown key; did you mean train.learning_rate?"),
         ("fusion=concat", "fusion: unknown key; did you mean design.fusion?"),
-        ("model.zzzzz=1", "model.zzzzz: unknown key; known keys: width, depth, attention_units, dropout"),
+        (
+            "model.zzzzz=1",
+            "model.zzzzz: unknown key; known keys: width, depth, attention_units, dropout, initialiser, "
+            "projection",
+        ),
+        # The least nested of the keys with that name, and of these the first.
+        ("seed=1", "seed: unknown key; did you mean design.seed?"),
+        ("table=p.parquet", "table: unknown key; did you mean data.table?"),
+        ("train.model={width: 4}", "train.model: unknown key; did you mean model?"),
+        ("checkpoint=x.ckpt", "checkpoint: unknown key; did you mean encoders.satclip.checkpoint?"),
+        ("heads=matched", "heads: unknown key; did you mean design.head?"),
+        ("keep_weight=true", "keep_weight: unknown key; did you mean keep_weights?"),
+        (
+            "encoders.random={dmi: 8}",
+            "encoders.random.dmi: unknown key; did you mean encoders.random.dim?",
+        ),
+        (
+            "encoders.table={path: v.parquet, tolerance: 1}",
+            "encoders.table.tolerance: unknown key; did you mean encoders.table.tolerance_deg?",
+        ),
+        ("neighbours={kk: 3}", "neighbours.kk: unknown key; did you mean neighbours.k?"),
+        (
+            "design.split={kind: temporal, test_from: 2021-10-01, seed: 0}",
+            "design.split.0.seed: this kind of split has no such key",
+        ),
+        (
+            "design.split={kind: clusters, fodls: 3}",
+            "design.split.0.fodls: unknown key; did you mean design.split.folds?",
+        ),
         (
             "design.split={kind: checkerboard, degrees: 8, folds: 3}",
             "design.split.0.folds: this kind of split has no such key",
@@ -307,10 +471,44 @@ def test_the_nearest_key_is_one_of_the_same_block(tmp_path: Path, override: str,
         ("design.seed=[]", "design.seed: "),
         (
             "design.variant=geoclop",
-            "design.variant.0: input should be 'none', 'latlon', 'sincos' or 'geoclip'",
+            "design.variant.0: input should be 'none', 'latlon', 'sincos', 'geoclip', 'satclip', 'table', "
+            "'random' or 'shuffled', got 'geoclop'",
         ),
         ("design.variant=[none, geoclop]", "design.variant.1: "),
-        ("design.fusion=sum", "design.fusion.0: input should be 'hadamard' or 'concat', got 'sum'"),
+        (
+            "design.fusion=sum",
+            "design.fusion.0: input should be 'hadamard', 'concat', 'film' or 'gated', got 'sum'",
+        ),
+        ("design.head=both", "design.head.0: input should be 'plain' or 'matched', got 'both'"),
+        ("design.head=[]", "design.head: "),
+        ("protocol=papr", "protocol: input should be 'strict' or 'paper', got 'papr'"),
+        ("data.channels=[]", "data.channels: "),
+        ("data.channels=[1]", "data.channels.0: input should be a valid string, got 1"),
+        ("neighbours.k=0", "neighbours.k: input should be greater than 0, got 0"),
+        ("neighbours.hide=near", "neighbours.hide: input should be 'test_distance', got 'near'"),
+        ("neighbours=true", "neighbours: input should be a valid dictionary"),
+        ("encoders.random.dim=0", "encoders.random.dim: input should be greater than or equal to 1, got 0"),
+        ("encoders.shuffled.seed=-1", "encoders.shuffled.seed: input should be greater than or equal to 0"),
+        (
+            "encoders.table={tolerance_deg: 1}",
+            "encoders.table.path: missing; it has no default",
+        ),
+        (
+            "encoders.satclip={}",
+            "encoders.satclip: give either checkpoint (a file) or model (a hub name)",
+        ),
+        (
+            "encoders.satclip={checkpoint: a.ckpt, model: b}",
+            "encoders.satclip: give either checkpoint (a file) or model (a hub name)",
+        ),
+        (
+            "design.variant=[none, satclip]",
+            "encoders.satclip: missing; --set encoders.satclip.checkpoint=FILE or model=HUB_NAME",
+        ),
+        (
+            "design.variant=table",
+            "encoders.table: missing; --set encoders.table.path=VECTORS.parquet",
+        ),
         ("design=[1]", "design: input should be a valid dictionary"),
         ("data=null", "data: input should be a valid dictionary"),
         ("model.width=wide", "model.width: input should be a valid integer"),
@@ -328,9 +526,28 @@ def test_the_nearest_key_is_one_of_the_same_block(tmp_path: Path, override: str,
         ("data.table=null", "data: give either data.table or data.synthetic, not neither"),
         (
             "design.split={kind: randm}",
-            "design.split.0.kind: give random, spatial or checkerboard, got 'randm'",
+            f"design.split.0.kind: give {KINDS}, got 'randm'",
         ),
-        ("design.split={folds: 3}", "design.split.0.kind: give random, spatial or checkerboard, got None"),
+        ("design.split={folds: 3}", f"design.split.0.kind: give {KINDS}, got None"),
+        ("design.split={kind: group, values: [a]}", "design.split.0.column: missing; it has no default"),
+        (
+            "design.split={kind: group, column: x, values: ['']}",
+            "design.split.0.values.0: string should have",
+        ),
+        (
+            "design.split={kind: group, column: state, values: [CA, CA]}",
+            "design.split.0.values: a value stands there twice",
+        ),
+        (
+            "design.split={kind: temporal, test_from: autumn}",
+            "design.split.0.test_from: input should be a valid date",
+        ),
+        ("design.split={kind: clusters, folds: 1}", "design.split.0.folds: input should be greater than"),
+        ("design.split={kind: random, fold: [a]}", "design.split.0.fold.0: input should be a valid integer"),
+        (
+            "design.split={kind: checkerboard, degrees: 8, origin: [8, 0]}",
+            "design.split.0: origin: a whole cell only swaps the colours; stay below 8",
+        ),
         ("design.split={kind: checkerboard}", "design.split.0.degrees: missing"),
         ("design.split={kind: random, folds: 1}", "design.split.0.folds: "),
         (
@@ -368,6 +585,13 @@ def test_a_wrong_value_is_named_with_its_field(tmp_path: Path, override: str, sa
 def test_a_missing_key_is_named(tmp_path: Path, dropped: str, said: str) -> None:
     assert dropped in TOY
     assert fault(write(tmp_path, TOY.replace(dropped, ""))).startswith(said)
+
+
+def test_the_published_protocol_has_a_target_scale_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert {c.train.target for c in study.load(path, ["train.target=log1p"]).cells()} == {"log1p"}
+    said = fault(path, "train.target=log1p", "protocol=paper")
+    assert said == "train.target: protocol paper has a target scale of its own; --set train.target=null"
 
 
 @pytest.mark.parametrize(
@@ -437,11 +661,15 @@ SPLITS = [
     {"kind": "spatial", "folds": 3},
     {"kind": "checkerboard", "degrees": 8},
     {"kind": "checkerboard", "degrees": 16, "fold": [1]},
+    {"kind": "clusters", "folds": 2},
+    {"kind": "group", "column": "state", "values": ["CA", "TX"]},
+    {"kind": "temporal", "test_from": "2021-10-01"},
 ]
 DESIGNS = st.fixed_dictionaries(
     {
-        "variant": st.permutations(["none", "latlon", "sincos", "geoclip"]),
-        "fusion": st.permutations(["hadamard", "concat"]),
+        "variant": st.permutations(["none", "latlon", "sincos", "geoclip", "random", "shuffled"]),
+        "fusion": st.permutations(["hadamard", "concat", "film"]),
+        "head": st.permutations(["plain", "matched"]),
         "split": st.permutations(SPLITS),
         "seed": st.lists(st.integers(0, 2**31), min_size=2, max_size=4, unique=True),
     }
@@ -474,7 +702,13 @@ def test_a_key_changes_with_what_changes_numbers_and_with_nothing_else() -> None
         {"resources": {"cpu": 2, "gpu": 0}},
         {"model": {"width": 256}},  # the default, written out
     ]
+    same += [
+        {"keep_weights": True},
+        {"encoders": {"random": {"dim": 8}, "table": {"path": "v.parquet"}}},
+        {"neighbours": None, "protocol": "strict"},
+    ]
     other: list[dict[str, Any]] = [{"window": 14}, {"model": {"width": 4}}, {"train": {"huber_delta": 2}}]
+    other += [{"protocol": "paper"}, {"neighbours": {}}, {"neighbours": {"k": 4}}]
     (key,) = keys(design)
     for others in same:
         assert [*keys(design, **others)] == [key]
@@ -497,6 +731,74 @@ def test_keyed_uses_the_data_and_the_encoder() -> None:
         assert key == cell.key(panel.fingerprint, weights if cell.variant == "geoclip" else None)
         assert key != cell.key("another table", weights)
         assert (key != cell.key(panel.fingerprint, "other weights")) is (cell.variant == "geoclip")
+
+
+def vectors(path: Path, scale: float = 1.0) -> Path:
+    """A table of two values for each place of the synthetic panel `SMALL`."""
+    from pm25 import synth
+
+    places = synth.synthesize(sites=12, days=30).drop_duplicates("site_id")
+    path.parent.mkdir(exist_ok=True)
+    made = places[["site_id"]].assign(a=scale * places["lat"], b=scale * places["lon"])
+    made.to_parquet(path, index=False)
+    return path
+
+
+SMALL = ["data.synthetic={sites: 12, days: 30}", "design.seed=0"]
+
+
+def test_a_key_depends_on_the_bytes_of_a_table_and_not_on_its_path(tmp_path: Path) -> None:
+    def named(path: Path) -> dict[str, Cell]:
+        made = study.load("demo", [*SMALL, "design.variant=[none, table]", f"encoders.table.path={path}"])
+        return made.keyed(made.panel())
+
+    here = named(vectors(tmp_path / "v.parquet"))
+    assert {c.variant for c in here.values()} == {"none", "table"}
+    assert named(vectors(tmp_path / "moved" / "w.parquet")) == here
+    other = named(vectors(tmp_path / "v.parquet", scale=2.0))
+    assert {k: c for k, c in other.items() if c.variant == "none"}.items() <= here.items()
+    tables = {k for k, c in other.items() if c.variant == "table"}
+    assert tables
+    assert not tables & here.keys()
+
+
+def test_a_table_of_places_may_have_a_tolerance_and_one_of_sites_none(tmp_path: Path) -> None:
+    from pm25 import encoders
+
+    options = ["design.variant=table", f"encoders.table.path={vectors(tmp_path / 'v.parquet')}"]
+    made = study.load("demo", options)
+    assert encoders.load("table", **made.encoder_options("table")).dim == 2
+    options.append("encoders.table.tolerance_deg=0.5")
+    assert study.load("demo", options).encoder_options("table")["tolerance_deg"] == 0.5
+
+
+def test_an_encoder_s_options_change_its_own_keys_only(tmp_path: Path) -> None:
+    def named(*overrides: str) -> dict[str, str]:
+        made = study.load("demo", [*SMALL, "design.variant=[none, geoclip, random, shuffled]", *overrides])
+        return {k: c.variant for k, c in made.keyed(made.panel()).items()}
+
+    plain = named()
+    assert {*plain.values()} == {"none", "geoclip", "random", "shuffled"}
+    for variant, option in (("random", "dim=8"), ("random", "seed=1"), ("shuffled", "seed=1")):
+        changed = named(f"encoders.{variant}.{option}")
+        assert {changed[k] for k in changed.keys() - plain.keys()} == {variant}
+        assert {k for k, v in plain.items() if v != variant} <= changed.keys()
+    told = named(f"encoders.table.path={vectors(tmp_path / 'v.parquet')}")
+    assert told == plain  # an encoder that no arm uses
+
+
+def test_an_encoder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    for variant, option in (("table", "path"), ("satclip", "checkpoint")):
+        lost = [f"design.variant={variant}", f"encoders.{variant}.{option}={tmp_path / 'lost'}"]
+        made = study.load("demo", [*SMALL, *lost])  # planning reads no weights before the keys
+        with pytest.raises(InputError) as caught:
+            made.keyed(made.panel())
+        assert len(str(caught.value).splitlines()) == 1
+        assert str(tmp_path / "lost") in str(caught.value)
+
+
+def test_every_encoder_has_a_place_in_the_file() -> None:
+    assert {*study.Encoders.model_fields} | {"geoclip"} == ENCODERS
 
 
 def test_channels_choose_the_panel_s_features() -> None:

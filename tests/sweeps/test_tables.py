@@ -70,6 +70,11 @@ def test_labels():
     assert tables.arm("geoclip", "hadamard") == "GeoCLIP · Hadamard"
     assert tables.arm("satclip", "concat") == "SatCLIP · concat"
 
+    assert tables.arm("shuffled", "film") == "shuffled GeoCLIP · film"
+    assert tables.arm("none", "hadamard") == "none · matched Hadamard"
+    assert tables.arm("none", "gated") == "none · matched gated"
+    assert tables.arm("none", "") == "none"
+
 
 def test_means_and_spreads(rows):
     compared = tables.comparison(rows)
@@ -206,6 +211,90 @@ def test_a_split_that_an_arm_does_not_plan(rows):
     assert tables.wide(compared).loc["lat/lon", ("WR", "random")] == "not planned"
 
 
+# Two heads of 'none'
+
+
+def test_the_baseline_is_the_plain_none_alone(rows):
+    """The matched head is an arm like any other: 2 better everywhere, and GeoCLIP is not held against it."""
+    matched = [
+        cell("none", "random", 0, 0, 2.0, fusion="hadamard"),
+        cell("none", "random", 0, 1, 4.0, fusion="hadamard"),
+        cell("none", "random", 1, 0, 6.0, fusion="hadamard"),
+    ]
+    compared = tables.comparison(pd.concat([frame(*matched), rows], ignore_index=True))
+    arms = ["none · matched Hadamard", "none", "GeoCLIP · Hadamard", "lat/lon"]
+    assert list(dict.fromkeys(compared["arm"])) == arms
+    head = line(compared, "none · matched Hadamard", "random")
+    assert (head["variant"], head["fusion"]) == ("none", "hadamard")
+    assert (head["mean"], head["diff_mean"], head["n_pairs"], head["n_better"]) == (4.0, -2.0, 3, 3)
+    none = line(compared, "none", "random")
+    assert (none["mean"], none["diff_mean"], none["n_pairs"], none["n_better"]) == (6.0, 0.0, 3, 0)
+    alone = tables.comparison(rows)
+    pd.testing.assert_frame_equal(
+        compared[compared["arm"] != "none · matched Hadamard"].reset_index(drop=True),
+        alone[alone["arm"].isin(arms)].reset_index(drop=True),
+    )
+    differences = tables.differences(compared)
+    assert list(differences.index) == ["none · matched Hadamard", "GeoCLIP · Hadamard", "lat/lon"]
+    assert differences.loc["none · matched Hadamard", ("WR", "random")] == "-2.00 ± 0.00 (better in 3 of 3)"
+
+
+def test_a_matched_head_alone_is_no_baseline():
+    only = frame(
+        cell("none", "random", 0, 0, 2.0, fusion="hadamard"),
+        cell("geoclip", "random", 0, 0, 1.0, fusion="hadamard"),
+    )
+    compared = tables.comparison(only)
+    assert (compared["n_pairs"] == 0).all()
+    assert list(tables.differences(compared).index) == ["none · matched Hadamard", "GeoCLIP · Hadamard"]
+
+
+# Marks
+
+
+def marked(rows, *keys, what="shared_sites"):
+    rows = rows.copy()
+    rows["marked"] = ["; ".join([what]) if key in keys else "" for key in rows["key"]]
+    return rows
+
+
+def test_a_mean_with_a_marked_cell_is_marked(rows):
+    board = "checkerboard-16"
+    compared = tables.comparison(
+        marked(rows, "nonehadamardx", "noneNonerandom01", f"geocliphadamard{board}10")
+    )
+    assert line(compared, "none", "random")["n_marked"] == 1
+    assert line(compared, "none", board)["n_marked"] == 0
+    assert line(compared, "GeoCLIP · Hadamard", board)["n_marked"] == 1
+    assert compared["n_marked"].sum() == 2
+    wide = tables.wide(compared)
+    assert wide.loc["none", ("WR", "random")] == "6.00 ± 2.00† (n=3)"
+    assert wide.loc["none", ("OoR", board)] == "11.00 ± 1.41 (n=2)"
+    # One model makes both numbers of a checkerboard, and their gap.
+    assert wide.loc["GeoCLIP · Hadamard", ("OoR", board)] == "9.50 ± 0.71† (n=2)"
+    assert wide.loc["GeoCLIP · Hadamard", ("WR", board)] == "7.25 ± 0.35† (n=2)"
+    assert wide.loc["GeoCLIP · Hadamard", ("OoR − WR", board)] == "+2.25 ± 1.06† (n=2)"
+    assert wide.loc["lat/lon", ("WR", "random")] == "missing (0/3)"
+    assert "9.50 ± 0.71† (n=2)" in tables.markdown(wide)
+
+
+def test_a_mark_changes_no_number(rows):
+    plain = tables.comparison(rows)
+    every = tables.comparison(marked(rows, *rows["key"]))
+    assert (every["n_marked"] == every["n_expected"]).all()
+    pd.testing.assert_frame_equal(every.drop(columns="n_marked"), plain.drop(columns="n_marked"))
+    pd.testing.assert_frame_equal(tables.best(every), tables.best(plain))
+
+
+@pytest.mark.parametrize("empty", ["", None, NAN])
+def test_rows_without_marks_are_not_marked(rows, empty):
+    assert "marked" not in rows
+    plain = tables.comparison(rows)
+    assert (plain["n_marked"] == 0).all()
+    assert not tables.wide(plain).map(lambda text: tables.MARK in text).any(axis=None)
+    pd.testing.assert_frame_equal(tables.comparison(rows.assign(marked=empty)), plain)
+
+
 def test_markdown_and_csv(rows):
     compared = tables.comparison(rows)
     text = tables.markdown(tables.wide(compared)[["OoR"]], tables.best(compared)[["OoR"]])
@@ -215,4 +304,4 @@ def test_markdown_and_csv(rows):
     assert "OoR · checkerboard-16" in text
     hostile = pd.DataFrame({"a|b": ["<script>|\n*x*"]}, index=["k"])
     assert "&lt;script&gt;\\| \\*x\\*" in tables.markdown(hostile)
-    assert tables.csv(compared).splitlines()[1].startswith("none,none,,random,WR,rmse,6.0,2.0,3,3,0,0,")
+    assert tables.csv(compared).splitlines()[1].startswith("none,none,,random,WR,rmse,6.0,2.0,3,3,0,0,0,")

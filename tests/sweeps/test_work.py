@@ -1,5 +1,6 @@
 """One cell, run and recorded: what is stored, in which order, and what a failure leaves behind."""
 
+import io
 import math
 from collections.abc import Iterator
 from datetime import datetime
@@ -7,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 
+from pm25 import encoders, synth, trial
 from pm25 import panel as panels
-from pm25 import synth, trial
 from pm25.cell import Cell
+from pm25.errors import InputError
 from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps import results, work
 from sweeps.store import Record, Store
+from sweeps.work import Embedded
 
 KEY = "0123456789abcdef0123"
 FAILED_FILES = ["result.json"]
@@ -58,6 +62,11 @@ def done(panel: Panel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store,
     return store, work.run_and_record(cell(), KEY, panel, store)
 
 
+def embedded(panel: Panel) -> Embedded:
+    vectors = np.random.default_rng(0).normal(size=(len(panel.site_id), 8)).astype(np.float32)
+    return Embedded(vectors, "weights", trained_on_target=False)
+
+
 def folder(store: Store) -> Path:
     return Path(store.storage) / "toy" / "cells" / KEY
 
@@ -82,12 +91,17 @@ def test_the_record_tells_the_whole_story(done: tuple[Store, Record], panel: Pan
     started, ended = (datetime.fromisoformat(record[name]) for name in ("started", "ended"))
     assert started.utcoffset() is not None
     assert 0 <= (ended - started).total_seconds() < 60
-    assert {*record["metrics"]} == {
-        f"{part}_{name}" for part in ("val", "test", "wr") for name in ("rmse", "r2", "mae", "mbe")
-    }
+    scores = {f"{part}_{name}" for part in ("val", "test", "wr") for name in ("rmse", "r2", "mae", "mbe")}
+    assert scores <= {*record["metrics"]}
+    further = {*record["metrics"]} - scores
+    assert {
+        f"{part}_{name}" for part in ("test", "wr") for name in ("n_tail", "mape", "temporal_r2")
+    } <= further
+    assert not [name for name in further if not name.startswith(("test_", "wr_"))]
     assert all(math.isfinite(value) for value in record["metrics"].values())
     assert record["counts"]["epochs"] == 2
     assert {"train_sites", "shared_sites", "nearest_km_min"} <= {*record["audit"]}
+    assert record["audit"]["failed"] == []
 
 
 def test_predictions_stand_beside_the_panel_s_truth(done: tuple[Store, Record], panel: Panel) -> None:
@@ -142,27 +156,195 @@ def test_the_same_cell_gives_the_same_numbers(
 
 def test_an_encoder_is_recorded_for_its_own_variants_only(panel: Panel, tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
-    vectors = np.random.default_rng(0).normal(size=(len(panel.site_id), 8)).astype(np.float32)
     short = TrainSettings(max_epochs=1)
     placed = cell(variant="geoclip", fusion="concat", train=short)
-    record = work.run_and_record(placed, "a", panel, store, embedding=vectors, encoder_fingerprint="weights")
+    record = work.run_and_record(placed, "a", panel, store, embedded=embedded(panel))
     assert (record["state"], record["encoder"]) == ("done", "weights")
-    record = work.run_and_record(cell(train=short), "b", panel, store, encoder_fingerprint="weights")
+    assert record["audit"]["encoder_trained_on_target"] is False
+    record = work.run_and_record(cell(train=short), "b", panel, store)
     assert (record["state"], record["encoder"]) == ("done", None)
+    record = work.run_and_record(cell(train=short), KEY, panel, store, embedded=embedded(panel))
+    assert record["state"] == "failed"
+    assert record["error"]["message"] == "variant latlon takes no embedding"
+
+
+def test_a_matched_head_needs_no_encoder(panel: Panel, tmp_path: Path) -> None:
+    store = Store(str(tmp_path), "toy")
+    matched = cell(variant="none", head="matched", fusion="concat", train=TrainSettings(max_epochs=1))
+    record = work.run_and_record(matched, KEY, panel, store)
+    assert (record["state"], record["encoder"]) == ("done", None)
+    (row,) = results.rows({KEY: matched}, store.records([KEY])).to_dict("records")
+    assert (row["variant"], row["fusion"], row["marked"]) == ("none", "concat", "")
+
+
+def test_an_encoder_that_saw_pm25_marks_the_cell(panel: Panel, tmp_path: Path) -> None:
+    store = Store(str(tmp_path), "toy")
+    placed = cell(variant="table", fusion="concat", train=TrainSettings(max_epochs=1))
+    leaking = embedded(panel)._replace(trained_on_target=True)
+    record = work.run_and_record(placed, KEY, panel, store, embedded=leaking)
+    assert record["audit"]["failed"] == ["encoder_trained_on_target"]
+    (row,) = results.rows({KEY: placed}, store.records([KEY])).to_dict("records")
+    assert row["marked"] == "encoder_trained_on_target"
+    assert work.differences(placed, KEY, panel, store, embedded=leaking) == []
+    assert work.differences(placed, KEY, panel, store, embedded=embedded(panel)) == ["audit"]
+
+
+def test_embedding_places(panel: Panel, tmp_path: Path) -> None:
+    places = panel.lat, panel.lon, panel.site_id
+    made = work.embed("random", {"dim": 8, "seed": 3}, *places)
+    assert isinstance(made, Embedded)
+    assert (made.vectors.shape, made.vectors.dtype) == ((len(panel.site_id), 8), np.float32)
+    assert made.fingerprint == encoders.fingerprint("random", dim=8, seed=3)
+    assert made.trained_on_target is False
+    path = tmp_path / "vectors.parquet"
+    pd.DataFrame({"site_id": panel.site_id, "a": panel.lat, "b": 1.0}).to_parquet(path, index=False)
+    made = work.embed("table", {"path": path, "trained_on_target": True}, *places)
+    np.testing.assert_array_equal(made.vectors[:, 0], panel.lat.astype(np.float32))
+    assert (made.fingerprint, made.trained_on_target) == (encoders.fingerprint("table", path=path), True)
+
+
+def test_an_encoder_that_cannot_embed_is_bad_input(panel: Panel, tmp_path: Path) -> None:
+    path = tmp_path / "vectors.parquet"
+    few = pd.DataFrame({"site_id": panel.site_id[1:], "a": 1.0})
+    few.to_parquet(path, index=False)
+    with pytest.raises(InputError, match=f"1 of the places have no vector: {panel.site_id[0]}"):
+        work.embed("table", {"path": path}, panel.lat, panel.lon, panel.site_id)
+    with pytest.raises(InputError, match=r"lost\.ckpt"):
+        work.embed("satclip", {"checkpoint": tmp_path / "lost.ckpt"}, panel.lat, panel.lon, panel.site_id)
+
+
+def test_vectors_of_another_panel_are_a_failure(panel: Panel, tmp_path: Path) -> None:
+    store = Store(str(tmp_path), "toy")
+    placed = cell(variant="geoclip", fusion="concat")
+    short = embedded(panel)._replace(vectors=embedded(panel).vectors[:-1])
+    record = work.run_and_record(placed, KEY, panel, store, embedded=short)
+    check_failure(store, record, record["error"]["type"], "out of range")
+    assert record["encoder"] == "weights"
+    # A variant with an encoder that nobody could load, in the worker itself.
+    lost = cell(variant="table", fusion="concat")
+    store.forget(KEY)
+    check_failure(store, work.run_and_record(lost, KEY, panel, store), "InputError", "give path=")
+
+
+# Weights
+
+
+def test_weights_are_stored_on_request_only(done: tuple[Store, Record], panel: Panel, tmp_path: Path) -> None:
+    assert listed(done[0]) == DONE_FILES
+    assert done[0].read_file(KEY, "weights.pt") is None
+    store = Store(str(tmp_path), "toy")
+    again = work.run_and_record(cell(), KEY, panel, store, keep_weights=True)
+    assert listed(store) == sorted([*DONE_FILES, "weights.pt"])
+    assert again["metrics"] == done[1]["metrics"]
+    content = store.read_file(KEY, "weights.pt")
+    assert content is not None
+    weights = torch.load(io.BytesIO(content), weights_only=True)
+    # They are the trained ones: a network that holds them predicts what was stored.
+    made = trial.prepare(cell(), panel)
+    made.model.load_state_dict(weights)
+    stored = store.read_table(KEY, "predictions").to_pandas()
+    tested = stored.loc[stored["part"] == "test", "prediction"]
+    np.testing.assert_array_equal(made.predict(made.parts.test), tested)
+
+
+# Differences
+
+
+@pytest.fixture
+def copied(done: tuple[Store, Record], panel: Panel, tmp_path: Path) -> Store:
+    """The store of the finished cell, to be spoilt."""
+    store = Store(str(tmp_path), "toy")
+    for name in DONE_FILES:
+        store.write_file(KEY, name, (folder(done[0]) / name).read_bytes())
+    return store
+
+
+def test_an_untouched_cell_differs_in_nothing(done: tuple[Store, Record], panel: Panel) -> None:
+    before = {path.name: path.read_bytes() for path in folder(done[0]).iterdir()}
+    threads = torch.get_num_threads()
+    assert work.differences(cell(), KEY, panel, done[0]) == []
+    assert torch.get_num_threads() == threads
+    assert {path.name: path.read_bytes() for path in folder(done[0]).iterdir()} == before
+
+
+def test_it_trains_with_as_many_threads_as_were_recorded(
+    copied: Store, panel: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = copied.record(KEY)
+    assert record is not None
+    copied.write_record(record | {"threads": 2})
+    run, seen = trial.run, []
+
+    def watch(*args: Any, **options: Any) -> trial.Result:
+        seen.append(torch.get_num_threads())
+        torch.set_num_threads(1)  # the numbers are those of one thread
+        return run(*args, **options)
+
+    monkeypatch.setattr(trial, "run", watch)
+    assert work.differences(cell(), KEY, panel, copied) == []
+    assert (seen, torch.get_num_threads()) == ([2], 1)
+
+
+@pytest.mark.parametrize(
+    ("block", "name", "change", "said"),
+    [
+        ("metrics", "test_rmse", lambda v: math.nextafter(v, 99), "test_rmse"),
+        ("metrics", "wr_mape", lambda v: None, "wr_mape"),
+        ("metrics", "test_n_tail", None, "test_n_tail"),
+        ("metrics", "test_of_another_version", lambda v: 1.0, "test_of_another_version"),
+        ("counts", "n_train", lambda v: v - 1, "counts"),
+        ("audit", "shared_sites", lambda v: v + 1, "audit"),
+        ("audit", "failed", lambda v: ["shared_sites"], "audit"),
+    ],
+)
+def test_an_altered_record_differs(
+    copied: Store, panel: Panel, block: str, name: str, change: Any, said: str
+) -> None:
+    record = copied.record(KEY)
+    assert record is not None
+    value = record[block].pop(name, None)
+    if change is not None:
+        record[block][name] = change(value)
+    copied.write_record(record)
+    assert work.differences(cell(), KEY, panel, copied) == [said]
+
+
+def test_altered_predictions_differ(copied: Store, panel: Panel) -> None:
+    stored = copied.read_table(KEY, "predictions")
+    values = stored["prediction"].to_numpy().copy()
+    values[-1] = np.nextafter(values[-1], np.float32(99))
+    place = stored.schema.get_field_index("prediction")
+    one_off = stored.set_column(place, "prediction", pa.array(values))
+    swapped = stored.take([1, 0, *range(2, len(stored))])
+    for spoilt in (one_off, stored.slice(0, len(stored) - 1), swapped, stored.drop_columns(["lat"])):
+        copied.write_table(KEY, "predictions", spoilt)
+        assert work.differences(cell(), KEY, panel, copied) == ["predictions"]
+    copied.write_file(KEY, "predictions.parquet", b"PAR1 and no more")
+    assert work.differences(cell(), KEY, panel, copied) == ["predictions"]
+    (folder(copied) / "predictions.parquet").unlink()
+    assert work.differences(cell(), KEY, panel, copied) == ["predictions"]
+
+
+def test_everything_that_differs_is_named(copied: Store, panel: Panel) -> None:
+    found = work.differences(cell(train=TrainSettings(max_epochs=1, batch_size=32)), KEY, panel, copied)
+    assert found[0] == "counts"  # it had one epoch more
+    assert {"val_rmse", "test_rmse", "wr_rmse", "predictions"} <= {*found}
+    assert "audit" not in found  # the same cut
+    assert len(found) == len({*found})
 
 
 def test_the_record_is_written_last(panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    write = Store._write
+    write = Store.write_file
 
     def watch(self: Store, key: str, name: str, content: Any) -> None:
         assert self.record(key) is None
         write(self, key, name, content)
         written.append(name)
 
-    monkeypatch.setattr(Store, "_write", watch)
-    work.run_and_record(cell(), KEY, panel, Store(str(tmp_path), "toy"))
-    assert sorted(written) == DONE_FILES
+    monkeypatch.setattr(Store, "write_file", watch)
+    work.run_and_record(cell(), KEY, panel, Store(str(tmp_path), "toy"), keep_weights=True)
+    assert sorted(written) == sorted([*DONE_FILES, "weights.pt"])
     assert written[-1] == "result.json"
 
 
@@ -204,8 +386,12 @@ def check_failure(store: Store, record: Record, kind: str, message: str) -> None
     (row,) = results.rows({KEY: of_cell}, store.records([KEY])).to_dict("records")
     assert row["state"] == "failed"
     assert row["error"] == f"{kind}: {record['error']['message']}"
-    numbers = [*results.METRICS, *results.COUNTS, *results.AUDIT, "seconds"]
-    assert results.rows({KEY: of_cell}, store.records([KEY]))[numbers].isna().all(axis=None)
+    frame = results.rows({KEY: of_cell}, store.records([KEY]))
+    numbers = [*results.METRICS, *results.COUNTS, "seconds"]
+    assert {*numbers} < {*frame.columns}
+    assert not [name for name in frame.columns if name.startswith(("test_site", "shared_", "nearest_"))]
+    assert frame[numbers].isna().all(axis=None)
+    assert row["marked"] == ""
 
 
 def test_a_training_that_diverges_is_a_failure(panel: Panel, tmp_path: Path) -> None:

@@ -1,0 +1,426 @@
+"""Strict training knows nothing of the test set; the published choices are repeated one by one, and told."""
+
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pm25 import protocol, splits, trial
+from pm25.cell import Cell
+from pm25.errors import InputError
+from pm25.neighbours import NeighbourSettings, feature
+from pm25.panel import Panel
+from pm25.settings import ModelSettings, TrainSettings
+from pm25.splits import (
+    AnySplit,
+    CheckerboardSplit,
+    ClusterSplit,
+    GroupSplit,
+    Parts,
+    RandomSplit,
+    SpatialSplit,
+    TemporalSplit,
+)
+
+SITES, DAYS, WINDOW = 16, 24, 3
+START = date(2021, 1, 1)
+EMBEDDING = np.eye(SITES, dtype=np.float32)
+SPLITS: list[AnySplit] = [
+    RandomSplit(folds=3),
+    TemporalSplit(test_from=date(2021, 1, 17)),
+    SpatialSplit(folds=3, validation=0.2),
+    SpatialSplit(folds=4, validation=0.2, buffer_km=200),
+    CheckerboardSplit(degrees=30, validation=0.3),
+    CheckerboardSplit(degrees=12, origin=(5, 3), validation=0.3, buffer_km=200),
+    GroupSplit(column="half", values=("west",), validation=0.3),
+    GroupSplit(column="half", values=("east",), validation=0.3, buffer_km=200),
+    ClusterSplit(folds=2, validation=0.3),
+]
+NEIGHBOURS = {
+    "none": None,
+    "plain": NeighbourSettings(k=3),
+    "hide": NeighbourSettings(k=2, hide="test_distance", distance=True, exclusion_km=10),
+}
+every_split_with_and_without_neighbours = pytest.mark.parametrize(
+    ("split", "neighbours"),
+    [
+        pytest.param(split, name, id=f"{split.label}-{name}")
+        for split in SPLITS
+        for name, settings in NEIGHBOURS.items()
+        if settings is None or split.kind != "temporal"  # where no training monitor reports
+    ],
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order, and no fight for the cores: these networks have a few hundred weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def world(seed: int = 0, missing: float = 0.1, lowest: float = 0.5) -> Panel:
+    """Half of the sites in each half of the country; every target is `lowest` or more."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(SITES, DAYS, 2)).astype(np.float32)
+    target = (lowest + rng.gamma(2, 4, (SITES, DAYS))).astype(np.float32)
+    for values in (features, target):
+        values[rng.random(values.shape) < missing] = np.nan
+    half = np.repeat(["west", "east"], SITES // 2)
+    return Panel(
+        features=features,
+        target=target,
+        lat=rng.uniform(31, 44, SITES),
+        # Up to the border, so that hiding neighbours as near as a test site's leaves some.
+        lon=np.concatenate([np.linspace(-120, -96, SITES // 2), np.linspace(-93, -72, SITES // 2)]),
+        site_id=np.array([f"s{i:02}" for i in range(SITES)]),
+        dates=np.datetime64(START) + np.arange(DAYS),
+        channels=("a", "b"),
+        name="toy",
+        groups={"half": half},
+    )
+
+
+def cell(variant: str = "none", fusion: str | None = None, **changes: Any) -> Cell:
+    """A tiny cell of one epoch."""
+    train = {"batch_size": 64, "max_epochs": 1, "learning_rate": 0.01, **changes.pop("train", {})}
+    values = {
+        "split": SPLITS[0],
+        "fold": 0,
+        "seed": 3,
+        "window": WINDOW,
+        "model": ModelSettings(width=2, depth=1, attention_units=4),
+        **changes,
+    }
+    return Cell(variant=variant, fusion=fusion, train=TrainSettings(**train), **values)
+
+
+def embedding(made: Cell) -> np.ndarray | None:
+    return EMBEDDING if made.encoder else None
+
+
+def flat_target(panel: Panel) -> np.ndarray:
+    return panel.target.reshape(-1)
+
+
+# --- What training cannot see ------------------------------------------------------------------------
+
+
+def statistics(made: Cell, panel: Panel) -> dict[str, bytes]:
+    """All that training takes from a panel, by what it is."""
+    ready = trial.prepare(made, panel, embedding=embedding(made))
+    seen = np.concatenate([ready.train, ready.validation])
+    window, _ = ready.inputs.batch(torch.from_numpy(seen))
+    added = ["neighbours_pm25" in name or "neighbours_km" in name for name in ready.inputs.channels]
+    added += [False] * (window.shape[2] - len(added))  # place channels
+    result = trial.run(made, panel, embedding=embedding(made))
+    return {
+        "samples": ready.train.tobytes() + b"|" + ready.validation.tobytes(),
+        "inputs": window[:, :, ~torch.tensor(added)].numpy().tobytes(),
+        "neighbours": window[:, :, torch.tensor(added)].numpy().tobytes(),
+        "scale": repr(ready.scale).encode(),
+        "targets": ready.scale.scaled(flat_target(panel)[seen]).tobytes(),
+        "first weights": b"".join(w.numpy().tobytes() for w in ready.model.state_dict().values()),
+        "weights": b"".join(w.numpy().tobytes() for w in result.weights.values()),
+        "history": repr(result.history).encode(),
+    }
+
+
+def otherwise(panel: Panel, split: AnySplit, parts: Parts, factor: float) -> Panel:
+    """The panel with other test targets and, where the split keeps them apart, other test features.
+
+    By site: everything of a site that neither trains nor validates. By time: the days of the test period.
+    By sample: the targets of the test samples; their features stand in training windows too.
+    """
+    features, target = panel.features.copy(), panel.target.copy()
+    if isinstance(split, RandomSplit):
+        flat = target.reshape(-1)
+        flat[parts.test] = 40 + factor * flat[parts.test]
+    else:
+        at = np.zeros(target.shape, bool)
+        if isinstance(split, TemporalSplit):
+            at[:, (split.test_from - START).days :] = True
+        else:
+            seen = np.unique(np.concatenate([parts.train, parts.validation]) // DAYS)
+            at[np.setdiff1d(np.arange(SITES), seen)] = True
+        target[at] = 40 + factor * target[at]
+        features[at] = 100 - factor * np.nan_to_num(features[at])
+    return replace(panel, features=features, target=target)
+
+
+def leaks(made: Cell, panel: Panel, factor: float) -> set[str]:
+    """Names of what training knows and the test set moves."""
+    parts = splits.cut(made.split, made.fold, panel, made.window)
+    before = statistics(made, panel)
+    after = statistics(made, otherwise(panel, made.split, parts, factor))
+    return {name for name in before if before[name] != after[name]}
+
+
+def cut_or_skip(made: Cell, panel: Panel) -> None:
+    """Some random panels leave a part without a site, or all training sites without a neighbour."""
+    try:
+        trial.prepare(made, panel, embedding=embedding(made))
+    except InputError:
+        assume(False)
+
+
+arms = st.sampled_from([("none", None, None), ("latlon", None, None), ("geoclip", "hadamard", None),
+                        ("none", "concat", "matched")])  # fmt: skip
+
+
+@every_split_with_and_without_neighbours
+@given(data=st.data())
+@settings(max_examples=5, deadline=None)
+def test_nothing_of_the_test_set_reaches_a_strict_training(split, neighbours, data):
+    variant, fusion, head = data.draw(arms)
+    made = cell(
+        variant,
+        fusion,
+        head=head,
+        split=split,
+        fold=data.draw(st.integers(0, split.folds - 1)),
+        neighbours=NEIGHBOURS[neighbours],
+        train={
+            "target": data.draw(st.sampled_from([None, "log1p"])),
+            "max_windows": data.draw(st.sampled_from([None, 40])),
+        },
+    )
+    panel = world(data.draw(st.integers(0, 10_000)), lowest=data.draw(st.sampled_from([0.5, -2.0])))
+    cut_or_skip(made, panel)
+    assert leaks(made, panel, data.draw(st.floats(1.5, 9))) == set()
+
+
+@every_split_with_and_without_neighbours
+def test_the_same_check_finds_the_published_leaks(split, neighbours):
+    made = cell("latlon", split=split, neighbours=NEIGHBOURS[neighbours], protocol="paper")
+    found = leaks(made, world(), 3.0)
+    expected = {"scale", "targets", "weights", "history"}
+    if not isinstance(split, RandomSplit):
+        expected |= {"inputs"}
+    if neighbours != "none":
+        expected |= {"neighbours"}
+    assert found == expected
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda s: s.label)
+def test_the_same_check_sees_training_targets(split):
+    # A check that finds nothing under strict must be able to find something.
+    panel, made = world(), cell(split=split)
+    if split.kind != "temporal":
+        made = cell(split=split, neighbours=NEIGHBOURS["plain"])
+    parts = splits.cut(split, 0, panel, WINDOW)
+    before = statistics(made, panel)
+    target = panel.target.copy()
+    target.reshape(-1)[parts.train[:5]] += 50
+    after = statistics(made, replace(panel, target=target))
+    expected = {"scale", "targets", "weights", "history"} | ({"neighbours"} if made.neighbours else set())
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+# --- The audit tells ---------------------------------------------------------------------------------
+
+
+@every_split_with_and_without_neighbours
+def test_a_strict_result_passes_every_check(split, neighbours):
+    got = trial.run(cell(split=split, neighbours=NEIGHBOURS[neighbours]), world())
+    assert got.audit["failed"] == []
+    fitted = {name: value for name, value in got.audit.items() if name.startswith("fitted_")}
+    names = ["scalers", "target"] + (["neighbours"] if NEIGHBOURS[neighbours] else [])
+    assert fitted == {f"fitted_{name}_test": 0 for name in names}
+
+
+@every_split_with_and_without_neighbours
+def test_a_paper_result_names_its_leaks(split, neighbours):
+    got = trial.run(cell(split=split, neighbours=NEIGHBOURS[neighbours], protocol="paper"), world())
+    names = ["scalers", "target"] + (["neighbours"] if NEIGHBOURS[neighbours] else [])
+    assert got.audit["failed"] == [f"fitted_{name}_test" for name in names]
+    assert {got.audit[f"fitted_{name}_test"] for name in names} == {got.counts["n_test"]}
+
+
+# --- The published choices, one by one ---------------------------------------------------------------
+
+
+def test_paper_parts_by_hand():
+    target = np.ones((2, 50), np.float32)
+    target[0, 3], target[0, 4], target[1, 9], target[1, 20] = 0, -0.3, 0, -2
+    panel = replace(world(), target=target)
+    given_parts = Parts(
+        train=np.arange(0, 80, 2), validation=np.arange(1, 80, 2)[:20], test=np.arange(80, 100), within=None
+    )
+    made = protocol.paper_parts(given_parts, panel)
+    # 60 rows train or validate: 0 to 39 and the even ones to 78; 3, 4 and 70 (site 1, day 20) go, 57 stay.
+    rows = [i for i in [*range(40), *range(40, 80, 2)] if i not in (3, 4, 70)]
+    assert made.train.tolist() == rows[:-3]  # 5 % of 57 is 2.85
+    assert made.validation.tolist() == rows[-3:] == [74, 76, 78]
+    assert made.test.tolist() == list(range(80, 100))
+    assert made.within is None
+
+
+def test_paper_parts_drop_the_not_positive_of_held_out_parts_too():
+    target = np.ones((2, 50), np.float32)
+    target[1, [31, 41]] = 0, -1
+    given_parts = Parts(np.arange(40), np.arange(40, 50), np.arange(80, 90), np.arange(90, 100))
+    made = protocol.paper_parts(given_parts, replace(world(), target=target))
+    assert made.test.tolist() == [80, *range(82, 90)]
+    assert made.within.tolist() == [90, *range(92, 100)]
+
+
+def test_at_least_one_row_validates():
+    made = protocol.paper_parts(
+        Parts(np.arange(4), np.arange(4, 6), np.arange(9, 12), None),
+        replace(world(), target=np.ones((1, 20))),
+    )
+    assert (made.train.tolist(), made.validation.tolist()) == ([0, 1, 2, 3, 4], [5])
+
+
+@pytest.mark.parametrize(
+    ("zeros", "name"),
+    [(slice(0, 10), "train"), (slice(1, 10), "train"), (slice(10, 15), "test"), (slice(15, 20), "within")],
+)
+def test_a_part_without_a_positive_sample_is_refused(zeros, name):
+    target = np.ones((1, 20), np.float32)
+    target[0, zeros] = 0
+    parts = Parts(np.arange(8), np.arange(8, 10), np.arange(10, 15), np.arange(15, 20))
+    with pytest.raises(InputError, match=f"^toy: protocol paper keeps .* leaves the {name} part empty"):
+        protocol.paper_parts(parts, replace(world(), target=target))
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda s: s.label)
+def test_only_positive_samples_and_the_last_rows_validate(split):
+    panel = world(lowest=-4.0)
+    parts = splits.cut(split, 0, panel, WINDOW)
+    made = trial.prepare(cell(split=split, protocol="paper"), panel)
+    target = flat_target(panel)
+    rest = np.sort(np.concatenate([parts.train, parts.validation]))
+    assert (target[rest] <= 0).any()
+    rest = rest[target[rest] > 0]
+    assert np.array_equal(np.concatenate([made.train, made.validation]), rest)
+    assert len(made.validation) == max(1, round(0.05 * len(rest)))
+    assert np.array_equal(made.parts.test, parts.test[target[parts.test] > 0])
+    if parts.within is not None:
+        assert np.array_equal(made.parts.within, parts.within[target[parts.within] > 0])
+    got = trial.run(cell(split=split, protocol="paper"), panel)
+    assert (got.predictions["truth"] > 0).all()
+    # Strict keeps them all.
+    strict = trial.prepare(cell(split=split), panel)
+    assert np.array_equal(strict.train, parts.train)
+    assert np.array_equal(strict.parts.test, parts.test)
+
+
+@pytest.mark.parametrize("kind", ["strict", "paper"])
+def test_scalers_and_target_scale(kind):
+    panel = world(missing=0, lowest=-4.0)
+    made = trial.prepare(cell(split=SPLITS[4], protocol=kind), panel)
+    parts = made.parts
+    # Under paper everything that is scored or trained; the within-region test is this project's own.
+    known = np.concatenate([parts.train, parts.validation, parts.test]) if kind == "paper" else parts.train
+    assert np.array_equal(made.fitted["scalers"], np.sort(known))
+    assert np.array_equal(made.fitted["target"], np.sort(known))
+
+    rows = (known[:, None] + np.arange(1 - WINDOW, 1)).reshape(-1)
+    gathered = panel.features.reshape(-1, 2)[rows].astype(np.float64)
+    window, _ = made.inputs.batch(torch.from_numpy(parts.train[:7]))
+    raw = panel.features.reshape(-1, 2)[parts.train[:7, None] + np.arange(1 - WINDOW, 1)]
+    np.testing.assert_allclose(
+        window, (raw - gathered.mean(axis=0)) / gathered.std(axis=0), rtol=1e-4, atol=1e-5
+    )
+    target = flat_target(panel)[known].astype(np.float64)
+    if kind == "paper":
+        assert (made.scale.shift, made.scale.scale) == (0, target.max())
+    else:
+        assert (made.scale.shift, made.scale.scale) == pytest.approx((target.mean(), target.std()))
+
+
+def test_the_largest_target_of_all_parts_is_the_scale():
+    panel = world(missing=0)
+    for name in ("train", "validation", "test"):
+        part = getattr(protocol.paper_parts(splits.cut(SPLITS[2], 0, panel, WINDOW), panel), name)
+        target = panel.target.copy()
+        target.reshape(-1)[part[-1]] = 777
+        made = trial.prepare(cell(split=SPLITS[2], protocol="paper"), replace(panel, target=target))
+        assert made.scale.scale == 777
+
+
+def test_the_last_weights_are_scored_not_the_best():
+    panel = world(missing=0)
+    changes = {
+        # With so large a delta the Huber loss is half the squared error, so that losses tell RMSEs.
+        "train": {"huber_delta": 1e6, "max_epochs": 8, "learning_rate": 0.2},
+    }
+    for kind, epoch in (("paper", -1), ("strict", None)):
+        made = cell(protocol=kind, **changes)
+        got = trial.run(made, panel)
+        losses = [e.validation_loss for e in got.history]
+        assert losses[-1] > min(losses)
+        expected = min(losses) if epoch is None else losses[epoch]
+        scale = trial.prepare(made, panel).scale.scale
+        assert got.metrics["val_rmse"] == pytest.approx(np.sqrt(2 * expected) * scale, rel=1e-4)
+        assert got.counts["best_epoch"] == int(np.argmin(losses)) + 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant", "expected"),
+    [("paper", "satclip", "norm_tanh"), ("paper", "geoclip", "relu"),
+     ("strict", "satclip", "relu"), ("strict", "geoclip", "relu")],
+)  # fmt: skip
+def test_satclip_is_projected_as_published(kind, variant, expected):
+    made = trial.prepare(cell(variant, "concat", protocol=kind), world(), embedding=EMBEDDING)
+    assert made.model.projection == expected
+    assert hasattr(made.model, "location_norm") == (expected == "norm_tanh")
+
+
+@pytest.mark.parametrize(("kind", "value"), [("paper", -1.0), ("strict", None)])
+def test_days_of_minus_one_are_masked(kind, value):
+    assert trial.prepare(cell(protocol=kind), world()).model.mask_value == value
+
+
+@pytest.mark.parametrize("kind", ["strict", "paper"])
+def test_neighbours_may_be_held_out_monitors_under_paper_only(kind):
+    panel, own = world(missing=0), NEIGHBOURS["plain"]
+    made = trial.prepare(cell(split=SPLITS[2], neighbours=own, protocol=kind), panel)
+    parts = made.parts
+    known = np.concatenate([parts.train, parts.validation, parts.test]) if kind == "paper" else parts.train
+    known = np.sort(known)
+    assert np.array_equal(made.fitted["neighbours"], known)
+    assert made.inputs.channels == ("a", "b", "neighbours_pm25")
+
+    raw = feature(panel, known, np.unique(parts.test // DAYS), WINDOW, own, np.random.default_rng(0))
+    raw = raw.reshape(-1).astype(np.float64)
+    fitted = made.fitted["scalers"][:, None] + np.arange(1 - WINDOW, 1)
+    flat = np.concatenate([parts.train, parts.test])
+    window, _ = made.inputs.batch(torch.from_numpy(flat))
+    expected = (raw[flat[:, None] + np.arange(1 - WINDOW, 1)] - raw[fitted].mean()) / raw[fitted].std()
+    np.testing.assert_allclose(window[:, :, 2], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_subsample_has_all_training_monitors_for_neighbours():
+    made = trial.prepare(cell(neighbours=NEIGHBOURS["plain"], train={"max_windows": 9}), world())
+    assert len(made.train) == len(made.fitted["scalers"]) == 9
+    assert np.array_equal(made.fitted["neighbours"], made.parts.train)
+
+
+# --- What strict refuses -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channel", protocol.LEAKING_CHANNELS)
+def test_published_neighbour_channels_are_for_paper_only(channel):
+    panel = replace(world(), channels=("a", channel))
+    with pytest.raises(InputError, match=f"^toy: channel {channel} holds the PM2.5 of held-out monitors"):
+        trial.prepare(cell(), panel)
+    with pytest.raises(InputError, match="or set protocol: paper"):
+        trial.run(cell(), panel)
+    assert trial.prepare(cell(protocol="paper"), panel).inputs.channels == ("a", channel)
+    protocol.refuse_leaks(world(), "strict")
+
+
+def test_paper_has_a_target_scale_of_its_own():
+    with pytest.raises(ValidationError, match="protocol paper has a target scale of its own"):
+        cell(protocol="paper", train={"target": "log1p"})
