@@ -149,6 +149,15 @@ def run(
             restore_best=cell.protocol != "paper",
         )
 
+    audit = audited(
+        cell.split,
+        made.parts,
+        panel,
+        cell.window,
+        fitted=made.fitted,
+        encoder_trained_on_target=trained_on_target,
+    )
+    audit["failed"] += [f"channel_{name}" for name in protocol.LEAKING_CHANNELS if name in panel.channels]
     target, days = panel.target.reshape(-1), len(panel.dates)
     parts, km = made.parts, nearest_km(made.parts, panel)
     metrics: dict[str, float] = {}
@@ -185,14 +194,7 @@ def run(
         },
         history=history,
         predictions={name: np.concatenate([p[name] for p in predictions]) for name in predictions[0]},
-        audit=audited(
-            cell.split,
-            parts,
-            panel,
-            cell.window,
-            fitted=made.fitted,
-            encoder_trained_on_target=trained_on_target,
-        ),
+        audit=audit,
         weights={name: value.cpu() for name, value in made.model.state_dict().items()},
         seconds=time.perf_counter() - started,
     )

@@ -72,6 +72,7 @@ class _Opened:
         self.panel: Panel = self.study.panel()
         self.cells: dict[str, Cell] = self.study.keyed(self.panel)
         self.store: Store = Store(self.study.storage, self.study.study)
+        self._embedded: dict[str, Embedded] = {}
 
     def parts(self) -> "dict[tuple[str, int], Parts]":
         """The cut of every split and fold; raises InputError for one that leaves a part empty."""
@@ -90,13 +91,16 @@ class _Opened:
         return self.store.records(self.cells)
 
     def embedded(self, cell: "Cell") -> "Embedded | None":
-        """The vectors that the cell's encoder gives the panel's places."""
+        """The vectors that the cell's encoder gives the panel's places, made once."""
         from sweeps import work
 
-        if cell.encoder is None:
+        name = cell.encoder
+        if name is None:
             return None
-        options = self.study.encoder_options(cell.encoder)
-        return work.embed(cell.encoder, options, self.panel.lat, self.panel.lon, self.panel.site_id)
+        if name not in self._embedded:
+            places = self.panel.lat, self.panel.lon, self.panel.site_id
+            self._embedded[name] = work.embed(name, self.study.encoder_options(name), *places)
+        return self._embedded[name]
 
     def rows(self) -> "pd.DataFrame":
         from sweeps import results

@@ -150,6 +150,10 @@ def answer(rows: pd.DataFrame) -> list[str]:
         )
     else:
         sentences.append(f"All {len(rows)} cells are done. No significance test is made.")
+    if marked := int(compared["n_marked"].sum()):
+        sentences.append(
+            f"{marked} cells failed their leakage audit: {tables.MARK} stands at every mean that holds one."
+        )
     return sentences
 
 

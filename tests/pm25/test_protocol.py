@@ -418,6 +418,7 @@ def test_published_neighbour_channels_are_for_paper_only(channel):
     with pytest.raises(InputError, match="or set protocol: paper"):
         trial.run(cell(), panel)
     assert trial.prepare(cell(protocol="paper"), panel).inputs.channels == ("a", channel)
+    assert f"channel_{channel}" in trial.run(cell(protocol="paper"), panel).audit["failed"]
     protocol.refuse_leaks(world(), "strict")
 
 

@@ -256,6 +256,8 @@ def test_cells_that_failed_their_audit_are_marked_and_listed(tmp_path):
     rows.loc[rows["variant"] == "geoclip", "marked"] = "encoder_trained_on_target"
     rows.loc[rows.index[rows["variant"] == "latlon"][:3], "marked"] = "shared_sites; fitted_scalers_test"
     page, text = written(tmp_path, rows)
+    count = int((rows["marked"] != "").sum())
+    assert report.answer(rows)[-1].startswith(f"{count} cells failed their leakage audit: †")
     for content in (page, text):
         assert "Leakage audit" in content
         assert "7.25 ± 0.65† (n=4)" in content  # GeoCLIP, and of its cells all
