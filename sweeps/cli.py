@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import shlex
 import sys
 from collections.abc import Callable
@@ -348,11 +349,12 @@ def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
     done = [key for key, record in opened.records().items() if record["state"] == "done"]
     if not done:
         raise InputError(f"{study}: no cell is done, so there is nothing to verify; `sweep run` first")
-    step = max(1, len(done) // sample) if sample else 1
+    # Drawn, not every n-th: arms follow each other in the grid, and a step would meet one of them only.
+    chosen = sorted(random.Random(0).sample(range(len(done)), min(sample or len(done), len(done))))
     from sweeps import work
 
     differing = 0
-    for key in done[::step][:sample]:
+    for key in (done[i] for i in chosen):
         cell = opened.cells[key]
         found = work.differences(cell, key, opened.panel, opened.store, embedded=opened.embedded(cell))
         differing += bool(found)

@@ -441,8 +441,12 @@ def test_verify_names_the_cell_that_differs(sweep: Sweep, toy: Path) -> None:
         f"  {first} none random fold 0 seed 0: bitwise equal",
         f"  {second} latlon random fold 0 seed 0: differs in counts, test_mae",
     ]
-    ended = sweep("verify", toy, "--sample", "1")  # the sound one
-    assert (ended.status, len(ended.out.splitlines())) == (0, 1)
+    whole = ended.out.splitlines()
+    ended = sweep("verify", toy, "--sample", "1")
+    (drawn,) = ended.out.splitlines()
+    assert drawn in whole
+    assert ended.status == int("differs" in drawn)
+    assert sweep("verify", toy, "--sample", "1").out == ended.out  # the same draw again
     assert len(sweep("verify", toy, "--sample", "9").out.splitlines()) == 2
 
 
@@ -460,6 +464,8 @@ def test_a_sample_is_as_large_as_was_asked(
     monkeypatch.setattr(work, "differences", lambda *_, **__: [])
     ended = sweep("verify", toy, "--sample", str(sample), *(p for s in seeds for p in ("--set", s)))
     assert (ended.status, len(set(ended.out.splitlines()))) == (0, sample)  # of 8
+    if sample == 4:  # arms take turns in the grid: every second cell would be of one arm
+        assert {line.split()[1] for line in ended.out.splitlines()} == {"none", "latlon"}
 
 
 def test_verify_of_nothing_is_refused(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
