@@ -1,4 +1,4 @@
-"""DESIGN's layout: who may import whom, what is no package, and what every file opens with."""
+"""The layout: who may import whom, what is no package, and what every file opens with."""
 
 import ast
 import re
