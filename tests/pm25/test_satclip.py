@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import special
 
 from pm25 import encoders, satclip
 from pm25.errors import InputError
@@ -112,9 +113,6 @@ def test_harmonics_are_finite_and_exact_at_degree_99_and_at_the_poles(kind):
 
 
 def test_closed_form_harmonics_are_scipys():
-    special = pytest.importorskip("scipy.special")
-    if not hasattr(special, "sph_harm_y"):
-        pytest.skip("scipy before 1.15 has no sph_harm_y")
     L = 40
     rng = np.random.default_rng(0)
     lat, lon = rng.uniform(-89, 89, 30), rng.uniform(-180, 180, 30)
