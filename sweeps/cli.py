@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
     from pm25.cell import Cell
     from pm25.panel import Panel
-    from pm25.splits import Parts
+    from sweeps.state import State
     from sweeps.store import Record
-    from sweeps.study import Study
     from sweeps.tracking import Writer
-    from sweeps.work import Embedded
 
 
 def main() -> None:
@@ -62,51 +60,10 @@ def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("study")(override(command))
 
 
-class _Opened:
-    """A study with its data, its cells by key, and what the store holds of them."""
+def _state(study: str, overrides: tuple[str, ...]) -> "State":
+    from sweeps.state import State
 
-    def __init__(self, reference: str, overrides: tuple[str, ...]) -> None:
-        from sweeps import study
-        from sweeps.store import Store
-
-        self.study: Study = study.load(reference, overrides)
-        self.panel: Panel = self.study.panel()
-        self.cells: dict[str, Cell] = self.study.keyed(self.panel)
-        self.store: Store = Store(self.study.storage, self.study.study)
-        self._embedded: dict[str, Embedded] = {}
-
-    def parts(self) -> "dict[tuple[str, int], Parts]":
-        """The cut of every split and fold; raises InputError for one that leaves a part empty."""
-        from pm25 import protocol, splits
-
-        cuts = {
-            (factor.split.label, fold): splits.cut(factor.split, fold, self.panel, self.study.window)
-            for factor in self.study.design.split
-            for fold in factor.folds
-        }
-        if self.study.protocol == "paper":
-            return {place: protocol.paper_parts(parts, self.panel) for place, parts in cuts.items()}
-        return cuts
-
-    def records(self) -> "dict[str, Record]":
-        return self.store.records(self.cells)
-
-    def embedded(self, cell: "Cell") -> "Embedded | None":
-        """The vectors that the cell's encoder gives the panel's places, made once."""
-        from sweeps import work
-
-        name = cell.encoder
-        if name is None:
-            return None
-        if name not in self._embedded:
-            places = self.panel.lat, self.panel.lon, self.panel.site_id
-            self._embedded[name] = work.embed(name, self.study.encoder_options(name), *places)
-        return self._embedded[name]
-
-    def rows(self) -> "pd.DataFrame":
-        from sweeps import results
-
-        return results.rows(self.cells, self.records())
+    return State(study, overrides)
 
 
 @cli.command()
@@ -114,12 +71,12 @@ class _Opened:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Arms, cells, what is done, and the time and disk to expect."""
-    opened = _Opened(study, overrides)
-    records = opened.records()
+    state = _state(study, overrides)
+    records = state.records()
     done = [key for key, record in records.items() if record["state"] == "done"]
-    missing = [key for key in opened.cells if key not in records]
+    missing = [key for key in state.cells if key not in records]
     arms: dict[str, dict[str, int]] = {}
-    for key, cell in opened.cells.items():
+    for key, cell in state.cells.items():
         count = arms.setdefault(
             "-".join(filter(None, (cell.variant, cell.head, cell.fusion))), {"cells": 0, "done": 0}
         )
@@ -128,7 +85,7 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     seconds = sorted(records[key]["seconds"] for key in done)
     each = seconds[len(seconds) // 2] if seconds else 0.0
     content: dict[str, Any] = {
-        "study": opened.study.study,
+        "study": state.study.study,
         "arms": arms,
         "splits": [
             {
@@ -136,18 +93,18 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
                 "fold": fold,
                 **{name: len(part) for name, part in vars(parts).items() if part is not None},
             }
-            for (label, fold), parts in opened.parts().items()
+            for (label, fold), parts in state.parts().items()
         ],
-        "seeds": list(opened.study.design.seed),
-        "cells": _count(opened.cells, records),
-        "cpu_hours_left": round(each * len(missing) * opened.study.resources.cpu / 3600, 3) if done else None,
-        "disk_mb_left": round(opened.store.size(done) / len(done) * len(missing) / 1e6, 1) if done else None,
+        "seeds": list(state.study.design.seed),
+        "cells": _count(state.cells, records),
+        "cpu_hours_left": round(each * len(missing) * state.study.resources.cpu / 3600, 3) if done else None,
+        "disk_mb_left": round(state.store.size(done) / len(done) * len(missing) / 1e6, 1) if done else None,
     }
     if as_json:
         click.echo(json.dumps(content))
         return
-    click.echo(f"{content['study']}: {len(arms)} arms, {len(opened.cells)} cells, {len(missing)} to run")
-    click.echo(f"  data    {opened.panel.name}: {_size(opened.panel)}")
+    click.echo(f"{content['study']}: {len(arms)} arms, {len(state.cells)} cells, {len(missing)} to run")
+    click.echo(f"  data    {state.panel.name}: {_size(state.panel)}")
     for name, count in arms.items():
         click.echo(f"  arm     {name}: {count['cells']} cells, {count['done']} done")
     for line in content["splits"]:
@@ -170,14 +127,14 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Run at most N of the missing cells.")
 def run(study: str, overrides: tuple[str, ...], address: str | None, limit: int | None) -> int:
     """Train and record every cell that is missing; the same command resumes."""
-    opened = _Opened(study, overrides)
-    opened.parts()
-    opened.store.prepare()
-    records = opened.records()
-    missing = {key: cell for key, cell in opened.cells.items() if key not in records}
+    state = _state(study, overrides)
+    state.parts()
+    state.store.prepare()
+    records = state.records()
+    missing = {key: cell for key, cell in state.cells.items() if key not in records}
     todo = dict(list(missing.items())[:limit])
     click.echo(
-        f"{opened.study.study}: {opened.panel.name}, {_size(opened.panel)}; {len(opened.cells)} cells, "
+        f"{state.study.study}: {state.panel.name}, {_size(state.panel)}; {len(state.cells)} cells, "
         f"{len(records)} recorded, {len(todo)} to run",
         err=True,
     )
@@ -185,21 +142,21 @@ def run(study: str, overrides: tuple[str, ...], address: str | None, limit: int 
     from sweeps import report, results
     from sweeps.tracking import Writer
 
-    view = Writer(opened.store, opened.study.tracking, records.values())
+    view = Writer(state.store, state.study.tracking, records.values())
     try:
         if todo:
-            _train(todo, opened, view, address)
+            _train(todo, state, view, address)
     finally:
         view.close()
-    records = opened.records()
-    rows = results.rows(opened.cells, records)
-    view.describe(report.brief(rows, results.facts(opened.study, opened.panel, records)))
+    records = state.records()
+    rows = results.rows(state.cells, records)
+    view.describe(report.brief(rows, results.facts(state.study, state.panel, records)))
     if view.behind:
         click.echo(
             f"sweep: MLflow is behind the store ({view.behind}); `sweep sync` makes up for it", err=True
         )
     report.terminal(rows)
-    count = _count(opened.cells, records)
+    count = _count(state.cells, records)
     click.echo(f"{_counted(count)}; `{_command('ui', study, overrides)}` shows MLflow")
     if count["failed"]:
         first = rows.loc[rows["state"] == "failed"].iloc[0]
@@ -207,7 +164,7 @@ def run(study: str, overrides: tuple[str, ...], address: str | None, limit: int 
     return int(bool(count["failed"]))
 
 
-def _train(todo: "dict[str, Cell]", opened: _Opened, view: "Writer", address: str | None) -> None:
+def _train(todo: "dict[str, Cell]", state: "State", view: "Writer", address: str | None) -> None:
     from sweeps import runner
     from sweeps.progress import RunProgress
 
@@ -217,7 +174,7 @@ def _train(todo: "dict[str, Cell]", opened: _Opened, view: "Writer", address: st
             super().ended(key, state)
 
     with Observer(len(todo)) as observer:
-        runner.run(todo, opened.panel, opened.store, opened.study, observer, address=address)
+        runner.run(todo, state.panel, state.store, state.study, observer, address=address)
 
 
 @cli.command()
@@ -225,28 +182,28 @@ def _train(todo: "dict[str, Cell]", opened: _Opened, view: "Writer", address: st
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """How many cells are done, failed and missing."""
-    opened = _Opened(study, overrides)
-    records = opened.records()
-    count = _count(opened.cells, records)
+    state = _state(study, overrides)
+    records = state.records()
+    count = _count(state.cells, records)
     if as_json:
         search = {"total": 0, "done": 0, "failed": 0}
-        click.echo(json.dumps({"study": opened.study.study, "cells": count, "search": search}))
+        click.echo(json.dumps({"study": state.study.study, "cells": count, "search": search}))
         return
-    click.echo(f"{opened.study.study}: {_counted(count)}")
+    click.echo(f"{state.study.study}: {_counted(count)}")
     for key, record in records.items():
         if record["state"] == "failed":
             error = record["error"]
-            click.echo(f"  failed  {opened.cells[key].label} ({key}): {error['type']}: {error['message']}")
+            click.echo(f"  failed  {state.cells[key].label} ({key}): {error['type']}: {error['message']}")
 
 
 @cli.command()
 @study_argument
 def retry(study: str, overrides: tuple[str, ...]) -> None:
     """Forget failed cells, so that the next run tries them again."""
-    opened = _Opened(study, overrides)
-    failed = [key for key, record in opened.records().items() if record["state"] == "failed"]
+    state = _state(study, overrides)
+    failed = [key for key, record in state.records().items() if record["state"] == "failed"]
     for key in failed:
-        opened.store.forget(key)
+        state.store.forget(key)
     click.echo(f"{len(failed)} failed cells will run again with `{_command('run', study, overrides)}`")
 
 
@@ -258,7 +215,7 @@ def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
     writers = {".parquet": "to_parquet", ".csv": "to_csv"}
     if out.suffix not in writers:
         raise InputError(f"{out}: no format has suffix {out.suffix!r}; name it .parquet or .csv")
-    frame = _Opened(study, overrides).rows()
+    frame = _state(study, overrides).rows()
     write_file(out, lambda part: getattr(frame, writers[out.suffix])(part, index=False))
     click.echo(f"{out}: {len(frame)} cells, {int((frame['state'] == 'done').sum())} done")
 
@@ -273,12 +230,12 @@ def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
     from sweeps import report as writer
     from sweeps import results
 
-    opened = _Opened(study, overrides)
-    records = opened.records()
-    frame = results.rows(opened.cells, records)
-    maps = results.maps(opened.store, frame)
+    state = _state(study, overrides)
+    records = state.records()
+    frame = results.rows(state.cells, records)
+    maps = results.maps(state.store, frame)
     try:
-        files = writer.write(frame, results.facts(opened.study, opened.panel, records), out, maps)
+        files = writer.write(frame, results.facts(state.study, state.panel, records), out, maps)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror}); give another folder with -o"
@@ -294,13 +251,13 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
     from sweeps import report, results
     from sweeps.tracking import Tracker
 
-    opened = _Opened(study, overrides)
-    opened.store.prepare()
-    tracker = Tracker(opened.store, opened.study.tracking)
-    records = opened.records()
+    state = _state(study, overrides)
+    state.store.prepare()
+    tracker = Tracker(state.store, state.study.tracking)
+    records = state.records()
     written = tracker.sync(records.values())
-    rows = results.rows(opened.cells, records)
-    tracker.describe(report.brief(rows, results.facts(opened.study, opened.panel, records)))
+    rows = results.rows(state.cells, records)
+    tracker.describe(report.brief(rows, results.facts(state.study, state.panel, records)))
     click.echo(f"{written} runs written to {tracker.uri}")
 
 
@@ -315,22 +272,22 @@ def importance(study: str, overrides: tuple[str, ...], key: str, repeats: int) -
     """
     import io
 
-    opened = _Opened(study, overrides)
-    found = [known for known in opened.cells if known.startswith(key)]
+    state = _state(study, overrides)
+    found = [known for known in state.cells if known.startswith(key)]
     if len(found) != 1:
         raise InputError(f"{key}: names {len(found)} cells of {study}; `sweep export` lists the keys")
-    weights = opened.store.read_file(found[0], "weights.pt")
+    weights = state.store.read_file(found[0], "weights.pt")
     if weights is None:
         raise InputError(f"{found[0]}: no weights are stored; set keep_weights: true before the cell is run")
     import torch
 
     from pm25.importance import importance as permute
 
-    cell = opened.cells[found[0]]
-    embedded = opened.embedded(cell)
+    cell = state.cells[found[0]]
+    embedded = state.embedded(cell)
     table = permute(
         cell,
-        opened.panel,
+        state.panel,
         torch.load(io.BytesIO(weights), weights_only=True),
         embedding=embedded.vectors if embedded else None,
         repeats=repeats,
@@ -345,8 +302,8 @@ def importance(study: str, overrides: tuple[str, ...], key: str, repeats: int) -
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N of them.")
 def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
     """Run stored cells again, here, and compare every number and prediction; exit 1 if one differs."""
-    opened = _Opened(study, overrides)
-    done = [key for key, record in opened.records().items() if record["state"] == "done"]
+    state = _state(study, overrides)
+    done = [key for key, record in state.records().items() if record["state"] == "done"]
     if not done:
         raise InputError(f"{study}: no cell is done, so there is nothing to verify; `sweep run` first")
     # Drawn, not every n-th: arms follow each other in the grid, and a step would meet one of them only.
@@ -355,8 +312,8 @@ def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
 
     differing = 0
     for key in (done[i] for i in chosen):
-        cell = opened.cells[key]
-        found = work.differences(cell, key, opened.panel, opened.store, embedded=opened.embedded(cell))
+        cell = state.cells[key]
+        found = work.differences(cell, key, state.panel, state.store, embedded=state.embedded(cell))
         differing += bool(found)
         click.echo(f"  {key} {cell.label}: {'differs in ' + ', '.join(found) if found else 'bitwise equal'}")
     return int(bool(differing))
