@@ -71,7 +71,7 @@ def audit(
 
     kept = []
     if isinstance(split, TemporalSplit):
-        seen = max(int((flat % days).max()) for flat in (parts.train, parts.validation))
+        seen = int((np.concatenate([parts.train, parts.validation]) % days).max())
         found["gap_days"] = int((parts.test % days).min()) - seen - 1
         kept.append(("gap_days", found["gap_days"] >= max(window - 1, split.gap_days or 0)))
         never |= {"overlapping_test_windows", "duplicate_rows"}

@@ -1,5 +1,6 @@
 """A cell: one training as a frozen, fully resolved value, and the key that names it for machines."""
 
+import functools
 import hashlib
 import json
 from typing import Any, Literal
@@ -11,6 +12,32 @@ from pm25.neighbours import NeighbourSettings
 from pm25.protocol import Protocol
 from pm25.settings import ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
 from pm25.splits import Split
+
+
+class Tuning(Settings):
+    """Marks a search's training: only the training side of the cell's own split and fold exists for it.
+
+    What that split holds out (test, within-region test, what a buffer drops) has no target. The score is
+    that of the split's own validation samples; with `split`, that of what its fold `fold` holds out inside
+    the training side (nested validation), where the cut is made anew.
+    """
+
+    split: Split | None = None
+    fold: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> "Tuning":
+        if self.split is None and self.fold:
+            raise ValueError(f"tuning.fold {self.fold} needs tuning.split")
+        if self.split is not None and self.fold >= self.split.folds:
+            raise ValueError(
+                f"tuning.fold {self.fold} does not exist: {self.split.label} has 0..{self.split.folds - 1}"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        return "validation" if self.split is None else f"{self.split.label} fold {self.fold}"
 
 
 class Cell(Settings):
@@ -27,6 +54,8 @@ class Cell(Settings):
     head: Literal["matched"] | None = None
     """Gives variant none the layers of an encoder arm, fed one constant vector for every place."""
     neighbours: NeighbourSettings | None = None
+    tuning: Tuning | None = None
+    """Of a search's training, which is scored on validation and has no test."""
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
 
@@ -37,7 +66,8 @@ class Cell(Settings):
         fused = self.variant in ENCODERS or self.head is not None
         if fused != (self.fusion is not None):
             raise ValueError(f"variant {self.variant} {'needs' if fused else 'takes no'} fusion")
-        if self.neighbours is not None and self.split.kind == "temporal":
+        cuts = [self.split, *([self.tuning.split] if self.tuning and self.tuning.split else [])]
+        if self.neighbours is not None and any(split.kind == "temporal" for split in cuts):
             raise ValueError("neighbours: no training monitor reports on the days of a temporal split's test")
         if self.model.projection is not None and not fused:
             raise ValueError(
@@ -47,6 +77,8 @@ class Cell(Settings):
             raise ValueError(
                 f"train.target {self.train.target}: protocol paper has a target scale of its own"
             )
+        if self.protocol == "paper" and self.tuning is not None:
+            raise ValueError("tuning: a search needs protocol strict")
         if self.fold >= self.split.folds:
             raise ValueError(
                 f"fold {self.fold} does not exist: {self.split.label} has 0..{self.split.folds - 1}"
@@ -67,7 +99,8 @@ class Cell(Settings):
     def label(self) -> str:
         """For people; the key is for machines."""
         arm = "-".join(filter(None, (self.variant, self.head, self.fusion)))
-        return f"{arm} {self.split.label} fold {self.fold} seed {self.seed}"
+        tuning = f" tuning on {self.tuning.label}" if self.tuning else ""
+        return f"{arm} {self.split.label} fold {self.fold} seed {self.seed}{tuning}"
 
     def resolved(self) -> dict[str, Any]:
         """The cell as plain JSON values; fields that mean nothing for it are absent."""
@@ -84,11 +117,20 @@ class Cell(Settings):
 
 def _meaningful(settings: Settings) -> dict[str, Any]:
     """JSON values of all fields but those whose None is the default: no setting, no field."""
-    plain = settings.model_dump(mode="json")
-    for name, info in type(settings).model_fields.items():
+    return _pruned(settings, settings.model_dump(mode="json"))
+
+
+def _pruned(settings: Settings, plain: dict[str, Any]) -> dict[str, Any]:
+    for name, optional in _fields(type(settings)):
         value = getattr(settings, name)
         if isinstance(value, Settings):
-            plain[name] = _meaningful(value)
-        elif value is None and info.default is None:
+            _pruned(value, plain[name])
+        elif value is None and optional:
             del plain[name]
     return plain
+
+
+@functools.cache
+def _fields(kind: type[Settings]) -> tuple[tuple[str, bool], ...]:
+    """Names, and whether None is the default; a grid asks for them ten thousand times."""
+    return tuple((name, info.default is None) for name, info in kind.model_fields.items())

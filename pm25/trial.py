@@ -1,8 +1,11 @@
 """One trial: a cell and a panel in, a result out."""
 
+import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +13,7 @@ import torch
 from pm25 import encoders, neighbours, protocol, splits
 from pm25.audit import audited, nearest_km
 from pm25.cell import Cell
-from pm25.fit import Epoch, best_epoch, fit, predict
+from pm25.fit import Epoch, Fit, best_epoch, predict
 from pm25.inputs import Inputs, Windows
 from pm25.metrics import detailed, scores
 from pm25.model import BiLSTMAttention, build, initialise
@@ -24,7 +27,12 @@ MATCHED_DIM = 512
 
 @dataclass(frozen=True)
 class Result:
-    """What a training has to say; plain values, no path and no clock but `seconds`."""
+    """What a training has to say; plain values, no path and no clock but `seconds`.
+
+    A search's (`cell.tuning`) speaks of validation alone: metrics are rmse, r2, mae and mbe as `val_*` (of
+    the samples that end its training) and as `val_wr_*`, `val_oor_*`, its scores within and out of region;
+    counts have `n_wr`, `n_oor` for them; there are no predictions.
+    """
 
     metrics: dict[str, float]
     """`val_*`, `test_*` and, where a split has paired within-region sites, `wr_*` (`pm25.metrics`)."""
@@ -37,6 +45,7 @@ class Result:
     """What training and test share, and `failed`: the checks that this result did not pass."""
     weights: dict[str, torch.Tensor]
     seconds: float
+    """At work, over all attempts."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,9 @@ class Prepared:
 
     cell: Cell
     panel: Panel
+    """As the cell may know it: a search's has no target outside the training side."""
     parts: splits.Parts
+    """Of a search without a split of its own, `test` is `validation`."""
     train: np.ndarray
     """Flat indices; `parts.train`, or a subsample of it."""
     validation: np.ndarray
@@ -54,6 +65,19 @@ class Prepared:
     model: BiLSTMAttention
     fitted: dict[str, np.ndarray]
     """By name of what was fitted (scalers, target, neighbours): the samples that it was fitted on."""
+
+    @property
+    def scored(self) -> dict[str, np.ndarray]:
+        """Samples (flat) by the prefix of their metrics, the validation that ends the training first."""
+        tuning, held_out, within = self.cell.tuning, self.parts.test, self.parts.within
+        if tuning is None:
+            found = {"val": self.validation, "test": held_out, "wr": within}
+        elif tuning.split is None:
+            found = {"val": self.validation, "val_wr": self.validation}
+        else:
+            found = {"val": self.validation, f"val_{tuning.split.regime.lower()}": held_out}
+            found |= {"val_wr": within} if within is not None else {}
+        return {name: flat for name, flat in found.items() if flat is not None}
 
     def windows(self, flat: np.ndarray) -> Windows:
         return Windows(self.inputs, flat, self.scale.scaled(self.panel.target.reshape(-1)[flat]))
@@ -68,7 +92,7 @@ def prepare(
 ) -> Prepared:
     """Everything of a trial that comes before its first step; equal cells prepare to equal bytes."""
     protocol.refuse_leaks(panel, cell.protocol)
-    parts = splits.cut(cell.split, cell.fold, panel, cell.window)
+    panel, parts = _cut(cell, panel)
     paper = cell.protocol == "paper"
     if paper:
         parts = protocol.paper_parts(parts, panel)
@@ -118,6 +142,105 @@ def prepare(
     return Prepared(cell, panel, parts, train, validation, inputs, scale, model.to(device), fitted)
 
 
+class Training:
+    """One trial, epoch by epoch; between two epochs it can be stored, and go on elsewhere.
+
+    `embedding (sites, d)` or `(sites, 12, d)` spares an encoder variant the embedding of the panel's
+    places; the caller answers for its being the encoder's, and says in `trained_on_target` whether that
+    encoder ever saw PM2.5. The same cell, panel and device give the same bytes, however often the training
+    is stored and goes on from its `state`; a state may come from a device of another type, and then the
+    last digits may differ. torch's global random state is left as it was found.
+
+    Raises ValueError where `state` is another training's.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        panel: Panel,
+        *,
+        embedding: np.ndarray | None = None,
+        trained_on_target: bool = False,
+        device: str = "cpu",
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self._seconds, self._trained_on_target = 0.0, trained_on_target
+        with self._at_work():
+            self._made = made = prepare(cell, panel, embedding=embedding, device=device)
+            _, order, _, dropout, _ = _streams(cell)
+            self._fit = Fit(
+                made.model,
+                made.windows(made.train),
+                made.windows(made.validation),
+                cell.train,
+                _generator(order),
+                int(dropout.generate_state(1)[0]),
+                made.scale.ugm3,
+                restore_best=cell.protocol != "paper",
+            )
+            self._identity = _identity(made)
+            if state is not None:
+                if state["identity"] != self._identity:
+                    raise ValueError(f"the state is not of this training ({cell.label} on {panel.name})")
+                self._fit.load_state(state["fit"])
+                self._seconds += state["seconds"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left to train."""
+        return self._fit.finished
+
+    @property
+    def history(self) -> list[Epoch]:
+        return list(self._fit.history)
+
+    def epoch(self) -> Epoch:
+        """Train one epoch and validate after it. Raises `pm25.fit.Diverged`."""
+        with self._at_work():
+            return self._fit.epoch()
+
+    def state(self) -> dict[str, Any]:
+        """What a new Training of this cell goes on from: tensors on the CPU and plain values only.
+
+        `torch.save` takes it, and `torch.load(..., weights_only=True)` gives it back.
+        """
+        return {"identity": self._identity, "seconds": self._seconds, "fit": self._fit.state()}
+
+    def result(self) -> Result:
+        """Score the held-out samples with the weights that count, once there is no epoch left."""
+        if not self.finished:
+            raise RuntimeError(f"after {len(self.history)} epochs the training is not finished")
+        with self._at_work():
+            self._fit.finish()
+            made, history = self._made, self._fit.history
+            audit = _audit(made, self._trained_on_target)
+            metrics, predictions = _score(made)
+            weights = {name: value.cpu() for name, value in made.model.state_dict().items()}
+        return Result(
+            metrics=metrics,
+            counts={
+                "n_train": len(made.train),
+                **{f"n_{part.removeprefix('val_')}": len(flat) for part, flat in made.scored.items()},
+                "epochs": len(history),
+                "best_epoch": best_epoch(history),
+            },
+            history=list(history),
+            predictions=predictions,
+            audit=audit,
+            weights=weights,
+            seconds=self._seconds,
+        )
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Count the time that this takes."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - started
+
+
 def run(
     cell: Cell,
     panel: Panel,
@@ -127,48 +250,69 @@ def run(
     device: str = "cpu",
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Result:
-    """Split, fit the scalers on training samples, build, train, and score the test set once.
+    """A whole `Training`: split, fit scalers on training samples, build, train, score the test set once."""
+    training = Training(cell, panel, embedding=embedding, trained_on_target=trained_on_target, device=device)
+    while not training.finished:
+        epoch = training.epoch()
+        if on_epoch is not None:
+            on_epoch(epoch)
+    return training.result()
 
-    `embedding (sites, d)` or `(sites, 12, d)` spares an encoder variant the embedding of the panel's
-    places; the caller answers for its being the encoder's, and says in `trained_on_target` whether that
-    encoder ever saw PM2.5. The same cell, panel and device give the same bytes. torch's global random state
-    is left as it was found.
-    """
-    started = time.perf_counter()
-    made = prepare(cell, panel, embedding=embedding, device=device)
-    _, order, _, dropout, _ = _streams(cell)
-    with torch.random.fork_rng([torch.cuda.current_device()] if device == "cuda" else []):
-        torch.manual_seed(int(dropout.generate_state(1)[0]))
-        history = fit(
-            made.model,
-            made.windows(made.train),
-            made.windows(made.validation),
-            cell.train,
-            _generator(order),
-            on_epoch,
-            restore_best=cell.protocol != "paper",
-        )
 
-    audit = audited(
-        cell.split,
-        made.parts,
+def _cut(cell: Cell, panel: Panel) -> tuple[Panel, splits.Parts]:
+    """The panel as the cell may know it, and its samples."""
+    parts = splits.cut(cell.split, cell.fold, panel, cell.window)
+    if cell.tuning is None:
+        return panel, parts
+    # A search must not see what its arm will be tested on, so that is taken away before anything else: left
+    # are the targets of the training side, and those before its first samples, which are nobody's.
+    side = np.sort(np.concatenate([parts.train, parts.validation]))
+    panel = replace(
         panel,
+        target=neighbours.usable(panel, side, cell.window),
+        name=f"{panel.name}, training side of {cell.split.label} fold {cell.fold}",
+    )
+    if cell.tuning.split is not None:
+        return panel, splits.cut(cell.tuning.split, cell.tuning.fold, panel, cell.window)
+    return panel, splits.Parts(parts.train, parts.validation, test=parts.validation, within=None)
+
+
+def _audit(made: Prepared, trained_on_target: bool) -> dict[str, Any]:
+    """Of what training shares with what is scored, by the promise of the split that cut them apart."""
+    cell, split, parts = made.cell, made.cell.split, made.parts
+    if cell.tuning is not None and cell.tuning.split is not None:
+        split = cell.tuning.split
+    elif cell.tuning is not None:
+        parts = replace(parts, validation=parts.validation[:0])  # which is the part that is scored
+        if isinstance(split, splits.RegionSplit | splits.SpatialSplit):
+            # What validation promises there: sites of its own, but neither a region nor a buffer.
+            split = splits.SpatialSplit()
+    found = audited(
+        split,
+        parts,
+        made.panel,
         cell.window,
         fitted=made.fitted,
         encoder_trained_on_target=trained_on_target,
     )
-    audit["failed"] += [f"channel_{name}" for name in protocol.LEAKING_CHANNELS if name in panel.channels]
+    found["failed"] += [
+        f"channel_{name}" for name in protocol.LEAKING_CHANNELS if name in made.panel.channels
+    ]
+    return found
+
+
+def _score(made: Prepared) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics and predictions of a `Result`."""
+    panel = made.panel
     target, days = panel.target.reshape(-1), len(panel.dates)
-    parts, km = made.parts, nearest_km(made.parts, panel)
+    km = nearest_km(made.parts, panel)
     metrics: dict[str, float] = {}
     predictions: list[dict[str, np.ndarray]] = []
-    for part, flat in {"val": made.validation, "test": parts.test, "wr": parts.within}.items():
-        if flat is None:
-            continue
+    for part, flat in made.scored.items():
         predicted = made.predict(flat)
         found = scores(target[flat], predicted)
         site, day = flat // days, flat % days
-        if part != "val":
+        if not part.startswith("val"):
             found |= detailed(target[flat], predicted, site, km[site])
             predictions.append(
                 {
@@ -182,22 +326,16 @@ def run(
                 }
             )
         metrics |= {f"{part}_{name}": value for name, value in found.items()}
-    return Result(
-        metrics=metrics,
-        counts={
-            "n_train": len(made.train),
-            "n_val": len(made.validation),
-            "n_test": len(parts.test),
-            **({"n_wr": len(parts.within)} if parts.within is not None else {}),
-            "epochs": len(history),
-            "best_epoch": best_epoch(history),
-        },
-        history=history,
-        predictions={name: np.concatenate([p[name] for p in predictions]) for name in predictions[0]},
-        audit=audit,
-        weights={name: value.cpu() for name, value in made.model.state_dict().items()},
-        seconds=time.perf_counter() - started,
-    )
+    columns = predictions[0] if predictions else {}
+    return metrics, {name: np.concatenate([p[name] for p in predictions]) for name in columns}
+
+
+def _identity(made: Prepared) -> str:
+    """Of the cell, its data and the samples of its training; the embedding is the caller's to answer for."""
+    digest = hashlib.sha256(made.cell.key(made.panel.fingerprint).encode())
+    for flat in (made.train, made.validation):
+        digest.update(repr(len(flat)).encode() + flat.tobytes())
+    return digest.hexdigest()
 
 
 def _embedding(cell: Cell, panel: Panel, given: np.ndarray | None) -> np.ndarray | None:

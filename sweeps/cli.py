@@ -3,9 +3,11 @@
 import contextlib
 import json
 import random
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,13 @@ from pm25.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pm25.cell import Cell
     from pm25.panel import Panel
     from sweeps.state import State
     from sweeps.store import Record
-    from sweeps.tracking import Writer
+
+
+FAILURES_SHOWN = 8
+"""Lines that `sweep status` gives to failures at most."""
 
 
 def main() -> None:
@@ -44,7 +48,7 @@ def main() -> None:
 def cli() -> None:
     """Does giving a PM2.5 model its location help, within region and out of region?
 
-    STUDY is a study file, or the name of a shipped one: demo, quick.
+    STUDY is a study file, or the name of a shipped one: demo, quick, paper2025.
     """
 
 
@@ -66,24 +70,65 @@ def _state(study: str, overrides: tuple[str, ...]) -> "State":
     return State(study, overrides)
 
 
+class Duration(click.ParamType):
+    """`40h`, `90m`, `2d`; in hours."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", str(value))
+        if number is None or not float(number[1]):
+            self.fail(f"{value!r} is no duration; write it as 90m, 40h or 2d", param, ctx)
+        return float(number[1]) * {"m": 1 / 60, "h": 1, "d": 24}[number[2]]
+
+
 @cli.command()
 @study_argument
+@click.option("--cpus", type=click.FloatRange(0, min_open=True), help="To plan for; this machine's without.")
+@click.option("--gpus", type=click.FloatRange(0), help="To plan for; this machine's without.")
+@click.option(
+    "--budget",
+    type=Duration(),
+    metavar="TIME",
+    help="Propose the largest balanced subset that ends within TIME (wall time: 90m, 40h, 2d).",
+)
+@click.option("--no-calibrate", is_flag=True, help="Measure nothing; go by what was measured before.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Arms, cells, what is done, and the time and disk to expect."""
+def plan(
+    study: str,
+    overrides: tuple[str, ...],
+    cpus: float | None,
+    gpus: float | None,
+    budget: float | None,
+    no_calibrate: bool,
+    as_json: bool,
+) -> None:
+    """Arms, cells, what is done, and the time, hours and disk to expect, each with its range.
+
+    What no stored cell tells is measured once, on a few batches of every kind of network.
+    """
+    import os
+
+    from sweeps import calibrate
+    from sweeps.design import Arm
+    from sweeps.estimate import Estimate, Room
+
     state = _state(study, overrides)
-    records = state.records()
+    records, parts = state.records(), state.parts()
+    cpus = cpus or len(os.sched_getaffinity(0))
+    gpus = len(calibrate.gpus()) if gpus is None else gpus
+    room = Room.of(state.study, cpus, gpus)
+    estimate = Estimate(state, records, parts, room, calibrate.read(state.store, room))
+    if any(estimate.uncalibrated()) and not no_calibrate and calibrate.can_measure(room):
+        calibrate.measure_in_child(study, overrides, room)
+        estimate = Estimate(state, records, parts, room, calibrate.read(state.store, room))
     done = [key for key, record in records.items() if record["state"] == "done"]
-    missing = [key for key in state.cells if key not in records]
-    arms: dict[str, dict[str, int]] = {}
-    for key, cell in state.cells.items():
-        count = arms.setdefault(
-            "-".join(filter(None, (cell.variant, cell.head, cell.fusion))), {"cells": 0, "done": 0}
-        )
-        count["cells"] += 1
-        count["done"] += key in done
-    seconds = sorted(records[key]["seconds"] for key in done)
-    each = seconds[len(seconds) // 2] if seconds else 0.0
+    arms = {arm.label: {"cells": 0, "done": 0} for arm in state.study.arms()}
+    for cell in (*state.cells.values(), *state.waiting):
+        arms[Arm.of(cell).label]["cells"] += 1
+    for key in done:
+        arms[Arm.of(state.cells[key]).label]["done"] += 1
+    found = estimate.content(state.store.size(done), budget)
     content: dict[str, Any] = {
         "study": state.study.study,
         "arms": arms,
@@ -91,120 +136,271 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
             {
                 "split": label,
                 "fold": fold,
-                **{name: len(part) for name, part in vars(parts).items() if part is not None},
+                **{name: len(part) for name, part in vars(cut).items() if part is not None},
             }
-            for (label, fold), parts in state.parts().items()
+            for (label, fold), cut in parts.items()
         ],
         "seeds": list(state.study.design.seed),
-        "cells": _count(state.cells, records),
-        "cpu_hours_left": round(each * len(missing) * state.study.resources.cpu / 3600, 3) if done else None,
-        "disk_mb_left": round(state.store.size(done) / len(done) * len(missing) / 1e6, 1) if done else None,
+        "cells": _count(state, records),
+        "cpu_hours_left": found["cpu_hours"] and found["cpu_hours"]["expected"],
+        "disk_mb_left": found["disk_mb"]["expected"],
+        **found,
     }
     if as_json:
         click.echo(json.dumps(content))
         return
-    click.echo(f"{content['study']}: {len(arms)} arms, {len(state.cells)} cells, {len(missing)} to run")
-    click.echo(f"  data    {state.panel.name}: {_size(state.panel)}")
-    for name, count in arms.items():
-        click.echo(f"  arm     {name}: {count['cells']} cells, {count['done']} done")
-    for line in content["splits"]:
-        sizes = ", ".join(f"{name} {n:,}" for name, n in line.items() if name not in ("split", "fold"))
-        click.echo(f"  split   {line['split']} fold {line['fold']}: {sizes} samples")
-    click.echo(f"  seeds   {', '.join(map(str, content['seeds']))}")
-    if missing and done:
-        click.echo(
-            f"  to come {content['cpu_hours_left']:.2f} CPU hours at {each:.0f} s a cell "
-            f"(median of {len(done)} done), {content['disk_mb_left']:g} MB"
-        )
-    elif missing:
-        first = _command("run", study, overrides)
-        click.echo(f"  to come no cell is done yet to judge the time by: try `{first} --limit 1`")
+    for line in _plan_lines(content, f"{state.panel.name}: {_size(state.panel)}"):
+        click.echo(line)
+
+
+def _plan_lines(content: dict[str, Any], data: str) -> Iterator[str]:
+    """What `plan` prints of its JSON."""
+    cells, room = content["cells"], content["room"]
+    yield (
+        f"{content['study']}: {len(content['arms'])} arms, {cells['total']} cells, {cells['missing']} to run"
+    )
+    yield f"  data    {data}"
+    for name, count in content["arms"].items():
+        yield f"  arm     {name}: {count['cells']} cells, {count['done']} done"
+    for label, lines in groupby(content["splits"], key=lambda line: line["split"]):
+        folds = list(lines)
+        if len(folds) > 3:
+            yield f"  split   {label} {len(folds)} folds: {_sizes(folds)} samples each"
+        else:
+            yield from (f"  split   {label} fold {f['fold']}: {_sizes([f])} samples" for f in folds)
+    yield f"  seeds   {', '.join(map(str, content['seeds']))}"
+    if content["search_trials"]:
+        yield f"  search  {content['search_trials']} trials to run"
+    if not content["jobs"]:
+        return
+    for labels, epochs in _alike((label, _ranged(e)) for label, e in content["epochs"].items()):
+        yield f"  epochs  {epochs} ({', '.join(labels)})"
+    for source, jobs in content["speeds"].items():
+        yield f"  speed   of {jobs}: {source}"
+    if unknown := content["jobs"] - sum(content["speeds"].values()):
+        yield f"  speed   of {unknown} not known; plan without --no-calibrate measures it"
+    yield f"  disk    {_ranged(content['disk_mb'])} MB in the store"
+    if content["memory_mb"]:
+        yield f"  memory  {content['memory_mb'] / 1000:.1f} GB a cell"
+    yield (
+        f"  on      {room['cpus']:g} CPUs, {room['gpus']:g} GPUs: {room['side_by_side']} side by side, "
+        f"each with {room['cpu']:g} CPU and {room['gpu']:g} GPU"
+    )
+    if content["wall_hours"] is None:
+        return
+    if room["gpu"]:
+        yield f"  GPU     {_hours(content['gpu_hours'])}"
+    yield f"  CPU     {_hours(content['cpu_hours'])}"
+    yield f"  wall    {_hours(content['wall_hours'])}"
+    unit = content["without"]["unit"]
+    yield f"  less by leaving out a level ({unit})"
+    yield from _level_lines(content["without"]["levels"])
+    if "budget" in content:
+        yield from _budget_lines(content["budget"], unit)
+
+
+def _level_lines(levels: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each level; one for those of a factor that cost the same."""
+    alike = groupby(levels, key=lambda one: (one["factor"], one["jobs"], _hours(one["hours"])))
+    for (factor, jobs, hours), group in alike:
+        names = [one["level"] for one in group]
+        each = "each " if len(names) > 1 else ""
+        yield f"    {'fold no.' if factor == 'fold' else factor:9} {', '.join(names)}: {each}{jobs}, {hours}"
+
+
+def _budget_lines(budget: dict[str, Any], unit: str) -> Iterator[str]:
+    given = _hours(dict.fromkeys(("low", "expected", "high"), budget["hours"]))
+    takes = _hours(budget["wall_hours"])
+    if budget["fits"] == "all":
+        yield f"  budget  {given} of wall time hold the whole study, {takes}"
+        return
+    chosen = f"first seeds {budget['seeds']}, first folds {budget['folds']} of every split"
+    if budget["fits"] == "part":
+        some = f"{budget['cells']} of {budget['of']} cells"
+        yield f"  budget  {given} of wall time hold {some}, {takes}: {chosen}"
+        yield f"    {shlex.join(part for text in budget['set'] for part in ('--set', text))}"
+        return
+    yield f"  budget  {given} of wall time do not hold one round, {takes}: {budget['cells']} cells, {chosen}"
+    yield f"  less by leaving out a level of that round ({unit})"
+    dear = [one for one in budget["without"] if one["hours"]["expected"]]
+    yield from _level_lines(sorted(dear, key=lambda one: -one["hours"]["expected"]))
+
+
+def _sizes(folds: list[dict[str, Any]]) -> str:
+    """Samples of each part, from the smallest to the largest fold."""
+    sizes = {name: [fold[name] for fold in folds] for name in folds[0] if name not in ("split", "fold")}
+    return ", ".join(
+        f"{name} {min(n):,}" + (f" to {max(n):,}" if max(n) > min(n) else "") for name, n in sizes.items()
+    )
+
+
+def _alike(named: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
+    """Names by what is said of them."""
+    found: dict[str, list[str]] = {}
+    for name, said in named:
+        found.setdefault(said, []).append(name)
+    return [(names, said) for said, names in found.items()]
+
+
+def _hours(value: dict[str, float]) -> str:
+    """In the unit that fits what is expected."""
+    expected = value["expected"]
+    scale, unit = (1, "h") if expected >= 1 else (60, "min") if expected >= 1 / 60 else (3600, "s")
+    return _ranged({name: scale * hours for name, hours in value.items()}, f" {unit}")
+
+
+def _ranged(value: dict[str, float], unit: str = "") -> str:
+    """`12 min (9.5 to 17)`; one number where all are the same."""
+    low, expected, high = (f"{v:.2g}" if v < 9.95 else f"{v:,.0f}" for v in value.values())
+    return f"{expected}{unit}" + (f" ({low} to {high})" if low != high else "")
 
 
 @cli.command()
 @study_argument
 @click.option("--address", metavar="A", help="Join the Ray cluster at A ('auto', or host:port).")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Run at most N of the missing cells.")
-def run(study: str, overrides: tuple[str, ...], address: str | None, limit: int | None) -> int:
-    """Train and record every cell that is missing; the same command resumes."""
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Begin at most N cells and trials.")
+@click.option(
+    "--only",
+    metavar="FILTER",
+    help="Only these cells, such as variant=geoclip,split=random|spatial; and the searches they need.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be run, in its order, and run nothing.")
+def run(
+    study: str,
+    overrides: tuple[str, ...],
+    address: str | None,
+    limit: int | None,
+    only: str | None,
+    dry_run: bool,
+) -> int:
+    """Search, train and record whatever is missing; the same command resumes."""
+    from sweeps import where
+    from sweeps.agenda import Agenda
+
     state = _state(study, overrides)
     state.parts()
+    selects = where.parse(only, [*state.cells.values(), *state.waiting]).matches if only else None
+    if dry_run:
+        agenda = Agenda(state, selects=selects, limit=limit)
+        for line in (agenda.outline, *agenda.lines()):
+            click.echo(line)
+        return 0
+
+    from sweeps import report
+    from sweeps.hold import Hold
+    from sweeps.run import train
+
     state.store.prepare()
-    records = state.records()
-    missing = {key: cell for key, cell in state.cells.items() if key not in records}
-    todo = dict(list(missing.items())[:limit])
-    click.echo(
-        f"{state.study.study}: {state.panel.name}, {_size(state.panel)}; {len(state.cells)} cells, "
-        f"{len(records)} recorded, {len(todo)} to run",
-        err=True,
-    )
-
-    from sweeps import report, results
-    from sweeps.tracking import Writer
-
-    view = Writer(state.store, state.study.tracking, records.values())
-    try:
-        if todo:
-            _train(todo, state, view, address)
-    finally:
-        view.close()
-    records = state.records()
-    rows = results.rows(state.cells, records)
-    view.describe(report.brief(rows, results.facts(state.study, state.panel, records)))
-    if view.behind:
-        click.echo(
-            f"sweep: MLflow is behind the store ({view.behind}); `sweep sync` makes up for it", err=True
-        )
-    report.terminal(rows)
-    count = _count(state.cells, records)
+    with Hold(state.store) as hold:
+        state.refresh()  # another run may have held the study until now
+        agenda = Agenda(state, selects=selects, limit=limit, stopped=lambda: hold.lost)
+        size = f"{state.panel.name}, {_size(state.panel)}"
+        click.echo(f"{state.study.study}: {size}; {agenda.outline}", err=True)
+        for notice in train(state, agenda, address):
+            click.echo(f"sweep: {notice}", err=True)
+    report.terminal(state.rows())
+    for trials in state.searches.values():
+        click.echo(f"search {trials.outline}")
+    count = _count(state, state.records())
     click.echo(f"{_counted(count)}; `{_command('ui', study, overrides)}` shows MLflow")
-    if count["failed"]:
-        first = rows.loc[rows["state"] == "failed"].iloc[0]
-        click.echo(f"sweep: {count['failed']} cells failed, the first with {first['error']}", err=True)
-    return int(bool(count["failed"]))
-
-
-def _train(todo: "dict[str, Cell]", state: "State", view: "Writer", address: str | None) -> None:
-    from sweeps import runner
-    from sweeps.progress import RunProgress
-
-    class Observer(RunProgress):
-        def ended(self, key: str, state: str) -> None:
-            view.add(key)
-            super().ended(key, state)
-
-    with Observer(len(todo)) as observer:
-        runner.run(todo, state.panel, state.store, state.study, observer, address=address)
+    return int(bool(count["failed"] or agenda.blocked))
 
 
 @cli.command()
 @study_argument
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """How many cells are done, failed and missing."""
+    """How many cells are done, failed and missing; failures that are alike in one line.
+
+    A line says how many cells failed so, what they have in common and other cells do not (as `sweep retry
+    --where` takes it), the error, and in brackets the key of one of them and the hosts.
+    """
+    from sweeps import failures
+
     state = _state(study, overrides)
     records = state.records()
-    count = _count(state.cells, records)
+    count = _count(state, records)
+    failed = failures.groups(state.cells, records, state.waiting)
     if as_json:
-        search = {"total": 0, "done": 0, "failed": 0}
-        click.echo(json.dumps({"study": state.study.study, "cells": count, "search": search}))
+        content: dict[str, Any] = {"study": state.study.study, "cells": count, "search": _searched(state)}
+        if failed:
+            content["failures"] = [group.content for group in failed]
+        click.echo(json.dumps(content))
         return
     click.echo(f"{state.study.study}: {_counted(count)}")
-    for key, record in records.items():
-        if record["state"] == "failed":
-            error = record["error"]
-            click.echo(f"  failed  {state.cells[key].label} ({key}): {error['type']}: {error['message']}")
+    for trials in state.searches.values():
+        click.echo(f"  search {trials.outline}")
+    for group in failed[:FAILURES_SHOWN]:
+        click.echo(f"  {group.line}")
+    if more := failed[FAILURES_SHOWN:]:
+        click.echo(f"  and {sum(len(group.keys) for group in more)} more, with {len(more)} other errors")
+    if failed:
+        tell = f"`{_command('why', study, overrides)} {failed[0].keys[0][:8]}` tells more of the first"
+        click.echo(f"  {tell}; `{_command('retry', study, overrides)}` lets them run again")
 
 
 @cli.command()
 @study_argument
-def retry(study: str, overrides: tuple[str, ...]) -> None:
-    """Forget failed cells, so that the next run tries them again."""
+@click.option("--where", "text", metavar="FILTER", help="Only the failed cells that FILTER chooses.")
+def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
+    """Forget failed cells, so that the next run tries them again; without a FILTER failed search trials too.
+
+    A trial whose training diverged stays: that its point is bad is what the search wanted to know.
+
+    FILTER is FIELD=VALUE: a comma means and, | means or.
+
+    \b
+      --where variant=geoclip,split=random|checkerboard
+      --where error=OutOfMemoryError,host=gpu-07
+
+    Fields: variant, fusion (- where there is none), head, arm, split (a label, or a kind), regime, fold,
+    seed; and of the failure error (its type), host, and signature (any part of it, as `sweep status
+    --json` has it). A filter that chooses nothing is an error.
+    """
+    from sweeps import where
+    from sweeps.hold import Hold
+
     state = _state(study, overrides)
-    failed = [key for key, record in state.records().items() if record["state"] == "failed"]
-    for key in failed:
-        state.store.forget(key)
-    click.echo(f"{len(failed)} failed cells will run again with `{_command('run', study, overrides)}`")
+    failed = {key: record for key, record in state.records().items() if record["state"] == "failed"}
+    chosen = list(failed)
+    if text is not None:
+        filter_ = where.parse(text, [state.cells[key] for key in failed], list(failed.values()))
+        chosen = [key for key, record in failed.items() if filter_.matches(state.cells[key], record)]
+    with Hold(state.store):
+        for key in chosen:
+            state.store.forget(key)
+        trials = state.retried_trials() if text is None else []
+        for key in trials:
+            state.store.search.forget(key)
+    left = f"; {len(failed) - len(chosen)} others stay failed" if text is not None else ""
+    what = f"{len(chosen)} failed cells" + (f" and {len(trials)} failed search trials" if trials else "")
+    click.echo(f"{what} will run again with `{_command('run', study, overrides)}`{left}")
+
+
+@cli.command()
+@study_argument
+@click.argument("key")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def why(study: str, overrides: tuple[str, ...], key: str, as_json: bool) -> None:
+    """Why the cell KEY is done, failed, missing or stale. KEY may be its first digits.
+
+    A cell is named by everything that can change its numbers. Of one that is missing this says which stored
+    cell is most like it, and of one that is stored and no longer asked for (stale) which cell of the study
+    is, and which parts of the two names differ: settings, the data, the encoder, the code's numbers.
+    """
+    from sweeps import why as reasons
+
+    explanation = reasons.explain(_state(study, overrides), key)
+    if as_json:
+        click.echo(json.dumps(explanation.content))
+        return
+    for line in explanation.lines:
+        click.echo(line)
+    if explanation.state == "failed":
+        retry_it = f"{_command('retry', study, overrides)} --where {shlex.quote(explanation.where)}"
+        click.echo(f"  `{retry_it}` lets it run again")
+    elif explanation.state == "missing":
+        click.echo(f"  `{_command('run', study, overrides)}` runs it")
 
 
 @cli.command()
@@ -235,7 +431,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
     frame = results.rows(state.cells, records)
     maps = results.maps(state.store, frame)
     try:
-        files = writer.write(frame, results.facts(state.study, state.panel, records), out, maps)
+        files = writer.write(frame, state.facts(records), out, maps)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror}); give another folder with -o"
@@ -247,17 +443,21 @@ def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
 @cli.command()
 @study_argument
 def sync(study: str, overrides: tuple[str, ...]) -> None:
-    """Rebuild the MLflow view from the store."""
-    from sweeps import report, results
+    """Rebuild the MLflow view, and Optuna's journal of the searches, from the store."""
+    from sweeps import report
+    from sweeps.optimise import View
     from sweeps.tracking import Tracker
 
     state = _state(study, overrides)
     state.store.prepare()
     tracker = Tracker(state.store, state.study.tracking)
     records = state.records()
-    written = tracker.sync(records.values())
-    rows = results.rows(state.cells, records)
-    tracker.describe(report.brief(rows, results.facts(state.study, state.panel, records)))
+    written = tracker.sync([*records.values(), *state.trials()])
+    tracker.describe(report.brief(state.rows(), state.facts(records)))
+    journal = View(state.store)
+    journal.write(state.searches.values())
+    if journal.behind:
+        raise InputError(f"{journal.behind}; the searches could not be written")
     click.echo(f"{written} runs written to {tracker.uri}")
 
 
@@ -513,9 +713,18 @@ def _command(name: str, study: str, overrides: tuple[str, ...]) -> str:
     return shlex.join(["sweep", name, study, *(part for value in overrides for part in ("--set", value))])
 
 
-def _count(cells: "dict[str, Cell]", records: "dict[str, Record]") -> dict[str, int]:
-    states = [records[key]["state"] if key in records else "missing" for key in cells]
+def _count(state: "State", records: "dict[str, Record]") -> dict[str, int]:
+    states = [records[key]["state"] if key in records else "missing" for key in state.cells]
+    states += ["missing"] * len(state.waiting)
     return {"total": len(states), **{state: states.count(state) for state in ("done", "failed", "missing")}}
+
+
+def _searched(state: "State") -> dict[str, int]:
+    """Search trials; one that was pruned is done."""
+    ended = [record["state"] for record in state.trials()]
+    failed = ended.count("failed")
+    total = sum(trials.search.trials for trials in state.searches.values())
+    return {"total": total, "done": len(ended) - failed, "failed": failed}
 
 
 def _counted(count: dict[str, int]) -> str:

@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
+from sweeps.store import Record
+
 PLAIN_EVERY_S = 5.0
 """Without a terminal: a line at most so often, and at the end."""
 
@@ -14,8 +16,9 @@ PLAIN_EVERY_S = 5.0
 class RunProgress:
     """Cells done, running and failed, their rate, and the time left. Used as a context."""
 
-    def __init__(self, total: int, console: Console | None = None) -> None:
+    def __init__(self, total: int, trials: int = 0, console: Console | None = None) -> None:
         self.total, self.done, self.failed = total, 0, 0
+        self._trials, self._trials_ended = trials, 0
         self._running: set[str] = set()
         self._most = 0
         self._said = ""
@@ -31,7 +34,8 @@ class RunProgress:
         if self._bar:
             self._bar.start()
         else:
-            self._console.print(f"{self.total} cells to run", highlight=False)
+            what = "cells and search trials" if self._trials else "cells"
+            self._console.print(f"{self.total} {what} to run", highlight=False)
         return self
 
     def __exit__(
@@ -41,28 +45,31 @@ class RunProgress:
             self._bar.stop()
         self._print()
 
-    def started(self, key: str) -> None:
+    def started(self, key: str, kind: str = "cell") -> None:
         self._running.add(key)
         self._most = max(self._most, len(self._running))
         if not self.done and not self.failed and len(self._running) == 1:
             self._begin = time.monotonic()  # Ray's own start tells nothing of the rate
         self._show()
 
-    def ended(self, key: str, state: str) -> None:
-        self._running.discard(key)
-        if state == "done":
-            self.done += 1
-        else:
+    def ended(self, kind: str, record: Record) -> None:
+        self._running.discard(record["key"])
+        self._trials_ended += kind == "trial"
+        if record["state"] == "failed":
             self.failed += 1
+        else:
+            self.done += 1
         self._show()
 
     def line(self) -> str:
         """`12/60 done, 2 running, 0 failed, 4.0 cells/min, 0:12:00 left`."""
         ended, elapsed = self.done + self.failed, time.monotonic() - self._begin
         text = f"{self.done}/{self.total} done, {len(self._running)} running, {self.failed} failed"
+        if self._trials:
+            text += f", {self._trials_ended}/{self._trials} search trials"
         if ended and elapsed > 0:
             left = round((self.total - ended) * elapsed / ended)
-            text += f", {60 * ended / elapsed:.1f} cells/min"
+            text += f", {60 * ended / elapsed:.1f}{'' if self._trials else ' cells'}/min"
             text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if left else ""
         return text
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from sweeps import tables
+from sweeps import fairness, tables
 
 PAPER = "published protocol, leaks included"
 _PROVENANCE = (
@@ -92,7 +92,10 @@ def brief(rows: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     compared = tables.comparison(rows)
     blocks = [str(facts["question"]), *answer(rows)] if facts.get("question") else answer(rows)
     blocks = [tables.escape(block) for block in blocks]
-    return "\n\n".join([*blocks, tables.markdown(tables.wide(compared), tables.best(compared)), tables.NOTE])
+    blocks += [tables.markdown(tables.wide(compared), tables.best(compared))]
+    if reasons := _reasons(compared):
+        blocks.append("\n".join(f"- {tables.escape(reason)}" for reason in reasons))
+    return "\n\n".join([*blocks, tables.NOTE])
 
 
 def terminal(rows: pd.DataFrame) -> None:
@@ -123,7 +126,7 @@ def terminal(rows: pd.DataFrame) -> None:
             ]
             grid.add_row(Text(label), *cells)
         console.print(grid)
-    for sentence in answer(rows):
+    for sentence in [*answer(rows), *_reasons(compared)]:
         console.print(Text(sentence))
 
 
@@ -154,7 +157,21 @@ def answer(rows: pd.DataFrame) -> list[str]:
         sentences.append(
             f"{marked} cells failed their leakage audit: {tables.MARK} stands at every mean that holds one."
         )
+    if unfair := int((compared["n_unfair"] > 0).sum()):
+        contrasts = int(((compared["arm"] != tables.BASELINE) & (compared["n_pairs"] > 0)).sum())
+        sentences.append(
+            f"{unfair} of {contrasts} contrasts with 'none' are unfair, for more differs than the declared "
+            f"factor: {tables.UNFAIR} stands at their differences."
+        )
+    if tuned := fairness.by_name(tables.measured(rows)["tuned"]):
+        sentences.append(f"Tuned by a search, arm by arm, and not as in 'none': {', '.join(sorted(tuned))}.")
     return sentences
+
+
+def _reasons(compared: pd.DataFrame) -> list[str]:
+    """Why contrasts are unfair, a line each."""
+    found = tables.unfair(compared).itertuples(index=False)
+    return [f"{tables.UNFAIR} {label} on {splits}: {reason}" for label, splits, reason in found]
 
 
 def _lowest(compared: pd.DataFrame, split: str, prefix: str) -> str:
@@ -176,7 +193,7 @@ def _lowest(compared: pd.DataFrame, split: str, prefix: str) -> str:
         return f"{text}, with no cells of 'none' to compare it with"
     difference = top[f"{prefix}diff_mean"]
     size = tables.number(abs(difference), "rmse")
-    spread = tables.number(top[f"{prefix}diff_sd"], "rmse")
+    spread = tables.number(top[f"{prefix}diff_sd"], "rmse") + (tables.UNFAIR if top["n_unfair"] else "")
     side = "below" if difference <= 0 else "above"
     return f"{text}, {size} ± {spread} {side} 'none' (lower in {top[f'{prefix}n_better']} of {pairs} pairs)"
 
@@ -203,7 +220,9 @@ def _sections(
             (Table(tables.completeness(rows)), Table(tables.sizes(rows), corner="samples")),
         ),
         *_marks(rows),
+        *_unfair(compared["rmse"]),
         *_failures(rows),
+        *_tuned(rows, facts),
         Section(
             "settings",
             "Settings",
@@ -294,6 +313,35 @@ def _marks(rows: pd.DataFrame) -> Iterator[Section]:
         f"{tables.MARK} marks every mean with a cell whose audit failed: read it as what it is, not as an "
         "error on new data.",
         (Table(counts.astype("str").set_index("marked"), corner="failed check"),),
+    )
+
+
+def _unfair(compared: pd.DataFrame) -> Iterator[Section]:
+    reasons = tables.unfair(compared)
+    if reasons.empty:
+        return
+    yield Section(
+        "fairness",
+        "Fair comparison",
+        f"{tables.UNFAIR} marks every paired difference whose two arms differ in more than the declared "
+        "factor and what it implies: what stands here moves the number too. Values are the arm's against "
+        "those of 'none'.",
+        (Table(reasons.set_index("arm")),),
+    )
+
+
+def _tuned(rows: pd.DataFrame, facts: Mapping[str, Any]) -> Iterator[Section]:
+    chosen: Mapping[str, Mapping[str, str]] = facts.get("tuned", {})
+    if not chosen:
+        return
+    arms = list(dict.fromkeys(tables.with_arm(rows)["arm"]))
+    names = sorted({name for settings in chosen.values() for name in settings})
+    values = [[chosen.get(label, {}).get(name, "not tuned") for name in names] for label in arms]
+    yield Section(
+        "tuned",
+        "Tuned settings",
+        "What each arm's search chose, on validation data. What was not tuned has its value under Settings.",
+        (Table(pd.DataFrame(values, index=arms, columns=names, dtype="str")),),
     )
 
 

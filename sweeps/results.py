@@ -1,6 +1,7 @@
 """The study's results as one table: a row per grid cell, done or not."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -8,7 +9,8 @@ import pandas as pd
 import pm25
 from pm25.cell import Cell
 from pm25.panel import Panel
-from sweeps import tables
+from sweeps import fairness, tables
+from sweeps.design import Search
 from sweeps.store import Record, Store
 from sweeps.study import Study
 
@@ -19,15 +21,21 @@ _TYPES = {bool: "boolean", int: "Int64", float: "float64"}
 """Of what an audit measured: a cell without a number changes no column's type."""
 
 
-def rows(cells: Mapping[str, Cell], records: Mapping[str, Record]) -> pd.DataFrame:
+def rows(
+    cells: Mapping[str, Cell], records: Mapping[str, Record], waiting: Iterable[Cell] = ()
+) -> pd.DataFrame:
     """One row per cell, in the grid's order; a number exists only where the cell is done.
+
+    After them the cells `waiting` for their arm's search: missing, and without a key as yet.
 
     Columns: key, variant, fusion, split, regime, fold, seed, state ('done', 'failed', 'missing'), sample
     counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds, error, marked (the
-    checks that the cell's audit failed, '' for none), then further metrics and what the audit counted.
+    checks that the cell's audit failed, '' for none), unfair and tuned (how it differs from the 'none' that
+    it is paired with, `fairness.differences`, '' for not), then further metrics and what the audit counted.
     """
     lines, more = [], dict.fromkeys(METRICS, "float64")
-    for key, cell in cells.items():
+    against_none = _against_none(cells, records)
+    for key, cell in [*cells.items(), *(("", cell) for cell in waiting)]:
         record: Mapping[str, Any] = records.get(key, {"state": "missing"})
         line = {
             "key": key,
@@ -39,10 +47,15 @@ def rows(cells: Mapping[str, Cell], records: Mapping[str, Record]) -> pd.DataFra
             "seed": cell.seed,
             "state": record["state"],
             "marked": "",
+            "unfair": "",
+            "tuned": "",
         }
         if record["state"] == "done":
             audit = {name: value for name, value in record["audit"].items() if name != "failed"}
             line["marked"] = "; ".join(record["audit"].get("failed", []))
+            if key in against_none:
+                undeclared, tuned = against_none[key]
+                line |= {"unfair": "; ".join(undeclared), "tuned": "; ".join(tuned)}
             line |= {**record["counts"], **record["metrics"], **audit, "seconds": record["seconds"]}
             more |= dict.fromkeys(record["metrics"], "float64")
             more |= {name: _TYPES[type(value)] for name, value in audit.items()}
@@ -50,15 +63,41 @@ def rows(cells: Mapping[str, Cell], records: Mapping[str, Record]) -> pd.DataFra
             line["error"] = f"{record['error']['type']}: {record['error']['message']}"
         lines.append(line)
     first = ["key", "variant", "fusion", "split", "regime", "fold", "seed", "state"]
-    columns = [*first, *COUNTS, *METRICS, "seconds", "error", "marked"]
+    columns = [*first, *COUNTS, *METRICS, "seconds", "error", "marked", "unfair", "tuned"]
     frame = pd.DataFrame(lines, columns=[*columns, *sorted(more.keys() - {*METRICS})])
     return frame.astype(dict.fromkeys(COUNTS, "Int64") | more)
 
 
-def facts(study: Study, panel: Panel, records: Mapping[str, Record]) -> dict[str, Any]:
-    """Where the numbers come from, as the report prints it."""
+def _against_none(cells: Mapping[str, Cell], records: Mapping[str, Record]) -> dict[str, fairness.Difference]:
+    """Of every done cell whose 'none' of the same split, fold and seed is done, by key."""
+    done = {key: cell for key, cell in cells.items() if key in records and records[key]["state"] == "done"}
+    places = {key: (cell.split.label, cell.fold, cell.seed) for key, cell in done.items()}
+    plain = {
+        places[key]: records[key]
+        for key, cell in done.items()
+        if tables.arm(cell.variant, cell.fusion) == tables.BASELINE
+    }
+    return {
+        key: fairness.differences(records[key], plain[place])
+        for key, place in places.items()
+        if place in plain
+    }
+
+
+def facts(
+    study: Study,
+    panel: Panel,
+    records: Mapping[str, Record],
+    known_to_search: Mapping[tuple[str, int], float] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Where the numbers come from, as the report prints it (`State.known_to_search`)."""
     done = [record for record in records.values() if record["state"] == "done"]
     versions = {(name, version) for record in done for name, version in record["versions"].items()}
+    tuned: dict[str, dict[str, set[str]]] = {}
+    for record in done:
+        label = tables.arm(record["cell"]["variant"], record["cell"].get("fusion"))
+        for name, value in record.get("tuned", {}).items():
+            tuned.setdefault(label, {}).setdefault(name, set()).add(fairness.shown(value))
     return {
         "study": study.study,
         "title": study.title,
@@ -80,11 +119,23 @@ def facts(study: Study, panel: Panel, records: Mapping[str, Record]) -> dict[str
             "train": study.train.model_dump(mode="json"),
             **({"neighbours": study.neighbours.model_dump(mode="json")} if study.neighbours else {}),
             "split": {f.split.label: f.split.model_dump(mode="json") for f in study.design.split},
+            **({"search": _search(study.search, known_to_search)} if study.search else {}),
+        },
+        "tuned": {
+            label: {name: ", ".join(sorted(values)) for name, values in sorted(chosen.items())}
+            for label, chosen in sorted(tuned.items())
         },
         "versions": {
             name: ", ".join(sorted(v for n, v in versions if n == name)) for name in sorted(dict(versions))
         },
     }
+
+
+def _search(search: Search, known: Mapping[tuple[str, int], float]) -> dict[str, Any]:
+    """How the arms were tuned, and how much of each test set the search knew."""
+    declared = search.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    shares = {f"{split} fold {fold}": f"{share:.0%}" for (split, fold), share in known.items()}
+    return {**declared, "test samples on a trial's training side": shares}
 
 
 def maps(store: Store, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:

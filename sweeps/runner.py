@@ -1,11 +1,15 @@
 """The Ray Tune run: hands out the cells that are missing; the only module that imports ray."""
 
 import contextlib
+import json
 import logging
+import math
 import os
 import tempfile
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -13,17 +17,25 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a cell with 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our store and MLflow view replace them
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run at once: nothing done is lost
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")  # its snapshots are never restored
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.result import TRAINING_ITERATION
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
+import pm25
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.panel import Panel
 from sweeps import work
+from sweeps.agenda import Agenda, Work
+from sweeps.design import Arm
+from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
 from sweeps.study import Resources, Study
 from sweeps.work import Embedded
@@ -32,174 +44,388 @@ from sweeps.work import Embedded
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 LOSSES_BORNE = 3
-"""How often a cell whose worker vanished is started again before that counts as its failure."""
+"""How often a training whose worker died is started again before that counts as its failure.
+
+The loss of a whole node is nobody's fault and is not counted.
+"""
 
 
 class Observer(Protocol):
-    """What a caller hears while the run goes on; both are called in the driver's process."""
+    """What a caller hears while the run goes on, in the driver's process; `kind` is cell or trial."""
 
-    def started(self, key: str) -> None: ...
+    def started(self, key: str, kind: str) -> None: ...
 
-    def ended(self, key: str, state: str) -> None: ...
+    def ended(self, kind: str, record: Record) -> None: ...
 
 
 def run(
-    cells: Mapping[str, Cell],
+    agenda: Agenda,
     panel: Panel,
     store: Store,
     study: Study,
     observer: Observer,
     *,
     address: str | None = None,
+    train_cell: Callable[..., Record] = work.run_and_record,
 ) -> None:
-    """Train `cells` (by key) and record each in the store as it ends.
+    """Train what the agenda hands out, and record each in the store as it ends.
 
     Starts a Ray of its own, or joins the one at `address`. The panel and the embeddings are put into the
-    object store once, and every node's workers share one read-only copy. Raises InputError when no node
-    can hold a cell.
+    object store once, and every node's workers share one read-only copy. `train_cell` is called for grid
+    cells as `work.run_and_record` is. Raises InputError when no node can hold a training.
     """
     with _connected(address, panel):
         share = _share(study.resources)
-        used = {cell.encoder for cell in cells.values() if cell.encoder}
-        embeddings = _embed({name: study.encoder_options(name) for name in sorted(used)}, panel)
+        used = sorted(agenda.encoders())
+        embeddings = _embed({name: study.encoder_options(name) for name in used}, panel)
         trainable = tune.with_resources(
             tune.with_parameters(
-                CellTrainable,
+                StudyTrainable,
                 panel=panel,
                 embeddings=embeddings,
                 store=store,
                 keep_weights=study.keep_weights,
+                checkpoint_seconds=study.checkpoint_seconds,
+                train_cell=train_cell,
             ),
-            share,
+            partial(_resources, share),
         )
-        queue = CellQueue(cells)
+        queue = StudyQueue(agenda, store, share, observer)
         with tempfile.TemporaryDirectory(prefix="sweep-tune-") as scratch:
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=queue, num_samples=-1, reuse_actors=True, metric="ended", mode="max"
+                    search_alg=queue,
+                    scheduler=ArmPruning(queue),
+                    num_samples=-1,
+                    reuse_actors=True,
+                    metric="ended",
+                    mode="max",
                 ),
                 run_config=tune.RunConfig(
                     name=store.study,
                     storage_path=scratch,  # Tune's own record is not kept: the store is the truth
                     verbose=0,
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    callbacks=[_Ear(queue, cells, store, observer)],
+                    callbacks=[_Ear(queue, store, observer, panel)],
                 ),
             )
             tuner.fit()
 
 
-class CellQueue(Searcher):
-    """Hands the cells to Tune one by one, in their order, and a cell whose worker was lost once more.
+class StudyQueue(Searcher):
+    """Hands grid cells and search trials to Tune as the agenda releases them: one run, no barrier.
 
-    Tune's own retries are not used: it gives up a trial whose worker dies between two trials.
+    What a lost worker had is handed out once more. Tune's own retries are not used: it gives up a trial
+    whose worker dies between two trials.
     """
 
-    def __init__(self, cells: Mapping[str, Cell]) -> None:
+    def __init__(self, agenda: Agenda, store: Store, share: Mapping[str, float], observer: Observer) -> None:
         super().__init__(metric="ended", mode="max")
-        self._configs = {key: {"key": key, "cell": cell.model_dump_json()} for key, cell in cells.items()}
-        self._waiting = deque(self._configs)
-        self._running: set[str] = set()
+        self._agenda, self._store, self._share, self._observer = agenda, store, share, observer
+        self._arms = {arm: _ArmQueue(trials) for arm, trials in agenda.searches.items()}
+        self._again: deque[tuple[Work, dict[str, Any]]] = deque()
+        self._running: dict[str, tuple[Work, dict[str, Any]]] = {}
         self._losses: Counter[str] = Counter()
 
-    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
-        """The next cell; None while one may still come back; FINISHED."""
-        if not self._waiting:
-            return None if self._running else Searcher.FINISHED
-        key = self._waiting.popleft()
-        self._running.add(key)
-        return self._configs[key]
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next training's config; None while more may come; FINISHED."""
+        if self._again and not self._agenda.stopped:
+            work_, config = self._again.popleft()
+        else:
+            found = self._agenda.next(self)
+            if found is None:
+                more = self._running or (self._again and not self._agenda.stopped)
+                return None if more else Searcher.FINISHED
+            work_, config = found, {"kind": found.kind, "key": found.key, "gpu": self._share["gpu"]}
+            config["cells"] = [cell.model_dump_json() for cell in found.cells]
+            config["more"] = json.dumps(dict(found.more))
+        self._running[trial_id] = work_, config
+        return config
 
-    def ended(self, key: str) -> None:
-        """The cell is recorded."""
-        self._running.discard(key)
+    def ask(self, arm: Arm) -> tuple[str, dict[str, Any]]:
+        """A point of the arm's space that Optuna wants to know of next."""
+        return self._arms[arm].ask()
 
-    def lost(self, key: str) -> bool:
-        """The cell's worker died and left no record: whether the cell is tried again."""
-        self._running.discard(key)
-        self._losses[key] += 1
-        again = self._losses[key] <= LOSSES_BORNE
-        if again:
-            self._waiting.append(key)
-        return again
+    def tell(self, arm: Arm, asked: str, record: Record) -> None:
+        """What came of a point."""
+        self._arms[arm].tell(asked, record)
+        if "same_as" in record:  # it was tried before, and no worker heard of it
+            self._observer.ended("trial", record)
+
+    def prunes(self, trial_id: str, reported: Sequence[float]) -> bool:
+        """A search trial has told of another epoch: whether it is to be ended."""
+        work_, _ = self._running[trial_id]
+        return work_.kind == "trial" and self._arms[work_.arm].prunes(work_.asked, reported)
+
+    def ended(self, trial_id: str, record: Record) -> None:
+        """It is recorded."""
+        work_, _ = self._running.pop(trial_id)
+        if work_.kind == "trial":
+            self.tell(work_.arm, work_.asked, record)
+        self._agenda.ended(work_, record)
+
+    def lost(self, trial_id: str, *, counts: bool) -> bool:
+        """The worker died and left no record: whether it is tried again, or given up."""
+        key = self._running[trial_id][0].key
+        self._losses[key] += counts
+        if self._losses[key] > LOSSES_BORNE:
+            return False
+        self._again.append(self._running.pop(trial_id))
+        return True
+
+    def alone(self, trial_id: str) -> None:
+        """It ran out of a shared GPU's memory: it is tried again on a whole one."""
+        work_, config = self._running.pop(trial_id)
+        self._again.append((work_, config | {"gpu": float(math.ceil(max(config["gpu"], 0.5)))}))
+
+    def work(self, trial_id: str) -> Work:
+        return self._running[trial_id][0]
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing to learn: the grid does not depend on results."""
+        """Nothing to learn here: `ended` tells it with the record."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a restart makes everything afresh from the store."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles what it is given for a restore that we never make."""
+        return {}
 
 
-class CellTrainable(tune.Trainable):
-    """One cell a trial, in one step; the worker keeps its process, its imports and the panel."""
+class _ArmQueue:
+    """An arm's `OptunaSearch`, spoken to by the numbers that the study gives its trials."""
+
+    def __init__(self, trials: ArmTrials) -> None:
+        from sweeps.optimise import Optimiser
+
+        self._trials = trials
+        self._optimiser = Optimiser(trials)
+        objectives = list(trials.search.objective)
+        mode = "min" if trials.search.smaller_is_better else "max"
+        two = len(objectives) > 1
+        self._search = OptunaSearch(
+            self._optimiser.suggest,
+            metric=objectives if two else objectives[0],
+            mode=[mode] * 2 if two else mode,
+            sampler=self._optimiser.sampler,
+            storage=self._optimiser.storage,
+            study_name=self._optimiser.name,
+        )
+        self._numbers: dict[str, int] = {}
+        self._reported: Counter[str] = Counter()
+
+    def ask(self) -> tuple[str, dict[str, Any]]:
+        asked = f"ask-{len(self._numbers)}"
+        point = self._search.suggest(asked)
+        self._numbers[asked] = point.pop("number")
+        return asked, point
+
+    def prunes(self, asked: str, reported: Sequence[float]) -> bool:
+        """Tell Optuna of the epochs that it has not heard of, and ask whether the trial is to end."""
+        search = self._trials.search
+        if not search.reports:
+            return False
+        for step in range(self._reported[asked], len(reported)):
+            told = {search.objective[0]: reported[step], TRAINING_ITERATION: step + 1}
+            self._search.on_trial_result(asked, told)
+        self._reported[asked] = len(reported)
+        return self._optimiser.prunes(self._numbers[asked])
+
+    def tell(self, asked: str, record: Record) -> None:
+        """A trial that was pruned is told as pruned, with what it reported; never as if it were done."""
+        if record["state"] != "done":
+            self._search.on_trial_complete(asked, error=record["state"] == "failed")
+            return
+        values = self._trials.values(record)
+        self._search.on_trial_complete(asked, dict(zip(self._trials.search.objective, values, strict=True)))
+
+
+class ArmPruning(FIFOScheduler):
+    """Ends search trials that are worse than others of their own arm; grid cells always go on."""
+
+    def __init__(self, queue: StudyQueue) -> None:
+        super().__init__()
+        self._queue = queue
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As of the queue."""
+        return {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        pruned = self._queue.prunes(trial.trial_id, result["reported"])
+        return str(self.STOP if pruned else self.CONTINUE)
+
+
+class StudyTrainable(tune.Trainable):
+    """Trains one grid cell in one step, or an epoch or more of a search trial in each.
+
+    The worker keeps its process, its imports and the panel from one to the next.
+    """
 
     def setup(
         self,
-        config: dict[str, str],
+        config: dict[str, Any],
         panel: Panel,
         embeddings: dict[str, Embedded],
         store: Store,
         keep_weights: bool,
+        checkpoint_seconds: float,
+        train_cell: Callable[..., Record],
     ) -> None:
         import torch
 
         torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
         self._panel, self._embeddings, self._store = panel, embeddings, store
-        self._keep_weights = keep_weights
+        self._keep_weights, self._checkpoint_seconds = keep_weights, checkpoint_seconds
+        self._train_cell = train_cell
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._trial: work.SearchTrial | None = None
 
     def step(self) -> dict[str, Any]:
-        key = self.config["key"]
-        # A worker may be lost after it recorded and before Tune heard of it.
-        record = self._store.record(key) or self._run(key)
-        return {"state": record["state"], "ended": 1, "done": True}
+        import torch
 
-    def _run(self, key: str) -> Record:
-        cell = Cell.model_validate_json(self.config["cell"])
-        embedded = self._embeddings.get(cell.variant)
-        return work.run_and_record(
+        # A worker may be lost after it recorded and before Tune heard of it.
+        if self._trial is not None or self._records.record(self.config["key"]) is None:
+            try:
+                ended = self._cell() if self.config["kind"] == "cell" else self._epochs()
+            except torch.cuda.OutOfMemoryError:
+                self._trial = None
+                torch.cuda.empty_cache()
+                return {"state": SHARED_GPU_IS_FULL, "ended": 1, "done": True}
+            if not ended:
+                assert self._trial is not None
+                draft = self._trial.draft
+                return {"reported": draft["reported"], "draft": json.dumps(draft), "ended": 0, "done": False}
+        self._trial = None
+        return {"state": "recorded", "ended": 1, "done": True}
+
+    @property
+    def _records(self) -> Store:
+        return self._store if self.config["kind"] == "cell" else self._store.search
+
+    @property
+    def _to_retry(self) -> tuple[type[Exception], ...]:
+        """On a GPU that others share, memory that runs out is no failure yet."""
+        import torch
+
+        return (torch.cuda.OutOfMemoryError,) if 0 < self.config["gpu"] < 1 else ()
+
+    def _told(self) -> tuple[list[Cell], dict[str, Any], dict[str, Any]]:
+        """The cells, what their record is to say besides, and how they are trained."""
+        cells = [Cell.model_validate_json(cell) for cell in self.config["cells"]]
+        share = self.trial_resources.required_resources
+        more = json.loads(self.config["more"])
+        more["share"] = {"cpu": share.get("CPU", 0.0), "gpu": share.get("GPU", 0.0)}
+        how = {
+            "embedded": self._embeddings.get(cells[0].variant),
+            "device": self._device,
+            "checkpoint_seconds": self._checkpoint_seconds,
+        }
+        return cells, more, how
+
+    def _cell(self) -> bool:
+        (cell,), more, how = self._told()
+        self._train_cell(
             cell,
-            key,
+            self.config["key"],
             self._panel,
             self._store,
-            embedded=embedded,
             keep_weights=self._keep_weights,
-            device=self._device,
+            more=more,
+            raises=self._to_retry,
+            **how,
         )
+        return True
 
-    def reset_config(self, new_config: dict[str, str]) -> bool:
+    def _epochs(self) -> bool:
+        """Whether the trial has ended with them."""
+        cells, more, how = self._told()
+        key = self.config["key"]
+        draft: Record = {"key": key, **more, **work.NOTHING_SPENT}
+        try:
+            if self._trial is None:
+                self._trial = work.SearchTrial(cells, key, self._panel, self._records, more=more, **how)
+            draft = self._trial.draft
+            begin = time.monotonic()
+            while not self._trial.finished:
+                self._trial.epoch()
+                if time.monotonic() - begin >= TOLD_EVERY_S:
+                    break
+            if not self._trial.finished:
+                return False
+            self._trial.record()
+        except Exception as error:
+            if isinstance(error, self._to_retry):
+                raise
+            work.end_trial(draft, self._records, error)
+        return True
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._trial = None
         return True
 
 
-class _Ear(tune.Callback):
-    """Passes on what happens, and sends a cell back whose worker was lost."""
+TOLD_EVERY_S = 0.5
+"""Shorter epochs of a search trial are told several at a time: a report costs Tune some 10 ms."""
 
-    def __init__(self, queue: CellQueue, cells: Mapping[str, Cell], store: Store, observer: Observer) -> None:
-        self._queue, self._cells, self._store, self._observer = queue, cells, store, observer
+SHARED_GPU_IS_FULL = "shared GPU is full"
+
+
+class _Ear(tune.Callback):
+    """Passes on what happens, and sends back what a lost worker had."""
+
+    def __init__(self, queue: StudyQueue, store: Store, observer: Observer, panel: Panel) -> None:
+        self._queue, self._store, self._observer = queue, store, observer
+        self._data = {"data": panel.fingerprint, "numerics": pm25.NUMERICS}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a restore that we never make."""
+        """As of the queue."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._observer.started(trial.config["key"])
+        self._observer.started(trial.config["key"], trial.config["kind"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._ended(trial.config["key"], trial.last_result["state"])
+        result = trial.last_result
+        if result.get("state") == SHARED_GPU_IS_FULL:
+            self._queue.alone(trial.trial_id)
+            return
+        record = self._records(trial).record(trial.config["key"])
+        if record is None:  # ended by the scheduler
+            draft = {**json.loads(result["draft"]), "state": "pruned"}
+            record = work.end_trial(draft, self._records(trial))
+        self._ended(trial, record)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        key = trial.config["key"]
-        record = self._store.record(key)
+        records = self._records(trial)
+        record = records.record(trial.config["key"])
         if record is None:
-            if self._queue.lost(key):
-                return
             error = str(trial.get_pickled_error() or "").strip() or "its worker died"
-            record = work.record_loss(self._cells[key], key, self._store, error.splitlines()[-1])
-        self._ended(key, record["state"])
+            if self._queue.lost(trial.trial_id, counts=NODE_DIED not in error):
+                return
+            begun = self._queue.work(trial.trial_id)
+            own = {"cell": begun.cells[0].resolved()} if begun.kind == "cell" else work.NOTHING_SPENT
+            draft = {"key": begun.key, **own, **self._data, **begun.more}
+            record = work.record_loss(draft, records, error.splitlines()[-1])
+        self._ended(trial, record)
 
-    def _ended(self, key: str, state: str) -> None:
-        self._queue.ended(key)
-        self._observer.ended(key, state)
+    def _records(self, trial: Trial) -> Store:
+        return self._store if trial.config["kind"] == "cell" else self._store.search
+
+    def _ended(self, trial: Trial, record: Record) -> None:
+        self._queue.ended(trial.trial_id, record)
+        self._observer.ended(trial.config["kind"], record)
+
+
+NODE_DIED = "its node has died"
+"""How Ray says that a worker was lost with its whole node."""
+
+
+def _resources(share: Mapping[str, float], config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([{"CPU": share["cpu"], "GPU": config["gpu"]}])
 
 
 _embed_places = ray.remote(num_cpus=1, max_retries=3)(work.embed)

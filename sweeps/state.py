@@ -1,13 +1,17 @@
 """What a study declares, beside what its store holds of it."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pm25 import protocol, splits
 from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.splits import Parts
-from sweeps import results, study
+from sweeps import results, search, study
+from sweeps.design import Arm
+from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
 from sweeps.study import Study
 
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
     from sweeps.work import Embedded
 
 
+TUNING = ("tuned", "search", "searched")
+"""What a record says of the search behind its settings: the point, the budget, what was spent."""
+
+
 class State:
     """A study with its data, its cells by key, and what the store holds of them. Raises InputError."""
 
@@ -24,9 +32,24 @@ class State:
         self.study: Study = study.load(reference, overrides)
         self.panel: Panel = self.study.panel()
         self.store = Store(self.study.storage, self.study.study)
-        self.cells: dict[str, Cell] = self.study.keyed(self.panel)
-        """The grid's cells whose settings are known, by key, in the grid's order."""
+        self.key = self.study.keys(self.panel)
+        """What names a cell."""
         self._embedded: dict[str, Embedded] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again which searches are over, and so which cells are known."""
+        self.searches: dict[Arm, ArmTrials] = search.read(self.study, self.store, self.key)
+        tuned = search.tuned(self.searches)
+        self.cells: dict[str, Cell] = {}
+        """The grid's cells whose settings are known, by key, in the grid's order."""
+        self.waiting: list[Cell] = []
+        """The cells of arms whose search has chosen nothing yet; their settings are not the final ones."""
+        for cell in self.study.cells(tuned):
+            if Arm.of(cell) in self.searches.keys() - tuned.keys():
+                self.waiting.append(cell)
+            else:
+                self.cells[self.key(cell)] = cell
 
     def parts(self) -> dict[tuple[str, int], Parts]:
         """The cut of every split and fold; raises InputError for one that leaves a part empty."""
@@ -39,9 +62,50 @@ class State:
             return {place: protocol.paper_parts(parts, self.panel) for place, parts in cuts.items()}
         return cuts
 
+    def known_to_search(self) -> dict[tuple[str, int], float]:
+        """Share of each test set's samples that lie on the training side of a search trial.
+
+        A search sees no test sample of the folds that it is given; those of other folds and splits it may,
+        as training or validation samples: its settings were chosen with them. The same holds for every arm.
+        """
+        if self.study.search is None:
+            return {}
+        sides = [
+            splits.cut(placement.split, fold, self.panel, self.study.window)
+            for placement in self.study.search.split
+            for fold in placement.folds
+        ]
+        seen = np.unique(np.concatenate([part for cut in sides for part in (cut.train, cut.validation)]))
+        return {place: float(np.isin(cut.test, seen).mean()) for place, cut in self.parts().items()}
+
     def records(self) -> dict[str, Record]:
-        """Of the cells that have ended, by key."""
-        return self.store.records(self.cells)
+        """Of the cells that have ended, by key; with the searches as they are now behind their settings."""
+        found = self.store.records(self.cells)
+        tuning = {arm: self.tuning(arm) for arm in self.study.arms()}
+        return {
+            key: {name: value for name, value in record.items() if name not in TUNING}
+            | tuning[Arm.of(self.cells[key])]
+            for key, record in found.items()
+        }
+
+    def trials(self) -> list[Record]:
+        """Of the search trials that have ended."""
+        return [record for trials in self.searches.values() for record in trials.ended]
+
+    def retried_trials(self) -> list[str]:
+        """Keys of the failed search trials that may go better; not of points at which training diverges."""
+        failed = [record for record in self.trials() if record["state"] == "failed"]
+        return [record["key"] for record in failed if record["error"]["type"] != "Diverged"]
+
+    def tuning(self, arm: Arm) -> dict[str, Any]:
+        """What a cell's record says of the search behind its settings; nothing where there was none."""
+        trials = self.searches.get(arm)
+        best = trials.best() if trials is not None else None
+        if trials is None or best is None:
+            return {}
+        declared = {"trials": trials.search.trials, "epochs": trials.search.epochs}
+        spent = {"trials": len(trials.ended), "epochs": trials.epochs}
+        return {"tuned": best["params"], "search": declared, "searched": {"trial": best["key"], **spent}}
 
     def embedded(self, cell: Cell) -> "Embedded | None":
         """The vectors that the cell's encoder gives the panel's places, made once."""
@@ -55,6 +119,10 @@ class State:
             self._embedded[name] = work.embed(name, self.study.encoder_options(name), *places)
         return self._embedded[name]
 
+    def facts(self, records: Mapping[str, Record]) -> dict[str, Any]:
+        """Where the numbers come from (`results.facts`)."""
+        return results.facts(self.study, self.panel, records, self.known_to_search())
+
     def rows(self) -> "pd.DataFrame":
         """One row per cell (`results.rows`)."""
-        return results.rows(self.cells, self.records())
+        return results.rows(self.cells, self.records(), self.waiting)

@@ -3,33 +3,36 @@
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from pm25 import protocol
-from pm25.cell import Cell
+from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.protocol import Protocol
-from pm25.settings import ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
-from pm25.splits import AnySplit, GroupSplit, Split
+from pm25.settings import ENCODERS, ModelSettings, Seed, Settings, TrainSettings
+from pm25.splits import AnySplit, GroupSplit
+from sweeps.design import Arm, Design, Search, SplitFactor, listed, settings_at
 
 KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit))
 SHIPPED = resources.files("sweeps") / "studies"
-
-
-def _listed(value: Any) -> Any:
-    """A single level is a list of one."""
-    return value if isinstance(value, list | tuple) or value is None else (value,)
-
-
-Levels = (BeforeValidator(_listed), Field(min_length=1))
 
 
 class Synthetic(Settings):
@@ -45,7 +48,7 @@ class Data(Settings):
 
     table: Path | None = None
     synthetic: Synthetic | None = None
-    channels: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(_listed)] = (
+    channels: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(listed)] = (
         None
     )
     """Columns to feed to the model; every numeric one and the calendar where the study names none."""
@@ -58,34 +61,6 @@ class Data(Settings):
         if self.channels is not None and len(set(self.channels)) < len(self.channels):
             raise ValueError("data.channels names a channel twice")
         return self
-
-
-class SplitFactor(Settings):
-    """One split of the design with the folds to run; all of them where the study names none."""
-
-    split: Split
-    fold: Annotated[tuple[int, ...], BeforeValidator(_listed)] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fold_beside_split(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            value = dict(value)
-            return {"fold": value.pop("fold", ()), "split": value}
-        return value
-
-    @model_validator(mode="after")
-    def _folds_exist(self) -> "SplitFactor":
-        for fold in self.fold:
-            if not 0 <= fold < self.split.folds:
-                raise ValueError(
-                    f"fold {fold} does not exist: {self.split.label} has folds 0 to {self.split.folds - 1}"
-                )
-        return self
-
-    @property
-    def folds(self) -> tuple[int, ...]:
-        return self.fold or tuple(range(self.split.folds))
 
 
 class SatCLIPOptions(Settings):
@@ -133,29 +108,15 @@ class Encoders(Settings):
     shuffled: ShuffledOptions = ShuffledOptions()
 
 
-class Design(Settings):
-    """The crossed factors. A variant without an encoder has no fusion, and is one arm.
+class Budget(Settings):
+    """Where a run stops by itself: nothing new is started beyond it, and what runs ends."""
 
-    `head: [plain, matched]` adds a second `none`: with an encoder arm's layers, for each fusion.
-    """
-
-    variant: Annotated[tuple[Variant, ...], *Levels]
-    fusion: Annotated[tuple[Fusion, ...], *Levels] = ("hadamard",)
-    head: Annotated[tuple[Literal["plain", "matched"], ...], *Levels] = ("plain",)
-    split: Annotated[tuple[SplitFactor, ...], *Levels]
-    seed: Annotated[tuple[Seed, ...], *Levels]
-
-    @model_validator(mode="after")
-    def _splits_differ(self) -> "Design":
-        seen: dict[str, Split] = {}
-        for factor in self.split:
-            label = factor.split.label
-            if label in seen:
-                same = seen[label] == factor.split
-                mend = "name its folds in one entry" if same else "settings differ: make it two studies"
-                raise ValueError(f"split {label} stands there twice; {mend}")
-            seen[label] = factor.split
-        return self
+    wall_hours: PositiveFloat | None = None
+    """Of one `sweep run`, such as a batch system's slot."""
+    gpu_hours: PositiveFloat | None = None
+    """Of all recorded cells and search trials together, each with its share of a GPU."""
+    cells: PositiveInt | None = None
+    """Recorded grid cells in all."""
 
 
 class Resources(Settings):
@@ -173,6 +134,8 @@ class Study(Settings):
     question: str = ""
     data: Data
     design: Design
+    search: Search | None = None
+    """Tune each arm on validation data before its grid; without it the settings below are the grid's."""
     window: int = Field(21, ge=1)
     protocol: Protocol = "strict"
     encoders: Encoders = Encoders()
@@ -184,6 +147,30 @@ class Study(Settings):
     keep_weights: bool = False
     """Store each cell's weights, which `sweep importance` needs."""
     resources: Resources = Resources()
+    budget: Budget = Budget()
+    max_equal_failures: PositiveInt | None = 10
+    """So many new failures of one kind end the run: the rest would fail alike."""
+    checkpoint_seconds: NonNegativeFloat = 30
+    """A training is stored after the first epoch that ends so long after it was stored last."""
+
+    @model_validator(mode="after")
+    def _search_is_apart(self) -> "Study":
+        if self.search is None:
+            return self
+        if self.protocol == "paper":
+            raise ValueError(
+                "search: protocol paper has no validation set that is not leaked; protocol: strict"
+            )
+        if both := sorted({*self.search.seed} & {*self.design.seed}):
+            raise ValueError(
+                f"search.seed: {both[0]} is a seed of the grid too; the search is to have seeds of its own"
+            )
+        for arm in self.arms():
+            self.search.space_of(arm, self.model, self.train)
+        for own in self.search.per_arm:
+            if not any(own.of(arm) for arm in self.arms()):
+                raise ValueError(f"search.per_arm: the design has no arm {own.label}")
+        return self
 
     @model_validator(mode="after")
     def _neighbours_report(self) -> "Study":
@@ -213,44 +200,73 @@ class Study(Settings):
             )
         return self
 
-    def cells(self) -> list[Cell]:
-        """The grid, ordered so that every arm has an early picture: first seeds and folds first."""
-        return list(dict.fromkeys(self._cells()))
-
-    def _cells(self) -> Iterator[Cell]:
-        most = max(len(factor.folds) for factor in self.design.split)
-        for seed in self.design.seed:
-            for place in range(most):
-                for factor in self.design.split:
-                    for fold in factor.folds[place : place + 1]:
-                        for variant, fusion, head in self._arms():
-                            model = self.model
-                            if fusion is None:  # nothing is projected
-                                model = model.model_copy(update={"projection": None})
-                            yield Cell(
-                                variant=variant,
-                                fusion=fusion,
-                                head=head,
-                                split=factor.split,
-                                fold=fold,
-                                seed=seed,
-                                window=self.window,
-                                protocol=self.protocol,
-                                neighbours=self.neighbours,
-                                model=model,
-                                train=self.train,
-                            )
-
-    def _arms(self) -> Iterator[tuple[Variant, Fusion | None, Literal["matched"] | None]]:
+    def arms(self) -> list[Arm]:
         """Variant x fusion, without the combinations that mean nothing; those are one arm."""
+        return list(dict.fromkeys(self._arms()))
+
+    def _arms(self) -> Iterator[Arm]:
         for variant in self.design.variant:
             if variant not in ENCODERS and ("plain" in self.design.head or variant != "none"):
-                yield variant, None, None
+                yield Arm(variant, None, None)
             for fusion in self.design.fusion:
                 if variant in ENCODERS:
-                    yield variant, fusion, None
+                    yield Arm(variant, fusion, None)
                 elif variant == "none" and "matched" in self.design.head:
-                    yield variant, fusion, "matched"
+                    yield Arm(variant, fusion, "matched")
+
+    def cell(
+        self,
+        arm: Arm,
+        split: AnySplit,
+        fold: int,
+        seed: int,
+        point: Mapping[str, Any] = MappingProxyType({}),
+        tuning: Tuning | None = None,
+    ) -> Cell:
+        """A training of the study, with the settings of `point` (dotted names) in place of the study's."""
+        return self._cell(arm, split, fold, seed, settings_at(arm, point, self.model, self.train), tuning)
+
+    def _cell(
+        self,
+        arm: Arm,
+        split: AnySplit,
+        fold: int,
+        seed: int,
+        settings: tuple[ModelSettings, TrainSettings],
+        tuning: Tuning | None = None,
+    ) -> Cell:
+        return Cell(
+            variant=arm.variant,
+            fusion=arm.fusion,
+            head=arm.head,
+            split=split,
+            fold=fold,
+            seed=seed,
+            window=self.window,
+            protocol=self.protocol,
+            neighbours=self.neighbours,
+            model=settings[0],
+            train=settings[1],
+            tuning=tuning,
+        )
+
+    def cells(self, tuned: Mapping[Arm, Mapping[str, Any]] = MappingProxyType({})) -> list[Cell]:
+        """The grid, ordered so that every arm has an early picture: first seeds and folds first.
+
+        `tuned` are the points that the searches chose; an arm without one has the study's settings.
+        """
+        most = max(len(factor.folds) for factor in self.design.split)
+        arms = {arm: settings_at(arm, tuned.get(arm, {}), self.model, self.train) for arm in self.arms()}
+        return list(
+            dict.fromkeys(
+                self._cell(arm, factor.split, fold, seed, settings)
+                for seed in self.design.seed
+                for place in range(most)
+                for factor in self.design.split
+                for fold in factor.folds[place : place + 1]
+                for arm, settings in arms.items()
+            )
+        )
 
     def encoder_options(self, variant: str) -> dict[str, Any]:
         """What `pm25.encoders.load` takes for a variant."""
@@ -259,7 +275,10 @@ class Study(Settings):
 
     def groups(self) -> tuple[str, ...]:
         """Columns of the table that splits go by."""
-        columns = (_group(factor.split) for factor in self.design.split)
+        splits: list[AnySplit] = [factor.split for factor in self.design.split]
+        for placement in self.search.split if self.search else ():
+            splits += [split for split in (placement.split, placement.inner) if split is not None]
+        columns = map(_group, splits)
         return tuple(dict.fromkeys(column for column in columns if column))
 
     def panel(self) -> Panel:
@@ -279,16 +298,20 @@ class Study(Settings):
         table = pa.Table.from_pandas(made, preserve_index=False)
         return panel.from_table(table, "synthetic", self.data.channels, self.groups())
 
-    def keyed(self, panel: Panel) -> dict[str, Cell]:
-        """The grid's cells by their keys, in order."""
+    def keys(self, panel: Panel) -> Callable[[Cell], str]:
+        """What names the cells of this study on `panel`."""
         from pm25 import encoders
 
         used = [variant for variant in self.design.variant if variant in ENCODERS]
         fingerprints = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
-        return {
-            cell.key(panel.fingerprint_by(_group(cell.split)), fingerprints.get(cell.variant)): cell
-            for cell in self.cells()
-        }
+        return lambda cell: cell.key(panel.fingerprint_by(_group(cell.split)), fingerprints.get(cell.variant))
+
+    def keyed(
+        self, panel: Panel, tuned: Mapping[Arm, Mapping[str, Any]] = MappingProxyType({})
+    ) -> dict[str, Cell]:
+        """The grid's cells by their keys, in order."""
+        key = self.keys(panel)
+        return {key(cell): cell for cell in self.cells(tuned)}
 
 
 def _group(split: AnySplit) -> str | None:
@@ -387,7 +410,7 @@ def _one_line(error: ValidationError, content: Mapping[str, Any]) -> str:
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
     at = [str(part) for part in fault["loc"]]
     at = [part for part in at if not part.startswith(("constrained-", "literal["))]
-    if at[:2] == ["design", "split"] and at[3:4] == ["split"]:
+    if at[:2] in (["design", "split"], ["search", "split"]) and at[3:4] == ["split"]:
         del at[3:5]  # the factor's own field, and the kind
     name = ".".join(at)
     more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -433,7 +456,9 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from blocks(inner)
 
     for name, info in model.model_fields.items():
-        path = prefix + name
+        path = prefix + (info.alias or name)
         for block in blocks(info.annotation):
-            yield from _keys(block, prefix if model is SplitFactor else path + ".")
-        yield name, path
+            yield from _keys(
+                block, prefix if issubclass(model, SplitFactor) and name == "split" else path + "."
+            )
+        yield info.alias or name, path

@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps import fairness
+
 BASELINE = "none"
 METRICS = ("rmse", "r2", "mae", "mbe")
 NAMES = {"rmse": "RMSE", "r2": "R²", "mae": "MAE", "mbe": "MBE"}
@@ -35,6 +37,9 @@ NOTE = (
 MARK = "†"
 """Stands at every mean that holds a cell whose audit failed."""
 
+UNFAIR = "‡"
+"""Stands at every paired difference whose arms differ in more than the declared factor."""
+
 _VARIANTS = {
     "latlon": "lat/lon",
     "sincos": "sin/cos",
@@ -54,7 +59,8 @@ _COLUMNS = {
     **dict.fromkeys(("wr_diff_mean", "wr_diff_sd"), "float64"),
     **dict.fromkeys(("wr_n_pairs", "wr_n_better"), "int64"),
     **dict.fromkeys(("gap_mean", "gap_sd"), "float64"),
-    "gap_n": "int64",
+    **dict.fromkeys(("gap_n", "n_unfair"), "int64"),
+    **dict.fromkeys(("unfair", "tuned"), "str"),
 }
 
 
@@ -78,7 +84,8 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     place = ["variant", "fusion", "split", "fold", "seed"]
     if (twice := cells.duplicated(place)).any():
         raise ValueError(f"two rows for one cell: {cells.loc[twice, place].iloc[0].to_dict()}")
-    cells["marked"] = cells["marked"].astype("object").fillna("").astype("str") if "marked" in cells else ""
+    for text in ("marked", "unfair", "tuned"):
+        cells[text] = cells[text].astype("object").fillna("").astype("str") if text in cells else ""
     for column in (f"{prefix}_{metric}" for prefix in ("test", "wr") for metric in METRICS):
         number = (
             cells[column].astype("float64") if column in cells else pd.Series(math.nan, index=cells.index)
@@ -101,6 +108,8 @@ def comparison(rows: pd.DataFrame, metric: str = "rmse") -> pd.DataFrame:
     n_expected, n_failed and n_missing count cells. diff_* are over the (split, fold, seed) cells that both
     the arm and 'none' have, arm minus 'none'; n_better of those n_pairs are better than 'none'. For
     checkerboards wr_* are the same numbers on the WR sites, and gap_* = OoR - WR of the same cell.
+    n_unfair counts the pairs that differ in more than the declared factor, unfair says in what; tuned, in
+    which settings that a search chose ('; ' between the lines of ``fairness.summary``).
     Units: those of the metric (ug/m3, or 1 for r2).
     """
     cells = with_arm(rows)
@@ -144,6 +153,9 @@ def comparison(rows: pd.DataFrame, metric: str = "rmse") -> pd.DataFrame:
                 )
                 line[f"{prefix}n_better"] = int(group[f"{column}_better"].sum())
             line |= _spread(group["gap"], "gap_mean", "gap_sd", "gap_n")
+            pairs = group[group[["own_diff", "wr_diff"]].notna().any(axis=1)]
+            line["n_unfair"] = int(pairs["unfair"].ne("").sum())
+            line |= {kind: "; ".join(fairness.summary(list(pairs[kind]))) for kind in ("unfair", "tuned")}
             lines.append(line)
     return pd.DataFrame(lines, columns=list(_COLUMNS)).astype(_COLUMNS)
 
@@ -190,9 +202,22 @@ def wide(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(compared: pd.DataFrame) -> pd.DataFrame:
-    """Laid out like ``wide``: the paired difference to 'none', '-0.30 ± 0.12 (better in 4 of 4)'."""
+    """Laid out like ``wide``: the paired difference to 'none', '-0.30 ± 0.12 (better in 4 of 4)'.
+
+    An unfair one carries its mark: '-0.30 ± 0.12‡ (better in 4 of 4)'.
+    """
     frame = _layout(compared.loc[compared["arm"] != BASELINE], _difference, "not planned")
     return frame[[column for column in frame.columns if column[0] != GAP]]
+
+
+def unfair(compared: pd.DataFrame) -> pd.DataFrame:
+    """What makes differences to 'none' unfair: arm, splits, and one reason a line."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for label, split, reasons in zip(compared["arm"], compared["split"], compared["unfair"], strict=True):
+        for text in filter(None, reasons.split("; ")):
+            found.setdefault((label, text), []).append(split)
+    lines = [(label, ", ".join(splits), text) for (label, text), splits in found.items()]
+    return pd.DataFrame(lines, columns=["arm", "split", "difference to 'none'"], dtype="str")
 
 
 def best(compared: pd.DataFrame) -> pd.DataFrame:
@@ -346,4 +371,5 @@ def _difference(line: pd.Series, prefix: str) -> str:
         return "no pairs"
     mean = number(line[f"{prefix}diff_mean"], line["metric"], sign=True)
     spread = number(line[f"{prefix}diff_sd"], line["metric"])
-    return f"{mean} ± {spread} (better in {line[f'{prefix}n_better']} of {pairs})"
+    mark = UNFAIR if line["n_unfair"] else ""
+    return f"{mean} ± {spread}{mark} (better in {line[f'{prefix}n_better']} of {pairs})"

@@ -41,7 +41,7 @@ class Unreachable(InputError):
 
 
 class Tracker:
-    """One experiment per study, one run per ended cell, found by its tag `key`.
+    """One experiment per study, one run per ended cell and search trial, found by its tag `key`.
 
     Only this process writes to the experiment while a study runs. Raises InputError when the tracking
     store cannot be opened, and its child Unreachable when a server does not answer.
@@ -91,7 +91,8 @@ class Tracker:
                 written += 1
         for key, rest in runs.items():
             for run in rest:
-                if run.info.status == "RUNNING" or self._store.record(key) is None:
+                store = self._store.search if run.data.tags["kind"] == "trial" else self._store
+                if run.info.status == "RUNNING" or store.record(key) is None:
                     self._remove(run)
         return written
 
@@ -99,7 +100,7 @@ class Tracker:
         token = None
         while True:
             page = self._client.search_runs(
-                [self.experiment_id], "tags.kind = 'cell'", max_results=PAGE, page_token=token
+                [self.experiment_id], "tags.kind LIKE '%'", max_results=PAGE, page_token=token
             )
             yield from page
             token = page.token
@@ -113,42 +114,72 @@ class Tracker:
 
     def write(self, record: Record) -> None:
         """One run in few requests: created with its tags, then parameters and metrics together, its end."""
+        name, tags, params, metrics = (_trial if record.get("kind") == "trial" else self._cell)(record)
+        if record["state"] == "failed":
+            tags["error"] = f"{record['error']['type']}: {record['error']['message']}"[:5000]
+        start, end = (_milliseconds(record[stamp]) for stamp in ("started", "ended"))
+        run = self._client.create_run(self.experiment_id, start, tags, name)
+        run_id = run.info.run_id
+        points = [
+            Metric(metric, value, end, step)
+            for step, values in metrics
+            for metric, value in values.items()
+            if value is not None
+        ]
+        logged = [Param(param, str(value)[:6000]) for param, value in _flat(params)]
+        self._client.log_batch(run_id, params=logged, metrics=points[:PAGE])
+        for at in range(PAGE, len(points), PAGE):
+            self._client.log_batch(run_id, metrics=points[at : at + PAGE])
+        self._client.set_terminated(run_id, _status(record), end)
+
+    def _cell(self, record: Record) -> "_Run":
         cell = Cell.model_validate(record["cell"])
-        done = record["state"] == "done"
         tags = {
-            "key": record["key"],
-            "kind": "cell",
+            **_place(record, "cell"),
             "variant": cell.variant,
             "fusion": cell.fusion or "-",
             "split": cell.split.label,
             "regime": cell.split.regime,
             "fold": str(cell.fold),
             "seed": str(cell.seed),
-            "ended": record["ended"],
-            "host": record.get("host", "?"),
-            "device": record.get("device", "?"),
-            "data": record.get("data", "?"),
         }
         audit = dict(record.get("audit", {}))
         if failed := audit.pop("failed", []):
             tags["marked"] = "; ".join(failed)[:5000]  # a marked result never looks like another
-        if not done:
-            tags["error"] = f"{record['error']['type']}: {record['error']['message']}"[:5000]
-        start, end = (_milliseconds(record[name]) for name in ("started", "ended"))
-        run = self._client.create_run(self.experiment_id, start, tags, cell.label)
-        run_id = run.info.run_id
-        params = [Param(name, str(value)[:6000]) for name, value in _flat(record["cell"])]
-        metrics = []
-        if done:
-            values = {**record["metrics"], **record["counts"], **audit, "seconds": record["seconds"]}
-            metrics = [Metric(name, value, end, 0) for name, value in values.items() if value is not None]
-            for row in self._store.read_table(record["key"], "history").to_pylist():
-                step = row.pop("epoch")
-                metrics += [Metric(name, value, end, step) for name, value in row.items()]
-        self._client.log_batch(run_id, params=params, metrics=metrics[:PAGE])
-        for at in range(PAGE, len(metrics), PAGE):
-            self._client.log_batch(run_id, metrics=metrics[at : at + PAGE])
-        self._client.set_terminated(run_id, "FINISHED" if done else "FAILED", end)
+        metrics: list[tuple[int, Mapping[str, Any]]] = []
+        if record["state"] == "done":
+            metrics = [(0, {**record["metrics"], **record["counts"], **audit, "seconds": record["seconds"]})]
+            history = self._store.read_table(record["key"], "history").to_pylist()
+            metrics += [(epoch.pop("epoch"), epoch) for epoch in history]
+        return cell.label, tags, record["cell"], metrics
+
+
+_Run = tuple[str, dict[str, str], Mapping[str, Any], list[tuple[int, Mapping[str, Any]]]]
+"""Name, tags, params, and metrics by step."""
+
+
+def _trial(record: Record) -> _Run:
+    """A search trial's run: the point, its validation scores, and the RMSE after every epoch."""
+    tags = {**_place(record, "trial"), "arm": record["arm"], "state": record["state"]}
+    scores = {
+        f"val_{regime}_{name}": value
+        for regime, values in record.get("scores", {}).items()
+        for name, value in values.items()
+    }
+    spent = {"epochs": record["epochs"], "seconds": record["seconds"]}
+    curve = [(step, {"validation_rmse": value}) for step, value in enumerate(record["reported"], 1)]
+    name = f"search {record['arm']} trial {record['number']}"
+    return name, tags, record["params"], [(0, {**scores, **spent}), *curve]
+
+
+def _place(record: Record, kind: str) -> dict[str, str]:
+    told = {name: str(record.get(name, "?")) for name in ("host", "device", "data")}
+    return {"key": record["key"], "kind": kind, "ended": record["ended"], **told}
+
+
+def _status(record: Record) -> str:
+    """A trial that was pruned has ended as it should."""
+    return "FAILED" if record["state"] == "failed" else "FINISHED"
 
 
 class Writer:
@@ -160,23 +191,22 @@ class Writer:
 
     def __init__(self, store: Store, uri: str | None, recorded: Iterable[Record]) -> None:
         self.behind = ""
-        self._store = store
         self._tracker: Tracker | None = None
         try:
             self._tracker = Tracker(store, uri)
         except Unreachable as error:
             self.behind = str(error)
-        self._keys: queue.Queue[str | None] = queue.Queue()
+        self._ended: queue.Queue[Record | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, args=[recorded], name="mlflow-writer", daemon=True)
         self._thread.start()
 
-    def add(self, key: str) -> None:
-        """A cell has ended."""
-        self._keys.put(key)
+    def add(self, record: Record) -> None:
+        """A cell or a search trial has ended."""
+        self._ended.put(record)
 
     def close(self) -> None:
         """Wait until everything handed in is written."""
-        self._keys.put(None)
+        self._ended.put(None)
         self._thread.join()
 
     def describe(self, markdown: str) -> None:
@@ -187,14 +217,8 @@ class Writer:
     def _work(self, recorded: Iterable[Record]) -> None:
         if self._tracker is not None:
             self._try(self._tracker.sync, recorded)
-            while (key := self._keys.get()) is not None:
-                self._try(self._write, key)
-
-    def _write(self, key: str) -> None:
-        record = self._store.record(key)
-        assert self._tracker is not None
-        assert record is not None, f"cell {key} ended without a record"
-        self._tracker.write(record)
+            while (record := self._ended.get()) is not None:
+                self._try(self._tracker.write, record)
 
     def _try(self, call: Callable[[Any], Any], value: Any) -> None:
         try:
@@ -205,8 +229,7 @@ class Writer:
 
 def _tells(run: Run, record: Record) -> bool:
     """Whether a run is the whole story of this very attempt at the cell."""
-    status = "FINISHED" if record["state"] == "done" else "FAILED"
-    return run.info.status == status and run.data.tags.get("ended") == record["ended"]
+    return run.info.status == _status(record) and run.data.tags.get("ended") == record["ended"]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -1,12 +1,19 @@
 """Run one cell and record what came of it; the seam that a Ray worker, or a debugger, calls."""
 
+import dataclasses
+import hashlib
 import io
+import json
 import math
 import os
 import platform
 import socket
+import time
 import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,10 +22,11 @@ import pyarrow as pa
 import pm25
 from pm25.cell import Cell
 from pm25.panel import Panel
+from sweeps import failures
 from sweeps.store import Record, Store
 
 if TYPE_CHECKING:
-    from pm25.trial import Result
+    from pm25.trial import Result, Training
 
 
 class Embedded(NamedTuple):
@@ -49,8 +57,16 @@ def run_and_record(
     embedded: Embedded | None = None,
     keep_weights: bool = False,
     device: str = "cpu",
+    checkpoint_seconds: float = math.inf,
+    more: Mapping[str, Any] = MappingProxyType({}),
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Record:
-    """Train the cell and store what came of it, last of all the record. A failure is a record too."""
+    """Train the cell and store what came of it, last of all the record. A failure is a record too.
+
+    The training is stored after the first epoch that ends `checkpoint_seconds` after it was stored last;
+    it goes on from there where it is found. `more` joins the record. What `raises` names is not recorded
+    but raised.
+    """
     import torch
 
     from pm25 import trial
@@ -59,8 +75,185 @@ def run_and_record(
         "key": key,
         "state": "done",
         "cell": cell.resolved(),
-        "data": panel.fingerprint,
         "encoder": embedded.fingerprint if embedded else None,
+        **_place(panel, device),
+        **more,
+    }
+    checkpoints = _Checkpoints(store, key, record, checkpoint_seconds)
+    try:
+        training = trial.Training(
+            cell, panel, **trial_arguments(embedded), device=device, state=checkpoints.found
+        )
+        if training.history:
+            record["resumed"] = len(training.history)
+        while not training.finished:
+            training.epoch()
+            if not training.finished:
+                checkpoints.offer(training.state)
+        result = training.result()
+        record["metrics"] = {name: _finite(value) for name, value in result.metrics.items()}
+        if record["metrics"]["test_rmse"] is None:
+            raise ArithmeticError(f"test RMSE is {result.metrics['test_rmse']}")
+        record |= {"counts": result.counts, "audit": result.audit, "seconds": round(result.seconds, 3)}
+    except Exception as error:
+        if isinstance(error, raises):
+            raise
+        return _record_failure(record, store, error)
+    if (first := store.record(key)) is not None:  # an orphan of a killed run was quicker
+        return first
+    store.write_table(key, "predictions", predictions_table(result))
+    names = [field.name for field in dataclasses.fields(trial.Epoch)]
+    store.write_table(key, "history", {name: [getattr(e, name) for e in result.history] for name in names})
+    if keep_weights:
+        buffer = io.BytesIO()
+        torch.save(result.weights, buffer)
+        store.write_file(key, "weights.pt", buffer.getvalue())
+    return _end(record, store)
+
+
+class SearchTrial:
+    """One point of an arm's search space, trained on all its placements side by side, epoch by epoch.
+
+    So that after every epoch there is one number for the point, and not one for its first placement.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        key: str,
+        panel: Panel,
+        store: Store,
+        *,
+        embedded: Embedded | None = None,
+        device: str = "cpu",
+        checkpoint_seconds: float = math.inf,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.draft: Record = {"key": key, "state": "running", **_place(panel, device), **more}
+        """What its record would say if it ended now."""
+        self._store, self._panel = store, panel
+        self._checkpoints = _Checkpoints(store, key, self.draft, checkpoint_seconds)
+        found = self._checkpoints.found or {"trainings": [None] * len(cells), "seconds": 0.0, "reported": []}
+        self._begin = [*zip(cells, found["trainings"], strict=True)]
+        self._how = {**trial_arguments(embedded), "device": device}
+        self._trainings: list[Training] = []
+        if found["reported"]:
+            self.draft["resumed"] = len(found["reported"])
+        self.draft |= {name: found[name] for name in ("reported", "seconds")} | {"epochs": 0}
+
+    @property
+    def finished(self) -> bool:
+        return bool(self._trainings) and all(training.finished for training in self._trainings)
+
+    def epoch(self) -> None:
+        """Train one epoch of every training that is not finished, and report on all of them.
+
+        Raises what a training raises, the first time what its preparation raises too.
+        """
+        with self._at_work():
+            self._prepare()
+            for training in self._trainings:
+                if not training.finished:
+                    training.epoch()
+            best = [min(epoch.validation_rmse for epoch in training.history) for training in self._trainings]
+            self.draft["reported"].append(math.fsum(best) / len(best))
+        if not self.finished:
+            self._checkpoints.offer(self._state)
+
+    def record(self) -> Record:
+        """Score the finished trainings on their validation samples, and record the trial."""
+        with self._at_work():
+            results = [training.result() for training in self._trainings]
+        scores: dict[str, dict[str, float]] = {}
+        for regime in ("wr", "oor"):
+            told = [r.metrics for r in results if f"val_{regime}_rmse" in r.metrics]
+            for name in ("rmse", "r2", "mae", "mbe") if told else ():
+                mean = math.fsum(metrics[f"val_{regime}_{name}"] for metrics in told) / len(told)
+                if not math.isfinite(mean):
+                    raise ArithmeticError(f"validation {name} ({regime}) is {mean}")
+                scores.setdefault(regime, {})[name] = mean
+        return end_trial(self.draft | {"state": "done", "scores": scores}, self._store)
+
+    def _prepare(self) -> None:
+        from pm25 import trial
+
+        while self._begin:
+            cell, state = self._begin[0]
+            self._trainings.append(trial.Training(cell, self._panel, **self._how, state=state))
+            del self._begin[0]
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Count the time and the epochs that this takes, however it ends."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.draft["seconds"] = round(self.draft["seconds"] + time.perf_counter() - begin, 3)
+            self.draft["epochs"] = sum(len(training.history) for training in self._trainings)
+
+    def _state(self) -> dict[str, Any]:
+        states = [training.state() for training in self._trainings]
+        return {"trainings": states, **{name: self.draft[name] for name in ("seconds", "reported")}}
+
+
+def end_trial(record: Record, store: Store, error: Exception | None = None) -> Record:
+    """Record that a search trial has ended: done, pruned, or failed with `error`."""
+    if error is not None:
+        return _record_failure(record, store, error)
+    return _end(record, store)
+
+
+CHECKPOINT = "checkpoint.pt"
+
+NOTHING_SPENT: Record = {"epochs": 0, "seconds": 0.0, "reported": []}
+"""Of a search trial that never got so far as to say more."""
+
+
+class _Checkpoints:
+    """A training's last stored epoch; it goes on only where its numbers stay what they would have been."""
+
+    def __init__(self, store: Store, key: str, record: Record, seconds: float) -> None:
+        self._store, self._key, self._seconds = store, key, seconds
+        self._place = {name: record[name] for name in ("device", "threads", "versions")}
+        self._last = time.monotonic()
+        self.found = self._read()
+
+    def _read(self) -> dict[str, Any] | None:
+        import torch
+
+        content = self._store.read_file(self._key, CHECKPOINT)
+        if content is None:
+            return None
+        header, _, state = content.partition(b"\n")
+        if header != self._header(state):
+            return None  # from elsewhere, or damaged: time is lost, and no number
+        found: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True)
+        return found
+
+    def _header(self, state: bytes) -> bytes:
+        """Its first line: where it was trained, and a hash, for torch reads over a flipped bit."""
+        return json.dumps({**self._place, "sha256": hashlib.sha256(state).hexdigest()}).encode()
+
+    def offer(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Store the state if it is time."""
+        import torch
+
+        if time.monotonic() - self._last < self._seconds:
+            return
+        buffer = io.BytesIO()
+        torch.save(state(), buffer)
+        content = buffer.getvalue()
+        self._store.write_file(self._key, CHECKPOINT, self._header(content) + b"\n" + content)
+        self._last = time.monotonic()
+
+
+def _place(panel: Panel, device: str) -> dict[str, Any]:
+    """Where and with what a training runs."""
+    import torch
+
+    return {
+        "data": panel.fingerprint,
         "numerics": pm25.NUMERICS,
         "host": socket.gethostname(),
         "process": os.getpid(),
@@ -68,29 +261,11 @@ def run_and_record(
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "numpy": np.__version__,
         },
         "started": _now(),
     }
-    try:
-        result = trial.run(cell, panel, **trial_arguments(embedded), device=device)
-        record["metrics"] = {name: _finite(value) for name, value in result.metrics.items()}
-        if record["metrics"]["test_rmse"] is None:
-            raise ArithmeticError(f"test RMSE is {result.metrics['test_rmse']}")
-        record |= {"counts": result.counts, "audit": result.audit, "seconds": round(result.seconds, 3)}
-    except Exception as error:
-        return _record_failure(record, store, error)
-    store.write_table(key, "predictions", predictions_table(result))
-    names = ("epoch", "train_loss", "validation_loss", "learning_rate")
-    store.write_table(key, "history", {name: [getattr(e, name) for e in result.history] for name in names})
-    if keep_weights:
-        buffer = io.BytesIO()
-        torch.save(result.weights, buffer)
-        store.write_file(key, "weights.pt", buffer.getvalue())
-    record["ended"] = _now()
-    store.write_record(record)
-    return record
 
 
 def differences(
@@ -138,24 +313,31 @@ def predictions_table(result: "Result") -> pa.Table:
     return predictions
 
 
-def record_loss(cell: Cell, key: str, store: Store, reason: str) -> Record:
-    """Record a cell whose worker died before it could say why."""
-    record = {"key": key, "state": "failed", "cell": cell.resolved(), "started": _now()}
-    return _record_failure(record, store, RuntimeError(reason))
+def record_loss(record: Record, store: Store, reason: str) -> Record:
+    """Record a cell or a trial whose worker died before it could say why."""
+    return _record_failure({**record, "started": _now()}, store, RuntimeError(reason))
 
 
 def _record_failure(record: Record, store: Store, error: Exception) -> Record:
     described: dict[str, Any] = {
         "type": type(error).__name__,
         "message": " ".join(str(error).split()),
+        "signature": failures.signature(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
     record = {k: v for k, v in record.items() if k != "metrics"} | {
         "state": "failed",
         "error": described,
-        "ended": _now(),
     }
+    return _end(record, store)
+
+
+def _end(record: Record, store: Store) -> Record:
+    record = record | {"ended": _now()}
+    if "reported" in record:
+        record["reported"] = [_finite(value) for value in record["reported"]]
     store.write_record(record)
+    store.delete_file(record["key"], CHECKPOINT)
     return record
 
 

@@ -45,9 +45,10 @@ def test_every_make_target_exists() -> None:
 
 
 def test_the_study_loads(tmp_path: Path) -> None:
-    (text,) = blocks("yaml")
-    (tmp_path / "quick.yaml").write_text(text)
+    text, search = blocks("yaml")
+    (tmp_path / "quick.yaml").write_text(text + search)
     shown = study.load(str(tmp_path / "quick.yaml"))
+    assert shown.search is not None
     shipped = study.load("quick", ["data.table=panel.parquet"])
     assert shown.design == shipped.design
     assert (shown.model, shown.train) == (shipped.model, shipped.train)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import pm25
-from pm25.cell import Cell
+from pm25.cell import Cell, Tuning
 from pm25.neighbours import NeighbourSettings
 from pm25.settings import ENCODERS, Fusion, ModelSettings, TrainSettings, Variant
 from pm25.splits import (
@@ -46,6 +46,8 @@ OTHERWISE: dict[str, list[Any]] = {
     "neighbours.exclusion_km": [1.0],
     "neighbours.hide": ["test_distance"],
     "neighbours.distance": [True],
+    "tuning": [{}],
+    "tuning.split": [{"kind": "spatial"}, {"kind": "random"}, {"kind": "checkerboard", "degrees": 4}],
     "split.degrees": [16, 8.000001],
     "split.origin": [(4, 0), (0, 4)],
     "split.buffer_km": [50.0],
@@ -71,7 +73,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "train.max_validation_windows": [1000],
 }
 # These change together with others: tests of their own, below.
-ELSEWHERE = {"variant", "head", "split.kind", "split.folds"}
+ELSEWHERE = {"variant", "head", "split.kind", "split.folds", "tuning.fold"}
 ELSEWHERE |= {"split.test_from", "split.gap_days", "split.column", "split.values"}
 
 
@@ -92,6 +94,7 @@ def test_every_field_has_a_test():
     blocks = {
         "split": {f for s in get_args(AnySplit) for f in s.model_fields},
         "neighbours": set(NeighbourSettings.model_fields),
+        "tuning": set(Tuning.model_fields),
         "model": set(ModelSettings.model_fields),
         "train": set(TrainSettings.model_fields),
     }
@@ -159,6 +162,12 @@ def test_the_key_changes_with_the_period_and_the_group():
     assert len({c.key(DATA) for c in cells}) == len(splits)
 
 
+def test_the_key_changes_with_the_fold_of_tuning():
+    inner = {"kind": "spatial", "folds": 3}
+    keys = [key(tuning={"split": inner, "fold": fold}) for fold in range(3)] + [key(tuning={}), key()]
+    assert len(set(keys)) == len(keys)
+
+
 def test_the_key_changes_with_data_encoder_and_numerics(monkeypatch):
     before = key()
     assert cell().key("f" * 32, ENCODER) != before
@@ -190,13 +199,14 @@ def test_no_clipping_is_a_setting_and_no_limit_is_none():
     assert Cell.model_validate(unclipped.resolved()) == unclipped != cell()
     # Of these None is the default: left out, so that a new field of the kind leaves old keys alone.
     plain = cell().resolved()
-    assert not {"head", "neighbours"} & set(plain)
+    assert not {"head", "neighbours", "tuning"} & set(plain)
     assert not {"initialiser", "projection"} & set(plain["model"])
     assert not {"target", "max_windows", "max_validation_windows"} & set(plain["train"])
     assert not {"origin", "buffer_km"} & set(plain["split"])
     assert cell(neighbours={}).resolved()["neighbours"] == {
         "k": 9, "power": 2.0, "exclusion_km": 0.0, "distance": False,
     }  # fmt: skip
+    assert cell(tuning={}).resolved()["tuning"] == {"fold": 0}
 
 
 positive = st.floats(1e-6, 1e6)
@@ -254,6 +264,13 @@ def cells(draw: st.DrawFn) -> Cell:
     head = draw(st.sampled_from([None, "matched"])) if variant == "none" else None
     fused = head is not None or variant in ENCODERS
     split, train = draw(split_kinds), draw(trains)
+    inner = draw(st.none() | split_kinds)
+    tuned = st.builds(
+        Tuning, split=st.just(inner), fold=st.integers(0, inner.folds - 1) if inner else st.just(0)
+    )
+    tuning = draw(st.none() | tuned)
+    protocols = ["strict"] if train.target or tuning else ["strict", "paper"]
+    temporal = "temporal" in (split.kind, tuning and tuning.split and tuning.split.kind)
     return Cell(
         variant=variant,
         fusion=draw(st.sampled_from(get_args(Fusion))) if fused else None,
@@ -261,9 +278,10 @@ def cells(draw: st.DrawFn) -> Cell:
         fold=draw(st.integers(0, split.folds - 1)),
         seed=draw(seeds),
         window=draw(st.integers(1, 60)),
-        protocol="strict" if train.target else draw(st.sampled_from(["strict", "paper"])),
+        protocol=draw(st.sampled_from(protocols)),
         head=head,
-        neighbours=None if split.kind == "temporal" else draw(st.none() | neighbour_settings),
+        neighbours=None if temporal else draw(st.none() | neighbour_settings),
+        tuning=tuning,
         model=draw(models | projected if fused else models),
         train=train,
     )
@@ -299,6 +317,11 @@ def test_labels_are_for_people():
     assert matched.label == "none-matched-film random fold 0 seed 0"
     assert matched.arm == ("none", "film")
     assert CheckerboardSplit(degrees=7.5).label == "checkerboard-7.5"
+    plain = "geoclip-hadamard checkerboard-8 fold 0 seed 0"
+    assert cell(tuning={}).label == f"{plain} tuning on validation"
+    nested = cell(tuning={"split": {"kind": "spatial"}, "fold": 4})
+    assert nested.label == f"{plain} tuning on spatial fold 4"
+    assert nested.arm == cell().arm
 
 
 def test_units_are_the_published_ones():
@@ -335,6 +358,18 @@ def test_units_are_the_published_ones():
             {"neighbours": {}, "split": {"kind": "temporal", "test_from": "2021-10-01"}},
             "no training monitor reports",
         ),
+        (
+            {"neighbours": {}, "tuning": {"split": {"kind": "temporal", "test_from": "2021-10-01"}}},
+            "no training monitor reports",
+        ),
+        ({"protocol": "paper", "tuning": {}}, "tuning: a search needs protocol strict"),
+        ({"tuning.fold": 1}, "tuning.fold 1 needs tuning.split"),
+        (
+            {"tuning": {"split": {"kind": "checkerboard", "degrees": 8}, "fold": 2}},
+            "tuning.fold 2 does not exist: checkerboard-8 has 0..1",
+        ),
+        ({"tuning": {"fold": -1}}, "greater than or equal to 0"),
+        ({"tuning": {"test": True}}, "Extra inputs"),
         ({"neighbours.k": 0}, "greater than 0"),
         ({"neighbours.power": 10.5}, "less than or equal to 10"),
         ({"neighbours.exclusion_km": -1.0}, "greater than or equal to 0"),

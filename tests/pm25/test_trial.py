@@ -1,5 +1,6 @@
 """A trial is a pure function: same bytes again, blind to the test set, and able to learn what is there."""
 
+import io
 import random
 from dataclasses import fields, replace
 from itertools import pairwise
@@ -13,17 +14,17 @@ from torch import nn
 import pm25
 from pm25 import encoders, splits, trial
 from pm25.audit import audit, nearest_km
-from pm25.cell import Cell
+from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
-from pm25.fit import Diverged, Epoch, fit, predict
+from pm25.fit import Diverged, Epoch, Fit, predict
 from pm25.inputs import Inputs, Windows
 from pm25.metrics import detailed, scores
 from pm25.model import build, initialise
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
-from pm25.splits import CheckerboardSplit, RandomSplit, SpatialSplit
-from pm25.trial import Result
+from pm25.splits import CheckerboardSplit, GroupSplit, RandomSplit, SpatialSplit
+from pm25.trial import Result, Training
 
 SITES, DAYS, WINDOW = 12, 30, 5
 SPLITS = [
@@ -84,6 +85,11 @@ def cell(variant: str = "none", fusion: str | None = None, **changes: Any) -> Ce
         **changes,
     }
     return Cell(variant=variant, fusion=fusion, train=TrainSettings(**train), **values)
+
+
+def bound(made: Cell) -> dict[str, Any]:
+    """What a training of the cell is told beside it."""
+    return {"embedding": EMBEDDING} if made.encoder else {}
 
 
 def same_weights(one: Result, other: Result) -> bool:
@@ -266,6 +272,17 @@ def test_training_does_see_training_and_validation_targets():
 # --- The training loop -------------------------------------------------------------------------------
 
 
+def in_ugm3(standardised: np.ndarray) -> np.ndarray:
+    return standardised * 3 + 9
+
+
+def to_the_end(fit: Fit) -> list[Epoch]:
+    while not fit.finished:
+        fit.epoch()
+    fit.finish()
+    return fit.history
+
+
 def fitted(**changes: Any) -> tuple[list[Epoch], float]:
     """The history of a fit, and the validation loss of the model that it leaves."""
     panel, settings = world(), cell(train=changes).train
@@ -277,10 +294,10 @@ def fitted(**changes: Any) -> tuple[list[Epoch], float]:
 
     model = build(2, ModelSettings(width=4, depth=1, attention_units=4))
     initialise(model, torch.Generator().manual_seed(0))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        order = torch.Generator().manual_seed(0)
-        history = fit(model, windows(parts.train), windows(parts.validation), settings, order)
+    order = torch.Generator().manual_seed(0)
+    history = to_the_end(
+        Fit(model, windows(parts.train), windows(parts.validation), settings, order, 0, in_ugm3)
+    )
     predicted, target = map(torch.from_numpy, predict(model, windows(parts.validation)))
     return history, float(nn.HuberLoss(delta=settings.huber_delta)(predicted, target))
 
@@ -400,11 +417,45 @@ def test_a_divergence_says_where_it_happened(script, message):
     inputs = Inputs(panel, parts.train, WINDOW, "none", torch.device("cpu"))
     train, validation = (Windows(inputs, p, np.full(len(p), 2.0)) for p in (parts.train, parts.validation))
     settings = TrainSettings(learning_rate=1e-30, decay=0.5, decay_steps=4, batch_size=32, max_epochs=5)
-    told: list[Epoch] = []
+    order = torch.Generator().manual_seed(0)
+    fit = Fit(Scripted(**script), train, validation, settings, order, 0, in_ugm3)
     with pytest.raises(Diverged) as caught:
-        fit(Scripted(**script), train, validation, settings, torch.Generator().manual_seed(0), told.append)
+        to_the_end(fit)
     assert str(caught.value) == f"{message}; lower train.learning_rate"
-    assert [e.epoch for e in told] == ([1] if "epoch 2" in message else [])
+    assert [e.epoch for e in fit.history] == ([1] if "epoch 2" in message else [])
+
+
+def test_the_validation_rmse_of_an_epoch_is_in_ugm3():
+    # Six weights at rest that predict 0, which is 9 ug/m3, of targets at 2, which are 15.
+    panel = world()
+    parts = splits.cut(SPLITS[0], 0, panel, WINDOW)
+    inputs = Inputs(panel, parts.train, WINDOW, "none", torch.device("cpu"))
+    train, validation = (Windows(inputs, p, np.full(len(p), 2.0)) for p in (parts.train, parts.validation))
+    settings = TrainSettings(learning_rate=1e-30, max_epochs=1)
+    order = torch.Generator().manual_seed(0)
+    (epoch,) = to_the_end(Fit(Scripted(), train, validation, settings, order, 0, in_ugm3))
+    assert epoch.validation_rmse == 6
+
+
+@pytest.mark.parametrize(("target", "truth"), [(None, "channel"), ("log1p", "noise")])
+def test_the_validation_rmse_of_the_best_epoch_is_that_of_the_result(target, truth):
+    got = trial.run(cell(train={"target": target, "max_epochs": 6, "learning_rate": 0.1}), world(truth))
+    assert 1 < got.counts["best_epoch"] < 6
+    best = got.history[got.counts["best_epoch"] - 1]
+    assert best.validation_rmse == pytest.approx(got.metrics["val_rmse"], rel=1e-5)
+    assert len({epoch.validation_rmse for epoch in got.history}) == 6
+
+
+def test_a_training_that_ended_trains_no_more():
+    training = Training(cell(), world())
+    with pytest.raises(RuntimeError, match=r"^after 0 epochs the training is not finished$"):
+        training.result()
+    training.epoch()
+    with pytest.raises(RuntimeError, match=r"^after 1 epochs the training is not finished$"):
+        training.result()
+    training.epoch()
+    with pytest.raises(RuntimeError, match=r"^the training ended with epoch 2$"):
+        training.epoch()
 
 
 def test_the_training_loss_is_the_mean_over_samples_not_over_batches():
@@ -415,12 +466,235 @@ def test_the_training_loss_is_the_mean_over_samples_not_over_batches():
     target = np.random.default_rng(0).gamma(1, 3, len(parts.train))
     train = Windows(inputs, parts.train, target)
     settings = TrainSettings(learning_rate=1e-30, batch_size=32, max_epochs=1)
-    (epoch,) = fit(Scripted(), train, train, settings, torch.Generator().manual_seed(0))
+    (epoch,) = to_the_end(
+        Fit(Scripted(), train, train, settings, torch.Generator().manual_seed(0), 0, in_ugm3)
+    )
     assert len(parts.train) % 32
     assert epoch.train_loss == pytest.approx(epoch.validation_loss, rel=1e-6)
     assert epoch.train_loss == pytest.approx(
         np.where(target < 1, target**2 / 2, target - 0.5).mean(), rel=1e-6
     )
+
+
+# --- Interruptions -----------------------------------------------------------------------------------
+
+WET = ModelSettings(width=4, depth=2, attention_units=4, dropout=0.3)
+INTERRUPTED = {
+    "none": cell(model=WET, train={"max_epochs": 4}),
+    "patience": cell(
+        "latlon",
+        split=SPLITS[1],
+        fold=1,
+        model=WET,
+        train={"max_epochs": 40, "patience": 3, "learning_rate": 0.05},
+    ),
+    "staircase": cell(model=WET, train={"max_epochs": 4, "decay": 0.5, "decay_steps": 7}),
+    "encoder": cell("geoclip", "hadamard", split=SPLITS[2], model=WET, train={"max_epochs": 4}),
+    "last weights": cell(
+        "table", "concat", protocol="paper", model=WET, train={"max_epochs": 4, "learning_rate": 0.1}
+    ),
+    "search": cell(
+        model=WET,
+        train={"target": "log1p", "max_windows": 100, "max_epochs": 4},
+        tuning=Tuning(split=SpatialSplit(folds=3, validation=0.2)),
+    ),
+}
+
+
+def stored(state: dict[str, Any]) -> dict[str, Any]:
+    """The state after a way over a disk."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+def after(epochs: int, made: Cell) -> Training:
+    training = Training(made, world("channel"), **bound(made))
+    for _ in range(epochs):
+        training.epoch()
+    return training
+
+
+def going_on(state: dict[str, Any], made: Cell) -> Training:
+    return Training(made, world("channel"), **bound(made), state=state)
+
+
+def ended(training: Training) -> Result:
+    while not training.finished:
+        training.epoch()
+    return training.result()
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_interrupted_after_any_epoch_it_ends_as_if_it_had_not_been(name):
+    made = INTERRUPTED[name]
+    whole = trial.run(made, world("channel"), **bound(made))
+    epochs = len(whole.history)
+    assert epochs >= 4
+    for done in range(epochs + 1):
+        training = after(done, made)
+        state = stored(training.state())
+        if not training.finished:
+            training.epoch()  # lost
+        again = going_on(state, made)
+        assert again.history == whole.history[:done]
+        assert again.finished == (done == epochs)
+        assert same_bytes(ended(again), whole), done
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_interrupted_after_every_epoch_it_ends_as_if_it_had_not_been(name):
+    made = INTERRUPTED[name]
+    training = after(0, made)
+    while not training.finished:
+        training.epoch()
+        training = going_on(stored(training.state()), made)
+    assert same_bytes(training.result(), trial.run(made, world("channel"), **bound(made)))
+
+
+def test_the_interrupted_trainings_are_worth_interrupting():
+    stopped = trial.run(INTERRUPTED["patience"], world("channel"))
+    assert 1 < stopped.counts["best_epoch"] == len(stopped.history) - 3 < 37
+    last = trial.run(INTERRUPTED["last weights"], world("channel"), embedding=EMBEDDING)
+    assert last.counts["best_epoch"] < 4
+    assert len({e.learning_rate for e in trial.run(INTERRUPTED["staircase"], world()).history}) == 4
+
+
+@pytest.mark.parametrize("part", ["model", "optimiser", "order", "dropout", "best_weights", "step"])
+def test_no_part_of_a_state_is_idle(part):
+    # With one part of the epoch before, the end is another.
+    made = INTERRUPTED["staircase" if part == "step" else "patience"]
+    whole = trial.run(made, world("channel"))
+    done = 2 if part == "step" else whole.counts["best_epoch"]
+    before, state = (after(epochs, made).state() for epochs in (done - 1, done))
+    assert same_bytes(ended(going_on(state, made)), whole)
+    state["fit"][part] = before["fit"][part]
+    assert not same_bytes(ended(going_on(state, made)), whole)
+
+
+def test_a_state_is_a_copy_and_is_only_read():
+    made = INTERRUPTED["patience"]
+    whole = trial.run(made, world("channel"))
+    state = (training := after(2, made)).state()
+    assert same_bytes(ended(training), whole)
+    assert same_bytes(ended(going_on(state, made)), whole)
+    assert same_bytes(ended(going_on(state, made)), whole)
+
+
+def test_trainings_side_by_side_are_each_as_if_alone():
+    alone = [trial.run(made, world("channel"), **bound(made)) for made in INTERRUPTED.values()]
+    trainings = [after(0, made) for made in INTERRUPTED.values()]
+    while waiting := [training for training in trainings if not training.finished]:
+        for training in waiting:
+            training.epoch()
+    assert all(same_bytes(t.result(), a) for t, a in zip(trainings, alone, strict=True))
+
+
+def test_no_step_of_a_training_touches_the_global_random_state():
+    def undisturbed(do: Any) -> Any:
+        before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()  # noqa: NPY002
+        made = do()
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (repr(np.random.get_state()), random.getstate()) == before[1:]  # noqa: NPY002
+        return made
+
+    made = INTERRUPTED["none"]
+    training = undisturbed(lambda: after(0, made))
+    undisturbed(training.epoch)
+    state = undisturbed(training.state)
+    training = undisturbed(lambda: going_on(state, made))
+    while not training.finished:
+        undisturbed(training.epoch)
+    undisturbed(training.result)
+
+
+def test_a_divergence_after_an_interruption_says_what_it_would_have_said():
+    panel = world()
+    parts = splits.cut(SPLITS[0], 0, panel, WINDOW)
+    inputs = Inputs(panel, parts.train, WINDOW, "none", torch.device("cpu"))
+    windows = Windows(inputs, parts.train, np.full(len(parts.train), 2.0))
+    settings = TrainSettings(learning_rate=1e-30, batch_size=32, max_epochs=5)
+
+    def scripted(step: int) -> Fit:
+        order = torch.Generator().manual_seed(0)
+        return Fit(Scripted(step=step), windows, windows, settings, order, 0, in_ugm3)
+
+    first, second = scripted(99), scripted(1)
+    first.epoch()
+    second.load_state(first.state())
+    found = r"^training loss is nan at step 7 \(epoch 2, .*; the last finite loss was 1\.5\)"
+    with pytest.raises(Diverged, match=found):
+        second.epoch()
+
+
+def test_a_state_of_another_training_is_refused():
+    made, panel = INTERRUPTED["patience"], world("channel")
+    state = after(1, made).state()
+    others = [
+        (made.model_copy(update={"seed": 4}), panel),
+        (made.model_copy(update={"train": made.train.model_copy(update={"max_epochs": 41})}), panel),
+        (made.model_copy(update={"tuning": Tuning()}), panel),
+        (made, world("channel", seed=1)),
+    ]
+    for other, data in others:
+        with pytest.raises(
+            ValueError, match=r"^the state is not of this training \(latlon spatial fold 1 .*toy"
+        ):
+            Training(other, data, state=state)
+
+
+def test_a_state_of_other_groups_is_refused():
+    # The groups of sites are no part of a panel's fingerprint.
+    made = cell(split=GroupSplit(column="half", values=("west",), validation=0.3))
+    west = np.repeat(["west", "east"], SITES // 2)
+    panel, swapped = (replace(world(), groups={"half": half}) for half in (west, west[::-1].copy()))
+    assert panel.fingerprint == swapped.fingerprint
+    state = Training(made, panel).state()
+    Training(made, panel, state=state)
+    with pytest.raises(ValueError, match="the state is not of this training"):
+        Training(made, swapped, state=state)
+
+
+def test_the_seconds_are_those_at_work_in_all_attempts(monkeypatch):
+    # A clock that goes one second at each look, so that every piece of work takes one.
+    looks = iter(range(10**6))
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: float(next(looks)))
+    assert trial.run(cell(), world()).seconds == 4  # preparing, two epochs, scoring
+    training = Training(cell(), world())
+    training.epoch()
+    state = training.state()
+    assert state["seconds"] == 2
+    training.epoch()  # lost, and unknown to the state
+    for _ in range(100):
+        next(looks)
+    again = Training(cell(), world(), state=state)
+    assert ended(again).seconds == 2 + 3
+
+
+def test_a_state_from_another_type_of_device_goes_on():
+    made = INTERRUPTED["none"]
+    state = after(2, made).state()
+    assert all(value.device.type == "cpu" for value in state["fit"]["best_weights"].values())
+    state["fit"]["dropout"] = {"cuda": torch.zeros(16, dtype=torch.uint8)}
+    again = going_on(state, made)
+    assert len(ended(again).history) == 4
+    # Its stream is kept for the way back.
+    assert set(again.state()["fit"]["dropout"]) == {"cuda", "cpu"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_training_goes_on_bitwise_on_a_gpu_and_closely_elsewhere():
+    made, panel = INTERRUPTED["none"], world("channel")
+    before = torch.cuda.get_rng_state()
+    whole = trial.run(made, panel, device="cuda")
+    training = Training(made, panel, device="cuda")
+    training.epoch()
+    state = stored(training.state())
+    assert same_bytes(ended(Training(made, panel, device="cuda", state=state)), whole)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    elsewhere = ended(Training(made, panel, state=state))
+    assert elsewhere.history[0] == whole.history[0]
+    assert len(elsewhere.history) == 4
 
 
 # --- Samples -----------------------------------------------------------------------------------------

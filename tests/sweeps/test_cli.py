@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 import sweeps
 from pm25 import synth
 from pm25.panel import Panel
-from sweeps import cli, study, work
+from sweeps import calibrate, cli, study, work
 from sweeps.store import Store
 
 STUDY = """\
@@ -80,7 +82,7 @@ def finished(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> P
     for key, cell in (first, second):
         assert work.run_and_record(cell, key, panel, store)["state"] == "done"
     torch.set_num_threads(threads)
-    work.record_loss(third[1], third[0], store, "the worker died")
+    work.record_loss({"key": third[0], "cell": third[1].resolved()}, store, "the worker died")
     return folder
 
 
@@ -146,7 +148,9 @@ def test_help_loads_nothing_that_takes_time() -> None:
 def test_plan_and_status_load_no_trainer_no_cluster_and_no_tracker(toy: Path) -> None:
     # With an encoder variant, whose weights are part of the keys.
     more = ["--set", "design.variant=[none, geoclip]"]
-    loaded = loaded_by(["plan", str(toy), *more], ["status", str(toy), *more], ["retry", str(toy), *more])
+    key = toy_keys(toy)[0]
+    commands = (["plan"], ["status"], ["retry", "--where", "error=RuntimeError"], ["why", key])
+    loaded = loaded_by(*([command, str(toy), *more, *rest] for command, *rest in commands))
     assert "pyarrow" in loaded
     assert not loaded & {"torch", "ray", "mlflow", "matplotlib", "sklearn"}
 
@@ -154,23 +158,84 @@ def test_plan_and_status_load_no_trainer_no_cluster_and_no_tracker(toy: Path) ->
 # Good input
 
 
+def toy_keys(toy: Path) -> list[str]:
+    """The keys of the study's four cells: two done, one failed, one missing."""
+    toy_study = study.load(str(toy))
+    return [*toy_study.keyed(toy_study.panel())]
+
+
+def fail(toy: Path, key: str, message: str, kind: str = "RuntimeError", host: str = "alpha") -> None:
+    """Record a cell of the study as failed."""
+    toy_study = study.load(str(toy))
+    store = Store(toy_study.storage, "toy")
+    cell = toy_study.keyed(toy_study.panel())[key]
+    record = work.record_loss({"key": key, "cell": cell.resolved(), "host": host}, store, message)
+    error = record["error"] | {"type": kind, "signature": f"{kind}: {message}"}
+    store.write_record(record | {"error": error})
+
+
 def test_status_as_json_has_exactly_this_shape(sweep: Sweep, toy: Path) -> None:
     ended = sweep("status", toy, "--json")
     assert (ended.status, ended.err) == (0, "")
     assert len(ended.out.splitlines()) == 1
-    assert json.loads(ended.out) == {
+    content = json.loads(ended.out)
+    assert content.pop("failures") == [
+        {
+            "cells": 1,
+            "where": {"variant": "none", "split": "checkerboard-16"},
+            "error": "RuntimeError",
+            "message": "the worker died",
+            "signature": "RuntimeError: the worker died",
+            "hosts": [],
+            "key": toy_keys(toy)[2],
+        }
+    ]
+    assert content == {
         "study": "toy",
         "cells": {"total": 4, "done": 2, "failed": 1, "missing": 1},
         "search": {"total": 0, "done": 0, "failed": 0},
     }
+    sweep("retry", toy)
+    assert {*json.loads(sweep("status", toy, "--json").out)} == {"study", "cells", "search"}
 
 
 def test_status_names_what_failed(sweep: Sweep, toy: Path) -> None:
+    key = toy_keys(toy)[2]
     ended = sweep("status", toy)
-    first, failed = ended.out.splitlines()
-    assert first == "toy: 2 of 4 cells done, 1 failed, 1 missing"
-    assert "none checkerboard-16 fold 0 seed 0" in failed
-    assert failed.endswith("RuntimeError: the worker died")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines() == [
+        "toy: 2 of 4 cells done, 1 failed, 1 missing",
+        f"  1 cell: variant=none,split=checkerboard-16, RuntimeError: the worker died ({key})",
+        f"  `sweep why {toy} {key[:8]}` tells more of the first; `sweep retry {toy}` lets them run again",
+    ]
+
+
+def test_status_puts_equal_failures_in_one_line(sweep: Sweep, toy: Path) -> None:
+    for key in toy_keys(toy):
+        fail(toy, key, "CUDA out of memory", "MemoryError", "beta" if key < "8" else "alpha")
+    first = toy_keys(toy)[0]
+    hosts = ", ".join(sorted({"beta" if key < "8" else "alpha" for key in toy_keys(toy)}))
+    lines = sweep("status", toy).out.splitlines()
+    assert lines[:2] == [
+        "toy: 0 of 4 cells done, 4 failed, 0 missing",
+        f"  4 cells: MemoryError: CUDA out of memory ({first} on {hosts})",
+    ]
+    assert len(lines) == 3
+
+
+def test_status_stays_short(sweep: Sweep, toy: Path) -> None:
+    many = ["--set", "design.seed=[0, 1, 2]"]
+    toy_study = study.load(str(toy), many[1:])
+    store = Store(toy_study.storage, "toy")
+    for number, (key, cell) in enumerate(toy_study.keyed(toy_study.panel()).items()):
+        kind = "abcdefghij"[max(0, number - 2)]  # three a, and nine others
+        work.record_loss({"key": key, "cell": cell.resolved()}, store, kind)
+    lines = sweep("status", toy, *many).out.splitlines()
+    assert lines[0] == "toy: 0 of 12 cells done, 12 failed, 0 missing"
+    assert [line.split(" RuntimeError: ")[1][0] for line in lines[1:9]] == [*"abcdefgh"]
+    assert lines[1].startswith("  3 cells: seed=0, RuntimeError: a (")
+    assert lines[9] == "  and 2 more, with 2 other errors"
+    assert len(lines) == 11
 
 
 def test_status_of_a_study_that_never_ran(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
@@ -179,8 +244,11 @@ def test_status_of_a_study_that_never_ran(sweep: Sweep, toy: Path, tmp_path: Pat
     assert not (tmp_path / "nowhere").exists()  # asking makes nothing
 
 
+HERE = ("--cpus", "2", "--gpus", "0")
+
+
 def test_plan_tells_what_is_to_come(sweep: Sweep, toy: Path) -> None:
-    ended = sweep("plan", toy)
+    ended = sweep("plan", toy, *HERE)
     assert (ended.status, ended.err) == (0, "")
     lines = ended.out.splitlines()
     assert lines[0] == "toy: 2 arms, 4 cells, 1 to run"
@@ -190,13 +258,107 @@ def test_plan_tells_what_is_to_come(sweep: Sweep, toy: Path) -> None:
     cut = [line for line in lines if line.startswith("  split   checkerboard-16 fold 0: train ")]
     assert len(cut) == 1
     assert "within" in cut[0]
-    assert "CPU hours" in lines[-1]
-    assert "median of 2 done" in lines[-1]
+    assert "  epochs  1 (checkerboard-16)" in lines
+    assert f"  speed   of 1: measured in done cells on {platform.machine()}" in lines
+    assert "  on      2 CPUs, 0 GPUs: 2 side by side, each with 1 CPU and 0 GPU" in lines
+    said = dict(line.strip().split(None, 1) for line in lines if line.startswith("  "))
+    for name in ("CPU", "wall", "disk"):
+        assert re.match(r"[\d.]+ (s )?\([\d.]+ to [\d.]+\)", said[name]), said[name]
+    assert any(re.match(r"    variant   latlon: 1, [\d.]+ s \(", line) for line in lines)
+    assert "    variant   none: 0, 0 s" in lines
+
+
+def test_plan_of_a_finished_study_is_short(sweep: Sweep, toy: Path) -> None:
+    more = ("--set", "design.split={kind: random, fold: 0}")
+    ended = sweep("plan", toy, *HERE, *more, "--budget", "1h")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines()[0] == "toy: 2 arms, 2 cells, 0 to run"
+    assert ended.out.splitlines()[-1] == "  seeds   0"
+    found = json.loads(sweep("plan", toy, *HERE, *more, "--json").out)
+    assert found["wall_hours"] == {"low": 0, "expected": 0, "high": 0}
+    assert (found["cpu_hours_left"], found["disk_mb_left"]) == (0, 0)
+
+
+def test_plan_measures_once_what_no_record_tells(
+    sweep: Sweep, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measures = calibrate.measure_in_child
+    began: list[str] = []
+
+    def measure(reference: str, overrides: Sequence[str], room: Any) -> None:
+        began.append(reference)
+        measures(reference, overrides, room)
+
+    monkeypatch.setattr(calibrate, "measure_in_child", measure)
+    more = (*HERE, "--set", "model.width=8", "--set", "design.variant=none")
+    calibrations = toy.parent / "results" / "toy" / "calibration"
+    nothing = json.loads(sweep("plan", toy, "--json", "--no-calibrate", *more).out)
+    assert nothing["wall_hours"] is nothing["cpu_hours_left"] is None  # nothing to judge by is no zero
+    assert "  speed   of 2 not known" in sweep("plan", toy, "--no-calibrate", *more).out
+    assert not began
+    assert not calibrations.exists()
+    measured = sweep("plan", toy, *more)
+    assert (measured.status, began) == (0, [str(toy)])
+    assert "  speed   of 2: calibrated on " in measured.out
+    assert "  memory  0." in measured.out
+    before = tree(calibrations)
+    assert len(before) == 1
+    again = sweep("plan", toy, *more)
+    assert (again.out, len(began)) == (measured.out, 1)
+    assert tree(calibrations) == before
+    assert sweep("plan", toy, *more, "--no-calibrate").out == measured.out
+
+
+def test_plan_names_a_broken_calibration(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
+    broken = toy.parent / "results" / "toy" / "calibration" / "a.json"
+    broken.parent.mkdir()
+    broken.write_text('{"device": "cpu"')
+    before = tree(tmp_path)
+    check_refused(sweep("plan", toy, *HERE), f"{broken}: not a calibration", "delete the file")
+    assert tree(tmp_path) == before
+
+
+def test_plan_for_gpus_that_nobody_measured(sweep: Sweep, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.calibrate.gpus", list)
+    ended = sweep("plan", toy, "--gpus", "8", "--cpus", "32")
+    assert (ended.status, ended.err) == (0, "")
+    assert "  speed   of 1: NOT measured: operation counts at 2 to 15 TFLOP/s" in ended.out
+    assert "  on      32 CPUs, 8 GPUs: 8 side by side, each with 1 CPU and 1 GPU" in ended.out
+    found = json.loads(sweep("plan", toy, "--gpus", "8", "--cpus", "32", "--json").out)
+    assert 0 < found["gpu_hours"]["low"] < found["gpu_hours"]["expected"] < found["gpu_hours"]["high"]
+    assert found["without"]["unit"] == "GPU-hours"
+    bare = sweep("plan", toy, "--gpus", "0", "--cpus", "2", "--set", "resources.gpu=1")
+    check_refused(bare, "resources: a cell wants 1 CPU and 1 GPU", "--gpus")
+
+
+def test_plan_proposes_what_fits_a_budget(sweep: Sweep, toy: Path) -> None:
+    grown = ("--set", "design.seed=[0, 1, 2]", "--set", "design.split={kind: random, fold: [1, 0, 2, 3]}")
+    whole = json.loads(sweep("plan", toy, *HERE, *grown, "--json", "--budget", "2d").out)
+    assert (whole["budget"]["fits"], whole["budget"]["cells"], whole["budget"]["set"]) == ("all", 24, [])
+    minutes = f"{60 * whole['wall_hours']['expected'] / 2:.8f}m"
+    part = json.loads(sweep("plan", toy, *HERE, *grown, "--json", "--budget", minutes).out)["budget"]
+    assert part["fits"] == "part"
+    text = sweep("plan", toy, *HERE, *grown, "--budget", minutes).out.splitlines()
+    typed = shlex.split(text[-1])
+    assert typed == [word for override in part["set"] for word in ("--set", override)]
+    smaller = json.loads(sweep("plan", toy, *HERE, *grown, *typed, "--json").out)
+    assert smaller["cells"]["total"] == part["cells"] < 24
+    assert smaller["wall_hours"] == part["wall_hours"]
+    none = sweep("plan", toy, *HERE, *grown, "--budget", "0.000001m").out
+    assert "do not hold one round" in none
+    assert none.splitlines()[-1].startswith("    variant   ")
+
+
+@pytest.mark.parametrize("budget", ["40", "forty", "-1h", "0h", "1y", "1h30m"])
+def test_a_budget_is_a_duration(sweep: Sweep, toy: Path, budget: str) -> None:
+    ended = sweep("plan", toy, f"--budget={budget}")
+    assert (ended.status, ended.out) == (2, "")
+    assert "is no duration; write it as 90m, 40h or 2d" in ended.err
 
 
 def test_plan_tells_the_two_heads_of_none_apart(sweep: Sweep, toy: Path) -> None:
     heads = ["--set", "design.head=[plain, matched]", "--set", "design.fusion=[hadamard, film]"]
-    plan = json.loads(sweep("plan", toy, "--json", *heads).out)
+    plan = json.loads(sweep("plan", toy, "--json", "--no-calibrate", *heads).out)
     assert plan["arms"] == {
         "none": {"cells": 2, "done": 1},
         "none-matched-hadamard": {"cells": 2, "done": 0},
@@ -210,8 +372,9 @@ def test_plan_counts_the_samples_of_the_protocol(sweep: Sweep, toy: Path, table:
     toy_study = study.load(str(toy), ["protocol=paper"])
     panel = toy_study.panel()
     positive = int((panel.target[:, 20:] > 0).sum())
+    unmeasured = ("--json", "--no-calibrate")
     strict, paper = (
-        json.loads(sweep("plan", toy, "--json", "--set", f"protocol={name}").out)["splits"][0]
+        json.loads(sweep("plan", toy, *unmeasured, "--set", f"protocol={name}").out)["splits"][0]
         for name in ("strict", "paper")
     )
     parts = ("train", "validation", "test")
@@ -223,7 +386,7 @@ def test_plan_counts_the_samples_of_the_protocol(sweep: Sweep, toy: Path, table:
 
 
 def test_plan_as_json(sweep: Sweep, toy: Path) -> None:
-    plan = json.loads(sweep("plan", toy, "--json").out)
+    plan = json.loads(sweep("plan", toy, *HERE, "--json").out)
     assert plan["arms"] == {"none": {"cells": 2, "done": 1}, "latlon": {"cells": 2, "done": 1}}
     random, checkerboard = plan["splits"]
     assert set(random) == {"split", "fold", "train", "validation", "test"}
@@ -232,10 +395,13 @@ def test_plan_as_json(sweep: Sweep, toy: Path) -> None:
     assert random["train"] + random["validation"] + random["test"] == len(samples)
     assert plan["seeds"] == [0]
     assert plan["cells"] == {"total": 4, "done": 2, "failed": 1, "missing": 1}
-    assert plan["cpu_hours_left"] >= 0
-    fresh = json.loads(sweep("plan", toy, "--json", "--set", "model.width=8").out)
+    assert plan["cpu_hours_left"] == plan["cpu_hours"]["expected"] > 0
+    assert plan["disk_mb_left"] == plan["disk_mb"]["expected"] > 0
+    assert plan["room"] == {"cpus": 2, "gpus": 0, "cpu": 1, "gpu": 0, "side_by_side": 2}
+    assert (plan["jobs"], plan["search_trials"], plan["gpu_hours"]["high"]) == (1, 0, 0)
+    fresh = json.loads(sweep("plan", toy, *HERE, "--json", "--no-calibrate", "--set", "model.width=8").out)
     assert fresh["cells"]["missing"] == 4
-    assert fresh["cpu_hours_left"] is fresh["disk_mb_left"] is None  # nothing to judge by is no zero
+    assert fresh["cpu_hours_left"] is fresh["wall_hours"] is None  # nothing to judge by is no zero
 
 
 def test_more_levels_only_add_cells(sweep: Sweep, toy: Path) -> None:
@@ -301,6 +467,112 @@ def test_retry_forgets_failed_cells_and_no_others(sweep: Sweep, toy: Path) -> No
     counts = json.loads(sweep("status", toy, "--json").out)["cells"]
     assert counts == {"total": 4, "done": 2, "failed": 0, "missing": 2}
     assert sweep("retry", toy).out.startswith("0 failed cells")
+
+
+@pytest.mark.parametrize(
+    ("text", "forgotten"),
+    [
+        ("variant=latlon", [3]),
+        ("error=RuntimeError", [2]),
+        ("host=alpha", [3]),
+        ("split=checkerboard", [2, 3]),
+        ("signature=memory", [3]),
+        ("split=checkerboard-16,error=MemoryError|RuntimeError", [2, 3]),
+    ],
+)
+def test_retry_where(sweep: Sweep, toy: Path, text: str, forgotten: list[int]) -> None:
+    keys = toy_keys(toy)
+    fail(toy, keys[3], "CUDA out of memory", "MemoryError")
+    ended = sweep("retry", toy, "--where", text)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out == (
+        f"{len(forgotten)} failed cells will run again with `sweep run {toy}`; "
+        f"{2 - len(forgotten)} others stay failed\n"
+    )
+    cells = toy.parent / "results" / "toy" / "cells"
+    left = [i for i, key in enumerate(keys) if (cells / key / "result.json").exists()]
+    assert left == [i for i in range(4) if i not in forgotten]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("variant=latlon", "no failed cell has variant 'latlon'; known are none"),
+        ("variant=non", "no failed cell has variant 'non'; did you mean none?"),
+        ("eror=RuntimeError", "there is no field 'eror'; did you mean error?"),
+        ("variant=none,split=random", "no failed cell has split 'random'; known are checkerboard-16"),
+        ("variant", "write it as FIELD=VALUE"),
+    ],
+)
+def test_a_filter_that_chooses_nothing_forgets_nothing(sweep: Sweep, toy: Path, text: str, said: str) -> None:
+    before = tree(toy.parent)
+    check_refused(sweep("retry", toy, "--where", text), f"filter '{text}': {said}")
+    assert tree(toy.parent) == before
+
+
+# Why
+
+
+def test_why_of_every_state(sweep: Sweep, toy: Path) -> None:
+    done, _, failed, missing = toy_keys(toy)
+    before = tree(toy.parent)
+
+    def lines(key: str, *more: str) -> list[str]:
+        ended = sweep("why", toy, key, *more)
+        assert (ended.status, ended.err) == (0, "")
+        return ended.out.splitlines()
+
+    said = lines(done[:8])
+    assert said[0] == f"{done} none random fold 0 seed 0: done, as the study asks for it"
+    assert said[1].startswith("  ended   20")
+    said = lines(failed)
+    assert said[0] == f"{failed} none checkerboard-16 fold 0 seed 0: failed"
+    assert "  error   RuntimeError: the worker died" in said
+    again = f"`sweep retry {toy} --where arm=none,split=checkerboard-16,fold=0,seed=0`"
+    assert said[-1] == f"  {again} lets it run again"
+    assert lines(missing) == [
+        f"{missing} latlon checkerboard-16 fold 0 seed 0: missing",
+        f"  nearest stored: {failed} none checkerboard-16 fold 0 seed 0 (failed)",
+        "  what differs",
+        "    variant: none -> latlon",
+        f"  `sweep run {toy}` runs it",
+    ]
+    width = ["--set", "model.width=8"]
+    assert lines(done, *width)[2:] == [
+        f"  nearest in the grid: {study_keys(toy, width)[0]} none random fold 0 seed 0 (missing)",
+        "  to have it asked for again, change back",
+        "    model.width: 8 -> 4",
+    ]
+    assert tree(toy.parent) == before
+
+
+def study_keys(toy: Path, sets: list[str]) -> list[str]:
+    toy_study = study.load(str(toy), sets[1::2])
+    return [*toy_study.keyed(toy_study.panel())]
+
+
+def test_the_retry_that_why_proposes_chooses_that_cell(sweep: Sweep, toy: Path) -> None:
+    keys = toy_keys(toy)
+    fail(toy, keys[3], "CUDA out of memory")
+    proposed = sweep("why", toy, keys[3]).out.splitlines()[-1].split("`")[1]
+    assert sweep(*shlex.split(proposed)[1:]).out.startswith("1 failed cells will run again")
+    counts = json.loads(sweep("status", toy, "--json").out)["cells"]
+    assert counts == {"total": 4, "done": 2, "failed": 1, "missing": 1}
+    assert "missing" in sweep("why", toy, keys[3]).out
+
+
+def test_why_as_json(sweep: Sweep, toy: Path) -> None:
+    ended = sweep("why", toy, toy_keys(toy)[3], "--json")
+    assert (ended.status, ended.err) == (0, "")
+    assert len(ended.out.splitlines()) == 1
+    content = json.loads(ended.out)
+    assert (content["state"], content["stored"]) == ("missing", None)
+    (difference,) = content["relative"]["differences"]
+    assert difference == {"part": "variant", "stored": "none", "asked": "latlon", "tuned": False}
+
+
+def test_why_of_no_cell_is_refused(sweep: Sweep, toy: Path) -> None:
+    check_refused(sweep("why", toy, "zzz"), "key 'zzz': no cell of toy or its store has it")
 
 
 # A run, with toys in the places of Ray and MLflow

@@ -311,6 +311,97 @@ def test_the_terminal_marks_too(capsys, monkeypatch):
     assert "7.25 ± 0.65 (n=4)" in shown
 
 
+TORCH = "torch 2.12.0 against 2.13.0"
+
+
+def unequal(rows):
+    """The rows with another torch in lat/lon's cells of fold 0, and in all of GeoCLIP's."""
+    at = (rows["variant"] == "geoclip") | ((rows["variant"] == "latlon") & (rows["fold"] == 0))
+    return rows.assign(unfair=at.map({True: TORCH, False: ""}), tuned="")
+
+
+def cells_of(section):
+    return [[part.strip() for part in line.split("|")[1:-1]] for line in section.splitlines() if "|" in line]
+
+
+def test_unfair_contrasts_are_marked_and_explained(tmp_path):
+    rows = unequal(grid())
+    page, text = written(tmp_path, rows)
+    for content in (page, text):
+        assert "-0.50 ± 0.00‡ (better in 4 of 4)" in content
+        assert "+0.25 ± 0.00‡ (better in 0 of 4)" in content
+        assert "7.25 ± 0.65 (n=4)" in content
+        assert content.count("Fair comparison") == (2 if content is page else 1)  # and its link
+    within, out, _, rest = report.answer(rows)
+    assert "0.50 ± 0.00‡ below 'none'" in within
+    assert "0.50 ± 0.00‡ below 'none'" in out
+    assert rest == (
+        "4 of 4 contrasts with 'none' are unfair, for more differs than the declared factor: "
+        "‡ stands at their differences."
+    )
+    head, _, *lines = cells_of(text.split("## Fair comparison")[1].split("## ")[0])
+    assert head == ["arm", "split", "difference to 'none'"]
+    assert lines == [
+        ["lat/lon", "random, checkerboard-16", f"in 2 of 4 pairs: {TORCH}"],
+        ["GeoCLIP · Hadamard", "random, checkerboard-16", f"in every pair: {TORCH}"],
+    ]
+    assert page.split('id="fairness"')[1].split("</section>")[0].count(TORCH) == 2
+    compared = pd.read_csv(tmp_path / "comparison.csv", keep_default_na=False)
+    lines = compared[compared["metric"] == "r2"].set_index(["arm", "split"])[["n_unfair", "unfair"]]
+    assert lines.loc[("none", "random")].tolist() == [0, ""]
+    assert lines.loc[("lat/lon", "random")].tolist() == [2, f"in 2 of 4 pairs: {TORCH}"]
+    cells = pd.read_csv(tmp_path / "cells.csv", keep_default_na=False)
+    assert cells["unfair"].tolist() == rows["unfair"].tolist()
+
+
+def test_the_terminal_and_the_brief_give_the_reasons_too(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    rows = unequal(grid(variants=("none", "geoclip")))
+    reason = f"‡ GeoCLIP · Hadamard on random, checkerboard-16: in every pair: {TORCH}"
+    report.terminal(rows)
+    assert capsys.readouterr().out.splitlines()[-1] == reason
+    assert f"\n- {reason}\n" in report.brief(rows, FACTS)
+    assert "0.50 ± 0.00‡ below 'none'" in report.brief(rows, FACTS)
+
+
+def test_tuned_settings_are_declared_and_not_marked(tmp_path):
+    rows = grid()
+    tuned = rows["variant"].map({"geoclip": "train.learning_rate 0.003 against 0.001"}).fillna("")
+    chosen = {
+        "GeoCLIP · Hadamard": {"train.learning_rate": "0.003", "model.width": "64"},
+        "none": {"train.learning_rate": "0.001"},
+    }
+    page, text = written(tmp_path, rows.assign(unfair="", tuned=tuned), {**FACTS, "tuned": chosen})
+    assert tables.UNFAIR not in page + text
+    assert "Fair comparison" not in page + text
+    assert "- Tuned by a search, arm by arm, and not as in 'none': train.learning\\_rate.\n" in text
+    assert cells_of(text.split("## Tuned settings")[1].split("## ")[0])[2:] == [
+        ["none", "not tuned", "0.001"],
+        ["lat/lon", "not tuned", "not tuned"],
+        ["GeoCLIP · Hadamard", "64", "0.003"],
+    ]
+    assert page.split('id="tuned"')[1].split("</section>")[0].count("0.003") == 1
+    compared = pd.read_csv(tmp_path / "comparison.csv", keep_default_na=False)
+    assert set(compared.loc[compared["arm"] == "GeoCLIP · Hadamard", "tuned"]) == {
+        "in every pair: train.learning_rate 0.003 against 0.001"
+    }
+
+
+def test_a_fair_study_reads_as_if_nothing_was_checked(tmp_path, capsys):
+    rows = lose(grid(), 3, "failed", HOSTILE)
+    checked = rows.assign(unfair="", tuned="")
+    written(tmp_path / "a", rows)
+    written(tmp_path / "b", checked, {**FACTS, "tuned": {}})
+    for name in ("report.md", "index.html", "comparison.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert "‡" not in (tmp_path / "b" / "index.html").read_text()
+    assert report.brief(rows, FACTS) == report.brief(checked, FACTS)
+    report.terminal(rows)
+    shown = capsys.readouterr().out
+    report.terminal(checked)
+    assert capsys.readouterr().out == shown
+
+
 def test_the_brief_marks_too():
     rows = grid().assign(marked="shared_sites")
     assert "7.25 ± 0.65† (n=4)" in report.brief(rows, FACTS)

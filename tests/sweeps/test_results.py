@@ -21,7 +21,7 @@ COLUMNS = [
     *("n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"),
     *("test_rmse", "test_r2", "test_mae", "test_mbe", "wr_rmse", "wr_r2", "wr_mae", "wr_mbe"),
     *("val_rmse", "val_r2", "val_mae", "val_mbe"),
-    *("seconds", "error", "marked"),
+    *("seconds", "error", "marked", "unfair", "tuned"),
 ]
 FURTHER = [  # of the records below, sorted
     *("encoder_trained_on_target", "nearest_km_median", "nearest_km_min", "overlapping_test_windows"),
@@ -118,8 +118,8 @@ def test_what_is_not_done_has_no_number(state: str) -> None:
     records = {"k0": done("k0"), "k3": failed("k3", **numbers)} if state == "failed" else {"k0": done("k0")}
     row = results.rows(CELLS, records).iloc[3]
     assert row["state"] == state
-    assert row[[*COLUMNS[8:-2], *FURTHER]].isna().all()
-    assert row["marked"] == ""
+    assert row[[*COLUMNS[8:-4], *FURTHER]].isna().all()
+    assert row[["marked", "unfair", "tuned"]].tolist() == [""] * 3
     assert row["error"] == "Diverged: loss is nan" if state == "failed" else pd.isna(row["error"])
 
 
@@ -140,6 +140,30 @@ def test_a_cell_is_marked_with_what_its_audit_failed() -> None:
     assert frame["marked"].tolist() == ["", "", "", "shared_sites; fitted_scalers_test"]
     assert frame.loc[3, "shared_sites"] == 2
     assert "failed" not in frame.columns
+
+
+def test_a_cell_is_compared_with_the_none_of_its_own_place() -> None:
+    other, tuned = {"python": "3.11.7", "torch": "2.12.0"}, {"train.learning_rate": 0.001}
+    records = {
+        "k0": done("k0", threads=1),
+        "k1": done("k1", threads=2, versions=other),
+        "k2": done("k2", threads=2, tuned=tuned),
+        "k3": done("k3", threads=2, tuned={"train.learning_rate": 0.003}),
+    }
+    records["k3"]["cell"]["train"]["learning_rate"] = 0.003
+    frame = results.rows(CELLS, records)
+    assert frame["unfair"].tolist() == ["", "threads 2 against 1; torch 2.12.0 against 2.13.0", "", ""]
+    assert frame["tuned"].tolist() == ["", "", "", "train.learning_rate 0.003 against 0.001"]
+    for lost in ({}, {"k0": failed("k0")}):
+        alone = results.rows(CELLS, {"k1": records["k1"], **lost})
+        assert set(alone["unfair"]) == {""}
+
+
+def test_a_matched_head_is_no_baseline() -> None:
+    matched = CELLS["k1"].model_copy(update={"variant": "none", "head": "matched"})
+    cells = {"k0": CELLS["k0"], "k1": matched}
+    records = {"k0": done("k0"), "k1": done("k1", threads=2, cell=matched.resolved(), encoder=None)}
+    assert results.rows(cells, records)["unfair"].tolist() == ["", "threads 2 against not set"]
 
 
 def test_further_metrics_are_columns_where_a_cell_has_them() -> None:
@@ -205,6 +229,16 @@ def test_facts_do_not_depend_on_the_order_or_on_failures(panel: Panel) -> None:
     assert facts["versions"] == {"python": "3.11.7", "torch": "2.13.0, 2.14.0"}
     del records["k2"]
     assert results.facts(TOY, panel, records) == facts
+
+
+def test_facts_hold_what_was_tuned_by_arm(panel: Panel) -> None:
+    records = {key: done(key) for key in CELLS}
+    assert results.facts(TOY, panel, records)["tuned"] == {}
+    for key, rate in (("k1", 0.01), ("k3", 0.003)):
+        records[key]["tuned"] = {"train.learning_rate": rate, "model.projection": None}
+    assert results.facts(TOY, panel, records)["tuned"] == {
+        "GeoCLIP · Hadamard": {"model.projection": "null", "train.learning_rate": "0.003, 0.01"}
+    }
 
 
 def test_facts_of_an_empty_store(panel: Panel) -> None:

@@ -205,3 +205,114 @@ def test_more_than_any_node_has_is_said_before_anything_starts(tmp_path: Path) -
     _, err = sweep("run", "tiny.yaml", status=2)
     assert "64 GPU" in err.strip().splitlines()[-1]
     assert not sweep.records()
+
+
+def test_search_and_grid_are_one_run_without_a_barrier(tmp_path: Path) -> None:
+    design = {**STUDY["design"], "fusion": ["hadamard"], "seed": [0, 1, 2]}  # type: ignore[dict-item]
+    search = {
+        "trials": 4,
+        "space": {
+            "train.learning_rate": {"float": [1e-3, 1e-2], "log": True},
+            "model.width": {"choice": [4, 8]},
+        },
+        "split": [{"kind": "random", "folds": 2, "fold": 0}],
+        "seed": 100,
+        "enqueue": [{"model.width": 8}],
+    }
+    sweep = Sweep(tmp_path, design=design, search=search, train={"max_epochs": 6})
+    out, err = sweep("run", "tiny.yaml")
+    assert "warning" not in (out + err).lower()
+    trials = [json.loads(p.read_text()) for p in tmp_path.glob("results/tiny/search/*/result.json")]
+    cells = [json.loads(text) for text in sweep.records().values()]
+    assert (len(trials), len(cells)) == (12, 9)
+    status = json.loads(sweep("status", "tiny.yaml", "--json")[0])
+    assert status["search"] == {"total": 12, "done": 12, "failed": 0}
+
+    for arm in ("none", "latlon", "geoclip-hadamard"):
+        own = sorted((t for t in trials if t["arm"] == arm), key=lambda t: t["number"])
+        assert [t["number"] for t in own] == [0, 1, 2, 3]
+        assert own[0]["params"]["model.width"] == 8
+        best = min(own, key=lambda t: t["scores"]["wr"]["rmse"])
+        grid = [c for c in cells if (c["cell"]["variant"], c["cell"].get("fusion")) == _variant(arm)]
+        assert len(grid) == 3
+        assert all(c["cell"]["model"]["width"] == best["params"]["model.width"] for c in grid)
+        assert all(c["tuned"] == best["params"] for c in grid)
+        assert max(t["ended"] for t in own) <= min(c["started"] for c in grid), (
+            "a cell came before its settings"
+        )
+    # No barrier: some arm's cells are done before the last arm's search is over.
+    assert min(c["ended"] for c in cells) < max(t["ended"] for t in trials)
+
+    before = {p: p.read_bytes() for p in tmp_path.glob("results/tiny/*/*/result.json")}
+    sweep("run", "tiny.yaml")
+    assert {p: p.read_bytes() for p in before} == before
+    # Two trials more: those that are there stay, and only arms that choose otherwise run their cells again.
+    Sweep(tmp_path, design=design, search={**search, "trials": 6}, train={"max_epochs": 6})(
+        "run", "tiny.yaml"
+    )
+    assert {p: p.read_bytes() for p in before} == before
+    assert len(list(tmp_path.glob("results/tiny/search/*/result.json"))) == 18
+
+
+def _variant(arm: str) -> tuple[str, str | None]:
+    variant, _, fusion = arm.partition("-")
+    return variant, fusion or None
+
+
+def test_a_second_driver_is_told_who_runs_the_study(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, train={"max_epochs": 40, "patience": 40})
+    driver = sweep.start("run", "tiny.yaml")
+    wait_for(lambda: sweep.records())
+    _, err = sweep("run", "tiny.yaml", status=2)
+    assert f"process {driver.pid} on host" in err.strip().splitlines()[-1]
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate(timeout=60)
+    assert "8 of 8 cells done" in sweep("run", "tiny.yaml")[0]  # at once, for that process is dead
+
+
+def test_a_cell_goes_on_from_its_last_epoch_to_the_same_bytes(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    settings = {"train": {"max_epochs": 80, "patience": 80}, "checkpoint_seconds": 0}
+    Sweep(whole, **settings)("run", "tiny.yaml", "--limit", "1")
+    sweep = Sweep(broken, **settings)
+    driver = sweep.start("run", "tiny.yaml", "--limit", "1")
+    wait_for(lambda: list(broken.glob("results/tiny/cells/*/checkpoint.pt")))
+    workers_of(driver)[0].kill()
+    _, err = driver.communicate(timeout=180)
+    assert driver.returncode == 0, err
+    (expected,), (found,) = Sweep(whole).records().values(), sweep.records().values()
+    assert json.loads(found)["resumed"] > 0
+    assert json.loads(found)["metrics"] == json.loads(expected)["metrics"]
+    assert not list(broken.glob("results/tiny/cells/*/checkpoint.pt"))
+    predictions = [
+        next(d.glob("results/tiny/cells/*/predictions.parquet")).read_bytes() for d in (whole, broken)
+    ]
+    assert predictions[0] == predictions[1]
+
+
+def test_equal_failures_end_the_run_and_so_does_a_budget(tmp_path: Path) -> None:
+    sweep = Sweep(
+        tmp_path, train={"max_epochs": 1, "learning_rate": 1e30, "clip_norm": None}, max_equal_failures=3
+    )
+    _, err = sweep("run", "tiny.yaml", status=1)
+    assert "failed alike" in err
+    assert 3 <= sweep.counts()["failed"] < 8
+    (tmp_path / "budget").mkdir()
+    sweep = Sweep(tmp_path / "budget", budget={"cells": 2})
+    _, err = sweep("run", "tiny.yaml")
+    assert "budget.cells 2 is used up" in err
+    assert 2 <= sweep.counts()["done"] < 8
+    assert sweep.counts()["failed"] == 0
+
+
+def test_only_and_dry_run(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    out, _ = sweep("run", "tiny.yaml", "--only", "variant=latlon", "--dry-run")
+    assert [line.split()[1] for line in out.splitlines()[1:]] == ["latlon"] * 2
+    assert not sweep.records()
+    sweep("run", "tiny.yaml", "--only", "variant=latlon")
+    assert {json.loads(text)["cell"]["variant"] for text in sweep.records().values()} == {"latlon"}
+    assert sweep.counts() == {"total": 8, "done": 2, "failed": 0, "missing": 6}
+    _, err = sweep("run", "tiny.yaml", "--only", "variant=latlo", status=2)
+    assert "latlon" in err

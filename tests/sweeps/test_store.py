@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 import pytest
 
 from pm25.errors import InputError
@@ -18,10 +19,19 @@ from sweeps.store import Store
 RECORD = {"key": "k1", "state": "done", "metrics": {"test_rmse": 1.5, "test_r2": None}}
 
 
-@pytest.fixture(params=["folder", "uri"])
+class Elsewhere(Store):
+    """The same folder as a storage that is no folder: all goes through pyarrow."""
+
+    def location(self, *parts: str) -> tuple[pyarrow.fs.FileSystem, str]:
+        system, path = super().location(*parts)
+        return pyarrow.fs.SubTreeFileSystem("/", system), path
+
+
+@pytest.fixture(params=["folder", "uri", "elsewhere"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     place = tmp_path / "results"
-    return Store(str(place) if request.param == "folder" else place.as_uri(), "toy")
+    kind = Elsewhere if request.param == "elsewhere" else Store
+    return kind(place.as_uri() if request.param == "uri" else str(place), "toy")
 
 
 def files(folder: Path) -> list[str]:
@@ -52,6 +62,82 @@ def test_a_forgotten_cell_has_not_ended(store: Store) -> None:
     store.forget("k1")
     assert store.record("k1") is None
     assert [*store.records(["k1", "k2"])] == ["k2"]
+
+
+def test_nothing_of_a_forgotten_cell_is_left(store: Store) -> None:
+    store.write_record(RECORD | {"state": "failed"})
+    store.write_file("k1", "checkpoint.pt", b"epoch 3")
+    store.write_file("k2", "checkpoint.pt", b"epoch 1")
+    store.forget("k1")
+    assert store.keys() == {"k2"}
+    assert store.read_file("k1", "checkpoint.pt") is None
+    store.forget("k2")  # which has no record
+    store.forget("k3")  # nor anything else
+    assert store.keys() == set()
+
+
+def test_a_cell_half_forgotten_has_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path), "toy")
+    store.write_record(RECORD)
+    store.write_file("k1", "history.parquet", b"")
+    system, _ = store.location()
+
+    class Refuses:
+        delete_file = system.delete_file
+
+        def delete_dir(self, path: str) -> None:
+            raise OSError(16, "Device or resource busy")
+
+    location = Store.location
+    monkeypatch.setattr(Store, "location", lambda self, *parts: (Refuses(), location(self, *parts)[1]))
+    with pytest.raises(OSError, match="busy"):
+        store.forget("k1")
+    monkeypatch.undo()
+    assert files(tmp_path) == ["toy/cells/k1/history.parquet"]
+
+
+def test_files_come_and_go(store: Store) -> None:
+    assert store.read_file("k1", "checkpoint.pt") is None
+    store.delete_file("k1", "checkpoint.pt")
+    for content in (b"epoch 1", b"", b"epoch 2\0"):
+        store.write_file("k1", "checkpoint.pt", content)
+        assert store.read_file("k1", "checkpoint.pt") == content
+    store.write_record(RECORD)
+    store.delete_file("k1", "checkpoint.pt")
+    assert store.read_file("k1", "checkpoint.pt") is None
+    assert store.record("k1") == RECORD
+
+
+def test_search_trials_lie_beside_the_cells(store: Store, tmp_path: Path) -> None:
+    store.write_record(RECORD)
+    trial = {"key": "t1", "kind": "trial", "state": "pruned"}
+    store.search.write_record(trial)
+    store.search.write_file("t2", "checkpoint.pt", b"epoch 1")
+    assert files(tmp_path / "results" / "toy") == [
+        "cells/k1/result.json",
+        "search/t1/result.json",
+        "search/t2/checkpoint.pt",
+    ]
+    assert store.keys() == {"k1"}
+    assert store.search.keys() == {"t1", "t2"}
+    assert store.search.records(["t1", "t2", "k1"]) == {"t1": trial}
+    assert store.search.search == store.search == type(store)(store.storage, "toy", "search")
+
+
+def test_what_another_process_does_is_seen(store: Store, tmp_path: Path) -> None:
+    cells = tmp_path / "results" / "toy" / "cells"
+    for key in ("k1", "k2"):
+        store.write_record(RECORD | {"key": key})
+    assert [*store.records(["k1", "k2", "k3"])] == ["k1", "k2"]
+    before = (cells / "k2" / "result.json").stat()
+    (cells / "k1" / "result.json").unlink()
+    (cells / "k2" / "result.json").write_text(json.dumps(RECORD | {"key": "k2", "seen": 1}, indent=1))
+    os.utime(cells / "k2" / "result.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (cells / "k3").mkdir()
+    (cells / "k3" / "result.json").write_text(json.dumps(RECORD | {"key": "k3"}))
+    found = store.records(["k1", "k2", "k3"])
+    assert [*found] == ["k2", "k3"]
+    assert found["k2"]["seen"] == 1
 
 
 def test_tables_keep_their_columns(store: Store) -> None:
@@ -96,6 +182,7 @@ def test_the_size_is_that_of_the_cells_asked_for(store: Store, tmp_path: Path) -
     store.write_record(RECORD | {"key": "k2", "more": "x" * 1000})
     cells = tmp_path / "results" / "toy" / "cells"
     first = sum(path.stat().st_size for path in (cells / "k1").iterdir())
+    (cells / "k1" / ".history.parquet.77.part").write_text("half")
     assert store.size(["k1"]) == first
     assert store.size(["k1", "k2"]) == first + (cells / "k2" / "result.json").stat().st_size
     assert store.size(["k1", "unknown"]) == first
@@ -105,7 +192,7 @@ def test_the_size_is_that_of_the_cells_asked_for(store: Store, tmp_path: Path) -
 def test_a_store_travels_as_a_value(store: Store) -> None:
     store.write_record(RECORD)
     assert pickle.loads(pickle.dumps(store)).record("k1") == RECORD
-    assert store == Store(store.storage, "toy")
+    assert store == type(store)(store.storage, "toy")
 
 
 def test_no_number_but_a_finite_one(store: Store) -> None:
@@ -118,47 +205,80 @@ def test_no_number_but_a_finite_one(store: Store) -> None:
 
 
 _DIES = """
-import os, signal, sys
+import builtins, os, signal, sys
 from sweeps.store import Store
 
-class Stream:
-    def __init__(self, stream): self.stream = stream
+class File:
+    def __init__(self, file): self.file = file
     def __enter__(self): return self
-    def __exit__(self, *_): self.stream.close()
+    def __exit__(self, *_): self.file.close()
     def write(self, content):
-        self.stream.write(content[: len(content) // 2])
-        self.stream.flush()
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
 class System:
     def __init__(self, system): self.system = system
     def __getattr__(self, name): return getattr(self.system, name)
-    def open_output_stream(self, path): return Stream(self.system.open_output_stream(path))
+    def open_output_stream(self, path): return File(self.system.open_output_stream(path))
 
-class Dying(Store):
+class Elsewhere(Store):
     def location(self, *parts):
         system, path = super().location(*parts)
         return System(system), path
 
-Dying(sys.argv[1], "toy").write_record({"key": "k1", "state": "failed", "text": "x" * 100_000})
+opened = open
+builtins.open = lambda *args: File(opened(*args)) if "wb" in args else opened(*args)
+store = {"folder": Store, "elsewhere": Elsewhere}[sys.argv[2]](sys.argv[1], "toy")
+store.write_record({"key": "k1", "state": "failed", "text": "x" * 100_000})
 """
 
 
+@pytest.mark.parametrize("kind", ["folder", "elsewhere"])
 @pytest.mark.parametrize("before", [None, RECORD], ids=["new", "over an old one"])
 def test_a_writer_killed_half_way_leaves_no_half_record(
-    tmp_path: Path, before: dict[str, Any] | None
+    tmp_path: Path, before: dict[str, Any] | None, kind: str
 ) -> None:
     store = Store(str(tmp_path), "toy")
     if before:
         store.write_record(before)
-    dead = subprocess.run([sys.executable, "-c", _DIES, str(tmp_path)], check=False, capture_output=True)
+    command = [sys.executable, "-c", _DIES, str(tmp_path), kind]
+    dead = subprocess.run(command, check=False, capture_output=True)
     assert dead.returncode == -signal.SIGKILL, dead.stderr
     (half,) = [name for name in files(tmp_path) if name.endswith(".part")]
     assert 0 < (tmp_path / half).stat().st_size < 100_000  # it did die half way
     assert store.record("k1") == before
     assert store.keys() == {"k1"}
-    store.write_record(RECORD)  # the next attempt is not in its way
+    store.write_record(RECORD)  # the next attempt is not in its way, and clears it away
     assert store.record("k1") == RECORD
+    assert files(tmp_path) == ["toy/cells/k1/result.json"]
+
+
+def test_a_record_clears_away_its_own_beginnings_only(store: Store, tmp_path: Path) -> None:
+    for key in ("k1", "k2"):
+        store.write_file(key, "checkpoint.pt", b"epoch 1")
+        (tmp_path / "results" / "toy" / "cells" / key / ".checkpoint.pt.77.part").write_text("half")
+    store.write_record(RECORD)
+    assert files(tmp_path / "results" / "toy" / "cells") == [
+        "k1/checkpoint.pt",
+        "k1/result.json",
+        "k2/.checkpoint.pt.77.part",
+        "k2/checkpoint.pt",
+    ]
+
+
+def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure may otherwise keep the name and lose the content."""
+    store, synced, sync = Store(str(tmp_path), "toy"), [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append((os.fstat(descriptor).st_size, store.record("k1")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store.write_record(RECORD)
+    size = (tmp_path / "toy" / "cells" / "k1" / "result.json").stat().st_size
+    assert synced == [(size, None)]
 
 
 def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +287,7 @@ def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.M
     system, path = store.location("cells", "k1")
 
     class Full:
-        create_dir, move = system.create_dir, system.move
+        create_dir, move, delete_file = system.create_dir, system.move, system.delete_file
 
         def open_output_stream(self, path: str) -> Any:
             Path(path).write_text("{")
@@ -178,13 +298,15 @@ def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.M
         store.write_record(RECORD | {"state": "failed"})
     monkeypatch.undo()
     assert store.record("k1") == RECORD
+    assert files(tmp_path) == ["toy/cells/k1/result.json"]  # which gives the room back
 
 
 # Bad places and bad content
 
 
 @pytest.mark.parametrize(
-    "text", ["", '{"key": "k1", "sta', "[1]", "5", "null", "{}", '{"state": "happy"}', "\0"]
+    "text",
+    ["", '{"key": "k1", "sta', "[1]", "5", "null", "{}", '{"state": "happy"}', '{"state": "pruned"}', "\0"],
 )
 def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
     store = Store(str(tmp_path), "toy")
@@ -195,6 +317,21 @@ def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
         with pytest.raises(InputError, match="not a cell's record in JSON; delete the file") as caught:
             read()
         assert str(caught.value).startswith(f"{broken}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_broken_trial_is_called_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), "toy").search
+    store.write_file("t1", "result.json", b"{")
+    with pytest.raises(InputError, match="not a trial's record in JSON; delete the file, and the trial runs"):
+        store.record("t1")
+
+
+def test_a_record_that_cannot_be_read_is_told(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "results" / "toy" / "cells" / "k1" / "result.json").mkdir(parents=True)
+    for read in (lambda: store.record("k1"), lambda: store.records(["k1"])):
+        with pytest.raises(InputError, match=f"storage: {store.storage} cannot be read") as caught:
+            read()
         assert "\n" not in str(caught.value)
 
 
@@ -247,6 +384,7 @@ def test_preparing_leaves_nothing_but_the_folder(store: Store, tmp_path: Path) -
     store.write_record(RECORD)
     store.prepare()
     assert files(tmp_path) == ["results/toy/cells/k1/result.json"]
+    assert (tmp_path / "results" / "toy" / "search").is_dir()
 
 
 def test_a_relative_folder_is_where_the_process_stands(

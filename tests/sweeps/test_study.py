@@ -1,6 +1,7 @@
 """Study files: what they cross, where their paths point, and how a faulty one is told."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import CALENDAR, Panel
-from pm25.settings import ENCODERS
+from pm25.settings import ENCODERS, ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps import study
 from sweeps.study import Study
 
 SHARED = Path(__file__).parents[2].parent / "shared"
+SHIPPED = ["demo", "paper2025", "quick"]
 
 TOY = """\
 study: toy
@@ -92,11 +94,28 @@ def test_quick_is_60_cells_on_a_table_of_the_users() -> None:
         study.load("quick")
 
 
-@pytest.mark.parametrize("name", ["demo", "quick"])
-def test_a_shipped_study_says_how_many_cells_it_has(name: str) -> None:
+def test_the_published_design_is_910_cells_of_7_arms() -> None:
+    published = study.load("paper2025", ["data.table=panel.parquet"])
+    assert len(published.cells()) == 910  # 7 arms x (10 + 10 + 3 x 2 folds) x 5 seeds
+    assert arms(published) == [
+        *(("none", None), ("latlon", None), ("sincos", None)),
+        *((variant, fusion) for variant in ("geoclip", "satclip") for fusion in ("hadamard", "concat")),
+    ]
+    settings = {(cell.model, cell.train) for cell in published.cells()}
+    assert settings == {(ModelSettings(), TrainSettings())}  # the defaults are the published ones
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_study_says_how_many_cells_and_trials_it_has(name: str) -> None:
     first = (study.SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
     shipped = study.load(name, ["data={table: panel.parquet}"])
-    assert f" {len(shipped.cells())} cells, " in first
+    trials = shipped.search.trials * len(shipped.arms()) if shipped.search else 0
+    said = f"{trials} search trials and " if trials else ""
+    assert re.search(rf"  {said}{len(shipped.cells())} cells\b", first)
+
+
+def test_the_shipped_studies_are_these() -> None:
+    assert sorted(file.name for file in study.SHIPPED.iterdir()) == [f"{name}.yaml" for name in SHIPPED]
 
 
 def test_quick_names_channels_of_the_real_table() -> None:
@@ -108,7 +127,7 @@ def test_quick_names_channels_of_the_real_table() -> None:
     assert {*channels} - {*CALENDAR} <= {*pyarrow.parquet.read_schema(table).names}
 
 
-@pytest.mark.parametrize("name", ["demo", "quick"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_arm_stands_in_the_grid_s_first_cells(name: str) -> None:
     shipped = study.load(name, ["data={table: panel.parquet}"])
     cells, every = shipped.cells(), arms(shipped)
@@ -632,7 +651,7 @@ def test_yaml_s_own_merging_is_no_duplicate(tmp_path: Path) -> None:
 def test_an_unknown_study_names_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(InputError) as caught:
         study.load(name)
-    assert str(caught.value) == f"{name}: no such study file, and not one of demo, quick{hint}"
+    assert str(caught.value) == f"{name}: no such study file, and not one of demo, paper2025, quick{hint}"
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,6 +295,65 @@ def test_rows_without_marks_are_not_marked(rows, empty):
     pd.testing.assert_frame_equal(tables.comparison(rows.assign(marked=empty)), plain)
 
 
+# Fair contrasts
+
+
+def test_an_unfair_difference_is_marked_and_its_reasons_are_counted(rows):
+    board = "checkerboard-16"
+    torch = "torch 2.12.0 against 2.13.0"
+    plain = tables.comparison(rows)
+    unfair = {
+        "geocliphadamardrandom00": torch,
+        "geocliphadamardrandom10": torch,  # it failed: no pair
+        f"geocliphadamard{board}00": torch,
+        f"geocliphadamard{board}10": f"threads 2 against 1; {torch}",
+    }
+    tuned = {f"geocliphadamard{board}00": "model.width 64 against 32"}
+    texts = {"unfair": rows["key"].map(unfair), "tuned": rows["key"].map(tuned)}
+    compared = tables.comparison(rows.assign(**texts))
+    random, on_board = (line(compared, "GeoCLIP · Hadamard", split) for split in ("random", board))
+    assert (random["n_unfair"], random["unfair"], random["tuned"]) == (1, f"in 1 of 2 pairs: {torch}", "")
+    assert on_board["n_unfair"] == 2
+    assert on_board["unfair"] == f"in every pair: {torch}; in 1 of 2 pairs: threads 2 against 1"
+    assert on_board["tuned"] == "in 1 of 2 pairs: model.width 64 against 32"
+    assert compared["n_unfair"].sum() == 3
+
+    apart = tables.differences(compared)
+    assert apart.loc["GeoCLIP · Hadamard", ("WR", "random")] == "+0.00 ± 1.41‡ (better in 1 of 2)"
+    # Both numbers of a checkerboard come from the same two models.
+    assert apart.loc["GeoCLIP · Hadamard", ("WR", board)] == "-0.25 ± 1.06‡ (better in 1 of 2)"
+    assert apart.loc["GeoCLIP · Hadamard", ("OoR", board)] == "-1.50 ± 0.71‡ (better in 2 of 2)"
+    assert apart.loc["lat/lon", ("WR", "random")] == "no pairs"
+    pd.testing.assert_frame_equal(tables.wide(compared), tables.wide(plain))  # a mean is nobody's contrast
+    added = ["n_unfair", "unfair", "tuned"]
+    pd.testing.assert_frame_equal(compared.drop(columns=added), plain.drop(columns=added))
+
+
+def test_each_direction_has_its_own_reasons(rows):
+    at = rows["key"] == "geocliphadamardcheckerboard-1610"
+    cells = rows.assign(unfair=at.map({True: "threads 2 against 1", False: ""}))
+    compared = tables.comparison(tables.directions(cells))
+    assert compared.loc[compared["n_unfair"] > 0, "split"].tolist() == ["checkerboard-16 · colour 1 held out"]
+
+
+def test_reasons_are_listed_once(rows):
+    torch = "torch 2.12.0 against 2.13.0"
+    some = rows.assign(unfair=rows["variant"].map({"geoclip": torch}))
+    listed = tables.unfair(tables.comparison(some))
+    assert listed.to_numpy().tolist() == [
+        ["GeoCLIP · Hadamard", "random, checkerboard-16", f"in every pair: {torch}"]
+    ]
+
+
+@pytest.mark.parametrize("empty", ["", None, NAN])
+def test_a_fair_contrast_is_not_marked(rows, empty):
+    plain = tables.comparison(rows)
+    assert (plain["n_unfair"] == 0).all()
+    assert not tables.differences(plain).map(lambda text: tables.UNFAIR in text).any(axis=None)
+    assert tables.unfair(plain).empty
+    pd.testing.assert_frame_equal(tables.comparison(rows.assign(unfair=empty, tuned=empty)), plain)
+
+
 def test_markdown_and_csv(rows):
     compared = tables.comparison(rows)
     text = tables.markdown(tables.wide(compared)[["OoR"]], tables.best(compared)[["OoR"]])

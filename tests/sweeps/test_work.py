@@ -79,7 +79,7 @@ def test_the_record_tells_the_whole_story(done: tuple[Store, Record], panel: Pan
     store, record = done
     assert store.record(KEY) == record  # what is handed back is what is stored
     assert [*record] == [
-        *("key", "state", "cell", "data", "encoder", "numerics", "host", "process", "device", "threads"),
+        *("key", "state", "cell", "encoder", "data", "numerics", "host", "process", "device", "threads"),
         *("versions", "started", "metrics", "counts", "audit", "seconds", "ended"),
     ]
     assert (record["key"], record["state"]) == (KEY, "done")
@@ -134,12 +134,13 @@ def test_names_are_stored_once(done: tuple[Store, Record]) -> None:
 
 def test_history_has_a_row_for_each_epoch(done: tuple[Store, Record]) -> None:
     history = done[0].read_table(KEY, "history").to_pydict()
-    assert [*history] == ["epoch", "train_loss", "validation_loss", "learning_rate"]
+    assert [*history] == ["epoch", "train_loss", "validation_loss", "learning_rate", "validation_rmse"]
     assert history["epoch"] == [1, 2]
     assert history["learning_rate"] == [1e-3, 1e-3]
     assert all(0 < loss < 10 for loss in history["train_loss"] + history["validation_loss"])
     best = 1 + min((0, 1), key=lambda epoch: history["validation_loss"][epoch])
     assert done[1]["counts"]["best_epoch"] == best
+    assert history["validation_rmse"][best - 1] == done[1]["metrics"]["val_rmse"]  # its weights are kept
 
 
 def test_the_same_cell_gives_the_same_numbers(
@@ -379,6 +380,7 @@ def check_failure(store: Store, record: Record, kind: str, message: str) -> None
     assert record["error"]["type"] == kind
     assert message in record["error"]["message"]
     assert "\n" not in record["error"]["message"]
+    assert record["error"]["signature"].startswith(kind)
     assert f"{kind}: " in record["error"]["traceback"]
     assert not {"metrics", "counts", "audit", "seconds"} & {*record}
     assert listed(store) == FAILED_FILES
@@ -400,8 +402,14 @@ def test_a_training_that_diverges_is_a_failure(panel: Panel, tmp_path: Path) -> 
     check_failure(store, record, "Diverged", "lower train.learning_rate")
     trace = record["error"]["traceback"]
     assert trace.startswith("Traceback (most recent call last):\n")
-    assert "in fit\n" in trace
+    assert "pm25/fit.py" in trace
     assert Cell.model_validate(record["cell"]).train.learning_rate == 1e30
+    other = cell(seed=1, train=TrainSettings(learning_rate=1e31))
+    again = work.run_and_record(other, "another", panel, store)["error"]
+    assert again["message"] != record["error"]["message"]
+    assert again["signature"] == record["error"]["signature"]
+    assert again["signature"].startswith("Diverged: ")
+    assert "[pm25/fit.py:" in again["signature"]
 
 
 def test_a_channel_without_a_value_is_a_failure(tmp_path: Path) -> None:
@@ -424,13 +432,13 @@ def test_an_rmse_that_is_no_number_is_a_failure(
     panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rmse: float
 ) -> None:
     store = Store(str(tmp_path), "toy")
-    run = trial.run
+    scored = trial.Training.result
 
-    def broken(*args: Any, **options: Any) -> trial.Result:
-        result = run(*args, **options)
+    def broken(self: trial.Training) -> trial.Result:
+        result = scored(self)
         return trial.Result(**vars(result) | {"metrics": result.metrics | {"test_rmse": rmse}})
 
-    monkeypatch.setattr(trial, "run", broken)
+    monkeypatch.setattr(trial.Training, "result", broken)
     check_failure(
         store, work.run_and_record(cell(), KEY, panel, store), "ArithmeticError", f"test RMSE is {rmse}"
     )
@@ -440,13 +448,13 @@ def test_an_r2_without_variance_is_missing_and_no_failure(
     panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(str(tmp_path), "toy")
-    run = trial.run
+    scored = trial.Training.result
 
-    def flat(*args: Any, **options: Any) -> trial.Result:
-        result = run(*args, **options)
+    def flat(self: trial.Training) -> trial.Result:
+        result = scored(self)
         return trial.Result(**vars(result) | {"metrics": result.metrics | {"test_r2": math.nan}})
 
-    monkeypatch.setattr(trial, "run", flat)
+    monkeypatch.setattr(trial.Training, "result", flat)
     record = work.run_and_record(cell(), KEY, panel, store)
     assert (record["state"], record["metrics"]["test_r2"]) == ("done", None)
     frame = results.rows({KEY: cell()}, store.records([KEY]))
@@ -457,19 +465,19 @@ def test_an_r2_without_variance_is_missing_and_no_failure(
 def test_a_message_of_many_lines_becomes_one(
     panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: Any, **options: Any) -> trial.Result:
+    def fail(self: trial.Training) -> trial.Epoch:
         raise RuntimeError("first\n  second\n")
 
-    monkeypatch.setattr(trial, "run", fail)
+    monkeypatch.setattr(trial.Training, "epoch", fail)
     store = Store(str(tmp_path), "toy")
     check_failure(store, work.run_and_record(cell(), KEY, panel, store), "RuntimeError", "first second")
 
 
 def test_an_interrupt_is_no_result(panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args: Any, **options: Any) -> trial.Result:
+    def interrupt(self: trial.Training) -> trial.Epoch:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trial, "run", interrupt)
+    monkeypatch.setattr(trial.Training, "epoch", interrupt)
     store = Store(str(tmp_path), "toy")
     with pytest.raises(KeyboardInterrupt):
         work.run_and_record(cell(), KEY, panel, store)
@@ -478,15 +486,16 @@ def test_an_interrupt_is_no_result(panel: Panel, tmp_path: Path, monkeypatch: py
 
 def test_a_lost_worker_is_a_failure_like_any_other(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
-    record = work.record_loss(cell(), KEY, store, "the worker died")
+    record = work.record_loss({"key": KEY, "cell": cell().resolved()}, store, "the worker died")
     check_failure(store, record, "RuntimeError", "the worker died")
+    assert record["error"]["signature"] == "RuntimeError: the worker died"
     assert {"started", "ended"} <= {*record}
 
 
 def test_failures_and_successes_replace_each_other(panel: Panel, tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     short = cell(split=RandomSplit(), train=TrainSettings(max_epochs=1))
-    work.record_loss(short, KEY, store, "lost")
+    work.record_loss({"key": KEY, "cell": short.resolved()}, store, "lost")
     store.forget(KEY)
     work.run_and_record(short, KEY, panel, store)
     record = store.record(KEY)

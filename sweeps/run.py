@@ -1,0 +1,74 @@
+"""One `sweep run`: the training, with the views of the store kept in step beside it."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from sweeps import report, runner, work
+from sweeps.agenda import Agenda
+from sweeps.optimise import View
+from sweeps.progress import RunProgress
+from sweeps.state import State
+from sweeps.store import Record
+from sweeps.tracking import Writer
+
+
+def train(
+    state: State,
+    agenda: Agenda,
+    address: str | None = None,
+    *,
+    train_cell: Callable[..., Record] = work.run_and_record,
+) -> list[str]:
+    """Do what is on the agenda, and say what the user should know of it.
+
+    Nothing is lost where it is interrupted: what has ended is recorded. `state` is brought up to date.
+    """
+    mlflow = Writer(state.store, state.study.tracking, [*state.records().values(), *state.trials()])
+    journal = View(state.store)
+    journal.write(state.searches.values())
+    try:
+        if agenda.total:
+            with _Observer(agenda, mlflow, journal) as observer:
+                runner.run(
+                    agenda,
+                    state.panel,
+                    state.store,
+                    state.study,
+                    observer,
+                    address=address,
+                    train_cell=train_cell,
+                )
+    finally:
+        mlflow.close()
+    state.refresh()
+    journal.write(state.searches.values())
+    records = state.records()
+    mlflow.describe(report.brief(state.rows(), state.facts(records)))
+    return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
+
+
+def _notices(agenda: Agenda, behind: Mapping[str, str], records: Mapping[str, Record]) -> Iterator[str]:
+    if agenda.stopped:
+        yield f"stopped: {agenda.stopped}"
+    for arm, why in agenda.blocked.items():
+        yield f"{arm.label}: {why}, so its {agenda.waiting[arm]} cells cannot be run; widen search.space"
+    for name, reason in behind.items():
+        if reason:
+            yield f"{name} is behind the store ({reason}); `sweep sync` makes up for it"
+    failed = [record["error"] for record in records.values() if record["state"] == "failed"]
+    if failed:
+        first = f"{failed[0]['type']}: {failed[0]['message']}"
+        yield f"{len(failed)} cells failed, the first with {first}; `sweep status` groups them"
+
+
+class _Observer(RunProgress):
+    """Shows the progress, and hands on what has ended."""
+
+    def __init__(self, agenda: Agenda, mlflow: Writer, journal: View) -> None:
+        super().__init__(agenda.total, agenda.trials)
+        self._agenda, self._mlflow, self._journal = agenda, mlflow, journal
+
+    def ended(self, kind: str, record: Record) -> None:
+        self._mlflow.add(record)
+        if kind == "trial":
+            self._journal.write(self._agenda.searches.values())
+        super().ended(kind, record)

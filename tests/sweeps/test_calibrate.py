@@ -1,0 +1,266 @@
+"""The calibration: what is measured, where it is kept, and when it is measured again."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from pm25 import synth
+from pm25.errors import InputError
+from sweeps import calibrate
+from sweeps.estimate import Calibration, Cut, Estimate, Room, Shape
+from sweeps.state import State
+
+STUDY = """\
+study: toy
+data: {table: panel.parquet}
+design:
+  variant: [none, geoclip]
+  split: [{kind: random, folds: 3, fold: 0}, {kind: checkerboard, degrees: 16, fold: 0}]
+  seed: [0, 1]
+model: {width: 4, depth: 1, attention_units: 2}
+train: {batch_size: 64}
+"""
+ONE_CPU = Room(cpus=1, gpus=0, cpu=1, gpu=0)
+ONE_GPU = Room(cpus=1, gpus=1, cpu=1, gpu=1)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return synth.synthesize(sites=20, days=40)
+
+
+@pytest.fixture
+def toy(
+    tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., State]]:
+    """The state of a study with these overrides, on a machine without a GPU."""
+    table.to_parquet(tmp_path / "panel.parquet", index=False)
+    (tmp_path / "toy.yaml").write_text(STUDY)
+    monkeypatch.setattr(calibrate, "TIMED_S", 0.01)
+    monkeypatch.setattr(calibrate, "gpus", list)
+    threads = torch.get_num_threads()
+    yield lambda *overrides: State(str(tmp_path / "toy.yaml"), overrides)
+    torch.set_num_threads(threads)
+
+
+def stored(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "results" / "toy" / "calibration").glob("*"))
+
+
+def other(name: str, device: str = "cpu", date: str = "2026-01-01", **more: object) -> str:
+    """A calibration of one shape that no study has, as another machine may have stored it."""
+    shape = {
+        "channels": 1,
+        "window": 1,
+        "units": (1,),
+        "attention_units": 1,
+        "fusion": None,
+        "embedding_dim": 0,
+        "projection": None,
+        "masked": False,
+        "batch_size": 1,
+    }
+    timed = {"shape": shape, "step_s": (1.0,), "scored_s": 1.0, "memory_mb": 1.0, "date": date}
+    return json.dumps({"device": device, "name": name, "threads": 1, "shapes": [timed], **more})
+
+
+def test_everything_is_measured_once(
+    toy: Callable[..., State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, said = toy(), list[str]()
+    assert calibrate.read(state.store, ONE_CPU) is None
+    calibrate.measure(state, ONE_CPU, said.append)
+    assert [line.split(": ")[0] for line in said] == [f"calibrating {i} of 4" for i in (1, 2, 3, 4)]
+    found = calibrate.read(state.store, ONE_CPU)
+    assert found is not None
+    assert (found.device, found.name, found.threads) == ("cpu", calibrate.processor(), 1)
+    cells = [*state.cells.values()]
+    assert {t.shape for t in found.shapes} == {
+        Shape.of(cell, state.panel, state.study.encoders) for cell in cells
+    }
+    assert {t.cut for t in found.cuts} == {Cut.of(cell, state.panel) for cell in cells}
+    for timed in found.shapes:
+        assert len(timed.step_s) >= 2
+        assert 0 < min(timed.step_s) < 1
+        assert 0 < timed.scored_s < 0.01
+        assert 50 < timed.memory_mb < 10_000
+    assert all(0 < t.fixed_s < 10 for t in found.cuts)
+    whole = Estimate(state, {}, state.parts(), ONE_CPU, found)
+    assert whole.uncalibrated() == ({}, {})
+    assert whole.wall_hours() is not None
+    (path,) = stored(tmp_path)
+
+    before = path.read_bytes()
+    monkeypatch.setattr(calibrate, "time_shape", None)  # raises when it is called
+    calibrate.measure(toy("train.learning_rate=0.1", "design.seed=[5, 6]"), ONE_CPU, said.append)
+    assert (len(said), path.read_bytes()) == (4, before)
+
+
+def test_only_what_is_new_is_measured(toy: Callable[..., State], tmp_path: Path) -> None:
+    calibrate.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
+    said: list[str] = []
+    calibrate.measure(toy(), ONE_CPU, said.append)
+    assert len(said) == 1
+    assert "geoclip" in said[0]
+    found = calibrate.read(toy().store, ONE_CPU)
+    assert found is not None
+    assert (len(found.shapes), len(found.cuts), len(stored(tmp_path))) == (2, 2, 1)
+
+
+def test_a_larger_network_takes_longer(toy: Callable[..., State]) -> None:
+    times = []
+    for width in (4, 128):
+        state = toy(f"model.width={width}", "model.depth=2", "design.variant=none")
+        cell = next(iter(state.cells.values()))
+        whole = Estimate(state, {}, state.parts(), ONE_CPU)
+        n_train = whole.samples(cell).train
+        times.append(calibrate.time_shape(cell, whole.shape(cell), n_train, state.panel, "cpu"))
+    small, large = times
+    assert 3 * min(small.step_s) < min(large.step_s)
+    assert 3 * small.scored_s < large.scored_s
+
+
+def test_the_trainings_of_a_search_are_measured(toy: Callable[..., State]) -> None:
+    declared = (
+        "search={trials: 2, split: {kind: random, folds: 3, fold: 0, inner: {kind: random, folds: 2}}, "
+        "space: {model.width: {int: [4, 8], step: 2}}}"
+    )
+    state = toy(declared, "design.variant=none")
+    calibrate.measure(state, ONE_CPU, lambda line: None)
+    whole = Estimate(state, {}, state.parts(), ONE_CPU, calibrate.read(state.store, ONE_CPU))
+    assert [job.trial for job in whole.jobs] == [True] * 2 + [False] * 4
+    assert whole.wall_hours() is not None
+
+
+def test_another_machine_is_no_measure_for_a_cpu(toy: Callable[..., State], tmp_path: Path) -> None:
+    store = toy().store
+    folder = tmp_path / "results" / "toy" / "calibration"
+    folder.mkdir(parents=True)
+    (folder / "a.json").write_text(other("Abacus"))
+    (folder / "b.json").write_text(other(calibrate.processor(), threads=4))
+    assert calibrate.read(store, ONE_CPU) is None
+    (folder / "c.json").write_text(other(calibrate.processor()))
+    assert calibrate.read(store, ONE_CPU) == Calibration.model_validate_json(other(calibrate.processor()))
+    assert calibrate.read(store, ONE_GPU) is None
+
+
+def test_a_gpu_elsewhere_is_better_than_none(
+    toy: Callable[..., State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = toy().store
+    folder = tmp_path / "results" / "toy" / "calibration"
+    folder.mkdir(parents=True)
+    (folder / "a.json").write_text(other("Tesla T4", "cuda", "2026-03-01"))
+    (folder / "b.json").write_text(other("NVIDIA H200", "cuda", "2026-02-01"))
+    found = calibrate.read(store, ONE_GPU)
+    assert found is not None
+    assert found.name == "Tesla T4"  # the last that was measured
+    assert not calibrate.can_measure(ONE_GPU)
+    monkeypatch.setattr(calibrate, "gpus", lambda: ["NVIDIA H200"])
+    found = calibrate.read(store, ONE_GPU)
+    assert found is not None
+    assert found.name == "NVIDIA H200"  # this machine's own
+    assert calibrate.can_measure(ONE_GPU)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "Invalid JSON"),
+        ("", "Invalid JSON"),
+        (other("Abacus", "abacus"), "device"),
+        (other("Abacus", bogus=1), "bogus"),
+        (other("Abacus").replace("step_s", "steps"), "shapes.0.step_s"),
+    ],
+    ids=["cut", "empty", "device", "unknown key", "missing key"],
+)
+def test_a_file_that_is_no_calibration_is_named(
+    toy: Callable[..., State], tmp_path: Path, content: str, said: str
+) -> None:
+    path = tmp_path / "results" / "toy" / "calibration" / "a.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(InputError, match="delete the file, and `sweep plan` measures again") as raised:
+        calibrate.read(toy().store, ONE_CPU)
+    assert str(raised.value).startswith(f"{path}: not a calibration (")
+    assert said in str(raised.value)
+
+
+def test_a_store_of_another_file_system(toy: Callable[..., State], tmp_path: Path) -> None:
+    state = toy(f"storage=file://{tmp_path}/elsewhere", "design.variant=none")
+    calibrate.measure(state, ONE_CPU, lambda line: None)
+    assert calibrate.read(state.store, ONE_CPU) is not None
+    assert len([*(tmp_path / "elsewhere" / "toy" / "calibration").glob("*.json")]) == 1
+
+
+def test_a_store_that_cannot_be_written_is_refused(toy: Callable[..., State], tmp_path: Path) -> None:
+    state = toy("storage=/proc/results", "design.variant=none")
+    with pytest.raises(InputError, match="storage: /proc/results cannot be written"):
+        calibrate.measure(state, ONE_CPU, lambda line: None)
+
+
+def test_a_probe_that_fails_is_no_measure(toy: Callable[..., State], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> dict[str, object]:
+        return {"state": "failed", "error": {"type": "ValueError", "message": "no such thing"}}
+
+    monkeypatch.setattr("sweeps.work.run_and_record", fails)
+    with pytest.raises(InputError, match="failed with ValueError: no such thing"):
+        calibrate.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
+
+
+def test_the_child_measures_and_says_what_is_wrong(
+    toy: Callable[..., State], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reference = str(tmp_path / "toy.yaml")
+    calibrate.measure_in_child(reference, ["design.variant=none"], ONE_CPU)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 3
+    found = calibrate.read(toy().store, ONE_CPU)
+    assert found is not None
+    assert len(found.shapes) == 1
+    # What the parent reads is bit for bit what the child measured.
+    assert stored(tmp_path)[0].read_text() == found.model_dump_json(indent=1)
+
+    with pytest.raises(InputError) as raised:
+        calibrate.measure_in_child(reference, ["design.variant=nothing"], ONE_CPU)
+    assert "design.variant" in str(raised.value)
+    assert str(raised.value).endswith("; --no-calibrate plans without measuring")
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["NVIDIA H200", "NVIDIA H200"]),
+        ("1", ["NVIDIA H200"]),
+        ("", []),
+        ("0,1", ["NVIDIA H200", "NVIDIA H200"]),
+    ],
+)
+def test_gpus_are_those_that_a_run_would_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, names: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert calibrate.gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho NVIDIA H200\necho NVIDIA H200\n")
+    tool.chmod(0o755)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert calibrate.gpus() == names
+    tool.write_text("#!/bin/sh\necho no driver\nexit 9\n")
+    assert calibrate.gpus() == []
+
+
+def test_the_processor_has_a_name() -> None:
+    assert calibrate.processor()
+    if platform.machine() == "x86_64" and os.path.exists("/proc/cpuinfo"):
+        assert calibrate.processor() in Path("/proc/cpuinfo").read_text()
