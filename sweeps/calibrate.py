@@ -12,7 +12,6 @@ import os
 import platform
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -155,12 +154,12 @@ def time_shape(cell: Cell, shape: Shape, n_train: int, panel: Panel, device: str
         training = trial.Training(shortened(windows), panel, embedding=embedding, device=device)
         training.epoch()  # the first is slower: memory is laid out, kernels are chosen
         epochs = _timed(training.epoch)
-        if statistics.median(epochs) > LONG_S:
+        if min(epochs) > LONG_S:
             break
     made = trial.prepare(shortened(shape.batch_size), panel, embedding=embedding, device=device)
     flat = made.parts.train[:SCORING_BATCH]
     made.predict(flat)
-    scored_s = statistics.median(_timed(lambda: made.predict(flat))) / len(flat)
+    scored_s = min(_timed(lambda: made.predict(flat))) / len(flat)
     validation_s = scored_s * len(made.validation)
     batches = math.ceil(windows / shape.batch_size)
     return ShapeTime(
@@ -191,7 +190,7 @@ def time_cut(cell: Cell, panel: Panel, device: str, plan: Estimate) -> float:
         error = record["error"]
         raise InputError(f"calibration: {probe.label} failed with {error['type']}: {error['message']}")
     steps = math.ceil(n.train / train.batch_size)
-    network_s = steps * statistics.median(network.step_s) + (n.validation + n.scored) * network.scored_s
+    network_s = steps * min(network.step_s) + (n.validation + n.scored) * network.scored_s
     return max(whole_s - network_s, 0.1 * whole_s)
 
 

@@ -361,12 +361,14 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
     from sweeps.hold import Hold
 
     state = _state(study, overrides)
-    failed = {key: record for key, record in state.records().items() if record["state"] == "failed"}
-    chosen = list(failed)
-    if text is not None:
-        filter_ = where.parse(text, [state.cells[key] for key in failed], list(failed.values()))
-        chosen = [key for key, record in failed.items() if filter_.matches(state.cells[key], record)]
+    state.store.keys()  # a place that cannot be read is told as such
     with Hold(state.store):
+        state.refresh()
+        failed = {key: record for key, record in state.records().items() if record["state"] == "failed"}
+        chosen = list(failed)
+        if text is not None:
+            filter_ = where.parse(text, [state.cells[key] for key in failed], list(failed.values()))
+            chosen = [key for key, record in failed.items() if filter_.matches(state.cells[key], record)]
         for key in chosen:
             state.store.forget(key)
         trials = state.retried_trials() if text is None else []
@@ -428,7 +430,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
 
     state = _state(study, overrides)
     records = state.records()
-    frame = results.rows(state.cells, records)
+    frame = state.rows()
     maps = results.maps(state.store, frame)
     try:
         files = writer.write(frame, state.facts(records), out, maps)
@@ -445,19 +447,22 @@ def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
 def sync(study: str, overrides: tuple[str, ...]) -> None:
     """Rebuild the MLflow view, and Optuna's journal of the searches, from the store."""
     from sweeps import report
+    from sweeps.hold import Hold
     from sweeps.optimise import View
     from sweeps.tracking import Tracker
 
     state = _state(study, overrides)
     state.store.prepare()
-    tracker = Tracker(state.store, state.study.tracking)
-    records = state.records()
-    written = tracker.sync([*records.values(), *state.trials()])
-    tracker.describe(report.brief(state.rows(), state.facts(records)))
-    journal = View(state.store)
-    journal.write(state.searches.values())
-    if journal.behind:
-        raise InputError(f"{journal.behind}; the searches could not be written")
+    with Hold(state.store):  # a run writes the same views
+        state.refresh()
+        tracker = Tracker(state.store, state.study.tracking)
+        records = state.records()
+        written = tracker.sync([*records.values(), *state.trials()])
+        tracker.describe(report.brief(state.rows(), state.facts(records)))
+        journal = View(state.store)
+        journal.write(state.searches.values())
+        if journal.behind:
+            raise InputError(f"{journal.behind}; the searches could not be written")
     click.echo(f"{written} runs written to {tracker.uri}")
 
 

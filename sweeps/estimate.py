@@ -51,7 +51,11 @@ FEW = 5
 """Of so many recorded values the quantiles are taken; of fewer the ends, and these widened by:"""
 OF_FEW = Range(0.8, 1, 1.25)
 CALIBRATED = Range(0.85, 1, 1.4)
-"""What a calibration of seconds, alone on its machine, leaves open in a run of hours, side by side."""
+"""What a calibration of seconds, alone on its machine, leaves open in a run of hours, side by side.
+
+On 2 cores two trainings of `quick` took as long side by side as one alone, 27 to 31 s; of more cores that
+share their memory and caches nothing was measured.
+"""
 TRAIN_PASSES = 4
 """The work of a training window in that of a scored one: forward, backward as much as twice that, update.
 
@@ -64,8 +68,8 @@ LAUNCH_S = Range(5e-6, 15e-6, 40e-6)
 """What a day takes in one LSTM layer, direction and pass on a GPU, however little there is to compute."""
 SCORING_BATCH = 1024
 """`pm25.fit.SCORING_BATCH`, whose module needs torch."""
-UNMEASURED_FIXED_S = Range(1, 2, 10)
-"""Of a cell beside its network (`Cut`); 1 to 2 s were measured with 500,000 samples."""
+UNMEASURED_FIXED_S = Range(0.3, 0.5, 5)
+"""Of a cell beside its network (`Cut`); 0.2 to 0.5 s were measured with 350,000 samples."""
 STORED_BYTES = Range(6, 8, 12)
 """Of a stored prediction; 7.2 to 8.4 were measured."""
 STORED_CELL_BYTES = 6e3
@@ -484,7 +488,8 @@ class Estimate:
         shared = Range(1, 1, max(1.0, 1 / self.room.gpu)) if self.room.gpu else Range(1, 1, 1)
         if self._calibration is not None and shape in self._shape_times:
             found = self._shape_times[shape]
-            steps = Range(min(found.step_s), statistics.median(found.step_s), max(found.step_s))
+            # The quickest is the network's own: whatever else the machine does only slows.
+            steps = Range(min(found.step_s), min(found.step_s), max(found.step_s))
             margin = CALIBRATED.times(shared)
             return Speed(
                 steps.times(margin), margin.times(found.scored_s), fixed, _where(self._calibration, found)

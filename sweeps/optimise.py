@@ -79,21 +79,19 @@ class Optimiser:
             for record in records:
                 self._study.add_trial(frozen(record, self._trials))
             return
-        study = optuna.load_study(
-            study_name=self.name,
-            storage=self.storage,
-            sampler=self.sampler if populations else RandomSampler(seed=0),  # which is asked for nothing
-            pruner=self._study.pruner,
-        )
         for record in records:
-            study.enqueue_trial(record["params"])
-            trial = study.ask()
+            self._study.enqueue_trial(record["params"])
+            trial = self._study.ask()
+            if populations:
+                begun = self._study.get_trials(deepcopy=False)[trial.number]
+                space = self.sampler.infer_relative_search_space(self._study, begun)
+                self.sampler.sample_relative(self._study, begun, space)
             self.suggest(trial)
             known = frozen(record, self._trials)
             for step, value in known.intermediate_values.items():
                 trial.report(value, step)
                 trial.should_prune()
-            study.tell(trial, known.values, known.state)
+            self._study.tell(trial, known.values, known.state)
 
 
 def sampler(trials: ArmTrials) -> BaseSampler:
@@ -101,10 +99,17 @@ def sampler(trials: ArmTrials) -> BaseSampler:
     search = trials.search
     words = [search.sampler_seed, *trials.arm.label.encode(), len(trials.numbers)]
     seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+    # By chance at first: Optuna's ten, but no more than a third of a small budget.
+    startup = max(3, min(10, search.trials // 3))
     made: dict[str, Callable[[], BaseSampler]] = {
-        # Trials that run count as bad for the moment, so that workers do not try the same place.
-        "tpe": lambda: TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
-        "gp": lambda: GPSampler(seed=seed, warn_independent_sampling=False),
+        "tpe": lambda: TPESampler(
+            seed=seed,
+            n_startup_trials=startup,
+            multivariate=True,
+            group=True,
+            constant_liar=True,  # one that runs is bad for the moment, so that no other tries the same place
+        ),
+        "gp": lambda: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
         "cmaes": lambda: CmaEsSampler(seed=seed, warn_independent_sampling=False),
         "nsga2": lambda: NSGAIISampler(seed=seed, population_size=max(2, min(50, search.trials // 4))),
         "random": lambda: RandomSampler(seed=seed),
@@ -120,7 +125,7 @@ def pruner(search: Search) -> BasePruner:
     if declared is None:
         return NopPruner()
     if declared.kind == "median":
-        return MedianPruner(n_startup_trials=declared.trials, n_warmup_steps=declared.first_epoch - 1)
+        return MedianPruner(n_startup_trials=declared.trials, n_warmup_steps=declared.first_epoch)
     if declared.kind == "asha":
         return SuccessiveHalvingPruner(min_resource=declared.first_epoch, reduction_factor=declared.factor)
     return HyperbandPruner(min_resource=declared.first_epoch, reduction_factor=declared.factor)
@@ -217,18 +222,22 @@ class View:
         self, path: Path, searches: list[ArmTrials]
     ) -> dict[Arm, tuple[optuna.Study, set[str]]] | None:
         """The file's studies; None where it holds something that does not belong there."""
+        if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            return None  # whoever wrote it was killed, and what is appended would join half a line
         storage = JournalStorage(JournalFileBackend(str(path)))
         names = {trials.arm: f"{self._study}/{trials.arm.label}" for trials in searches}
-        if not {*optuna.get_all_study_names(storage)} <= {*names.values()}:
+        known = optuna.get_all_study_names(storage)
+        if not {*known} <= {*names.values()}:
             return None
         found = {}
         for trials in searches:
-            study = optuna.create_study(
-                storage=storage,
-                study_name=names[trials.arm],
-                directions=directions(trials.search),
-                load_if_exists=True,
-            )
+            name = names[trials.arm]
+            if name in known:
+                study = optuna.load_study(study_name=name, storage=storage)
+            else:
+                study = optuna.create_study(
+                    study_name=name, storage=storage, directions=directions(trials.search)
+                )
             there = [trial.user_attrs.get("key") for trial in study.get_trials(deepcopy=False)]
             own = {record["key"] for record in trials.ended}
             if study.directions != directions(trials.search) or not own.issuperset(there):

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -18,10 +18,11 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our store an
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run at once: nothing done is lost
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")  # its snapshots are never restored
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1000000")  # workers start side by side
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import FIFOScheduler
@@ -90,7 +91,7 @@ def run(
             ),
             partial(_resources, share),
         )
-        queue = StudyQueue(agenda, store, share, observer)
+        queue = StudyQueue(agenda, store, share, observer, grows=address is not None)
         with tempfile.TemporaryDirectory(prefix="sweep-tune-") as scratch:
             tuner = tune.Tuner(
                 trainable,
@@ -116,20 +117,30 @@ def run(
 class StudyQueue(Searcher):
     """Hands grid cells and search trials to Tune as the agenda releases them: one run, no barrier.
 
+    One more waits than the nodes hold, so that a free worker has its next at once, an autoscaler sees that
+    there is work, and a search is asked for no point earlier than it must be.
+
     What a lost worker had is handed out once more. Tune's own retries are not used: it gives up a trial
     whose worker dies between two trials.
     """
 
-    def __init__(self, agenda: Agenda, store: Store, share: Mapping[str, float], observer: Observer) -> None:
+    def __init__(
+        self, agenda: Agenda, store: Store, share: Mapping[str, float], observer: Observer, *, grows: bool
+    ) -> None:
+        """`grows` says that the cluster may get more nodes than it has."""
         super().__init__(metric="ended", mode="max")
+        self._grows = grows
+        self._holds, self._counted = _holds(share), time.monotonic()
         self._agenda, self._store, self._share, self._observer = agenda, store, share, observer
         self._arms = {arm: _ArmQueue(trials) for arm, trials in agenda.searches.items()}
         self._again: deque[tuple[Work, dict[str, Any]]] = deque()
         self._running: dict[str, tuple[Work, dict[str, Any]]] = {}
-        self._losses: Counter[str] = Counter()
+        self._losses: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next training's config; None while more may come; FINISHED."""
+        if not self._has_room():
+            return None
         if self._again and not self._agenda.stopped:
             work_, config = self._again.popleft()
         else:
@@ -142,6 +153,12 @@ class StudyQueue(Searcher):
             config["more"] = json.dumps(dict(found.more))
         self._running[trial_id] = work_, config
         return config
+
+    def _has_room(self) -> bool:
+        now = time.monotonic()
+        if self._grows and now - self._counted > NODES_EVERY_S:
+            self._holds, self._counted = _holds(self._share), now
+        return len(self._running) <= self._holds
 
     def ask(self, arm: Arm) -> tuple[str, dict[str, Any]]:
         """A point of the arm's space that Optuna wants to know of next."""
@@ -165,11 +182,15 @@ class StudyQueue(Searcher):
             self.tell(work_.arm, work_.asked, record)
         self._agenda.ended(work_, record)
 
-    def lost(self, trial_id: str, *, counts: bool) -> bool:
-        """The worker died and left no record: whether it is tried again, or given up."""
-        key = self._running[trial_id][0].key
-        self._losses[key] += counts
-        if self._losses[key] > LOSSES_BORNE:
+    def lost(self, trial_id: str, nodes: frozenset[str]) -> bool:
+        """The worker died and left no record: whether it is tried again, or given up.
+
+        `nodes` are those that live. Ray says of a worker only that it is gone, and of its node a while
+        later; so a loss is forgiven when a node that lived then lives no more.
+        """
+        losses = self._losses[self._running[trial_id][0].key]
+        losses.append(nodes)
+        if sum(then <= nodes for then in losses) > LOSSES_BORNE:
             return False
         self._again.append(self._running.pop(trial_id))
         return True
@@ -371,6 +392,9 @@ class StudyTrainable(tune.Trainable):
 TOLD_EVERY_S = 0.5
 """Shorter epochs of a search trial are told several at a time: a report costs Tune some 10 ms."""
 
+NODES_EVERY_S = 5.0
+"""How often a cluster that may grow is asked for its nodes."""
+
 SHARED_GPU_IS_FULL = "shared GPU is full"
 
 
@@ -403,13 +427,13 @@ class _Ear(tune.Callback):
         records = self._records(trial)
         record = records.record(trial.config["key"])
         if record is None:
-            error = str(trial.get_pickled_error() or "").strip() or "its worker died"
-            if self._queue.lost(trial.trial_id, counts=NODE_DIED not in error):
+            if self._queue.lost(trial.trial_id, frozenset(node["NodeID"] for node in _nodes())):
                 return
             begun = self._queue.work(trial.trial_id)
             own = {"cell": begun.cells[0].resolved()} if begun.kind == "cell" else work.NOTHING_SPENT
             draft = {"key": begun.key, **own, **self._data, **begun.more}
-            record = work.record_loss(draft, records, error.splitlines()[-1])
+            reason = str(_error(trial) or "its worker died").strip()
+            record = work.record_loss(draft, records, reason.splitlines()[-1])
         self._ended(trial, record)
 
     def _records(self, trial: Trial) -> Store:
@@ -420,8 +444,27 @@ class _Ear(tune.Callback):
         self._observer.ended(trial.config["kind"], record)
 
 
-NODE_DIED = "its node has died"
-"""How Ray says that a worker was lost with its whole node."""
+def _nodes() -> list[dict[str, Any]]:
+    """Those that live."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _holds(share: Mapping[str, float]) -> int:
+    """How many trainings the nodes have room for."""
+    asked = {"CPU": share["cpu"], "GPU": share["gpu"]}
+    return sum(
+        min(int(node["Resources"].get(name, 0) / each + 1e-9) for name, each in asked.items() if each)
+        for node in _nodes()
+    )
+
+
+def _error(trial: Trial) -> BaseException | None:
+    """What Tune knows of a lost trial; its own way to it looks where nothing is uploaded to."""
+    if trial.pickled_error_file is None:
+        return None
+    with open(trial.pickled_error_file, "rb") as file:
+        found: BaseException = cloudpickle.load(file)
+    return found
 
 
 def _resources(share: Mapping[str, float], config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
@@ -468,7 +511,7 @@ def _connected(address: str | None, panel: Panel) -> Iterator[None]:
 
 def _share(resources: Resources) -> dict[str, float]:
     """CPU and GPU of one cell; raises InputError when no node of the cluster has as much."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in _nodes()]
     gpu = resources.gpu
     if gpu == "auto":
         gpu = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0

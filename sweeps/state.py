@@ -9,7 +9,7 @@ from pm25 import protocol, splits
 from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.splits import Parts
-from sweeps import results, search, study
+from sweeps import search, study
 from sweeps.design import Arm
 from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
@@ -45,11 +45,16 @@ class State:
         """The grid's cells whose settings are known, by key, in the grid's order."""
         self.waiting: list[Cell] = []
         """The cells of arms whose search has chosen nothing yet; their settings are not the final ones."""
-        for cell in self.study.cells(tuned):
-            if Arm.of(cell) in self.searches.keys() - tuned.keys():
+        searching = self.searches.keys() - tuned.keys()
+        known, waiting = [], []
+        for place, cell in enumerate(self.study.cells(tuned)):
+            if Arm.of(cell) in searching:
                 self.waiting.append(cell)
+                waiting.append(place)
             else:
                 self.cells[self.key(cell)] = cell
+                known.append(place)
+        self._places = [*known, *waiting]
 
     def parts(self) -> dict[tuple[str, int], Parts]:
         """The cut of every split and fold; raises InputError for one that leaves a part empty."""
@@ -82,11 +87,11 @@ class State:
         """Of the cells that have ended, by key; with the searches as they are now behind their settings."""
         found = self.store.records(self.cells)
         tuning = {arm: self.tuning(arm) for arm in self.study.arms()}
-        return {
-            key: {name: value for name, value in record.items() if name not in TUNING}
-            | tuning[Arm.of(self.cells[key])]
-            for key, record in found.items()
-        }
+        for key, record in found.items():
+            for name in TUNING:
+                record.pop(name, None)
+            record |= tuning[Arm.of(self.cells[key])]
+        return found
 
     def trials(self) -> list[Record]:
         """Of the search trials that have ended."""
@@ -121,8 +126,13 @@ class State:
 
     def facts(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """Where the numbers come from (`results.facts`)."""
+        from sweeps import results  # and pandas, which most commands do without
+
         return results.facts(self.study, self.panel, records, self.known_to_search())
 
     def rows(self) -> "pd.DataFrame":
-        """One row per cell (`results.rows`)."""
-        return results.rows(self.cells, self.records(), self.waiting)
+        """One row per cell (`results.rows`), those of waiting arms at their places in the grid's order."""
+        from sweeps import results
+
+        rows = results.rows(self.cells, self.records(), self.waiting)
+        return rows.iloc[np.argsort(self._places)].reset_index(drop=True) if self.waiting else rows

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,7 +157,8 @@ class SearchTrial:
                 if not training.finished:
                     training.epoch()
             best = [min(epoch.validation_rmse for epoch in training.history) for training in self._trainings]
-            self.draft["reported"].append(math.fsum(best) / len(best))
+        # Where log1p is undone the RMSE may be infinite, which JSON has no word for.
+        self.draft["reported"].append(min(math.fsum(best) / len(best), sys.float_info.max))
         if not self.finished:
             self._checkpoints.offer(self._state)
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ import sweeps
 from pm25 import synth
 from pm25.panel import Panel
 from sweeps import calibrate, cli, study, work
+from sweeps.agenda import Agenda
 from sweeps.store import Store
 
 STUDY = """\
@@ -583,11 +584,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Cells run in this process, one by one; handed out is the list of the keys that MLflow heard of."""
     heard: list[str] = []
 
-    def run(
-        cells: dict[str, Any], panel: Panel, store: Store, of: study.Study, observer: Any, **_: Any
-    ) -> None:
-        for key, cell in cells.items():
-            observer.started(key)
+    def run(agenda: Agenda, panel: Panel, store: Store, of: study.Study, observer: Any, **_: Any) -> None:
+        while (found := agenda.next(cast(Any, None))) is not None:
+            key, (cell,) = found.key, found.cells
+            observer.started(key, "cell")
             embedded = None
             if cell.encoder is not None:
                 options = of.encoder_options(cell.encoder)
@@ -595,13 +595,17 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             record = work.run_and_record(
                 cell, key, panel, store, embedded=embedded, keep_weights=of.keep_weights
             )
-            observer.ended(key, record["state"])
+            agenda.ended(found, record)
+            observer.ended("cell", record)
 
     class Writer:
         behind = ""
 
         def __init__(self, store: Store, uri: str | None, recorded: Any) -> None:
-            self.add = heard.append
+            pass
+
+        def add(self, record: dict[str, Any]) -> None:
+            heard.append(record["key"])
 
         def close(self) -> None:
             """Nothing to wait for."""
@@ -612,6 +616,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     for name, toy in (("runner", SimpleNamespace(run=run)), ("tracking", SimpleNamespace(Writer=Writer))):
         monkeypatch.setitem(sys.modules, f"sweeps.{name}", toy)
         monkeypatch.setattr(sweeps, name, toy, raising=False)
+    monkeypatch.delitem(sys.modules, "sweeps.run", raising=False)  # it holds on to the real ones
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield heard
@@ -622,7 +627,9 @@ def test_a_run_does_what_is_missing_and_nothing_else(sweep: Sweep, toy: Path, he
     before = tree(toy.parent)
     ended = sweep("run", toy)
     assert ended.status == 1  # the cell that had failed is still a failure
-    assert ended.err.splitlines()[-1] == "sweep: 1 cells failed, the first with RuntimeError: the worker died"
+    assert ended.err.splitlines()[-1] == (
+        "sweep: 1 cells failed, the first with RuntimeError: the worker died; `sweep status` groups them"
+    )
     assert "3 of 4 cells done, 1 failed, 0 missing" in ended.out
     assert len(here) == 1
     after = tree(toy.parent)
@@ -643,7 +650,7 @@ def test_a_limit_is_kept_and_missing_cells_are_no_failure(sweep: Sweep, toy: Pat
     ended = sweep("run", toy, "--limit", "1", *fresh)
     assert (ended.status, len(here)) == (0, 1)
     assert "1 of 4 cells done, 0 failed, 3 missing" in ended.out
-    assert "4 cells, 0 recorded, 1 to run" in ended.err
+    assert "4 cells, 0 recorded, 4 to run; at most 1 now" in ended.err
 
 
 def test_a_failing_cell_is_exit_1_and_a_result(sweep: Sweep, toy: Path, here: list[str]) -> None:

@@ -304,11 +304,11 @@ def test_a_calibrated_study_by_hand(toy: Callable[..., State]) -> None:
 def test_the_range_holds_every_epoch_that_was_timed(toy: Callable[..., State]) -> None:
     state = toy("design.seed=0")
     plain = measured(state)
-    timed = tuple(t.model_copy(update={"step_s": (1.0, 2.0, 6.0)}) for t in plain.shapes)
+    timed = tuple(t.model_copy(update={"step_s": (2.0, 1.0, 6.0)}) for t in plain.shapes)
     whole = of(state, calibration=plain.model_copy(update={"shapes": timed}))
     speed = whole.speed(whole.jobs[0].cells[0])
     assert speed is not None
-    assert speed.step == pytest.approx((CALIBRATED.low * 1, 2, CALIBRATED.high * 6))
+    assert speed.step == pytest.approx((CALIBRATED.low * 1, 1, CALIBRATED.high * 6))
 
 
 def test_without_a_speed_nothing_is_said(toy: Callable[..., State]) -> None:

@@ -6,12 +6,15 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pm25.errors import InputError
 from sweeps.store import Store
@@ -193,6 +196,26 @@ def test_a_store_travels_as_a_value(store: Store) -> None:
     store.write_record(RECORD)
     assert pickle.loads(pickle.dumps(store)).record("k1") == RECORD
     assert store == type(store)(store.storage, "toy")
+
+
+@settings(deadline=None)  # a disk takes its time
+@given(
+    st.dictionaries(
+        st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C"])),
+        st.floats(allow_nan=False, allow_infinity=False)
+        | st.integers()
+        | st.text()
+        | st.booleans()
+        | st.none(),
+    )
+)
+@example({"error": "no such file: \udcff.parquet"})
+@example({"test_rmse": 5e-324, "test_r2": -0.0})
+def test_a_record_is_read_to_the_last_bit(content: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store, record = Store(folder, "toy"), {**content, "key": "k1", "state": "done"}
+        store.write_record(record)
+        assert repr(store.record("k1")) == repr(record)
 
 
 def test_no_number_but_a_finite_one(store: Store) -> None:

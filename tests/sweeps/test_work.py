@@ -1,4 +1,4 @@
-"""One cell, run and recorded: what is stored, in which order, and what a failure leaves behind."""
+"""One cell or search trial, run and recorded: what is stored, in which order, and what a failure leaves."""
 
 import io
 import math
@@ -13,10 +13,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pm25 import encoders, synth, trial
+from pm25 import encoders, fit, synth, trial
 from pm25 import panel as panels
-from pm25.cell import Cell
+from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
+from pm25.fit import Diverged
+from pm25.metrics import scores
 from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
@@ -140,7 +142,8 @@ def test_history_has_a_row_for_each_epoch(done: tuple[Store, Record]) -> None:
     assert all(0 < loss < 10 for loss in history["train_loss"] + history["validation_loss"])
     best = 1 + min((0, 1), key=lambda epoch: history["validation_loss"][epoch])
     assert done[1]["counts"]["best_epoch"] == best
-    assert history["validation_rmse"][best - 1] == done[1]["metrics"]["val_rmse"]  # its weights are kept
+    kept = history["validation_rmse"][best - 1]  # the weights of that epoch
+    assert kept == pytest.approx(done[1]["metrics"]["val_rmse"], rel=1e-6)
 
 
 def test_the_same_cell_gives_the_same_numbers(
@@ -504,3 +507,399 @@ def test_failures_and_successes_replace_each_other(panel: Panel, tmp_path: Path)
     assert "error" not in record
     assert "wr_rmse" not in record["metrics"]  # a random split has no second test set
     assert {*store.read_table(KEY, "predictions")["part"].to_pylist()} == {"test"}
+
+
+# Checkpoints
+
+LONG = TrainSettings(max_epochs=4, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def whole(panel: Panel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Record]:
+    """A training that nobody disturbed."""
+    store = Store(str(tmp_path_factory.mktemp("whole")), "toy")
+    return store, work.run_and_record(cell(train=LONG), KEY, panel, store)
+
+
+class Killed(BaseException):
+    """No Exception: whoever is killed records nothing."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int, error: BaseException) -> None:
+    """The epoch after so many, of all trainings together, ends in an error."""
+    train, calls = trial.Training.epoch, []
+
+    def epoch(self: trial.Training) -> trial.Epoch:
+        if len(calls) == epochs:
+            raise error
+        calls.append(self)
+        return train(self)
+
+    monkeypatch.setattr(trial.Training, "epoch", epoch)
+
+
+def count_epochs(monkeypatch: pytest.MonkeyPatch) -> list[trial.Training]:
+    train, calls = trial.Training.epoch, []
+
+    def epoch(self: trial.Training) -> trial.Epoch:
+        calls.append(self)
+        return train(self)
+
+    monkeypatch.setattr(trial.Training, "epoch", epoch)
+    return calls
+
+
+def killed(panel: Panel, folder: Path, monkeypatch: pytest.MonkeyPatch, epochs: int) -> Store:
+    """A store in which a training was killed after so many epochs."""
+    store = Store(str(folder), "toy")
+    with monkeypatch.context() as patch:
+        stop_after(patch, epochs, Killed())
+        with pytest.raises(Killed):
+            work.run_and_record(cell(train=LONG), KEY, panel, store, checkpoint_seconds=0)
+    assert listed(store) == ["checkpoint.pt"]
+    return store
+
+
+def check_same(store: Store, record: Record, whole: tuple[Store, Record]) -> None:
+    """In every number, and nothing is left behind."""
+    for name in ("state", "metrics", "counts", "audit"):
+        assert record[name] == whole[1][name]
+    for name in ("predictions.parquet", "history.parquet"):
+        assert store.read_file(KEY, name) == whole[0].read_file(KEY, name)
+    assert listed(store) == DONE_FILES
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_killed_training_goes_on_where_it_stood(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Store, Record], epochs: int
+) -> None:
+    store = killed(panel, tmp_path, monkeypatch, epochs)
+    calls = count_epochs(monkeypatch)
+    record = work.run_and_record(cell(train=LONG), KEY, panel, store, checkpoint_seconds=0)
+    assert len(calls) == 4 - epochs
+    assert record["resumed"] == epochs
+    check_same(store, record, whole)
+    assert "resumed" not in whole[1]
+
+
+def test_a_training_that_is_killed_again_and_again_ends_all_the_same(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Store, Record]
+) -> None:
+    store = killed(panel, tmp_path, monkeypatch, 1)
+    for _ in range(2):
+        killed(panel, tmp_path, monkeypatch, 1)
+    calls = count_epochs(monkeypatch)
+    record = work.run_and_record(cell(train=LONG), KEY, panel, store)
+    assert (len(calls), record["resumed"]) == (1, 3)
+    check_same(store, record, whole)
+
+
+@pytest.mark.parametrize("place", ["device", "threads"])
+def test_a_checkpoint_from_elsewhere_is_not_gone_on_from(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Store, Record], place: str
+) -> None:
+    store = killed(panel, tmp_path, monkeypatch, 2)
+    if place == "device":
+        monkeypatch.setattr(work.platform, "machine", lambda: "abacus")
+    else:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    calls = count_epochs(monkeypatch)
+    record = work.run_and_record(cell(train=LONG), KEY, panel, store)
+    assert record[place] in ("abacus", 7)
+    assert len(calls) == 4
+    assert "resumed" not in record
+    check_same(store, record, whole)
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"no checkpoint",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: flipped(content, len(content) // 2),  # which torch would read over
+        lambda content: flipped(content, 3),
+        lambda content: content.partition(b"\n")[2],
+        lambda content: content.partition(b"\n")[0],
+    ],
+)
+def test_a_damaged_checkpoint_costs_time_and_no_number(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Store, Record], damage: Any
+) -> None:
+    store = killed(panel, tmp_path, monkeypatch, 2)
+    content = store.read_file(KEY, "checkpoint.pt")
+    assert content is not None
+    store.write_file(KEY, "checkpoint.pt", damage(content))
+    record = work.run_and_record(cell(train=LONG), KEY, panel, store)
+    assert "resumed" not in record
+    check_same(store, record, whole)
+
+
+def test_a_checkpoint_is_written_when_its_time_has_come(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now, written = Store(str(tmp_path), "toy"), [0.0], []
+    write, train = Store.write_file, trial.Training.epoch
+
+    def watch(self: Store, key: str, name: str, content: Any) -> None:
+        if name == "checkpoint.pt":
+            written.append(now[0])
+        write(self, key, name, content)
+
+    def epoch(self: trial.Training) -> trial.Epoch:
+        now[0] += 10
+        return train(self)
+
+    monkeypatch.setattr(Store, "write_file", watch)
+    monkeypatch.setattr(trial.Training, "epoch", epoch)
+    monkeypatch.setattr(work.time, "monotonic", lambda: now[0])
+    long = cell(train=TrainSettings(max_epochs=7, batch_size=32))
+    work.run_and_record(long, KEY, panel, store, checkpoint_seconds=20)
+    assert written == [20, 40, 60]
+    work.run_and_record(long, "b", panel, store, checkpoint_seconds=70)
+    assert written == [20, 40, 60]  # after the last epoch there is nothing to go on with
+
+
+def test_a_failure_leaves_no_checkpoint(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = killed(panel, tmp_path, monkeypatch, 2)
+    stop_after(monkeypatch, 1, RuntimeError("a broken step"))
+    record = work.run_and_record(cell(train=LONG), KEY, panel, store, checkpoint_seconds=0)
+    assert record["resumed"] == 2
+    check_failure(store, record, "RuntimeError", "a broken step")
+
+
+def test_what_is_not_to_be_recorded_is_raised_and_goes_on_later(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Store, Record]
+) -> None:
+    store = Store(str(tmp_path), "toy")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, MemoryError())
+        with pytest.raises(MemoryError):
+            work.run_and_record(
+                cell(train=LONG), KEY, panel, store, checkpoint_seconds=0, raises=(MemoryError,)
+            )
+    assert listed(store) == ["checkpoint.pt"]
+    record = work.run_and_record(cell(train=LONG), KEY, panel, store)
+    assert record["resumed"] == 2
+    check_same(store, record, whole)
+
+
+def test_more_joins_the_record(panel: Panel, tmp_path: Path) -> None:
+    short = cell(train=TrainSettings(max_epochs=1))
+    more = {"share": {"cpu": 1.0, "gpu": 0.0}, "tuned": {"model.depth": 2}}
+    store = Store(str(tmp_path), "toy")
+    assert work.run_and_record(short, KEY, panel, store, more=more).items() >= more.items()
+    failing = cell(train=TrainSettings(learning_rate=1e30))
+    assert work.run_and_record(failing, "b", panel, store, more=more).items() >= more.items()
+
+
+# Search trials
+
+RANDOM, INNER = RandomSplit(folds=2), CheckerboardSplit(degrees=16)
+BEGUN = {"kind": "trial", "arm": "latlon", "number": 5, "params": {"model.depth": 1}, "point": "x"}
+OF_THE_MOMENT = ("started", "ended", "seconds", "process", "resumed")
+
+
+def placements(**train: Any) -> list[Cell]:
+    """A random fold's own validation, and a checkerboard within its training side; with two seeds."""
+    settings = TrainSettings(**{"max_epochs": 4, "patience": 1, "batch_size": 32} | train)
+    model = ModelSettings(width=4, depth=1, attention_units=4)
+    given: dict[str, Any] = {"split": RANDOM, "fold": 0, "model": model, "train": settings}
+    return [
+        cell(**given, seed=seed, tuning=tuning)
+        for tuning in (Tuning(), Tuning(split=INNER))
+        for seed in (1000, 1001)
+    ]
+
+
+def search_store(folder: Path) -> Store:
+    return Store(str(folder), "toy").search
+
+
+def search_trial(panel: Panel, store: Store, cells: list[Cell], **options: Any) -> work.SearchTrial:
+    return work.SearchTrial(cells, KEY, panel, store, more=BEGUN, **options)
+
+
+def trained(made: work.SearchTrial) -> Record:
+    while not made.finished:
+        made.epoch()
+    return made.record()
+
+
+def numbers_of(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name not in OF_THE_MOMENT}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(panel: Panel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Record]:
+    store = search_store(tmp_path_factory.mktemp("search"))
+    return store, trained(search_trial(panel, store, placements()))
+
+
+def test_a_trial_s_score_is_the_mean_over_its_trainings(
+    undisturbed: tuple[Store, Record], panel: Panel
+) -> None:
+    store, record = undisturbed
+    assert store.record(KEY) == record
+    assert [path.name for path in (Path(store.storage) / "toy" / "search" / KEY).iterdir()] == ["result.json"]
+    assert record.items() >= (BEGUN | {"state": "done", "key": KEY, "data": panel.fingerprint}).items()
+    results = [trial.run(one, panel) for one in placements()]
+    plain, inner = results[:2], results[2:]
+    for name in ("rmse", "r2", "mae", "mbe"):
+        within = [r.metrics[f"val_wr_{name}"] for r in results]
+        outside = [r.metrics[f"val_oor_{name}"] for r in inner]
+        assert record["scores"]["wr"][name] == pytest.approx(sum(within) / 4, rel=1e-12)
+        assert record["scores"]["oor"][name] == pytest.approx(sum(outside) / 2, rel=1e-12)
+        assert not any(f"val_oor_{name}" in r.metrics for r in plain)
+    assert {*record["scores"]} == {"wr", "oor"}
+    # An epoch tells the mean of what every training has reached; one that ended keeps its best.
+    curves = [[epoch.validation_rmse for epoch in r.history] for r in results]
+    lengths = [len(curve) for curve in curves]
+    assert len({*lengths}) > 1
+    assert record["epochs"] == sum(lengths)
+    by_hand = [sum(min(curve[:n]) for curve in curves) / 4 for n in range(1, max(lengths) + 1)]
+    assert record["reported"] == pytest.approx(by_hand, rel=1e-12)
+    assert 0 < record["seconds"] < 60
+
+
+def test_without_an_inner_split_a_trial_speaks_of_within_region_alone(panel: Panel, tmp_path: Path) -> None:
+    record = trained(search_trial(panel, search_store(tmp_path), placements()[:2]))
+    assert {*record["scores"]} == {"wr"}
+
+
+def names_in(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [*value, *(name for part in value.values() for name in names_in(part))]
+    return [name for part in value for name in names_in(part)] if isinstance(value, list) else []
+
+
+def test_a_trial_s_record_has_no_number_of_a_test(undisturbed: tuple[Store, Record]) -> None:
+    record = undisturbed[1]
+    assert not {"metrics", "counts", "audit"} & {*record}
+    assert not [name for name in names_in(record) if "test" in name or "predict" in name]
+
+
+@pytest.mark.parametrize("calls", [4, 7, 9])
+def test_a_killed_trial_goes_on_where_it_stood(
+    panel: Panel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: tuple[Store, Record],
+    calls: int,
+) -> None:
+    store = search_store(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, calls, Killed())
+        with pytest.raises(Killed):
+            trained(search_trial(panel, store, placements(), checkpoint_seconds=0))
+    assert store.record(KEY) is None
+    again = count_epochs(monkeypatch)
+    record = trained(search_trial(panel, store, placements(), checkpoint_seconds=0))
+    assert record["resumed"] >= 1
+    assert len(again) < record["epochs"]
+    assert numbers_of(record) == numbers_of(undisturbed[1])
+    assert store.read_file(KEY, "checkpoint.pt") is None
+
+
+def test_seconds_of_a_trial_add_up_over_its_lives(panel: Panel, tmp_path: Path) -> None:
+    store = search_store(tmp_path)
+    first = search_trial(panel, store, placements(), checkpoint_seconds=0)
+    first.epoch()
+    spent = first.draft["seconds"]
+    second = search_trial(panel, store, placements(), checkpoint_seconds=0)
+    assert second.draft["seconds"] == spent > 0
+    assert second.draft["reported"] == first.draft["reported"]
+    second.epoch()
+    assert second.draft["seconds"] > spent
+
+
+def test_a_trial_that_diverges_is_a_failure_with_what_it_spent(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = search_store(tmp_path)
+    stop_after(monkeypatch, 5, Diverged("training loss is nan"))
+    made = search_trial(panel, store, placements(), checkpoint_seconds=0)
+    made.epoch()
+    with pytest.raises(Diverged) as caught:
+        made.epoch()
+    record = work.end_trial(made.draft, store, caught.value)
+    assert store.record(KEY) == record
+    assert record.items() >= (BEGUN | {"state": "failed", "epochs": 5}).items()
+    assert len(record["reported"]) == 1
+    assert record["error"]["type"] == "Diverged"
+    assert "scores" not in record
+    assert store.read_file(KEY, "checkpoint.pt") is None
+
+
+def test_a_point_at_which_training_diverges_at_once(panel: Panel, tmp_path: Path) -> None:
+    store = search_store(tmp_path)
+    made = search_trial(panel, store, placements(learning_rate=1e30))
+    with pytest.raises(Diverged) as caught:
+        made.epoch()
+    record = work.end_trial(made.draft, store, caught.value)
+    assert (record["state"], record["epochs"], record["reported"]) == ("failed", 0, [])
+    assert not made.finished
+
+
+def test_a_trial_that_cannot_be_prepared_says_where_that_was(panel: Panel, tmp_path: Path) -> None:
+    store = search_store(tmp_path)
+    cells = [one.model_copy(update={"split": CheckerboardSplit(degrees=100)}) for one in placements()]
+    made = search_trial(panel, store, cells)
+    with pytest.raises(InputError, match="part empty") as caught:
+        made.epoch()
+    record = work.end_trial(made.draft, store, caught.value)
+    assert {"host", "started", "ended", "device", "data"} <= {*record}
+    assert (record["state"], record["epochs"], record["reported"]) == ("failed", 0, [])
+
+
+def test_a_pruned_trial_keeps_what_it_reported(panel: Panel, tmp_path: Path) -> None:
+    store = search_store(tmp_path)
+    made = search_trial(panel, store, placements(), checkpoint_seconds=0)
+    made.epoch()
+    record = work.end_trial({**made.draft, "state": "pruned"}, store)
+    assert store.record(KEY) == record
+    assert record.items() >= (BEGUN | {"state": "pruned", "epochs": 4}).items()
+    assert record["reported"] == made.draft["reported"]
+    assert "scores" not in record
+    assert store.read_file(KEY, "checkpoint.pt") is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_no_number_never_becomes_a_score(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    scored, epoch = trial.Training.result, trial.Training.epoch
+
+    def broken(self: trial.Training) -> trial.Result:
+        result = scored(self)
+        if "val_oor_rmse" not in result.metrics:
+            return result
+        return trial.Result(**vars(result) | {"metrics": result.metrics | {"val_oor_rmse": bad}})
+
+    def wild(self: trial.Training) -> trial.Epoch:
+        if not self.history:  # as where a logarithm's target is undone
+            monkeypatch.setattr(fit, "scores", lambda truth, predicted: {"rmse": math.inf})
+        ended = epoch(self)
+        monkeypatch.setattr(fit, "scores", scores)
+        return ended
+
+    monkeypatch.setattr(trial.Training, "result", broken)
+    monkeypatch.setattr(trial.Training, "epoch", wild)
+    store = search_store(tmp_path)
+    made = search_trial(panel, store, placements(patience=9, max_epochs=2), checkpoint_seconds=0)
+    with pytest.raises(ArithmeticError, match=rf"validation rmse \(oor\) is {bad}") as caught:
+        trained(made)
+    record = work.end_trial(made.draft, store, caught.value)
+    assert store.record(KEY) == record
+    assert record["state"] == "failed"
+    assert "scores" not in record
+    first, second = record["reported"]
+    assert first is None
+    assert 0 < second < 100
