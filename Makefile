@@ -15,11 +15,11 @@ demo: setup
 	$(BIN)/sweep run demo
 	$(BIN)/sweep report demo -o results/demo/report
 
-test: setup
-	$(BIN)/python -m pytest
+test: unit
+	$(BIN)/python -m pytest -m slow
 
 unit: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n auto
 
 lint: setup
 	$(BIN)/ruff check .
@@ -27,4 +27,4 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/sweep bench
+	$(BIN)/sweep bench --cells 200 --cells 2000

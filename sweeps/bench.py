@@ -74,7 +74,7 @@ def run(table: Path, storage: Path) -> list[Measurement]:
     study_arguments = ["quick", "--set", f"data.table={table}", "--set", f"storage={storage}"]
     for arguments, limit in (
         (["--help"], 0.5),
-        (["plan", *study_arguments], 2),
+        (["plan", "--no-calibrate", *study_arguments], 2),
         (["status", *study_arguments], 2),
     ):
         call = [sys.executable, "-m", "sweeps", *arguments]

@@ -550,7 +550,13 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
 @click.option(
     "--table", type=click.Path(path_type=Path, exists=True), help="A panel to measure on; synthetic without."
 )
-def bench(table: Path | None) -> int:
+@click.option(
+    "--cells",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help="Also the engine beside plain Ray Tune, on so many trivial cells (repeatable; minutes at 2000).",
+)
+def bench(table: Path | None, cells: tuple[int, ...]) -> int:
     """Measure this machine: our costs as ratios, beside the limits the project keeps."""
     import tempfile
 
@@ -566,6 +572,10 @@ def bench(table: Path | None) -> int:
             table = Path(folder) / "synthetic.parquet"  # of the real 2021 table's size
             _write_panel(synth.synthesize(sites=1414, days=365), table)
         found = measurements.run(table, Path(folder) / "results")
+        if cells:
+            from sweeps import bench_engine
+
+            found += bench_engine.run(cells, Path(folder))
     grid = Table(title=measurements.machine(), title_justify="left")
     for head in ("what", "measured", "limit", "how"):
         grid.add_column(head)

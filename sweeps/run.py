@@ -8,7 +8,7 @@ from sweeps.optimise import View
 from sweeps.progress import RunProgress
 from sweeps.state import State
 from sweeps.store import Record
-from sweeps.tracking import Writer
+from sweeps.writer import Writer
 
 
 def train(
@@ -22,10 +22,10 @@ def train(
 
     Nothing is lost where it is interrupted: what has ended is recorded. `state` is brought up to date.
     """
-    mlflow = Writer(state.store, state.study.tracking, [*state.records().values(), *state.trials()])
+    recorded = [*state.records().values(), *state.trials()]
     journal = View(state.store)
-    journal.write(state.searches.values())
-    try:
+    with Writer(state.store, state.study.tracking, recorded) as mlflow:
+        journal.write(state.searches.values())
         if agenda.total:
             with _Observer(agenda, mlflow, journal) as observer:
                 runner.run(
@@ -37,12 +37,10 @@ def train(
                     address=address,
                     train_cell=train_cell,
                 )
-    finally:
-        mlflow.close()
-    state.refresh()
-    journal.write(state.searches.values())
-    records = state.records()
-    mlflow.describe(report.brief(state.rows(), state.facts(records)))
+        state.refresh()
+        journal.write(state.searches.values())
+        records = state.records()
+        mlflow.describe(report.brief(state.rows(), state.facts(records)))
     return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
 
 

@@ -1,6 +1,7 @@
 """The Ray Tune run: hands out the cells that are missing; the only module that imports ray."""
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -244,24 +245,29 @@ class _ArmQueue:
         self._numbers[asked] = point.pop("number")
         return asked, point
 
-    def prunes(self, asked: str, reported: Sequence[float]) -> bool:
-        """Tell Optuna of the epochs that it has not heard of, and ask whether the trial is to end."""
-        search = self._trials.search
-        if not search.reports:
+    def prunes(self, asked: str, reported: Sequence[float | None]) -> bool:
+        """Tell Optuna of the epochs that it has not heard of; whether it ends the trial at one of them."""
+        if not self._trials.search.reports:
             return False
-        for step in range(self._reported[asked], len(reported)):
-            told = {search.objective[0]: reported[step], TRAINING_ITERATION: step + 1}
+        begin, self._reported[asked] = self._reported[asked], len(reported)
+        for epoch, rmse in enumerate(reported[begin:], begin + 1):
+            if rmse is None or not math.isfinite(rmse):  # where log1p is undone it may be infinite
+                continue
+            told = {self._trials.search.objective[0]: rmse, TRAINING_ITERATION: epoch}
             self._search.on_trial_result(asked, told)
-        self._reported[asked] = len(reported)
-        return self._optimiser.prunes(self._numbers[asked])
+            if self._optimiser.prunes(self._numbers[asked]):  # at this epoch, not at the last of several
+                return True
+        return False
 
     def tell(self, asked: str, record: Record) -> None:
         """A trial that was pruned is told as pruned, with what it reported; never as if it were done."""
-        if record["state"] != "done":
+        if record["state"] == "done":
+            self.prunes(asked, record["reported"])  # the last epochs: others are compared with them
+            values = self._trials.values(record)
+            told = dict(zip(self._trials.search.objective, values, strict=True))
+            self._search.on_trial_complete(asked, told)
+        else:
             self._search.on_trial_complete(asked, error=record["state"] == "failed")
-            return
-        values = self._trials.values(record)
-        self._search.on_trial_complete(asked, dict(zip(self._trials.search.objective, values, strict=True)))
 
 
 class ArmPruning(FIFOScheduler):
@@ -440,6 +446,9 @@ class _Ear(tune.Callback):
         return self._store if trial.config["kind"] == "cell" else self._store.search
 
     def _ended(self, trial: Trial, record: Record) -> None:
+        # Tune keeps every trial until its end, and these running means of all that it was told take most.
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
         self._queue.ended(trial.trial_id, record)
         self._observer.ended(trial.config["kind"], record)
 
@@ -468,7 +477,12 @@ def _error(trial: Trial) -> BaseException | None:
 
 
 def _resources(share: Mapping[str, float], config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    return tune.PlacementGroupFactory([{"CPU": share["cpu"], "GPU": config["gpu"]}])
+    return _bundle(share["cpu"], config["gpu"])
+
+
+@functools.cache
+def _bundle(cpu: float, gpu: float) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([{"CPU": cpu, "GPU": gpu}])
 
 
 _embed_places = ray.remote(num_cpus=1, max_retries=3)(work.embed)

@@ -174,13 +174,19 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _neighbours_report(self) -> "Study":
-        for factor in self.design.split:
-            if self.neighbours is not None and factor.split.kind == "temporal":
+        for split in self._splits():
+            if self.neighbours is not None and split.kind == "temporal":
                 raise ValueError(
                     f"neighbours: no training monitor reports in the test period of split "
-                    f"{factor.split.label}; make it a study without neighbours"
+                    f"{split.label}; make it a study without neighbours"
                 )
         return self
+
+    def _splits(self) -> Iterator[AnySplit]:
+        """Of the design, then of the search."""
+        yield from (factor.split for factor in self.design.split)
+        for placement in self.search.split if self.search else ():
+            yield from (split for split in (placement.split, placement.inner) if split is not None)
 
     @model_validator(mode="after")
     def _encoders_are_told(self) -> "Study":
@@ -275,10 +281,7 @@ class Study(Settings):
 
     def groups(self) -> tuple[str, ...]:
         """Columns of the table that splits go by."""
-        splits: list[AnySplit] = [factor.split for factor in self.design.split]
-        for placement in self.search.split if self.search else ():
-            splits += [split for split in (placement.split, placement.inner) if split is not None]
-        columns = map(_group, splits)
+        columns = map(_group, self._splits())
         return tuple(dict.fromkeys(column for column in columns if column))
 
     def panel(self) -> Panel:

@@ -2,9 +2,7 @@
 
 import logging
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -180,51 +178,6 @@ def _place(record: Record, kind: str) -> dict[str, str]:
 def _status(record: Record) -> str:
     """A trial that was pruned has ended as it should."""
     return "FAILED" if record["state"] == "failed" else "FINISHED"
-
-
-class Writer:
-    """Keeps the view in step beside the training: first what was recorded before, then cells as they end.
-
-    A tracking store that does not answer costs no training: `behind` says why the view is not whole, and
-    `Tracker.sync` makes up for it. Raises InputError for a store that no waiting will open.
-    """
-
-    def __init__(self, store: Store, uri: str | None, recorded: Iterable[Record]) -> None:
-        self.behind = ""
-        self._tracker: Tracker | None = None
-        try:
-            self._tracker = Tracker(store, uri)
-        except Unreachable as error:
-            self.behind = str(error)
-        self._ended: queue.Queue[Record | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, args=[recorded], name="mlflow-writer", daemon=True)
-        self._thread.start()
-
-    def add(self, record: Record) -> None:
-        """A cell or a search trial has ended."""
-        self._ended.put(record)
-
-    def close(self) -> None:
-        """Wait until everything handed in is written."""
-        self._ended.put(None)
-        self._thread.join()
-
-    def describe(self, markdown: str) -> None:
-        """As Tracker.describe."""
-        if self._tracker is not None:
-            self._try(self._tracker.describe, markdown)
-
-    def _work(self, recorded: Iterable[Record]) -> None:
-        if self._tracker is not None:
-            self._try(self._tracker.sync, recorded)
-            while (record := self._ended.get()) is not None:
-                self._try(self._tracker.write, record)
-
-    def _try(self, call: Callable[[Any], Any], value: Any) -> None:
-        try:
-            call(value)
-        except Exception as error:  # whatever the tracking store says, it must not end the training
-            self.behind = _reason(error)
 
 
 def _tells(run: Run, record: Record) -> bool:

@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,7 +99,7 @@ def run_and_record(
         if isinstance(error, raises):
             raise
         return _record_failure(record, store, error)
-    if (first := store.record(key)) is not None:  # an orphan of a killed run was quicker
+    if (first := store.record(key)) is not None:  # as in `_end`, and its files are not to be replaced
         return first
     store.write_table(key, "predictions", predictions_table(result))
     names = [field.name for field in dataclasses.fields(trial.Epoch)]
@@ -157,8 +156,7 @@ class SearchTrial:
                 if not training.finished:
                     training.epoch()
             best = [min(epoch.validation_rmse for epoch in training.history) for training in self._trainings]
-        # Where log1p is undone the RMSE may be infinite, which JSON has no word for.
-        self.draft["reported"].append(min(math.fsum(best) / len(best), sys.float_info.max))
+        self.draft["reported"].append(math.fsum(best) / len(best))
         if not self.finished:
             self._checkpoints.offer(self._state)
 
@@ -335,8 +333,11 @@ def _record_failure(record: Record, store: Store, error: Exception) -> Record:
 
 
 def _end(record: Record, store: Store) -> Record:
+    first = store.record(record["key"])
+    if first is not None and first["state"] != "failed":  # an orphan of a killed run was quicker
+        return first
     record = record | {"ended": _now()}
-    if "reported" in record:
+    if "reported" in record:  # where log1p is undone an RMSE may be infinite: no number in JSON, nor a score
         record["reported"] = [_finite(value) for value in record["reported"]]
     store.write_record(record)
     store.delete_file(record["key"], CHECKPOINT)

@@ -113,19 +113,6 @@ def test_only_what_is_new_is_measured(toy: Callable[..., State], tmp_path: Path)
     assert (len(found.shapes), len(found.cuts), len(stored(tmp_path))) == (2, 2, 1)
 
 
-def test_a_larger_network_takes_longer(toy: Callable[..., State]) -> None:
-    times = []
-    for width in (4, 128):
-        state = toy(f"model.width={width}", "model.depth=2", "design.variant=none")
-        cell = next(iter(state.cells.values()))
-        whole = Estimate(state, {}, state.parts(), ONE_CPU)
-        n_train = whole.samples(cell).train
-        times.append(calibrate.time_shape(cell, whole.shape(cell), n_train, state.panel, "cpu"))
-    small, large = times
-    assert 3 * min(small.step_s) < min(large.step_s)
-    assert 3 * small.scored_s < large.scored_s
-
-
 def test_the_trainings_of_a_search_are_measured(toy: Callable[..., State]) -> None:
     declared = (
         "search={trials: 2, split: {kind: random, folds: 3, fold: 0, inner: {kind: random, folds: 2}}, "

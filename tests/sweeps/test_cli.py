@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -170,6 +170,7 @@ def fail(toy: Path, key: str, message: str, kind: str = "RuntimeError", host: st
     toy_study = study.load(str(toy))
     store = Store(toy_study.storage, "toy")
     cell = toy_study.keyed(toy_study.panel())[key]
+    store.forget(key)
     record = work.record_loss({"key": key, "cell": cell.resolved(), "host": host}, store, message)
     error = record["error"] | {"type": kind, "signature": f"{kind}: {message}"}
     store.write_record(record | {"error": error})
@@ -230,6 +231,7 @@ def test_status_stays_short(sweep: Sweep, toy: Path) -> None:
     store = Store(toy_study.storage, "toy")
     for number, (key, cell) in enumerate(toy_study.keyed(toy_study.panel()).items()):
         kind = "abcdefghij"[max(0, number - 2)]  # three a, and nine others
+        store.forget(key)
         work.record_loss({"key": key, "cell": cell.resolved()}, store, kind)
     lines = sweep("status", toy, *many).out.splitlines()
     assert lines[0] == "toy: 0 of 12 cells done, 12 failed, 0 missing"
@@ -607,13 +609,16 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         def add(self, record: dict[str, Any]) -> None:
             heard.append(record["key"])
 
-        def close(self) -> None:
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
             """Nothing to wait for."""
 
         def describe(self, markdown: str) -> None:
             assert "RMSE" in markdown
 
-    for name, toy in (("runner", SimpleNamespace(run=run)), ("tracking", SimpleNamespace(Writer=Writer))):
+    for name, toy in (("runner", SimpleNamespace(run=run)), ("writer", SimpleNamespace(Writer=Writer))):
         monkeypatch.setitem(sys.modules, f"sweeps.{name}", toy)
         monkeypatch.setattr(sweeps, name, toy, raising=False)
     monkeypatch.delitem(sys.modules, "sweeps.run", raising=False)  # it holds on to the real ones
