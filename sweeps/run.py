@@ -1,14 +1,17 @@
 """One `sweep run`: the training, with the views of the store kept in step beside it."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from sweeps import report, runner, work
+from sweeps import work
 from sweeps.agenda import Agenda
-from sweeps.optimise import View
 from sweeps.progress import RunProgress
 from sweeps.state import State
 from sweeps.store import Record
 from sweeps.writer import Writer
+
+if TYPE_CHECKING:
+    from sweeps.optimise import View
 
 
 def train(
@@ -23,8 +26,12 @@ def train(
     Nothing is lost where it is interrupted: what has ended is recorded. `state` is brought up to date.
     """
     recorded = [*state.records().values(), *state.trials()]
+    writer = Writer(state.store, state.study.tracking, recorded)
+    from sweeps import report, runner  # Ray, while the writer's process imports MLflow
+    from sweeps.optimise import View
+
     journal = View(state.store)
-    with Writer(state.store, state.study.tracking, recorded) as mlflow:
+    with writer as mlflow:
         journal.write(state.searches.values())
         if agenda.total:
             with _Observer(agenda, mlflow, journal) as observer:
@@ -61,7 +68,7 @@ def _notices(agenda: Agenda, behind: Mapping[str, str], records: Mapping[str, Re
 class _Observer(RunProgress):
     """Shows the progress, and hands on what has ended."""
 
-    def __init__(self, agenda: Agenda, mlflow: Writer, journal: View) -> None:
+    def __init__(self, agenda: Agenda, mlflow: Writer, journal: "View") -> None:
         super().__init__(agenda.total, agenda.trials)
         self._agenda, self._mlflow, self._journal = agenda, mlflow, journal
 

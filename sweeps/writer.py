@@ -33,8 +33,8 @@ class Writer:
 
     So neither MLflow's time nor its memory is the driver's. A tracking store that does not answer, or a
     process that is killed, costs no training: `behind` says why the view is not whole, and `Tracker.sync`
-    makes up for it. Raises InputError for a store that no waiting will open. Used as a context, at whose
-    end everything is written.
+    makes up for it. Used as a context: its beginning raises InputError for a store that no waiting will
+    open, and at its end everything is written.
     """
 
     def __init__(self, store: Store, uri: str | None, recorded: Iterable[Record]) -> None:
@@ -48,15 +48,16 @@ class Writer:
             start_new_session=True,  # Ctrl-C ends the training; what it recorded is still to be written
         )
         self._send("open", [store.storage, store.study, uri])
+        self._recorded = recorded
+
+    def __enter__(self) -> Self:
         answer, reason = next(self._answers(), ("dead", ""))
         if answer == "refused":
             self._process.communicate()
             raise InputError(reason)
-        for record in recorded:
+        for record in self._recorded:
             self._send("recorded", record)
         self._send("sync")
-
-    def __enter__(self) -> Self:
         return self
 
     def __exit__(
