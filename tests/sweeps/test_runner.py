@@ -208,7 +208,12 @@ def test_more_than_any_node_has_is_said_before_anything_starts(tmp_path: Path) -
 
 
 def test_search_and_grid_are_one_run_without_a_barrier(tmp_path: Path) -> None:
-    design = {**STUDY["design"], "fusion": ["hadamard"], "seed": [0, 1, 2]}  # type: ignore[dict-item]
+    arms = ("none", "latlon", "sincos", "geoclip-hadamard")  # more than are searched side by side
+    design = {
+        "variant": [arm.split("-")[0] for arm in arms],
+        "split": [{"kind": "random", "folds": 2, "fold": 0}],
+        "seed": [0, 1, 2],
+    }
     search = {
         "trials": 4,
         "space": {
@@ -224,11 +229,11 @@ def test_search_and_grid_are_one_run_without_a_barrier(tmp_path: Path) -> None:
     assert "warning" not in (out + err).lower()
     trials = [json.loads(p.read_text()) for p in tmp_path.glob("results/tiny/search/*/result.json")]
     cells = [json.loads(text) for text in sweep.records().values()]
-    assert (len(trials), len(cells)) == (12, 9)
+    assert (len(trials), len(cells)) == (16, 12)
     status = json.loads(sweep("status", "tiny.yaml", "--json")[0])
-    assert status["search"] == {"total": 12, "done": 12, "failed": 0}
+    assert status["search"] == {"total": 16, "done": 16, "failed": 0}
 
-    for arm in ("none", "latlon", "geoclip-hadamard"):
+    for arm in arms:
         own = sorted((t for t in trials if t["arm"] == arm), key=lambda t: t["number"])
         assert [t["number"] for t in own] == [0, 1, 2, 3]
         assert own[0]["params"]["model.width"] == 8
@@ -251,7 +256,7 @@ def test_search_and_grid_are_one_run_without_a_barrier(tmp_path: Path) -> None:
         "run", "tiny.yaml"
     )
     assert {p: p.read_bytes() for p in before} == before
-    assert len(list(tmp_path.glob("results/tiny/search/*/result.json"))) == 18
+    assert len(list(tmp_path.glob("results/tiny/search/*/result.json"))) == 24
 
 
 def _variant(arm: str) -> tuple[str, str | None]:
