@@ -1,0 +1,180 @@
+"""The writer's process: the view is whole at the end, whatever fails on the way; it ends with its driver."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from pm25.cell import Cell
+from pm25.errors import InputError
+from pm25.splits import RandomSplit
+from sweeps import writer
+from sweeps.bench_engine import trivial
+from sweeps.store import Record, Store
+from sweeps.writer import Writer, _View
+
+PANEL: Any = SimpleNamespace(fingerprint="f")
+
+
+def stored(store: Store, seed: int) -> Record:
+    """A finished cell."""
+    cell = Cell(variant="none", split=RandomSplit(), fold=0, seed=seed)
+    return trivial(cell, cell.key("f"), PANEL, store)
+
+
+def runs(store: Store) -> list[tuple[str, str]]:
+    """(key, status) of MLflow's runs that are not deleted."""
+    with sqlite3.connect(Path(store.storage) / "mlflow.db") as database:
+        return sorted(
+            database.execute(
+                "select t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid "
+                "where t.key = 'key' and r.lifecycle_stage = 'active'"
+            )
+        )
+
+
+def finished(*records: Record) -> list[tuple[str, str]]:
+    return sorted((record["key"], "FINISHED") for record in records)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(str(tmp_path), "toy")
+    made.prepare()
+    return made
+
+
+@pytest.mark.slow
+def test_all_that_is_handed_in_is_written_by_the_end(store: Store) -> None:
+    before, during = [stored(store, seed) for seed in (0, 1)], [stored(store, seed) for seed in (2, 3)]
+    with Writer(store, None, before) as made:
+        for record in during:
+            made.add(record)
+        made.describe("RMSE 5")
+    assert made.behind == ""
+    assert runs(store) == finished(*before, *during)
+    with sqlite3.connect(Path(store.storage) / "mlflow.db") as database:
+        notes = database.execute("select value from experiment_tags where key = 'mlflow.note.content'")
+        assert notes.fetchall() == [("RMSE 5",)]
+
+    with Writer(store, None, [*before, *during]) as made:  # nothing is new, and nothing was asked of it
+        pass
+    assert made.behind == ""
+    assert runs(store) == finished(*before, *during)
+
+
+@pytest.mark.slow
+def test_a_killed_writer_is_told_and_made_up_for(store: Store) -> None:
+    first, second = stored(store, 0), stored(store, 1)
+    with Writer(store, None, []) as made:
+        made.add(first)
+        made._process.kill()
+        made._process.wait()
+        made.add(second)
+    assert made.behind == "its process ended with -9"
+    with Writer(store, None, [first, second]) as made:
+        pass
+    assert runs(store) == finished(first, second)
+
+
+@pytest.mark.slow
+def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(store: Store) -> None:
+    (Path(store.storage) / "file").touch()
+    uri = f"sqlite:///{store.storage}/file/mlflow.db"
+    made = Writer(store, uri, [])
+    with pytest.raises(InputError, match=f"^tracking: {uri} cannot be opened"), made:
+        pass
+    assert made._process.poll() is not None
+
+
+@pytest.mark.slow
+def test_it_ends_with_its_driver(store: Store) -> None:
+    code = (
+        "import sys, time; from sweeps.store import Store; from sweeps.writer import Writer\n"
+        f"made = Writer(Store({store.storage!r}, 'toy'), None, [])\n"
+        "made.__enter__(); print(made._process.pid, flush=True); time.sleep(60)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    child = psutil.Process(int(driver.stdout.readline()))
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    child.wait(10)
+
+
+class Tracker:
+    """One that refuses now and then."""
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.asked: list[tuple[str, Any]] = []
+
+    def _ask(self, what: str, value: Any) -> None:
+        self.asked.append((what, value))
+        if self.fails:
+            raise OSError("read-only")
+
+    def write(self, record: Record) -> None:
+        self._ask("write", record["key"])
+
+    def sync(self, records: list[Record]) -> None:
+        self._ask("sync", [record["key"] for record in records])
+
+    def describe(self, markdown: str) -> None:
+        self._ask("describe", markdown)
+
+
+@pytest.fixture
+def tracker(monkeypatch: pytest.MonkeyPatch) -> Tracker:
+    made = Tracker()
+    monkeypatch.setattr(_View, "_open", lambda view: made)
+    return made
+
+
+def test_what_was_missed_is_written_when_the_tracking_store_answers_again(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = _View(Store("nowhere", "toy"), None)
+
+    def add(key: str) -> None:
+        view.missed.append({"key": key})
+        view.catch_up()
+
+    add("a")  # what was recorded before is looked through with the first
+    add("b")
+    assert tracker.asked == [("sync", ["a"]), ("write", "b")]
+    tracker.fails = True
+    add("c")
+    assert view.behind == "read-only"
+    add("d")  # it is left in peace for a while
+    assert tracker.asked[2:] == [("write", "c")]
+    monkeypatch.setattr(writer, "PAUSE_S", 0.0)
+    view._rests_until = 0.0
+    add("e")
+    tracker.fails = False
+    add("f")
+    assert tracker.asked[3:] == [("sync", ["c", "d", "e"]), ("sync", ["c", "d", "e", "f"])]
+    assert view.behind == ""
+    add("g")
+    assert tracker.asked[5:] == [("write", "g")]
+
+
+def test_the_last_attempt_does_not_wait_and_describes_only_what_is_whole(tracker: Tracker) -> None:
+    view = _View(Store("nowhere", "toy"), None)
+    tracker.fails = True
+    view.missed.append({"key": "a"})
+    view.catch_up()
+    view.finish("note")
+    assert tracker.asked == [("sync", ["a"]), ("sync", ["a"])]
+    assert view.behind == "read-only"
+    tracker.fails = False
+    view.finish("note")
+    assert tracker.asked[2:] == [("sync", ["a"]), ("describe", "note")]
+    assert view.behind == ""
