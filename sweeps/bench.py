@@ -22,14 +22,15 @@ EPOCHS = 2
 CALLS = 5
 
 _RESIDENT = """
-import resource, sys
+import sys
 from pathlib import Path
 import torch
 from pm25 import panel, trial
 from pm25.cell import Cell
+from sweeps.bench import peak_mb
 torch.set_num_threads(1)
 trial.run(Cell.model_validate_json(sys.argv[2]), panel.read(Path(sys.argv[1]), sys.argv[3].split(",")))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(peak_mb() / 1024)
 """
 
 
@@ -82,6 +83,15 @@ def run(table: Path, storage: Path) -> list[Measurement]:
         took = statistics.median(_seconds(answer) for _ in range(CALLS))
         rows.append(Measurement(f"sweep {arguments[0]}", took, "s", limit, f"median of {CALLS} calls"))
     return rows
+
+
+def peak_mb() -> float:
+    """This process' largest resident memory so far, in MiB, as Linux counts it.
+
+    The usual `ru_maxrss` is inherited: a small child of a large process would seem as large.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def machine() -> str:

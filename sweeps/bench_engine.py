@@ -1,7 +1,8 @@
 """What a cell costs beside its training, next to plain Ray Tune with the callback of MLflow."""
 
-import resource
 import socket
+import sqlite3
+import statistics
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -17,16 +18,20 @@ import yaml
 import pm25
 from pm25.cell import Cell
 from pm25.panel import Panel
-from sweeps.bench import Measurement
+from sweeps.bench import Measurement, peak_mb
 from sweeps.state import State
 from sweeps.store import Record, Store
 
+ROUNDS = 3
+MANY = 1000
+"""So many cells, and more, are run once: plain Ray Tune is minutes about them."""
+ROWS = 200
+"""Of the predictions that a trivial cell stores."""
 LISTED = 10_000
 """Finished cells that `status` and `export` are asked of."""
 
 PLAIN = """
-import resource, sys, time
-begin = time.monotonic()
+import sys
 cells, folder = int(sys.argv[1]), sys.argv[2]
 import ray
 from mlflow import MlflowClient
@@ -43,7 +48,7 @@ class Trivial(tune.Trainable):
     def reset_config(self, new_config):
         return True
 
-ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 tune.Tuner(
     Trivial,
     param_space={f"param_{i}": i for i in range(15)} | {"param_0": tune.grid_search(list(range(cells)))},
@@ -57,41 +62,49 @@ tune.Tuner(
     ),
 ).fit()
 ray.shutdown()
-print("MEASURED", time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+from sweeps.bench import peak_mb
+print(peak_mb())
 """
 
 
 def run(cells: tuple[int, ...], folder: Path) -> Iterator[Measurement]:
-    """Both engines on so many trivial cells each, one after the other; then a restart, and many cells."""
+    """Both engines on so many trivial cells each, in turns; then restarts, and many finished cells."""
     for count in cells:
-        plain_folder, own = folder / f"plain-{count}", folder / f"own-{count}"
-        plain_folder.mkdir()
-        own.mkdir()
-        seconds, megabytes = _child("-c", PLAIN, str(count), str(plain_folder))
-        own_seconds, own_megabytes = _child("-m", "sweeps.bench_engine", str(count), str(own))
-        words = (
-            f"{1000 * own_seconds / count:.0f} over {1000 * seconds / count:.0f} ms a cell, "
-            "Ray's start, store and MLflow included"
+        rounds = ROUNDS if count < MANY else 1
+        pairs = [
+            (
+                _engine("own", count, folder / f"own-{count}-{i}"),
+                _engine("plain", count, folder / f"plain-{count}-{i}"),
+            )
+            for i in range(rounds)
+        ]
+        ratio = statistics.median(own.seconds / plain.seconds for own, plain in pairs)
+        own, plain = (
+            _Engine(statistics.median(run.seconds for run in side), max(run.megabytes for run in side))
+            for side in zip(*pairs, strict=True)
         )
-        yield Measurement(f"engine over plain Ray Tune, {count} cells", own_seconds / seconds, "x", 1, words)
-        words = f"peak; plain Ray Tune {megabytes:.0f} MB"
-        yield Measurement(f"driver's memory, {count} cells", own_megabytes, "MB", 400, words)
-        begin = datetime.now(UTC)
-        _child("-m", "sweeps.bench_engine", str(count + 1), str(own))
-        last = _study(own, count + 1)
-        records = Store(str(own), "engine").records(last.cells).values()
-        waited = max(datetime.fromisoformat(record["started"]) for record in records) - begin
-        words = "from the command to the first missing cell"
-        yield Measurement(f"restart on {count} finished cells", waited.total_seconds(), "s", 10, words)
+        words = (
+            f"{1000 * own.seconds / count:.0f} over {1000 * plain.seconds / count:.0f} ms a cell, from the "
+            f"command to its end, Ray's start, store and MLflow included; {_counted(rounds, 'pair')}"
+        )
+        yield Measurement(f"engine over plain Ray Tune, {count:,} cells", ratio, "x", 1, words)
+        words = f"peak; plain Ray Tune {plain.megabytes:.0f} MB"
+        yield Measurement(f"driver's memory, {count:,} cells", own.megabytes, "MB", 400, words)
+        waits = [_restart(folder / f"own-{count}-0", count + i + 1) for i in range(ROUNDS)]
+        words = f"from the command to the first missing cell; {_counted(ROUNDS, 'restart')}"
+        yield Measurement(f"restart on {count:,} finished cells", statistics.median(waits), "s", 10, words)
     many = _study(folder / "many", LISTED)
     for key, cell in many.cells.items():
         trivial(cell, key, many.panel, many.store, tables=False)
     file = str(folder / "many" / "engine.yaml")
     for arguments, limit in ((["status", file], 2), (["export", file, str(folder / "cells.parquet")], 10)):
-        took = time.monotonic()
-        subprocess.run([sys.executable, "-m", "sweeps", *arguments], check=True, capture_output=True)
-        took = time.monotonic() - took
-        yield Measurement(f"sweep {arguments[0]}, {LISTED:,} finished cells", took, "s", limit, "one call")
+        took = []
+        for _ in range(ROUNDS):
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "sweeps", *arguments], check=True, capture_output=True)
+            took.append(time.perf_counter() - begin)
+        name = f"sweep {arguments[0]}, {LISTED:,} finished cells"
+        yield Measurement(name, statistics.median(took), "s", limit, _counted(ROUNDS, "call"))
 
 
 def trivial(
@@ -106,13 +119,15 @@ def trivial(
 ) -> Record:
     """In the place of `work.run_and_record`: what a cell of two epochs leaves, without any training."""
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
-    values = iter(np.random.default_rng(cell.seed).uniform(1, 9, 20).tolist())
+    values = iter(np.random.default_rng(cell.seed).uniform(1, 9, 40).tolist())
     if tables:
-        made = {"truth": np.zeros(100, "float32"), "prediction": np.zeros(100, "float32")}
-        store.write_table(key, "predictions", made)
+        names = {"part": "test", "site_id": "site-001", "date": np.datetime64("2021-06-01")}
+        made = {name: np.full(ROWS, value) for name, value in names.items()}
+        numbers = ("lat", "lon", "truth", "prediction")
+        store.write_table(key, "predictions", made | dict.fromkeys(numbers, np.ones(ROWS, "float32")))
         curves = ("train_loss", "validation_loss", "learning_rate", "validation_rmse")
         store.write_table(key, "history", {"epoch": [1, 2], **{name: [2.0, 1.0] for name in curves}})
-    metrics = [f"{part}_{name}" for part in ("test", "val") for name in ("rmse", "r2", "mae", "mbe")]
+    metrics = [f"{part}_{name}" for part in ("test", "wr", "val") for name in ("rmse", "r2", "mae", "mbe")]
     record = {
         "key": key,
         "state": "done",
@@ -128,7 +143,7 @@ def trivial(
         **more,
         "metrics": {name: next(values) for name in metrics},
         "counts": {"n_train": 2, "n_val": 1, "n_test": 1, "epochs": 2, "best_epoch": 2},
-        "audit": {"shared_sites": 0, "failed": []},
+        "audit": {**{f"shared_{name}": next(values) for name in "abcdefghij"}, "failed": []},
         "seconds": 0.0,
         "ended": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
@@ -136,13 +151,42 @@ def trivial(
     return record
 
 
-def _child(*arguments: str) -> tuple[float, float]:
-    """Wall time (s) and peak resident memory (MB) that a process measured of itself."""
-    answer = subprocess.run([sys.executable, "-W", "ignore", *arguments], capture_output=True, text=True)
-    told = [line.split()[1:] for line in answer.stdout.splitlines() if line.startswith("MEASURED ")]
-    if answer.returncode or not told:
+class _Engine(NamedTuple):
+    """What a process took that ran so many cells."""
+
+    seconds: float
+    """From its start to its end."""
+    megabytes: float
+    """Its peak; workers and servers are processes of their own."""
+
+
+def _engine(name: Literal["own", "plain"], cells: int, folder: Path) -> _Engine:
+    """Run the cells, of which those that `folder` holds are finished; all are to be in MLflow then."""
+    folder.mkdir(exist_ok=True)
+    program = ["-c", PLAIN] if name == "plain" else ["-m", "sweeps.bench_engine"]
+    begin = time.perf_counter()
+    command = [sys.executable, "-W", "ignore", *program, str(cells), str(folder)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    took = time.perf_counter() - begin
+    if answer.returncode:
         raise RuntimeError(answer.stderr[-2000:])
-    return float(told[0][0]), float(told[0][1])
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        (finished,) = database.execute("select count(*) from runs where status = 'FINISHED'").fetchone()
+    if finished != cells:
+        raise RuntimeError(f"{name}: MLflow has {finished} finished runs of {cells}")
+    return _Engine(took, float(answer.stdout.split()[-1]))
+
+
+def _restart(folder: Path, cells: int) -> float:
+    """Seconds until the cell that is missing is begun."""
+    begin = datetime.now(UTC)
+    _engine("own", cells, folder)
+    records = _study(folder, cells).records().values()
+    return (max(datetime.fromisoformat(record["started"]) for record in records) - begin).total_seconds()
+
+
+def _counted(number: int, what: str) -> str:
+    return f"one {what}" if number == 1 else f"median of {number} {what}s"
 
 
 def _study(folder: Path, cells: int) -> State:
@@ -169,14 +213,13 @@ def _own(cells: int, folder: Path) -> None:
     from sweeps.hold import Hold
     from sweeps.run import train
 
-    begin = time.monotonic()
     state = _study(folder, cells)
     state.store.prepare()
     with Hold(state.store):
         notices = train(state, Agenda(state), train_cell=trivial)
     if notices:
         raise RuntimeError("; ".join(notices))
-    print("MEASURED", time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_mb())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
@@ -30,7 +31,7 @@ class RunProgress:
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._task = self._bar.add_task("starting Ray", total=total)
 
-    def __enter__(self) -> "RunProgress":
+    def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
         else:

@@ -72,6 +72,10 @@ class _Observer(RunProgress):
         super().__init__(agenda.total, agenda.trials)
         self._agenda, self._mlflow, self._journal = agenda, mlflow, journal
 
+    def begins(self) -> None:
+        """Raises InputError for a tracking store that no waiting will open: before anything is trained."""
+        self._mlflow.opened()
+
     def ended(self, kind: str, record: Record) -> None:
         self._mlflow.add(record)
         if kind == "trial":

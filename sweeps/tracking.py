@@ -90,7 +90,8 @@ class Tracker:
         for key, rest in runs.items():
             for run in rest:
                 store = self._store.search if run.data.tags["kind"] == "trial" else self._store
-                if run.info.status == "RUNNING" or store.record(key) is None:
+                now = store.record(key)
+                if now is None or not _tells(run, now):
                     self._remove(run)
         return written
 

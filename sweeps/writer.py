@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sweeps.tracking import Tracker
 
 PAUSE_S = 30.0
-"""For so long nothing is asked of a tracking store that has just failed: it may make us wait each time."""
+"""For so long nothing is asked of a tracking store that has just failed: it may make us wait each time.
+And when there is no news for so long, it is seen to what was recorded before, or missed."""
 TOLD_EVERY_S = 5.0
 """How often, once there is nothing but the view to wait for, it is told how much is left."""
 
@@ -33,8 +34,7 @@ class Writer:
 
     So neither MLflow's time nor its memory is the driver's. A tracking store that does not answer, or a
     process that is killed, costs no training: `behind` says why the view is not whole, and `Tracker.sync`
-    makes up for it. Used as a context: its beginning raises InputError for a store that no waiting will
-    open, and at its end everything is written.
+    makes up for it. Used as a context, at whose end everything is written.
     """
 
     def __init__(self, store: Store, uri: str | None, recorded: Iterable[Record]) -> None:
@@ -45,25 +45,26 @@ class Writer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C ends the training; what it recorded is still to be written
+            process_group=0,  # Ctrl-C ends the training; what it recorded is still to be written
         )
         self._send("open", [store.storage, store.study, uri])
         self._recorded = recorded
 
     def __enter__(self) -> Self:
-        answer, reason = next(self._answers(), ("dead", ""))
-        if answer == "refused":
-            self._process.communicate()
-            raise InputError(reason)
         for record in self._recorded:
             self._send("recorded", record)
-        self._send("sync")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def opened(self) -> None:
+        """Wait until it is known; raises InputError for a store that no waiting will open."""
+        answer, reason = next(self._answers(), ("dead", ""))
+        if answer == "refused":
+            raise InputError(reason)
 
     def add(self, record: Record) -> None:
         """A cell or a search trial has ended."""
@@ -80,10 +81,10 @@ class Writer:
         for answer, value in self._answers():
             if answer == "left":
                 click.echo(f"MLflow: {value} runs left to write", err=True)
-            elif answer == "closed":
+            elif answer in ("closed", "refused"):
                 self.behind = value
         self._process.communicate()
-        if answer != "closed":
+        if answer not in ("closed", "refused"):
             self.behind = f"its process ended with {self._process.returncode}"
 
     def _send(self, verb: str, value: Any = None) -> None:
@@ -101,7 +102,7 @@ class Writer:
 
 def serve() -> None:
     """The process: its work comes by standard input, in lines of JSON."""
-    os.nice(10)
+    os.nice(10)  # the training comes first
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # for what libraries print
     told: queue.Queue[tuple[str, Any]] = queue.Queue()
@@ -118,17 +119,24 @@ def serve() -> None:
     except InputError as error:
         answer("refused", str(error))
         listener.join()
+        return
     answer("open")
-    note, last = None, time.monotonic()
-    for verb, value in iter(told.get, ("close", None)):
-        if verb == "recorded":
-            view.missed.append(value)
-        elif verb == "describe":
+    verb, note, last = "", None, time.monotonic()
+    while verb != "close":
+        try:
+            verb, value = told.get(timeout=PAUSE_S)
+        except queue.Empty:
+            verb, value = "idle", None
+        if verb == "describe":
             note = value  # that of a view which is whole
-        else:
-            view.missed += [value] if verb == "write" else []
+        elif verb in ("recorded", "write"):
+            view.missed.append(value)
+        # What was recorded before waits for the first news: Ray starts meanwhile, and wants the processor.
+        if verb in ("write", "idle"):
             view.catch_up()
-        if closing.is_set() and time.monotonic() - last > TOLD_EVERY_S:
+        if not closing.is_set():
+            last = time.monotonic()
+        elif time.monotonic() - last > TOLD_EVERY_S:
             last = time.monotonic()
             answer("left", told.qsize())
     view.finish(note)

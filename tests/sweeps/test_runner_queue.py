@@ -33,7 +33,15 @@ class Agenda:
         self.told.append(record)
 
 
+def long_agenda() -> Agenda:
+    agenda = Agenda()
+    agenda.left = [Work("cell", f"k{i}", Arm.of(CELLS[0]), (CELLS[0],), {}) for i in range(20)]
+    return agenda
+
+
 class Observer:
+    def begins(self) -> None: ...
+
     def started(self, key: str, kind: str) -> None: ...
 
     def ended(self, kind: str, record: Record) -> None: ...
@@ -118,24 +126,41 @@ def test_only_a_shared_gpu_excuses_memory_that_runs_out(gpu: float, raised: bool
     ("cpu", "gpu", "holds"), [(1.0, 0.0, 4), (2.0, 0.0, 2), (0.5, 0.25, 8), (1.0, 1.0, 2)]
 )
 def test_one_more_is_handed_out_than_the_nodes_hold(cpu: float, gpu: float, holds: int) -> None:
-    agenda = Agenda()
-    agenda.left = [Work("cell", f"k{i}", Arm.of(CELLS[0]), (CELLS[0],), {}) for i in range(20)]
     store, share = Store("nowhere", "study"), {"cpu": cpu, "gpu": gpu}
-    made = StudyQueue(agenda, store, share, Observer(), grows=False)  # type: ignore[arg-type]
-    assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == holds + 1
-    made.ended("t0", {"key": "k0"})
-    assert made.suggest("next") is not None
+    made = StudyQueue(long_agenda(), store, share, Observer(), grows=False)  # type: ignore[arg-type]
+    assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == holds
+    for i in range(holds):
+        made.started(f"t{i}")
+    assert made.suggest("more") is not None
     assert made.suggest("after") is None
+    made.ended("t0", {"key": "k0"})
+    assert made.suggest("after") is None, "one that waits for a worker has the free one taken from it"
+    made.started("more")
+    assert made.suggest("after") is not None
+
+
+def test_a_worker_that_is_being_started_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A free worker goes to what comes next, unless the cluster seems to have no room for what waits."""
+    made = queue(long_agenda())
+    for name in ("quick", "slow"):
+        made.suggest(name)
+    made.started("quick")
+    made.ended("quick", {"key": "k0"})
+    assert made.suggest("next") is not None
+    made.started("next")
+    made.ended("next", {"key": "k2"})
+    monkeypatch.setattr(runner, "WORKER_STARTS_S", -1.0)
+    assert made.suggest("after") is None
+    made.lost("slow", frozenset())
+    assert made.suggest("after")["key"] == "k1"  # type: ignore[index, call-overload]
 
 
 def test_a_cluster_that_grows_is_looked_at_again(
     nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agenda = Agenda()
-    agenda.left = [Work("cell", f"k{i}", Arm.of(CELLS[0]), (CELLS[0],), {}) for i in range(20)]
     store, share = Store("nowhere", "study"), {"cpu": 1.0, "gpu": 0.0}
-    made = StudyQueue(agenda, store, share, Observer(), grows=True)  # type: ignore[arg-type]
-    assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 5
+    made = StudyQueue(long_agenda(), store, share, Observer(), grows=True)  # type: ignore[arg-type]
+    assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 4
     nodes.append({"NodeID": "n3", "Resources": {"CPU": 2.0}})
     monkeypatch.setattr(runner, "NODES_EVERY_S", -1.0)
     assert sum(made.suggest(f"u{i}") is not None for i in range(20)) == 2

@@ -90,7 +90,7 @@ def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(store: 
     uri = f"sqlite:///{store.storage}/file/mlflow.db"
     made = Writer(store, uri, [])
     with pytest.raises(InputError, match=f"^tracking: {uri} cannot be opened"), made:
-        pass
+        made.opened()
     assert made._process.poll() is not None
 
 
@@ -99,7 +99,7 @@ def test_it_ends_with_its_driver(store: Store) -> None:
     code = (
         "import sys, time; from sweeps.store import Store; from sweeps.writer import Writer\n"
         f"made = Writer(Store({store.storage!r}, 'toy'), None, [])\n"
-        "made.__enter__(); print(made._process.pid, flush=True); time.sleep(60)"
+        "made.opened(); print(made._process.pid, flush=True); time.sleep(60)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None

@@ -1,0 +1,77 @@
+"""The measurements: each is made, and of what it says."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pm25 import synth
+from pm25.cell import Cell
+from pm25.splits import RandomSplit
+from sweeps import bench, bench_engine, results
+from sweeps.bench import peak_mb
+from sweeps.bench_engine import trivial
+from sweeps.store import Store
+
+
+def test_a_small_child_of_a_large_process_is_small() -> None:
+    large = bytearray(400 * 2**20)
+    large[::4096] = b"x" * len(large[::4096])
+    assert peak_mb() > 400
+    code = "from sweeps.bench import peak_mb; large = bytearray(100 * 2**20); del large; print(peak_mb())"
+    child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert 100 < float(child.stdout) < 400
+
+
+def test_a_trivial_cell_leaves_what_a_trained_one_does(tmp_path: Path) -> None:
+    store, panel = Store(str(tmp_path), "toy"), SimpleNamespace(fingerprint="f")
+    cell = Cell(variant="none", split=RandomSplit(), fold=0, seed=0)
+    record = trivial(cell, "k", panel, store, more={"share": {"cpu": 1}})  # type: ignore[arg-type]
+    assert store.record("k") == record
+    assert len(record["metrics"]) + len(record["audit"]) - 1 > 20, "as many as plain Ray Tune is given"
+    assert record["share"] == {"cpu": 1}
+    (row,) = results.rows({"k": cell}, {"k": record}).to_dict("records")
+    assert row["state"] == "done"
+    assert row["test_rmse"] == record["metrics"]["test_rmse"]
+    assert store.read_table("k", "history").num_rows == 2
+    assert store.read_table("k", "predictions").num_rows == bench_engine.ROWS
+
+
+@pytest.mark.slow
+def test_the_engine_is_measured_beside_plain_ray_tune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_engine, "LISTED", 12)
+    found = {row.what: row for row in bench_engine.run((4,), tmp_path)}
+    assert [*found] == [
+        "engine over plain Ray Tune, 4 cells",
+        "driver's memory, 4 cells",
+        "restart on 4 finished cells",
+        "sweep status, 12 finished cells",
+        "sweep export, 12 finished cells",
+    ]
+    assert all(row.value > 0 for row in found.values())
+    assert found["driver's memory, 4 cells"].value < 400
+    assert len(list(tmp_path.glob("own-4-0/engine/cells/*/result.json"))) == 5
+    assert (tmp_path / "cells.parquet").exists()
+
+
+@pytest.mark.slow
+def test_a_trial_is_measured_beside_a_bare_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ROUNDS", "CALLS", "EPOCHS"):
+        monkeypatch.setattr(bench, name, 1)
+    table = tmp_path / "panel.parquet"
+    synth.synthesize(sites=40, days=80).to_parquet(table, index=False)
+    found: list[Any] = bench.run(table, tmp_path / "results")
+    assert [row.what for row in found] == [
+        "trial over a bare PyTorch loop",
+        "resident memory of a trial",
+        "sweep --help",
+        "sweep plan",
+        "sweep status",
+    ]
+    assert all(row.value > 0 for row in found)
