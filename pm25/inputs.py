@@ -75,13 +75,16 @@ class Inputs:
             if empty[0] not in panel.channels:
                 mend = "training monitors have no neighbours; leave neighbours out, or let nearer ones count"
             raise InputError(f"{panel.name}: channel {empty[0]} has no value in any training window; {mend}")
+        self.scaler = scaler
+        self.place_scaler: Scaler | None = None
         self._features = torch.from_numpy(scaler.scale(values)).to(device)
         self._offsets = torch.arange(1 - window, 1, device=device)
         per_site = np.bincount(fitted // days, minlength=sites)
-        place = _place_channels(panel, variant)
+        place = place_channels(panel.lat, panel.lon, variant)
         self._place = None
         if place is not None:
-            self._place = torch.from_numpy(Scaler.fit(place, per_site).scale(place)).to(device)
+            self.place_scaler = Scaler.fit(place, per_site)
+            self._place = torch.from_numpy(self.place_scaler.scale(place)).to(device)
         self._embedding = self._month = None
         self.embedding_dim = 0
         if embedding is not None:
@@ -160,11 +163,14 @@ def _days_in_windows(train: np.ndarray, sites: int, days: int, window: int) -> n
     return (total[:, np.minimum(day + window, days)] - total[:, day]).reshape(-1)
 
 
-def _place_channels(panel: Panel, variant: Variant) -> np.ndarray | None:
-    """(sites, 2) degrees for latlon, (sites, 4) sines and cosines for sincos, else None."""
+def place_channels(lat: np.ndarray, lon: np.ndarray, variant: Variant) -> np.ndarray | None:
+    """(n, 2) degrees for latlon, (n, 4) sines and cosines for sincos, else None; unscaled.
+
+    `lat` and `lon` are (n,), in degrees.
+    """
     if variant == "latlon":
-        return np.stack([panel.lat, panel.lon], axis=1)
+        return np.stack([lat, lon], axis=1)
     if variant == "sincos":
-        lat, lon = np.radians(panel.lat), np.radians(panel.lon)
+        lat, lon = np.radians(lat), np.radians(lon)
         return np.stack([np.sin(lat), np.cos(lat), np.sin(lon), np.cos(lon)], axis=1)
     return None

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,9 @@ class Result:
     audit: dict[str, float | int | list[str]]
     """What training and test share, and `failed`: the checks that this result did not pass."""
     weights: dict[str, torch.Tensor]
+    scaling: dict[str, Any]
+    """What the weights were trained on: names of the channels, and what they, the place and the target were
+    scaled by; plain values (`pm25.predictor`)."""
     seconds: float
     """At work, over all attempts."""
 
@@ -228,6 +231,7 @@ class Training:
             predictions=predictions,
             audit=audit,
             weights=weights,
+            scaling=_scaling(made),
             seconds=self._seconds,
         )
 
@@ -328,6 +332,19 @@ def _score(made: Prepared) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         metrics |= {f"{part}_{name}": value for name, value in found.items()}
     columns = predictions[0] if predictions else {}
     return metrics, {name: np.concatenate([p[name] for p in predictions]) for name in columns}
+
+
+def _scaling(made: Prepared) -> dict[str, Any]:
+    inputs = made.inputs
+    scalers = {"channels": inputs.scaler} | ({"place": inputs.place_scaler} if inputs.place_scaler else {})
+    return {
+        "channels": list(inputs.channels),
+        "scalers": {
+            name: {"mean": scaler.mean.tolist(), "std": scaler.std.tolist()}
+            for name, scaler in scalers.items()
+        },
+        "target": asdict(made.scale),
+    }
 
 
 def _identity(made: Prepared) -> str:

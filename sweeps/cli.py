@@ -493,7 +493,7 @@ def importance(study: str, overrides: tuple[str, ...], key: str, repeats: int) -
     table = permute(
         cell,
         state.panel,
-        torch.load(io.BytesIO(weights), weights_only=True),
+        torch.load(io.BytesIO(weights), weights_only=True)["weights"],
         embedding=embedded.vectors if embedded else None,
         repeats=repeats,
     )

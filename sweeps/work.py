@@ -1,6 +1,7 @@
 """Run one cell and record what came of it; the seam that a Ray worker, or a debugger, calls."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -8,11 +9,13 @@ import math
 import os
 import platform
 import socket
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,7 +109,7 @@ def run_and_record(
     store.write_table(key, "history", {name: [getattr(e, name) for e in result.history] for name in names})
     if keep_weights:
         buffer = io.BytesIO()
-        torch.save(result.weights, buffer)
+        torch.save({"weights": result.weights, "scaling": result.scaling}, buffer)
         store.write_file(key, "weights.pt", buffer.getvalue())
     return _end(record, store)
 
@@ -255,6 +258,7 @@ def _place(panel: Panel, device: str) -> dict[str, Any]:
     return {
         "data": panel.fingerprint,
         "numerics": pm25.NUMERICS,
+        **commit(),
         "host": socket.gethostname(),
         "process": os.getpid(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
@@ -266,6 +270,25 @@ def _place(panel: Panel, device: str) -> dict[str, Any]:
         },
         "started": _now(),
     }
+
+
+@functools.cache
+def commit() -> dict[str, Any]:
+    """The commit of the checkout that this code runs from, and whether files differ from it.
+
+    Empty where there is none, as in an installed wheel; `sweeps` versions are told by the package then.
+    """
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not some repository around an installation
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
 
 
 def differences(
