@@ -2,6 +2,7 @@
 
 import io
 import math
+import subprocess
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -81,7 +82,8 @@ def test_the_record_tells_the_whole_story(done: tuple[Store, Record], panel: Pan
     store, record = done
     assert store.record(KEY) == record  # what is handed back is what is stored
     assert [*record] == [
-        *("key", "state", "cell", "encoder", "data", "numerics", "host", "process", "device", "threads"),
+        *("key", "state", "cell", "encoder", "data", "numerics", *work.commit()),
+        *("host", "process", "device", "threads"),
         *("versions", "started", "metrics", "counts", "audit", "seconds", "ended"),
     ]
     assert (record["key"], record["state"]) == (KEY, "done")
@@ -242,13 +244,38 @@ def test_weights_are_stored_on_request_only(done: tuple[Store, Record], panel: P
     assert again["metrics"] == done[1]["metrics"]
     content = store.read_file(KEY, "weights.pt")
     assert content is not None
-    weights = torch.load(io.BytesIO(content), weights_only=True)
+    weights = torch.load(io.BytesIO(content), weights_only=True)["weights"]
     # They are the trained ones: a network that holds them predicts what was stored.
     made = trial.prepare(cell(), panel)
     made.model.load_state_dict(weights)
     stored = store.read_table(KEY, "predictions").to_pandas()
     tested = stored.loc[stored["part"] == "test", "prediction"]
     np.testing.assert_array_equal(made.predict(made.parts.test), tested)
+
+
+def test_the_commit_is_that_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "checkout" / "sweeps"
+    package.mkdir(parents=True)
+    code = package / "work.py"
+    code.write_text("first\n")
+    monkeypatch.setattr(work, "__file__", str(code))
+    asked = work.commit.__wrapped__
+    assert asked() == {}, "no repository"
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path / "checkout"), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    assert asked() == {}, "a repository that does not hold the code, such as one around an installation"
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    assert asked() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "checkout" / "results.csv").write_text("untracked")
+    assert asked()["dirty"] is False
+    code.write_text("second\n")
+    assert asked()["dirty"] is True
 
 
 # Differences
