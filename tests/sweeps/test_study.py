@@ -85,10 +85,12 @@ def test_demo_is_30_cells_of_5_arms() -> None:
 
 def test_quick_is_60_cells_on_a_table_of_the_users() -> None:
     quick = study.load("quick", ["data.table=panel.parquet"])
-    assert len(quick.cells()) == 60  # 5 arms x (2 + 2 + 2 folds) x 2 seeds
+    assert len(quick.cells()) == 60  # 5 arms x (5 + 5 + 2 folds)
     assert len(arms(quick)) == 5
     assert {(c.split.label, c.fold) for c in quick.cells()} == {
-        (label, fold) for label in ("random", "spatial", "checkerboard-16") for fold in (0, 1)
+        (label, fold)
+        for label, folds in (("random", 5), ("spatial", 5), ("checkerboard-16", 2))
+        for fold in range(folds)
     }
     with pytest.raises(InputError, match=r"not neither: --set data\.table=PANEL\.parquet$"):
         study.load("quick")
