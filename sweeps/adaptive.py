@@ -186,7 +186,7 @@ def outcome(study: Study, records: Mapping[str, Record]) -> list[dict[str, Any]]
             "part": ladder.contrast.part,
             "fold": ladder.contrast.fold,
             "metric": ladder.contrast.metric,
-            "looks": sizes[: ladder.look + 1],
+            "looks": list(sizes[: ladder.look + 1]),
             "seeds": sizes[ladder.look],
             "max": sizes[-1],
             "stopped": ladder.ended,

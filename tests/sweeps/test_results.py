@@ -119,7 +119,7 @@ def test_what_is_not_done_has_no_number(state: str) -> None:
     records = {"k0": done("k0"), "k3": failed("k3", **numbers)} if state == "failed" else {"k0": done("k0")}
     row = results.rows(CELLS, records).iloc[3]
     assert row["state"] == state
-    assert row[[*COLUMNS[8:-4], *FURTHER]].isna().all()
+    assert row[[*COLUMNS[8:-5], *FURTHER]].isna().all()
     assert row[["marked", "unfair", "tuned"]].tolist() == [""] * 3
     assert row["error"] == "Diverged: loss is nan" if state == "failed" else pd.isna(row["error"])
 

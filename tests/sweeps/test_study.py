@@ -18,6 +18,8 @@ from pm25.panel import CALENDAR, Panel
 from pm25.settings import ENCODERS, ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps import study
+from sweeps.claims import Analysis, ArmChoice, Claim, Contrast, Place
+from sweeps.design import AdaptiveSeeds, Arm
 from sweeps.study import Study
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -829,3 +831,278 @@ def test_channels_choose_the_panel_s_features() -> None:
 
 def test_labels_tell_checkerboards_apart() -> None:
     assert [CheckerboardSplit(degrees=d).label for d in (8, 2.5)] == ["checkerboard-8", "checkerboard-2.5"]
+
+
+# Claims, how they are judged, and what was published
+
+CLAIMS = TOY.replace("[none, geoclip]", "[none, latlon, geoclip]").replace("kind: random", "kind: spatial")
+CLAIMS += """\
+claims:
+  - claim: the place helps
+    better: {variant: geoclip, fusion: hadamard}
+    than: {variant: none}
+    on: {split: spatial}
+    metric: rmse
+"""
+
+
+def test_a_claim_is_an_arm_another_a_place_and_a_metric(tmp_path: Path) -> None:
+    made = study.load(write(tmp_path, CLAIMS))  # whose key `on` YAML reads as true
+    assert made.claims == (
+        Claim(
+            claim="the place helps",
+            better=ArmChoice(variant="geoclip", fusion="hadamard"),
+            than=ArmChoice(variant="none"),
+            on=Place(split="spatial", part="test", fold=None),
+            metric="rmse",
+        ),
+    )
+    hadamard, none = Arm("geoclip", "hadamard"), Arm("none", None)
+    assert made.contrasts() == (Contrast(hadamard, none, "spatial", "test", None, "rmse"),)
+    assert made.analysis == Analysis(metric="rmse", alpha=0.05, rope=0.01, test="corrected_t", outlines=None)
+
+
+def test_a_kind_that_one_split_has_stands_by_its_label(tmp_path: Path) -> None:
+    path = write(tmp_path, CLAIMS.replace("split: spatial}", "split: checkerboard, part: wr, fold: 1}"))
+    assert study.load(path).claims[0].on == Place(split="checkerboard-16", part="wr", fold=1)
+    buffered = CLAIMS.replace("- {kind: spatial}", "- {kind: spatial}\n    - {kind: spatial, buffer_km: 50}")
+    assert study.load(write(tmp_path, buffered)).claims[0].on.split == "spatial"  # a label comes first
+
+
+def test_without_claims_every_arm_is_against_none_on_every_split(tmp_path: Path) -> None:
+    made = study.load(write(tmp_path), ["design.variant=[latlon, none]", "analysis.metric=r2"])
+    arm, none = Arm("latlon", None), Arm("none", None)
+    assert made.contrasts() == (
+        Contrast(arm, none, "random", "test", None, "r2"),
+        Contrast(arm, none, "checkerboard-16", "test", None, "r2"),
+    )
+    assert study.load(write(tmp_path), ["design.variant=latlon"]).contrasts() == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "fusion: hadamard",
+            "fusion: concat",
+            "claims.0.better: the design has no arm geoclip-concat; did you",
+        ),
+        (
+            ", fusion: hadamard",
+            "",
+            "claims.0.better: the design has no arm geoclip; did you mean geoclip-had",
+        ),
+        (
+            "{variant: none}",
+            "{variant: sincos}",
+            "claims.0.than: the design has no arm sincos; it has none, l",
+        ),
+        ("{variant: none}", "{variant: nil}", "claims.0.than.variant: input should be 'none', 'latlon', "),
+        (
+            "{variant: none}",
+            "{variant: geoclip, fusion: hadamard}",
+            "claims.0.than: geoclip-hadamard is no bet",
+        ),
+        ("than:", "then:", "claims.0.then: unknown key; did you mean claims.than? (1 more)"),
+        ("    metric: rmse\n", "", "claims.0.metric: missing; it has no default"),
+        ("metric: rmse", "metric: mbe", "claims.0.metric: input should be 'rmse', 'r2' or 'mae', got 'mbe'"),
+        ("claim: the place helps", "claim: ''", "claims.0.claim: string should have at least 1 character"),
+        (
+            "{split: spatial}",
+            "{splt: spatial}",
+            "claims.0.on.splt: unknown key; did you mean claims.on.split?",
+        ),
+        (
+            "{split: spatial}",
+            "{split: spatia}",
+            "claims.0.on.split: the design has no split spatia; did you mean",
+        ),
+        (
+            "{split: spatial}",
+            "{split: random}",
+            "claims.0.on.split: the design has no split random; it has spat",
+        ),
+        (
+            "{split: spatial}",
+            "{split: spatial, part: wr}",
+            "claims.0.on.part: wr is of a split of regions; the",
+        ),
+        (
+            "{split: spatial}",
+            "{split: spatial, fold: 5}",
+            "claims.0.on.fold: fold 5 does not exist: spatial has",
+        ),
+        (
+            "{split: spatial}",
+            "{split: spatial, fold: -1}",
+            "claims.0.on.fold: input should be greater than or",
+        ),
+        (
+            "{split: spatial}",
+            "spatial",
+            "claims.0.on: input should be a valid dictionary or instance of Place",
+        ),
+        (
+            "  - {kind: checkerboard, degrees: 16}",
+            "  - {kind: clusters, folds: 2}\n    - {kind: clusters, folds: 3}",
+            "claims.0.on.split: clusters is the kind of several; give one of clusters-2, clusters-3",
+        ),
+    ],
+)
+def test_a_faulty_claim_is_told_in_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    text = CLAIMS.replace("{split: spatial}", "{split: clusters}") if "clusters" in new else CLAIMS
+    assert old in text
+    assert fault(write(tmp_path, text.replace(old, new))).startswith(said)
+
+
+def test_two_claims_with_one_text_are_refused(tmp_path: Path) -> None:
+    twice = CLAIMS + CLAIMS.split("claims:\n")[1].replace("rmse", "r2")
+    told = fault(write(tmp_path, twice))
+    assert told == "claims.1.claim: claims.0 has the same text; leave one out"
+
+
+def test_what_an_override_takes_out_of_the_design_its_claims_go_with(tmp_path: Path) -> None:
+    more = CLAIMS + CLAIMS.split("claims:\n")[1].replace("helps", "helps there").replace(
+        "spatial}", "random}"
+    )
+    assert fault(write(tmp_path, more)).startswith("claims.1.on.split: the design has no split random")
+    path = write(tmp_path, CLAIMS)
+    assert study.load(path, ["design.variant=[none, latlon]"]).claims == ()
+    assert study.load(path, ["design.split={kind: random}"]).claims == ()
+    assert len(study.load(path, ["design.variant=[none, geoclip]"]).claims) == 1
+    other = ["claims=[{claim: a, better: {variant: table}, than: {variant: none}, on: {split: spatial}}]"]
+    assert fault(path, *other).startswith("claims.0.metric: missing")
+    other = [other[0].replace("}}]", "}, metric: r2}]")]
+    assert fault(path, *other).startswith("claims.0.better: the design has no arm table; it has none, latlon")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("analysis.metric=mbe", "analysis.metric: input should be 'rmse', 'r2' or 'mae', got 'mbe'"),
+        ("analysis.alpha=0", "analysis.alpha: input should be greater than 0, got 0"),
+        ("analysis.alpha=1", "analysis.alpha: input should be less than 1, got 1"),
+        ("analysis.rope=-0.1", "analysis.rope: input should be greater than or equal to 0, got -0.1"),
+        ("analysis.test=t", "analysis.test: input should be 'corrected_t' or 'wilcoxon', got 't'"),
+        ("analysis.bootstrap=0", "analysis.bootstrap: input should be greater than 0, got 0"),
+        ("analysis.block=4", "analysis.block: unknown key; did you mean analysis.block_degrees?"),
+        ("published.source=X", "published.values: missing; it has no default"),
+        ("published={source: X, values: []}", "published.values: tuple should have at least 1 item"),
+        (
+            "published={source: X, values: [{variant: none, split: random, metric: r2, valu: 1}]}",
+            "published.values.0.valu: unknown key; did you mean published.values.value? (2 more)",
+        ),
+    ],
+)
+def test_a_faulty_analysis_is_told_in_one_line(tmp_path: Path, override: str, said: str) -> None:
+    assert fault(write(tmp_path), override).startswith(said)
+
+
+def test_outlines_are_a_path_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = write(tmp_path, TOY + "analysis: {outlines: maps/states.geojson}\n")
+    assert study.load(path).analysis.outlines == tmp_path / "maps" / "states.geojson"
+    over = study.load(path, ["analysis.outlines=states.geojson"])
+    assert over.analysis.outlines == tmp_path / "here" / "states.geojson"
+
+
+def test_a_published_value_may_be_of_an_arm_that_the_study_has_not(tmp_path: Path) -> None:
+    values = "{variant: satclip, fusion: concat, split: random, metric: r2, value: 0.68, sd: 0.077}"
+    made = study.load(write(tmp_path), [f"published={{source: a paper, values: [{values}]}}"])
+    assert made.published is not None
+    (value,) = made.published.values  # noqa: PD011
+    assert (value.arm, value.split, value.part, value.fold) == (
+        Arm("satclip", "concat"),
+        "random",
+        "test",
+        None,
+    )
+    assert (value.metric, value.value, value.sd, made.published.source) == ("r2", 0.68, 0.077, "a paper")
+
+
+def test_what_is_claimed_and_how_it_is_judged_changes_no_key() -> None:
+    plain = study.load("demo", ["claims=[]", *SMALL])
+    judged = study.load("demo", [*SMALL, "analysis={metric: r2, alpha: 0.1, test: wilcoxon}"])
+    assert len(judged.claims) == 2
+    values = "[{variant: none, split: random, metric: r2, value: 0.7}]"
+    judged = study.load("demo", [*SMALL, f"published={{source: X, values: {values}}}", "analysis.rope=0.1"])
+    panel = plain.panel()
+    assert [*judged.keyed(panel)] == [*plain.keyed(panel)]
+
+
+def test_the_published_findings_are_claims_and_fit_the_design() -> None:
+    shipped = study.load("paper2025", ["data.table=panel.parquet"])
+    assert len(shipped.claims) == len(shipped.contrasts()) == 16
+    assert {claim.metric for claim in shipped.claims} == {"r2"}
+    assert shipped.published is not None
+    values = shipped.published.values  # noqa: PD011
+    assert len(values) == 20
+    splits = {factor.split.label: factor.split.folds for factor in shipped.design.split}
+    for value in values:
+        assert value.arm in shipped.arms()
+        assert (value.fold or 0) < splits[value.split]
+    # What is claimed of the random split is in the numbers, as FACTS has them.
+    numbers = {(value.arm, value.split): value.value for value in values}
+    for claim in shipped.claims:
+        if claim.on.split in ("random", "spatial"):
+            at = claim.on.split
+            assert numbers[claim.better.arm, at] > numbers[claim.than.arm, at], claim.claim
+
+
+@pytest.mark.parametrize("name", ["demo", "quick"])
+def test_the_small_studies_claim_something(name: str) -> None:
+    shipped = study.load(name, ["data={table: panel.parquet}"])
+    assert shipped.claims[0].claim == "GeoCLIP Hadamard beats no location, random split"
+
+
+# Seeds by what the tests leave open
+
+
+def test_adaptive_seeds_are_the_first_and_all_that_may_be_run(tmp_path: Path) -> None:
+    made = study.load(write(tmp_path), ["design.seed={start: 3, max: 12, until: decided}"])
+    assert made.design.seed == AdaptiveSeeds(start=3, max=12)
+    assert made.design.first_seeds == (0, 1, 2)
+    assert made.design.seeds == tuple(range(12))
+    assert len(made.cells()) == 2 * (5 + 2) * 12
+    listed = study.load(write(tmp_path), ["design.seed=[4, 2]"]).design
+    assert listed.seed == listed.seeds == listed.first_seeds == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("start", "most", "looks"),
+    [(3, 12, (3, 6, 12)), (3, 10, (3, 6, 10)), (1, 2, (1, 2)), (2, 7, (2, 4, 7)), (5, 6, (5, 6))],
+)
+def test_every_look_doubles_the_seeds_up_to_the_most(start: int, most: int, looks: tuple[int, ...]) -> None:
+    assert AdaptiveSeeds(start=start, max=most).looks == looks
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["design.seed={start: 3}"], "design.seed.max: missing; it has no default"),
+        (
+            ["design.seed={start: 3, max: 3}"],
+            "design.seed: max 3 is to be above start 3; else list the seeds",
+        ),
+        (["design.seed={start: 0, max: 3}"], "design.seed.start: input should be greater than 0, got 0"),
+        (
+            ["design.seed={strat: 1, max: 3}"],
+            "design.seed.strat: unknown key; did you mean design.seed.start?",
+        ),
+        (
+            ["design.seed={start: 1, max: 3, until: now}"],
+            "design.seed.until: input should be 'decided', got 'n",
+        ),
+        (
+            ["design.seed={start: 1, max: 3}", "design.variant=geoclip"],
+            "design.seed: nothing is to be decided; declare claims, or add the variant none",
+        ),
+        (
+            ["design.seed={start: 1, max: 3}", "search={trials: 1, seed: 2, split: {kind: random}}"],
+            "search.seed: 2 is a seed of the grid too; the search is to have seeds of its own",
+        ),
+    ],
+)
+def test_faulty_adaptive_seeds_are_told_in_one_line(tmp_path: Path, overrides: list[str], said: str) -> None:
+    assert fault(write(tmp_path), *overrides).startswith(said)
