@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -46,7 +46,8 @@ class Agenda:
 
     An arm's search comes first, for its grid waits for it; one trial of an arm at a time as long as there
     are cells to train beside it, as many as there is room for otherwise. The cells of an arm are released
-    when its search is over, those of an arm without one at once, first folds and seeds first.
+    when its search is over, those of an arm without one at once, first folds and seeds first; seeds that the
+    study adds to what is undecided, as soon as the last cell of a look has ended.
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class Agenda:
         records = state.records()
         self._recorded, self._cells_in_flight = len(records), 0
         self._gpu_seconds = sum(map(_gpu_seconds, [*records.values(), *state.trials()]))
-        place = {cell: i for i, cell in enumerate(state.study.cells(search.tuned(state.searches)))}
+        grid = state.study.cells(search.tuned(state.searches))
+        place = {cell: i for i, cell in enumerate(grid)}
         for key, cell in state.cells.items():
             if key not in records and selects(cell):
                 heapq.heappush(self._ready, (place[cell], key, cell))
@@ -85,6 +87,15 @@ class Agenda:
         self.cells = len(self._ready) + len(held_back)
         """To train when the run begins; so many search trials:"""
         self.trials = sum(trials.left for trials in self.searches.values())
+        self._held: list[tuple[int, Cell]] = []
+        """Selected cells that no look asks for yet, with their places in the grid; not of arms that wait."""
+        self.further = 0
+        """How many selected cells will come besides if nothing more is decided, as of the begin."""
+        if state.looks is not None:
+            now, waiting = {*state.grid}, {Arm.of(cell) for cell in state.waiting}
+            later = [cell for cell in grid if cell not in now and selects(cell)]
+            self.further = sum(map(state.looks.may_ask_for, later))
+            self._held = [(place[cell], cell) for cell in later if Arm.of(cell) not in waiting]
         for arm in self.searches:
             self._in_flight[arm] = set()
             if self.searches[arm].over:
@@ -104,6 +115,8 @@ class Agenda:
         )
         if self.searches:
             text += f"; {len(self.searches)} arms to search first, {self.trials} trials"
+        if self.further:
+            text += f"; up to {self.further} more if undecided"
         return text if self._limit is None else f"{text}; at most {self._limit} now"
 
     def lines(self) -> Iterator[str]:
@@ -116,7 +129,9 @@ class Agenda:
 
     def encoders(self) -> set[str]:
         """The encoders whose vectors are needed."""
-        arms = [*self.searches, *(Arm.of(cell) for _, _, cell in self._ready)]
+        looks = self._state.looks
+        later = (cell for _, cell in self._held if looks is not None and looks.may_ask_for(cell))
+        arms = [*self.searches, *(Arm.of(cell) for _, _, cell in self._ready), *map(Arm.of, later)]
         return {arm.variant for arm in arms if arm.variant in ENCODERS}
 
     def next(self, asker: Asker) -> Work | None:
@@ -149,6 +164,8 @@ class Agenda:
         self._gpu_seconds += _gpu_seconds(record)
         if work.kind == "cell":
             self._recorded, self._cells_in_flight = self._recorded + 1, self._cells_in_flight - 1
+            if self._state.looks is not None and self._state.looks.add(work.cells[0], record):
+                self._extend()
         # A point at which the training diverges is an answer of the search, and no fault.
         answer = work.kind == "trial" and record.get("error", {}).get("type") == "Diverged"
         if record["state"] == "failed" and not answer:
@@ -214,14 +231,36 @@ class Agenda:
             self.cells -= self.waiting[arm]
             self.blocked[arm] = f"none of {len(self.searches[arm].ended)} trials has a score"
             return
-        records = self._state.store.keys()
-        for place, cell in enumerate(self._state.study.cells({arm: point})):
-            if Arm.of(cell) == arm and self._selects(cell):
-                key = self._state.key(cell)
-                if key not in records or self._state.store.record(key) is None:
-                    heapq.heappush(self._ready, (place, key, cell))
-                else:
-                    self.cells -= 1  # the same settings were chosen before
+        looks = self._state.looks
+        cells = enumerate(self._state.study.cells({arm: point}))
+        own = [(i, cell) for i, cell in cells if Arm.of(cell) == arm and self._selects(cell)]
+        now = [(i, cell) for i, cell in own if looks is None or looks.asks_for(cell)]
+        self._held += [(i, cell) for i, cell in own if looks is not None and not looks.asks_for(cell)]
+        self.cells += self._take_up(now) - len(now)  # the same settings may have been chosen before
+        self._extend()
+
+    def _extend(self) -> None:
+        """Take up the cells that were held and that the looks ask for now."""
+        looks = self._state.looks
+        while looks is not None and (now := [one for one in self._held if looks.asks_for(one[1])]):
+            self._held = [one for one in self._held if not looks.asks_for(one[1])]
+            self.cells += self._take_up(now)
+
+    def _take_up(self, cells: Iterable[tuple[int, Cell]]) -> int:
+        """Make those of the cells ready that have no record; how many they are. Each with its place."""
+        present, ready = self._state.store.keys(), 0
+        for place, cell in cells:
+            key = self._state.key(cell)
+            record = self._state.store.record(key) if key in present else None
+            if record is None:
+                heapq.heappush(self._ready, (place, key, cell))
+                ready += 1
+                continue
+            self._recorded += 1
+            self._gpu_seconds += _gpu_seconds(record)
+            if self._state.looks is not None:
+                self._state.looks.add(cell, record)
+        return ready
 
 
 def _gpu_seconds(record: Record) -> float:

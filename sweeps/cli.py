@@ -140,8 +140,9 @@ def plan(
             }
             for (label, fold), cut in parts.items()
         ],
-        "seeds": list(state.study.design.seed),
+        "seeds": list(state.study.design.first_seeds),
         "cells": _count(state, records),
+        **_further(state),
         "cpu_hours_left": found["cpu_hours"] and found["cpu_hours"]["expected"],
         "disk_mb_left": found["disk_mb"]["expected"],
         **found,
@@ -168,7 +169,8 @@ def _plan_lines(content: dict[str, Any], data: str) -> Iterator[str]:
             yield f"  split   {label} {len(folds)} folds: {_sizes(folds)} samples each"
         else:
             yield from (f"  split   {label} fold {f['fold']}: {_sizes([f])} samples" for f in folds)
-    yield f"  seeds   {', '.join(map(str, content['seeds']))}"
+    further = f"; up to {content['further']} more cells if undecided" if content.get("further") else ""
+    yield f"  seeds   {', '.join(map(str, content['seeds']))}{further}"
     if content["search_trials"]:
         yield f"  search  {content['search_trials']} trials to run"
     if not content["jobs"]:
@@ -322,12 +324,14 @@ def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     count = _count(state, records)
     failed = failures.groups(state.cells, records, state.waiting)
     if as_json:
-        content: dict[str, Any] = {"study": state.study.study, "cells": count, "search": _searched(state)}
+        content: dict[str, Any] = {"study": state.study.study, "cells": count, **_further(state)}
+        content["search"] = _searched(state)
         if failed:
             content["failures"] = [group.content for group in failed]
         click.echo(json.dumps(content))
         return
-    click.echo(f"{state.study.study}: {_counted(count)}")
+    further = f"; up to {state.further} more if undecided" if state.further else ""
+    click.echo(f"{state.study.study}: {_counted(count)}{further}")
     for trials in state.searches.values():
         click.echo(f"  search {trials.outline}")
     for group in failed[:FAILURES_SHOWN]:
@@ -741,6 +745,11 @@ def _count(state: "State", records: "dict[str, Record]") -> dict[str, int]:
     states = [records[key]["state"] if key in records else "missing" for key in state.cells]
     states += ["missing"] * len(state.waiting)
     return {"total": len(states), **{state: states.count(state) for state in ("done", "failed", "missing")}}
+
+
+def _further(state: "State") -> dict[str, int]:
+    """Cells that may be added at most, of a study that adds seeds to what is undecided."""
+    return {} if state.looks is None else {"further": state.further}
 
 
 def _searched(state: "State") -> dict[str, int]:

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from pm25.cell import Cell
 from pm25.settings import Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
@@ -57,6 +65,40 @@ class SplitFactor(Settings):
         return self.fold or tuple(range(self.split.folds))
 
 
+class AdaptiveSeeds(Settings):
+    """Seeds 0, 1, ... of every arm: `start` of them, and more where the declared tests have not decided.
+
+    What is tested is looked at with `start` seeds, then with twice as many each time, and last with `max`.
+    """
+
+    start: PositiveInt
+    max: PositiveInt
+    until: Literal["decided"] = "decided"
+
+    @model_validator(mode="after")
+    def _grows(self) -> "AdaptiveSeeds":
+        if self.max <= self.start:
+            raise ValueError(f"max {self.max} is to be above start {self.start}; else list the seeds")
+        return self
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """How many seeds each look has."""
+        looks = [self.start]
+        while looks[-1] < self.max:
+            looks.append(min(2 * looks[-1], self.max))
+        return tuple(looks)
+
+
+ADAPTIVE, LISTED = "adaptive", "listed"
+"""Stand in the place of a fault in `design.seed`, and are not told."""
+
+Seeds = Annotated[
+    Annotated[AdaptiveSeeds, Tag(ADAPTIVE)] | Annotated[tuple[Seed, ...], *Levels, Tag(LISTED)],
+    Discriminator(lambda value: ADAPTIVE if isinstance(value, Mapping | AdaptiveSeeds) else LISTED),
+]
+
+
 class Design(Settings):
     """The crossed factors. A variant without an encoder has no fusion, and is one arm.
 
@@ -67,7 +109,17 @@ class Design(Settings):
     fusion: Annotated[tuple[Fusion, ...], *Levels] = ("hadamard",)
     head: Annotated[tuple[Literal["plain", "matched"], ...], *Levels] = ("plain",)
     split: Annotated[tuple[SplitFactor, ...], *Levels]
-    seed: Annotated[tuple[Seed, ...], *Levels]
+    seed: Seeds
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All that may be run."""
+        return tuple(range(self.seed.max)) if isinstance(self.seed, AdaptiveSeeds) else self.seed
+
+    @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """Those of every arm on every split."""
+        return tuple(range(self.seed.start)) if isinstance(self.seed, AdaptiveSeeds) else self.seed
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "Design":

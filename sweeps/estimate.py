@@ -403,9 +403,10 @@ class Estimate:
         self._samples: dict[Any, Samples] = {}
         self._done = [(state.cells[key], r) for key, r in records.items() if r["state"] == "done"]
         self._read_records()
-        grid = state.study.cells(search.tuned(state.searches))
-        self.jobs = _jobs(state, grid, records)
-        self._grid_levels = [_levels(state.study, cell) for cell in grid]
+        self.jobs = _jobs(state, records)
+        self._grid_levels = [_levels(state.study, cell) for cell in state.grid]
+        self._seeds = tuple(dict.fromkeys(cell.seed for cell in state.grid))
+        """Of adaptive seeds, those that the study has so far."""
         known: dict[Any, Range | None] = {}
         self._each: list[Range | None] = []
         """Seconds of every job."""
@@ -639,7 +640,7 @@ class Estimate:
     def subset(self, seeds: int, folds: int) -> Subset:
         """The first `seeds` and `folds`, with the searches. Raises InputError where a speed is not known."""
         keep = {
-            "seed": [str(seed) for seed in self._study.design.seed[:seeds]],
+            "seed": [str(seed) for seed in self._seeds[:seeds]],
             "fold": [str(place) for place in range(1, folds + 1)],
         }
         cells = sum(all(levels[name] in keep[name] for name in keep) for levels in self._grid_levels)
@@ -654,7 +655,7 @@ class Estimate:
         Of subsets with as many cells, that which keeps the most even shares of seeds and of folds.
         """
         design = self._study.design
-        n_seeds, n_folds = len(design.seed), max(len(factor.folds) for factor in design.split)
+        n_seeds, n_folds = len(self._seeds), max(len(factor.folds) for factor in design.split)
         rounds = [(s, f) for s in range(1, n_seeds + 1) for f in range(1, n_folds + 1)]
 
         def size(seeds: int, folds: int) -> tuple[int, float]:
@@ -671,8 +672,8 @@ class Estimate:
         """What `--set` takes to make the study this subset."""
         design = self._study.design
         found = []
-        if subset.seeds < len(design.seed):
-            found.append(f"design.seed={list(design.seed[: subset.seeds])}")
+        if subset.seeds < len(self._seeds):
+            found.append(f"design.seed={list(self._seeds[: subset.seeds])}")
         if any(len(factor.folds) > subset.folds for factor in design.split):
             plain = [
                 factor.split.model_dump(mode="json", exclude_defaults=True)
@@ -736,7 +737,7 @@ class Estimate:
         ]
 
 
-def _jobs(state: State, grid: Sequence[Cell], recorded: Mapping[str, Record]) -> list[Job]:
+def _jobs(state: State, recorded: Mapping[str, Record]) -> list[Job]:
     """The grid's cells that have no record, in its order, after the trials of the searches they wait for."""
     waiting, keys = {*state.waiting}, {cell: key for key, cell in state.cells.items()}
     waited_for = {Arm.of(cell) for cell in waiting}
@@ -745,7 +746,7 @@ def _jobs(state: State, grid: Sequence[Cell], recorded: Mapping[str, Record]) ->
         if arm in waited_for and not trials.over:
             job = Job(arm, tuple(search.trainings(state.study, arm, {})), _arm_levels(arm), trial=True)
             found += [job] * (trials.search.trials - len(trials.ended))
-    for cell in grid:
+    for cell in state.grid:
         if cell in waiting or keys[cell] not in recorded:
             levels = _levels(state.study, cell)
             found.append(Job(Arm.of(cell), (cell,), levels, waits=cell in waiting))

@@ -305,9 +305,7 @@ def ranking(rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse") -> pd.
     return pd.DataFrame(lines, columns=list(_RANKING)).astype(_RANKING)
 
 
-def _declared(
-    found: Mapping[str, Grid], analysis: Analysis, declared: Sequence[Claim]
-) -> dict[Spec, None]:
+def _declared(found: Mapping[str, Grid], analysis: Analysis, declared: Sequence[Claim]) -> dict[Spec, None]:
     """The family, in its order."""
     if declared:
         specs = [_spec(claim) for claim in declared]
@@ -426,9 +424,7 @@ def _settle(lines: list[dict[str, Any]], analysis: Analysis, *, family: bool) ->
     tested = [line for line in lines if line["shifted"] is not None]
     if not tested:
         return
-    beyond = statistics.holm(
-        [min(1.0, 2 * line["looks"] * min(line["shifted"][:2])) for line in tested]
-    )
+    beyond = statistics.holm([min(1.0, 2 * line["looks"] * min(line["shifted"][:2])) for line in tested])
     inside = statistics.holm([min(1.0, line["looks"] * line["shifted"].inside) for line in tested])
     adjusted = statistics.holm([line["p"] for line in tested])
     for line, beyond_p, inside_p, p in zip(tested, beyond, inside, adjusted, strict=True):

@@ -77,7 +77,7 @@ class RunProgress:
     def _show(self) -> None:
         ended = self.done + self.failed
         if self._bar:
-            self._bar.update(self._task, completed=ended, description=self.line())
+            self._bar.update(self._task, completed=ended, total=self.total, description=self.line())
         # A line waits until the place of the cell that ended is taken again.
         elif ended and time.monotonic() - self._last > PLAIN_EVERY_S:
             if len(self._running) < self._most and ended + len(self._running) < self.total:

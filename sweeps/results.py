@@ -31,7 +31,8 @@ def rows(
     Columns: key, variant, fusion, split, regime, fold, seed, state ('done', 'failed', 'missing'), sample
     counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds, error, marked (the
     checks that the cell's audit failed, '' for none), unfair and tuned (how it differs from the 'none' that
-    it is paired with, `fairness.differences`, '' for not), then further metrics and what the audit counted.
+    it is paired with, `fairness.differences`, '' for not), folds (how many its split has), then further
+    metrics and what the audit counted.
     """
     lines, more = [], dict.fromkeys(METRICS, "float64")
     against_none = _against_none(cells, records)
@@ -49,6 +50,7 @@ def rows(
             "marked": "",
             "unfair": "",
             "tuned": "",
+            "folds": cell.split.folds,
         }
         if record["state"] == "done":
             audit = {name: value for name, value in record["audit"].items() if name != "failed"}
@@ -63,7 +65,7 @@ def rows(
             line["error"] = f"{record['error']['type']}: {record['error']['message']}"
         lines.append(line)
     first = ["key", "variant", "fusion", "split", "regime", "fold", "seed", "state"]
-    columns = [*first, *COUNTS, *METRICS, "seconds", "error", "marked", "unfair", "tuned"]
+    columns = [*first, *COUNTS, *METRICS, "seconds", "error", "marked", "unfair", "tuned", "folds"]
     frame = pd.DataFrame(lines, columns=[*columns, *sorted(more.keys() - {*METRICS})])
     return frame.astype(dict.fromkeys(COUNTS, "Int64") | more)
 

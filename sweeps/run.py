@@ -80,4 +80,5 @@ class _Observer(RunProgress):
         self._mlflow.add(record)
         if kind == "trial":
             self._journal.write(self._agenda.searches.values())
+        self.total = self._agenda.total  # what has ended may bring more cells, or leave none to others
         super().ended(kind, record)

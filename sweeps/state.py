@@ -1,6 +1,6 @@
 """What a study declares, beside what its store holds of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.splits import Parts
 from sweeps import search, study
-from sweeps.design import Arm
+from sweeps.adaptive import Looks
+from sweeps.design import AdaptiveSeeds, Arm
 from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
 from sweeps.study import Study
@@ -38,7 +39,7 @@ class State:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again which searches are over, and so which cells are known."""
+        """Look again which searches are over, and which seeds are asked for: so which cells there are."""
         self.searches: dict[Arm, ArmTrials] = search.read(self.study, self.store, self.key)
         tuned = search.tuned(self.searches)
         self.cells: dict[str, Cell] = {}
@@ -47,7 +48,9 @@ class State:
         """The cells of arms whose search has chosen nothing yet; their settings are not the final ones."""
         searching = self.searches.keys() - tuned.keys()
         known, waiting = [], []
-        for place, cell in enumerate(self.study.cells(tuned)):
+        self.grid: list[Cell] = self._asked_for(self.study.cells(tuned), searching)
+        """All cells of the study, in order."""
+        for place, cell in enumerate(self.grid):
             if Arm.of(cell) in searching:
                 self.waiting.append(cell)
                 waiting.append(place)
@@ -55,6 +58,21 @@ class State:
                 self.cells[self.key(cell)] = cell
                 known.append(place)
         self._places = [*known, *waiting]
+
+    def _asked_for(self, cells: list[Cell], searching: Collection[Arm]) -> list[Cell]:
+        """Those of `cells` that the records ask for, where the study adds seeds by what they say."""
+        self.looks: Looks | None = None
+        if not isinstance(self.study.design.seed, AdaptiveSeeds):
+            return cells
+        keyed = {self.key(cell): cell for cell in cells if Arm.of(cell) not in searching}
+        records = self.store.records(keyed)
+        self.looks = looks = Looks(self.study, ((keyed[key], record) for key, record in records.items()))
+        return [cell for cell in cells if looks.asks_for(cell)]
+
+    @property
+    def further(self) -> int:
+        """How many cells will be added at most, where the study adds seeds to what is undecided."""
+        return self.looks.further if self.looks is not None else 0
 
     def parts(self) -> dict[tuple[str, int], Parts]:
         """The cut of every split and fold; raises InputError for one that leaves a part empty."""

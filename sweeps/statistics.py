@@ -186,9 +186,7 @@ def unit_means(differences: Array) -> Array:
     return means
 
 
-def more_seeds(
-    differences: Array, overlap: float, rope: float, alpha: float, most: int = 100
-) -> int | None:
+def more_seeds(differences: Array, overlap: float, rope: float, alpha: float, most: int = 100) -> int | None:
     """How many further seeds would decide a contrast if its mean stayed: None where none of up to `most` would.
 
     `differences (units, seeds)`, whole. The variance of a unit's mean over S seeds is that between units plus
@@ -300,7 +298,9 @@ def cluster_bootstrap(weights: NDArray[np.float32], totals: Array, metric: str) 
     """
     needed = list(_NEEDS[metric])
     drawn = np.zeros((len(totals), len(weights), 6))
-    drawn[:, :, needed] = np.tensordot(totals[:, :, needed], weights.astype(np.float64), (1, 1)).swapaxes(1, 2)
+    drawn[:, :, needed] = np.tensordot(totals[:, :, needed], weights.astype(np.float64), (1, 1)).swapaxes(
+        1, 2
+    )
     return score(drawn, metric)
 
 

@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -29,7 +30,19 @@ from pm25.panel import Panel
 from pm25.protocol import Protocol
 from pm25.settings import ENCODERS, ModelSettings, Seed, Settings, TrainSettings
 from pm25.splits import AnySplit, GroupSplit
-from sweeps.design import Arm, Design, Search, SplitFactor, listed, settings_at
+from sweeps import claims
+from sweeps.claims import Analysis, Claim, Contrast, Published
+from sweeps.design import (
+    ADAPTIVE,
+    LISTED,
+    AdaptiveSeeds,
+    Arm,
+    Design,
+    Search,
+    SplitFactor,
+    listed,
+    settings_at,
+)
 
 KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit))
 SHIPPED = resources.files("sweeps") / "studies"
@@ -152,6 +165,19 @@ class Study(Settings):
     """So many new failures of one kind end the run: the rest would fail alike."""
     checkpoint_seconds: NonNegativeFloat = 30
     """A training is stored after the first epoch that ends so long after it was stored last."""
+    analysis: Analysis = Analysis()
+    claims: tuple[Claim, ...] = ()
+    """What is tested; without any, every arm against `none` on every split's test set."""
+    published: Published | None = None
+
+    @model_validator(mode="after")
+    def _claims_are_of_the_design(self, info: ValidationInfo) -> "Study":
+        narrowed = bool(info.context and info.context["narrowed"])
+        found = claims.of_design(self.claims, self.arms(), self.design, narrowed=narrowed)
+        resolved = self.model_copy(update={"claims": found})
+        if isinstance(self.design.seed, AdaptiveSeeds) and not resolved.contrasts():
+            raise ValueError("design.seed: nothing is to be decided; declare claims, or add the variant none")
+        return resolved
 
     @model_validator(mode="after")
     def _search_is_apart(self) -> "Study":
@@ -161,7 +187,7 @@ class Study(Settings):
             raise ValueError(
                 "search: protocol paper has no validation set that is not leaked; protocol: strict"
             )
-        if both := sorted({*self.search.seed} & {*self.design.seed}):
+        if both := sorted({*self.search.seed} & {*self.design.seeds}):
             raise ValueError(
                 f"search.seed: {both[0]} is a seed of the grid too; the search is to have seeds of its own"
             )
@@ -209,6 +235,10 @@ class Study(Settings):
     def arms(self) -> list[Arm]:
         """Variant x fusion, without the combinations that mean nothing; those are one arm."""
         return list(dict.fromkeys(self._arms()))
+
+    def contrasts(self) -> tuple[Contrast, ...]:
+        """The declared ones, which are tested together (`claims.declared`)."""
+        return claims.declared(self.claims, self.analysis, self.arms(), self.design)
 
     def _arms(self) -> Iterator[Arm]:
         for variant in self.design.variant:
@@ -259,6 +289,7 @@ class Study(Settings):
     def cells(self, tuned: Mapping[Arm, Mapping[str, Any]] = MappingProxyType({})) -> list[Cell]:
         """The grid, ordered so that every arm has an early picture: first seeds and folds first.
 
+        Of adaptive seeds all that may be run; which of them are, `sweeps.adaptive` tells.
         `tuned` are the points that the searches chose; an arm without one has the study's settings.
         """
         most = max(len(factor.folds) for factor in self.design.split)
@@ -266,7 +297,7 @@ class Study(Settings):
         return list(
             dict.fromkeys(
                 self._cell(arm, factor.split, fold, seed, settings)
-                for seed in self.design.seed
+                for seed in self.design.seeds
                 for place in range(most)
                 for factor in self.design.split
                 for fold in factor.folds[place : place + 1]
@@ -342,8 +373,10 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Study:
         _override(content, override)
     _make_absolute(content, Path.cwd())
     content.setdefault("storage", str(base / "results"))
+    # A claim of the file is right of the file's own design; what an override takes out, it goes with.
+    narrowed = any(re.match(r"design(\.(variant|fusion|head|split))?=", text) for text in overrides)
     try:
-        return Study.model_validate(content)
+        return Study.model_validate(content, context={"narrowed": narrowed})
     except ValidationError as error:
         raise InputError(f"{path}: {_one_line(error, content)}") from None
 
@@ -362,9 +395,12 @@ def _find(reference: str) -> tuple[Path, Path]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A key that stands twice in one mapping is an error, not a silent overwrite."""
+    """A key is a text, and one that stands twice in a mapping is an error, not a silent overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool":  # YAML 1.1 reads the key `on` as true
+                key.tag = "tag:yaml.org,2002:str"
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         keys = [self.construct_object(key, deep=deep) for key in own]
         for key, where in zip(keys, own, strict=True):
@@ -401,6 +437,7 @@ def _make_absolute(content: dict[str, Any], base: Path) -> None:
         (content, "storage"),
         (options.get("satclip"), "checkpoint"),
         (options.get("table"), "path"),
+        (content.get("analysis"), "outlines"),
     ):
         if isinstance(block, dict) and isinstance(block.get(name), str) and "://" not in block[name]:
             block[name] = os.path.normpath(base / os.path.expanduser(block[name]))
@@ -415,6 +452,8 @@ def _one_line(error: ValidationError, content: Mapping[str, Any]) -> str:
     at = [part for part in at if not part.startswith(("constrained-", "literal["))]
     if at[:2] in (["design", "split"], ["search", "split"]) and at[3:4] == ["split"]:
         del at[3:5]  # the factor's own field, and the kind
+    if at[:2] == ["design", "seed"] and at[2:3] in ([ADAPTIVE], [LISTED]):
+        del at[2]
     name = ".".join(at)
     more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":

@@ -52,6 +52,9 @@ def test_the_study_loads(tmp_path: Path) -> None:
     shipped = study.load("quick", ["data.table=panel.parquet"])
     assert shown.design == shipped.design
     assert (shown.model, shown.train) == (shipped.model, shipped.train)
+    assert (shown.claims, shown.analysis) == (shipped.claims[:1], shipped.analysis)
+    (seeds,) = re.findall(r"`seed: ({start: .*?})`", README)
+    assert study.load("quick", ["data.table=panel.parquet", f"design.seed={seeds}"]).design.first_seeds
 
 
 def test_the_tree_is_the_tree() -> None:

@@ -681,6 +681,56 @@ def test_an_interrupt_is_130_and_loses_nothing(
     assert tree(toy.parent) == before
 
 
+ADAPTIVE = (
+    *("--set", "design.split=[{kind: random, folds: 3}, {kind: checkerboard, degrees: 16, fold: 0}]"),
+    *("--set", "design.seed={start: 1, max: 3}"),
+)
+
+
+def test_plan_and_status_say_how_many_cells_may_come_besides(sweep: Sweep, toy: Path) -> None:
+    lines = sweep("plan", toy, "--no-calibrate", *ADAPTIVE).out.splitlines()
+    assert lines[0] == "toy: 2 arms, 8 cells, 7 to run"
+    assert "  seeds   0; up to 12 more cells if undecided" in lines
+    content = json.loads(sweep("plan", toy, "--no-calibrate", "--json", *ADAPTIVE).out)
+    assert (content["seeds"], content["cells"]["total"], content["further"]) == ([0], 8, 12)
+    told = sweep("status", toy, *ADAPTIVE).out.splitlines()[0]
+    assert told == "toy: 0 of 8 cells done, 1 failed, 7 missing; up to 12 more if undecided"
+    content = json.loads(sweep("status", toy, "--json", *ADAPTIVE).out)
+    assert (content["cells"]["total"], content["further"]) == (8, 12)
+    listed = json.loads(sweep("status", toy, "--json").out)
+    assert "further" not in listed  # of which it would mean nothing
+
+
+def test_a_run_adds_seeds_to_what_is_undecided(
+    sweep: Sweep, toy: Path, here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def stopped(differences: np.ndarray, **_: Any) -> bool:
+        seen.append(differences.shape)
+        return differences.shape[1] == 2
+
+    monkeypatch.setattr(sweeps, "statistics", SimpleNamespace(stopped=stopped), raising=False)
+    of = (*ADAPTIVE, "--set", f"storage={tmp_path / 'fresh'}")
+    ended = sweep("run", toy, *of)
+    assert (ended.status, len(here)) == (0, 8 + 6)
+    assert "14 of 14 cells done" in ended.out
+    assert ended.err.splitlines()[0].endswith("8 cells, 0 recorded, 8 to run; up to 12 more if undecided")
+    assert ended.err.splitlines()[-1].startswith("14/14 done")  # it was 8 at the beginning
+    assert {*seen} == {(3, 1), (3, 2)}
+    assert sweep("status", toy, *of).out == "toy: 14 of 14 cells done, 0 failed, 0 missing\n"
+    out = tmp_path / "cells.csv"
+    assert sweep("export", toy, out, *of).out == f"{out}: 14 cells, 14 done\n"
+    frame = pd.read_csv(out)
+    assert frame.groupby(["split", "seed"]).size().to_dict() == {
+        ("checkerboard-16", 0): 2,
+        ("random", 0): 6,
+        ("random", 1): 6,
+    }
+    sweep("run", toy, *of)
+    assert len(here) == 14
+
+
 # Cells run again
 
 

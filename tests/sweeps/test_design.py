@@ -644,8 +644,9 @@ def told(folder: Path, text: str, *overrides: str) -> str:
     ("line", "other", "said"),
     [
         ("train.learning_rate", "train.lerning_rate", "search.space: train.lerning_rate is no setting; did"),
-        ("train.learning_rate", "on", "search.space: True: write settings as train.learning_rate or"),
-        ("log: true", "on: true", "search.space.train.learning_rate.1: keys should be strings, got True"),
+        ("train.learning_rate", "5", "search.space: 5: write settings as train.learning_rate or"),
+        ("train.learning_rate", "on", "search.space: on is no setting; known are model.width,"),
+        ("log: true", "on: true", "search.space.train.learning_rate.on: unknown key; did you mean"),
         ("log: true", "lgo: true", "search.space.train.learning_rate.lgo: unknown key; did you mean"),
         ("[1.0e-4, 1.0e-2]", "[1.0e-4, .nan]", "search.space.train.learning_rate.float.1: input should be a"),
         (

@@ -598,7 +598,7 @@ def test_a_split_of_any_kind_can_be_typed_again(tmp_path: Path) -> None:
     )
     state.study = declared
     whole = Estimate.__new__(Estimate)
-    whole._study = declared
+    whole._study, whole._seeds = declared, (0,)
     (text,) = whole.overrides(estimate.Subset(1, 1, 5, Range(0, 0, 0), {}))
     again = study.load("demo", [text])
     assert [factor.split for factor in again.design.split] == [

@@ -21,7 +21,7 @@ COLUMNS = [
     *("n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"),
     *("test_rmse", "test_r2", "test_mae", "test_mbe", "wr_rmse", "wr_r2", "wr_mae", "wr_mbe"),
     *("val_rmse", "val_r2", "val_mae", "val_mbe"),
-    *("seconds", "error", "marked", "unfair", "tuned"),
+    *("seconds", "error", "marked", "unfair", "tuned", "folds"),
 ]
 FURTHER = [  # of the records below, sorted
     *("encoder_trained_on_target", "nearest_km_median", "nearest_km_min", "overlapping_test_windows"),
@@ -96,6 +96,7 @@ def test_a_row_for_every_cell_in_the_grid_s_order() -> None:
     assert frame["fusion"].fillna("-").tolist() == ["-", "hadamard"] * 2
     assert frame["split"].tolist() == ["random"] * 2 + ["checkerboard-16"] * 2
     assert frame["regime"].tolist() == ["WR", "WR", "OoR", "OoR"]
+    assert frame["folds"].tolist() == [factor.split.folds for factor in TOY.design.split for _ in range(2)]
     assert frame["fold"].tolist() == [0] * 4
     assert frame["seed"].tolist() == [0] * 4
 
@@ -118,7 +119,7 @@ def test_what_is_not_done_has_no_number(state: str) -> None:
     records = {"k0": done("k0"), "k3": failed("k3", **numbers)} if state == "failed" else {"k0": done("k0")}
     row = results.rows(CELLS, records).iloc[3]
     assert row["state"] == state
-    assert row[[*COLUMNS[8:-4], *FURTHER]].isna().all()
+    assert row[[*COLUMNS[8:-5], *FURTHER]].isna().all()
     assert row[["marked", "unfair", "tuned"]].tolist() == [""] * 3
     assert row["error"] == "Diverged: loss is nan" if state == "failed" else pd.isna(row["error"])
 
@@ -183,7 +184,7 @@ def test_types_do_not_depend_on_what_is_done(some: dict[str, Record]) -> None:
     audit = ["train_sites", "test_sites", "shared_sites", "overlapping_test_windows"] if some else []
     assert set(kinds[results.COUNTS + audit]) == {"Int64"}
     assert set(kinds[results.METRICS]) == {"float64"}
-    assert kinds["fold"] == kinds["seed"] == "int64"
+    assert kinds["fold"] == kinds["seed"] == kinds["folds"] == "int64"
     assert frame.shape == (4, len(COLUMNS) + (len(FURTHER) if some else 0))
     if some:
         further = kinds[["test_mape", "test_n_tail", "nearest_km_min", "nearest_km_median"]]

@@ -321,3 +321,26 @@ def test_only_and_dry_run(tmp_path: Path) -> None:
     assert sweep.counts() == {"total": 8, "done": 2, "failed": 0, "missing": 6}
     _, err = sweep("run", "tiny.yaml", "--only", "variant=latlo", status=2)
     assert "latlon" in err
+
+
+def test_seeds_that_a_look_asks_for_are_run_in_the_same_run(tmp_path: Path) -> None:
+    """The last cell of a look may be the last that runs: there is more to hand out after it."""
+    design = {
+        "variant": ["none", "latlon", "sincos"],
+        "split": [{"kind": "random", "folds": 3}],
+        "seed": {"start": 1, "max": 3},
+    }
+    claim = {"claim": "it helps", "better": {"variant": "latlon"}, "than": {"variant": "none"}}
+    claim |= {"on": {"split": "random"}, "metric": "rmse"}
+    sweep = Sweep(tmp_path, design=design, claims=[claim])
+    undecided = (
+        "import sys, types, sweeps, sweeps.cli\n"
+        "sweeps.statistics = types.SimpleNamespace(stopped=lambda differences, **how: False)\n"
+        "sweeps.cli.main()"
+    )
+    command = [sys.executable, "-c", undecided, "run", "tiny.yaml"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=180)
+    assert ended.returncode == 0, ended.stderr
+    assert "9 cells, 0 recorded, 9 to run; up to 12 more if undecided" in ended.stderr
+    assert "21 of 21 cells done" in ended.stdout
+    assert len(sweep.records()) == len(sweep.runs()) == 21
