@@ -1,8 +1,9 @@
 """What a study's cells say: means with intervals, paired contrasts with tests, ranks and claims, as frames.
 
-Everything is over units (see `sweeps.statistics`): seeds are averaged within their fold first. Rows are those of
-`sweeps.results.rows`. *Declared* contrasts are tested as one family, Holm's: those of the claims, or without any
-every arm against 'none' on every split's test set. Other contrasts have exploratory intervals and p.
+Everything is over units (see `sweeps.statistics`): seeds are averaged within their fold first. Rows are those
+of `sweeps.results.rows`. *Declared* contrasts are tested as one family, Holm's: those of the claims, or
+without any every arm against 'none' on every split's test set. Other contrasts have exploratory intervals and
+p.
 """
 
 from __future__ import annotations
@@ -102,6 +103,11 @@ class Spec(NamedTuple):
     fold: int | None = None
 
 
+def has_merit(part: str, metric: str) -> bool:
+    """Whether less, or more, is better: a bias has two sides, and a model that is bad everywhere no gap."""
+    return part != GAP and metric != "mbe"
+
+
 def regime_of(regime: str, part: str) -> str:
     """WR, OoR or gap: of a part of a split of the given regime."""
     return GAP if part == GAP else tables.WR if part == "wr" else regime
@@ -133,8 +139,8 @@ def means(
 
     mean and sd (ddof 1) are over the `n` cells that have a number. low and high respect the pairing
     (`statistics.paired_intervals`, level 1 - alpha) over the arms that have all their cells; iqm is the
-    interquartile mean of cells; rank the mean rank over units, 1 the best. boot_low and boot_high are percentiles
-    of the mean over resampled sites, out of region over blocks of them.
+    interquartile mean of cells; rank the mean rank over units, 1 the best. boot_low and boot_high are
+    percentiles of the mean over resampled sites, out of region over blocks of them.
     """
     resampled = _Resampled(rows, analysis, metric, sums)
     lines: list[dict[str, Any]] = []
@@ -144,11 +150,11 @@ def means(
             values = grid.values(part, metric)
             seen, planned = np.isfinite(values), grid.row >= 0
             units = _unit_means(values)
-            whole = (seen == planned).all(axis=(1, 2)) & planned.any(axis=2).all(axis=1)
+            whole = np.all(seen == planned, axis=(1, 2)) & planned.any(axis=2).all(axis=1)
             bounds = np.full((len(grid.arms), 2), math.nan)
             bounds[whole] = statistics.paired_intervals(units[whole], grid.overlap, 1 - analysis.alpha)
             rank = np.full(len(grid.arms), math.nan)
-            if whole.any():
+            if whole.any() and part != GAP:
                 rank[whole] = statistics.ranks(_losses(units[whole].T, metric)).mean
             for i, arm in enumerate(grid.arms):
                 own = values[i][seen[i]]
@@ -193,15 +199,15 @@ def contrasts(
 ) -> pd.DataFrame:
     """One line per contrast: every arm against 'none' on every part of every split, and those of the claims.
 
-    diff is arm - other, over (fold, seed) pairs, seeds averaged within folds; low and high its interval of level
-    1 - alpha by the study's test; p that of no difference; p_adjusted Holm's over the declared family, NaN
-    where it is not declared. verdict speaks of arm against a region of practical equivalence as wide as `rope`:
-    better, worse, equal, undecided, or too few units to say. p_better, p_equal and p_worse are posterior
-    probabilities (`statistics.posterior`). more_seeds: so many further ones would decide it at its present mean
-    (<NA>: no number of seeds would, or one seed cannot tell). With adaptive seeds `looks` are how many seeds
-    each look has: a contrast is judged with those of the last look that is whole, p times the number of looks.
-    unfair and tuned say what else differs in the pairs (`fairness.summary`); of pairs without 'none' that
-    takes `records` by key.
+    diff is arm - other, over (fold, seed) pairs, seeds averaged within folds; low and high its interval of
+    level 1 - alpha by the study's test; p that of no difference; p_adjusted Holm's over the declared family,
+    NaN where it is not declared. verdict speaks of arm against a region of practical equivalence as wide as
+    `rope`: better, worse, equal, undecided, or too few units to say; '' of gaps and biases, of which less is
+    not better. p_better, p_equal and p_worse are posterior probabilities (`statistics.posterior`). more_seeds: so many further ones would decide it at its
+    present mean (<NA>: no number of seeds would, or one seed cannot tell). With adaptive seeds `looks` are
+    how many seeds each look has: a contrast is judged with those of the last look that is whole, p times the
+    number of looks. unfair and tuned say what else differs in the pairs (`fairness.summary`); of pairs
+    without 'none' that takes `records` by key.
     """
     found = grids(rows)
     declared = _declared(found, analysis, claims)
@@ -219,6 +225,8 @@ def contrasts(
     for line in judged:
         if line["spec"] not in declared:
             _settle([line], analysis, family=False)
+        if not has_merit(line["spec"].part, line["spec"].metric):
+            line["verdict"], line["more_seeds"] = "", None
     resampled = _Resampled(rows, analysis, metric, sums)
     texts = _texts(rows, records)
     lines = []
@@ -253,8 +261,8 @@ def claims(
 ) -> pd.DataFrame:
     """One line per claim: its text, and its contrast (`contrasts`).
 
-    The verdict is on the claim: 'supported' (better), 'refuted' (worse, or practically equal), 'undecided', 'too few'
-    or 'no cells'.
+    The verdict is on the claim: 'supported' (better), 'refuted' (worse, or practically equal), 'undecided',
+    'too few' or 'no cells'.
     """
     by_metric = {
         metric: contrasts(rows, analysis, declared, metric, sums, looks, records)
@@ -270,7 +278,7 @@ def claims(
         if line.empty or not line["n_pairs"].iloc[0]:
             lines.append({**_absent(spec), "claim": claim.claim, "verdict": "no cells"})
             continue
-        first = line.iloc[0].to_dict()
+        first: dict[str, Any] = {str(name): value for name, value in line.iloc[0].items()}
         verdict = outcomes.get(first["verdict"], first["verdict"])
         lines.append({**first, "claim": claim.claim, "verdict": verdict})
     kinds = {"claim": "str", **_CONTRASTS}
@@ -283,7 +291,8 @@ def ranking(rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse") -> pd.
     for grid in grids(rows).values():
         for part in [part for part in grid.parts if part != GAP]:
             values = grid.values(part, metric)
-            whole = (np.isfinite(values) == (grid.row >= 0)).all(axis=(1, 2))
+            planned = grid.row >= 0
+            whole = np.all(np.isfinite(values) == planned, axis=(1, 2)) & planned.any(axis=2).all(axis=1)
             if whole.sum() < 2:
                 continue
             units = _unit_means(values)[whole]
@@ -392,9 +401,8 @@ def _tested(
         enough = statistics.wilcoxon_reaches(len(units), alpha)
     else:
         enough = len(units) >= statistics.MIN_UNITS
-    if not enough or spec.metric == "mbe":
-        verdict = "" if spec.metric == "mbe" else "too few"
-        return nothing | {"shifted": None, "verdict": verdict, "more_seeds": None}
+    if not enough:
+        return nothing | {"shifted": None, "verdict": "too few", "more_seeds": None}
     test = statistics.corrected_t(units, overlap)
     if analysis.test == "wilcoxon":
         low, high = statistics.walsh_interval(units, 1 - alpha)

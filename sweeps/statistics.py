@@ -1,8 +1,8 @@
 """The statistics of a comparison: pure functions of arrays, each with its source.
 
 A *unit* is an independent test set, one fold of a split; seeds are averaged within their unit before anything
-is tested, for trainings that share a test set are no independent evidence. `overlap` is n_test / n_train of the
-split's partition, 1 / (folds - 1): folds share training samples, which plain standard errors leave out.
+is tested, for trainings that share a test set are no independent evidence. `overlap` is n_test / n_train of
+the split's partition, 1 / (folds - 1): folds share training samples, which plain standard errors leave out.
 """
 
 import math
@@ -36,8 +36,8 @@ class TTest(NamedTuple):
 def corrected_t(differences: Array, overlap: float) -> TTest:
     """The corrected resampled t-test of Nadeau and Bengio (2003, doi 10.1023/A:1024068626366, eq. 20).
 
-    `differences (n,)`, one a unit. The variance of their mean is (1 / n + overlap) times their sample variance.
-    Differences that are all equal have p 0, or 1 where they are zero.
+    `differences (n,)`, one a unit. The variance of their mean is (1 / n + overlap) times their sample
+    variance. Differences that are all equal have p 0, or 1 where they are zero.
     """
     n = len(differences)
     mean = float(np.mean(differences)) if n else math.nan
@@ -54,15 +54,18 @@ def interval(test: TTest, level: float) -> tuple[float, float]:
 
 
 def wilcoxon(differences: Array, alternative: Literal["two-sided", "less", "greater"] = "two-sided") -> float:
-    """p of Wilcoxon's signed rank test, exact for up to 50 differences without ties; zeros are split (Pratt)."""
-    differences = differences[np.isfinite(differences)]
+    """p of Wilcoxon's signed rank test, of all sign patterns up to 50 differences without ties.
+
+    Zeros are ranked and left out of the sum (Pratt 1959).
+    """
     if not differences.any():
         return 1.0
     return float(stats.wilcoxon(differences, zero_method="pratt", alternative=alternative).pvalue)
 
 
 def walsh_interval(differences: Array, level: float) -> tuple[float, float]:
-    """The interval of the median that belongs to Wilcoxon's test, of Walsh averages (Hodges and Lehmann 1963).
+    """The interval of the median that belongs to Wilcoxon's test, of Walsh averages (Hodges and Lehmann
+    1963).
 
     Exact: its level is at least `level`. NaN where so few differences allow none (`wilcoxon_reaches`).
     """
@@ -128,8 +131,9 @@ def decided(
 ) -> Verdict:
     """The verdict on one contrast from its (adjusted) one-sided p, as `Shifted` names them.
 
-    better or worse: the two-sided interval of level 1 - alpha lies beyond the region of practical equivalence;
-    equal: both one-sided tests place the difference inside it (Kruschke 2018, doi 10.1177/2515245918771304).
+    better or worse: the two-sided interval of level 1 - alpha lies beyond the region of practical
+    equivalence; equal: both one-sided tests place the difference inside it (Kruschke 2018, doi
+    10.1177/2515245918771304).
     """
     if math.isnan(below):
         return "too few"
@@ -161,12 +165,12 @@ def stopped(
 ) -> bool:
     """Whether a contrast needs no further seeds: the stopping rule of adaptive seeds.
 
-    `differences (units, seeds)`, NaN where a pair is missing. It is judged by itself at alpha / (looks x family), so
-    that no contrast waits for another. The final p are multiplied by `looks` and then adjusted by Holm's
-    method. A contrast stops at some look; the chance that at any of its looks p falls to x / looks is x at most
-    (the sum of its looks' chances), whatever the rule, so `looks` times the p at the stop is a valid p, and Holm's
-    method holds for any valid p. Its first step is this rule's level and the others are milder, so what
-    stopped here stays decided. Too few units cannot be decided by seeds: they stop at once.
+    `differences (units, seeds)`, NaN where a pair is missing. It is judged by itself at alpha / (looks x
+    family), so that no contrast waits for another. The final p are multiplied by `looks` and then adjusted by
+    Holm's method. A contrast stops at some look; the chance that at any of its looks p falls to x / looks is
+    x at most (the sum of its looks' chances), whatever the rule, so `looks` times the p at the stop is a
+    valid p, and Holm's method holds for any valid p. Its first step is this rule's level and the others are
+    milder, so what stopped here stays decided. Too few units cannot be decided by seeds: they stop at once.
     """
     means = unit_means(differences)
     enough = len(means) >= MIN_UNITS if test == "corrected_t" else wilcoxon_reaches(len(means), alpha)
@@ -187,7 +191,8 @@ def unit_means(differences: Array) -> Array:
 
 
 def more_seeds(differences: Array, overlap: float, rope: float, alpha: float, most: int = 100) -> int | None:
-    """How many further seeds would decide a contrast if its mean stayed: None where none of up to `most` would.
+    """How many further seeds would decide a contrast if its mean stayed: None where none of up to `most`
+    would.
 
     `differences (units, seeds)`, whole. The variance of a unit's mean over S seeds is that between units plus
     that between seeds over S, by the analysis of variance (its method of moments, not below zero); more
@@ -209,12 +214,13 @@ def more_seeds(differences: Array, overlap: float, rope: float, alpha: float, mo
 
 
 def paired_intervals(values: Array, overlap: float, level: float) -> Array:
-    """Intervals of arms' means that leave out what the units do to all arms alike: (arms, units) -> (arms, 2).
+    """Intervals of arms' means that leave out what the units do to all arms alike: (arms, units) -> (arms,
+    2).
 
     The normalised interval of Cousineau (2005) with the correction of Morey (2008, Tutorials in Quantitative
-    Methods for Psychology 4, 61-64), whose standard error is the corrected one (`corrected_t`). It shows which
-    arms differ, and not how far the mean would move on other units. A single arm has the plain interval. NaN
-    for fewer than `MIN_UNITS` units.
+    Methods for Psychology 4, 61-64), whose standard error is the corrected one (`corrected_t`). It shows
+    which arms differ, and not how far the mean would move on other units. A single arm has the plain
+    interval. NaN for fewer than `MIN_UNITS` units.
     """
     arms, units = values.shape
     if units < MIN_UNITS:
@@ -240,7 +246,8 @@ class Ranks(NamedTuple):
 def ranks(losses: Array, alpha: float = 0.05) -> Ranks:
     """Friedman's test and Nemenyi's critical difference (Demsar 2006, JMLR 7, section 3.2.2).
 
-    `losses (units, arms)`, smaller being better; ties share their mean rank. NaN below `MIN_UNITS` units or three arms.
+    `losses (units, arms)`, smaller being better; ties share their mean rank. NaN below `MIN_UNITS` units or
+    three arms.
     """
     units, arms = losses.shape
     mean = stats.rankdata(losses, axis=1).mean(axis=0)
