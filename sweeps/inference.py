@@ -554,8 +554,10 @@ def _texts(rows: pd.DataFrame, records: Mapping[str, Record] | None) -> Any:
 
 def _whole(seen: np.ndarray, planned: np.ndarray) -> np.ndarray:
     """(arms,): which have a number in every cell, and cells in every fold; both are (arms, folds, seeds)."""
-    missing: np.ndarray = planned & ~seen
-    return ~missing.any(axis=(1, 2)) & planned.any(axis=2).all(axis=1)
+    arms = len(planned)
+    missing = (planned & ~seen).reshape(arms, -1)
+    every_fold: np.ndarray = np.all(np.any(planned, axis=2), axis=1)
+    return ~np.any(missing, axis=1) & every_fold
 
 
 def _unit_means(values: np.ndarray) -> np.ndarray:
