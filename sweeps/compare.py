@@ -131,7 +131,7 @@ class Comparison:
         """As JSON has it."""
         cells = self.cells
         counts = cells["outcome"].value_counts().to_dict()
-        unequal = cells[cells["outcome"] != EQUAL]
+        unequal = _listed(cells[cells["outcome"] != EQUAL])
         return {
             "a": self.names[0],
             "b": self.names[1],
@@ -146,7 +146,7 @@ class Comparison:
                 "outcomes": counts,
             },
             "apart": {outcome: found for outcome in PAIRED if (found := self.causes(outcome))},
-            "unequal": _listed(unequal),
+            "unequal": [_unequal_cell(line) for line in unequal],
             "verdicts_changed": self.verdicts,
             "conclusions": _listed(self.conclusions),
             "claims": _listed(self.claims),
@@ -243,6 +243,19 @@ def _unpaired(state_a: str, state_b: str) -> str:
     return f"failed in {theirs}" if other == "failed" else f"only {mine}"
 
 
+def _unequal_cell(line: Mapping[Any, Any]) -> dict[str, Any]:
+    """A line of `cells` as JSON has it, with the metrics that differ."""
+    sides = [f"{name}_{side}" for name in ("key", "state", "error") for side in ("a", "b")]
+    return {
+        **{name: line[name] for name in (*PLACE, "outcome", "same_key", *sides)},
+        "apart": line["apart"].split("; ") if line["apart"] else [],
+        "metrics": {
+            name: {side: line[f"{name}_{side}"] for side in ("a", "b")}
+            for name in (line["differ"].split("; ") if line["differ"] else [])
+        },
+    }
+
+
 def _unequal(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Metrics of both that are not bitwise equal: `repr` of a float reads back as the same bits."""
     return [name for name in a if name in b and repr(a[name]) != repr(b[name])]
@@ -289,6 +302,7 @@ def conclusions(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
 
 def claims(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """The claims of both studies side by side; columns as of `conclusions`, by the claim's words."""
+    a, b = (frame.reindex(columns=["claim", *_OF_A_CLAIM]) for frame in (a, b))
     a, b = (frame.assign(nth=frame.groupby("claim").cumcount()) for frame in (a, b))
     frame = _beside(a, b, ["claim", "nth"], _OF_A_CLAIM).drop(columns="nth")
     return frame.assign(changed=_changed(frame))
@@ -384,17 +398,16 @@ def _grids(found: Comparison) -> Iterator[Any]:
     if len(cells):
         order = cells["test_rmse_diff"].abs().sort_values(ascending=False, kind="stable").index
         shown = cells.loc[order[:CELLS_SHOWN]].to_dict("records")
-        title = f"Cells that differ, the farthest first: test RMSE, {tables.UNITS['rmse']}"
-        if len(cells) > CELLS_SHOWN:
-            title += f" ({CELLS_SHOWN} of {len(cells)}; -o writes all)"
+        within = "wr_rmse_diff" in cells and cells["wr_rmse_diff"].notna().any()
         yield grid(
-            title,
-            ["arm", "split", "fold", "seed", "A", "B", "B − A"],
+            f"Cells that differ, the farthest first ({len(shown)} of {len(cells)}): test RMSE, µg/m³",
+            ["arm", "split", "fold", "seed", "A", "B", "B − A", *(["WR B − A"] if within else [])],
             [
                 (
                     *(str(line[name]) for name in ("arm", "split", "fold", "seed")),
                     *(_number(line[f"test_rmse_{side}"], "rmse") for side in ("a", "b")),
                     _small(line["test_rmse_diff"]),
+                    *([_small(line["wr_rmse_diff"])] if within else []),
                 )
                 for line in shown
             ],
@@ -482,7 +495,7 @@ def _number(value: Any, metric: str, sign: bool = False) -> str:
 
 def _small(value: float) -> str:
     """A difference, however small, with its order of magnitude."""
-    return "–" if math.isnan(value) else f"{value:+.2g}"
+    return "–" if math.isnan(value) else f"{value:+.2g}" if value else "0"
 
 
 def _text(value: Any) -> str:

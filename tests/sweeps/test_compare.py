@@ -275,6 +275,18 @@ def test_a_conclusion_changed_though_no_cell_did() -> None:
     assert not compare.compare(a, a).changed
 
 
+def test_claims_that_only_one_study_makes_have_not_changed() -> None:
+    one = pd.DataFrame([claim("supported"), claim("undecided"), claim("refuted", "it does not")])
+    found = compare.claims(one, pd.DataFrame([claim("supported"), claim("refuted")]))
+    assert found[["claim", "verdict_a", "changed"]].to_numpy().tolist() == [
+        ["the place helps", "supported", False],
+        ["the place helps", "undecided", True],  # of the same words, in the order of the study
+        ["it does not", "refuted", False],
+    ]
+    assert not compare.claims(one, pd.DataFrame()).changed.any()
+    assert compare.claims(pd.DataFrame(), pd.DataFrame()).empty
+
+
 def test_a_contrast_of_one_fold_says_so() -> None:
     a, b = (
         side(record("x-0"), concludes=inferred(contrast(fold=1, verdict=verdict)))
@@ -447,7 +459,7 @@ def test_another_table(sweep: Sweep, finished: Path) -> None:
     assert first.startswith(
         f"0 of 4 cells equal to the last digit, 4 differ: data {prints[0]} against {prints[1]}"
     )
-    assert "Cells that differ, the farthest first: test RMSE, µg/m³" in ended.out
+    assert "Cells that differ, the farthest first (4 of 4): test RMSE, µg/m³" in ended.out
     assert f"    in every pair: data {prints[0]} against {prints[1]}" in ended.out.splitlines()
     assert sweep(toy, toy, *options("--set", other(finished))).status == 0
 
@@ -522,8 +534,9 @@ def test_as_json(sweep: Sweep, finished: Path, tmp_path: Path) -> None:
     assert [line["outcome"] for line in content["unequal"]] == ["differs"] * 2
     records = State(str(toy)).records()
     for line in content["unequal"]:
-        assert line["test_rmse_a"] == records[line["key_a"]]["metrics"]["test_rmse"]  # every digit
-        assert line["differ"] == "test_rmse"
+        was = records[line["key_a"]]["metrics"]["test_rmse"]
+        assert line["metrics"] == {"test_rmse": {"a": was, "b": was + 0.25}}  # every digit
+        assert line["apart"] == [cause.partition(": ")[2]]
         assert line["error_a"] is None
     assert {line["split"] for line in content["ranks"]} == {"random", "checkerboard-16"}
 
