@@ -455,9 +455,9 @@ def test_another_table(sweep: Sweep, finished: Path) -> None:
     ended = sweep(toy, toy, *options("--set-b", other(finished)))
     assert (ended.status, ended.err) == (1, "")
     prints = [State(str(toy), sets).panel.fingerprint[:12] for sets in ([], other(finished))]
-    first = ended.out.splitlines()[0]
-    assert first.startswith(
-        f"0 of 4 cells equal to the last digit, 4 differ: data {prints[0]} against {prints[1]}"
+    assert ended.out.splitlines()[0] == (
+        "0 of 4 cells equal to the last digit, 4 differ: "
+        f"data {prints[0]} against {prints[1]}; no conclusion changed"
     )
     assert "Cells that differ, the farthest first (4 of 4): test RMSE, µg/m³" in ended.out
     assert f"    in every pair: data {prints[0]} against {prints[1]}" in ended.out.splitlines()
