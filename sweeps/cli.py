@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pm25.panel import Panel
+    from sweeps.compare import Side
     from sweeps.state import State
     from sweeps.store import Record
 
@@ -414,12 +415,67 @@ def why(study: str, overrides: tuple[str, ...], key: str, as_json: bool) -> None
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
     """Write one row per grid cell to OUT (.parquet or .csv)."""
-    writers = {".parquet": "to_parquet", ".csv": "to_csv"}
-    if out.suffix not in writers:
-        raise InputError(f"{out}: no format has suffix {out.suffix!r}; name it .parquet or .csv")
+    _check_suffix(out)
     frame = _state(study, overrides).rows()
-    write_file(out, lambda part: getattr(frame, writers[out.suffix])(part, index=False))
+    _write_frame(frame, out)
     click.echo(f"{out}: {len(frame)} cells, {int((frame['state'] == 'done').sum())} done")
+
+
+@cli.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option(
+    "--set", "both", multiple=True, metavar="A.B=VALUE", help="Override a key of both (YAML value)."
+)
+@click.option("--set-a", "only_a", multiple=True, metavar="A.B=VALUE", help="Override a key of A alone.")
+@click.option("--set-b", "only_b", multiple=True, metavar="A.B=VALUE", help="Override a key of B alone.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="RMSE",
+    help="Test and WR RMSE may differ by so much (ug/m3); without, every metric is equal to the last digit.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="A row per cell (.parquet or .csv)."
+)
+def compare(
+    a: str,
+    b: str,
+    both: tuple[str, ...],
+    only_a: tuple[str, ...],
+    only_b: tuple[str, ...],
+    tolerance: float,
+    as_json: bool,
+    out: Path | None,
+) -> int:
+    """Compare studies A and B cell by cell; exit 1 if a result or a conclusion changed.
+
+    Cells are matched by arm, split, fold and seed, whatever their keys; A and B may be one study with
+    another storage or table. Of cells that differ this says what sets their records apart: settings, data,
+    encoder, numerics, device, threads, versions, commit. A cell that failed in one of the two has changed;
+    one that only one of them has is told and changes nothing. The conclusions are the verdicts of each
+    study's own analysis on its arms against 'none', and on its claims.
+    """
+    from sweeps import compare as comparing
+
+    if out is not None:
+        _check_suffix(out)
+    first, second = (
+        _side(reference, (*both, *own), " ".join([reference, *own]))
+        for reference, own in ((a, only_a), (b, only_b))
+    )
+    found = comparing.compare(first, second, tolerance)
+    if out is not None:
+        _write_frame(found.cells, out)
+    if as_json:
+        click.echo(json.dumps(found.content))
+    else:
+        comparing.terminal(found)
+        if out is not None:
+            click.echo(f"{out}: {len(found.cells)} cells")
+    return int(found.changed)
 
 
 @cli.command()
@@ -719,6 +775,27 @@ def _write_parquet(frame: "pd.DataFrame", out: Path) -> None:
     if out.suffix != ".parquet":
         raise InputError(f"{out}: it is written as Parquet; name it {out.with_suffix('.parquet').name}")
     write_file(out, lambda part: frame.to_parquet(part, index=False))
+
+
+def _side(reference: str, overrides: tuple[str, ...], name: str) -> "Side":
+    from sweeps.compare import Side, inferred
+
+    state = _state(reference, overrides)
+    rows = state.rows()
+    return Side(name, rows, state.records(), inferred(state.study, rows))
+
+
+FORMATS = {".parquet": "to_parquet", ".csv": "to_csv"}
+"""Of a frame with a row per cell: the suffix, and what writes it."""
+
+
+def _check_suffix(out: Path) -> None:
+    if out.suffix not in FORMATS:
+        raise InputError(f"{out}: no format has suffix {out.suffix!r}; name it .parquet or .csv")
+
+
+def _write_frame(frame: "pd.DataFrame", out: Path) -> None:
+    write_file(out, lambda part: getattr(frame, FORMATS[out.suffix])(part, index=False))
 
 
 def write_file(out: Path, write: Callable[[Path], Any]) -> None:
