@@ -177,9 +177,16 @@ def test_a_look_is_judged_with_its_own_seeds_however_many_another_contrast_asked
         looks.add(left[0], record(left[0], 5.0))
     assert seeds(ended) == {"none random": 7, "sincos random": 7}
     assert len(judge.seen) == 3
+    late = {0: 5.0, 1: 5.5, 2: 9.0, 3: 9.0}
     for cell in last:
-        looks.add(cell, record(cell, 9.0))
-    assert judge.seen[3][0].tolist() == [[4, 4]] * 3
+        looks.add(cell, record(cell, late[cell.seed]))
+    assert judge.seen[3][0].tolist() == [[0, 0.5]] * 3
+    asked = Counter(cell.variant for cell in of.cells() if looks.asks_for(cell))
+    assert asked == {"none": 3 * 7, "sincos": 3 * 7, "latlon": 3 * 4}  # it takes no seeds back
+    for cell in [c for c in of.cells() if c.variant == "latlon" and c.seed in (2, 3)]:
+        looks.add(cell, record(cell, late[cell.seed]))
+    assert judge.seen[4][0].tolist() == [[0, 0.5, 4, 4]] * 3
+    assert stopped(looks)["latlon random"] == adaptive.DECIDED
 
 
 def test_the_rule_is_told_how_the_contrast_is_judged(judge: Judge) -> None:
@@ -563,15 +570,22 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
     of.refresh()
     assert (len(of.cells), of.waiting, of.further) == (42, [], 0)
     assert {cell.train.learning_rate for cell in of.cells.values()} == {0.5}
-    # With more trials, and the same point chosen, everything is there already.
+    # With more trials, and the same point chosen, everything is there already but one seed of the last look.
+    gone = next(
+        key for key, cell in of.cells.items() if (cell.variant, cell.fold, cell.seed) == ("none", 1, 5)
+    )
+    of.store.forget(gone)
     again = state(tmp_path, design=small, search=search | {"trials": 2})
     agenda = Agenda(again)
     assert (agenda.cells, agenda.trials) == (12, 2)
+    names = []
     while (work := agenda.next(asker)) is not None:
-        assert work.kind == "trial"
+        if work.kind == "cell":
+            names.append(name(work.cells[0]))
+            continue
         trial = {"key": work.key, "state": "done", "epochs": 1, "seconds": 1.0, "reported": []}
         agenda.ended(work, trial | {"scores": {"wr": {"rmse": 1.0}}, **work.more})
-    assert agenda.cells == 0
+    assert (names, agenda.cells) == (["none random 1 5"], 1)
 
 
 @pytest.mark.usefixtures("same_world")
