@@ -61,7 +61,7 @@ class Looks:
             factor = factors[contrast.split]
             folds = tuple(fold for fold in factor.folds if contrast.fold in (None, fold))
             ladder = Ladder(contrast, folds, 1 / max(factor.split.folds - 1, 1))
-            if too_few(len(folds), self._analysis):
+            if too_few(len(folds), self._analysis, len(self._looks)):
                 ladder.ended = TOO_FEW
             self.ladders.append(ladder)
             for at in ladder.at:
@@ -127,14 +127,12 @@ class Looks:
         arm, other = (self._matrix(ladder, seeds, which) for which in (contrast.arm, contrast.other))
         paired = np.isfinite(arm) & np.isfinite(other)
         units = paired.any(axis=1)  # a fold none of whose pairs has a number is no unit
-        if too_few(int(units.sum()), analysis):
+        if too_few(int(units.sum()), analysis, len(self._looks)):
             return TOO_FEW
-        paired, differences = paired[units], (arm - other)[units]
-        # A unit counts by its mean over seeds, so a pair without a number is given that of the others.
-        differences = np.where(paired, differences, _means(differences, paired)[:, None])
         rope = analysis.rope
         if contrast.metric != "r2":
-            rope *= float(_means(other[units], paired).mean())
+            rope *= float(_means(other[units], paired[units]).mean())
+        differences = np.where(paired, arm, math.nan) - other
         stopped = statistics.stopped(
             differences,
             overlap=ladder.overlap,
@@ -154,10 +152,10 @@ class Looks:
         return np.array(values, float)
 
 
-def too_few(units: int, analysis: Analysis) -> bool:
-    """Whether so many test sets decide nothing, however many seeds each has."""
+def too_few(units: int, analysis: Analysis, looks: int) -> bool:
+    """Whether so many test sets decide nothing in any of `looks`, however many seeds each has."""
     if analysis.test == "wilcoxon":
-        return 2 / 2**units > analysis.alpha  # the smallest p-value that there is
+        return 2 / 2**units > analysis.alpha / looks  # the smallest p-value that there is
     return units < 3
 
 
