@@ -221,7 +221,10 @@ def contrasts(
         if arm != tables.BASELINE
     ]
     specs = list(dict.fromkeys([*every, *declared]))
-    judged = [_judge(spec, found[spec.split], analysis, looks) for spec in specs]
+    judged = [
+        _judge(spec, found[spec.split], analysis, looks, len(declared) if spec in declared else 0)
+        for spec in specs
+    ]
     _settle([line for line in judged if line["spec"] in declared], analysis, family=True)
     for line in judged:
         if line["spec"] not in declared:
@@ -344,8 +347,12 @@ def _absent(spec: Spec) -> dict[str, Any]:
     return numbers | counts | texts | spec._asdict() | {"declared": True}
 
 
-def _judge(spec: Spec, grid: Grid, analysis: Analysis, looks: Sequence[int]) -> dict[str, Any]:
-    """The contrast by itself; what hangs on the family is added by `_settle`."""
+def _judge(spec: Spec, grid: Grid, analysis: Analysis, looks: Sequence[int], family: int) -> dict[str, Any]:
+    """The contrast by itself; what hangs on the family is added by `_settle`.
+
+    With `looks`, one of a `family` is judged where its seeds stopped (`statistics.stopped`), others at the last
+    look that is whole.
+    """
     a, b = grid.arms.index(spec.arm), grid.arms.index(spec.other)
     at = slice(None) if spec.fold is None else [f for f, fold in enumerate(grid.folds) if fold == spec.fold]
     values = grid.values(spec.part, spec.metric)
@@ -354,19 +361,18 @@ def _judge(spec: Spec, grid: Grid, analysis: Analysis, looks: Sequence[int]) -> 
     if looks:
         ended = np.isin(grid.column("state", ""), ["done", "failed"])
         both = (ended[a][at] & ended[b][at]).all(axis=0)
-        whole = [size for size in looks if size <= both.size and both[:size].all()]
-        size = whole[-1] if whole else looks[0]
+        size = looks[0]
+        for size in (size for size in looks if size <= both.size and both[:size].all()):
+            made = _paired(spec, arm[:, :size], other[:, :size], analysis)
+            how = (grid.overlap, made.rope, analysis.alpha, len(looks), family, analysis.test)
+            if family and statistics.stopped(made.differences, *how):
+                break
         arm, other, rows_arm, rows_other = (x[:, :size] for x in (arm, other, rows_arm, rows_other))
-    paired = np.isfinite(arm) & np.isfinite(other)
-    differences = np.where(paired, arm - other, math.nan)
+    differences, mean_arm, mean_other, rope = _paired(spec, arm, other, analysis)
+    paired = np.isfinite(differences)
     units = statistics.unit_means(differences)
-    mean_arm, mean_other = (
-        float(np.mean(statistics.unit_means(np.where(paired, side, math.nan)))) if paired.any() else math.nan
-        for side in (arm, other)
-    )
     keys = grid.rows["key"].to_numpy()
     weights = (paired / np.maximum(paired.sum(axis=1, keepdims=True), 1))[paired] / max(len(units), 1)
-    rope = analysis.rope if spec.metric == "r2" else analysis.rope * abs(mean_other)
     merit = differences if spec.metric == "r2" else -differences
     line: dict[str, Any] = {
         "spec": spec,
@@ -386,6 +392,23 @@ def _judge(spec: Spec, grid: Grid, analysis: Analysis, looks: Sequence[int]) -> 
     return line | _tested(spec, differences, units, grid.overlap, rope, analysis, line["looks"])
 
 
+class _Paired(NamedTuple):
+    differences: np.ndarray
+    """(folds, seeds), NaN where one of the two has no number."""
+    mean_arm: float
+    mean_other: float
+    rope: float
+
+
+def _paired(spec: Spec, arm: np.ndarray, other: np.ndarray, analysis: Analysis) -> _Paired:
+    differences = arm - other
+    sides = (np.where(np.isfinite(differences), side, math.nan) for side in (arm, other))
+    means = [statistics.unit_means(side) for side in sides]
+    mean_arm, mean_other = (float(side.mean()) if len(side) else math.nan for side in means)
+    rope = analysis.rope if spec.metric == "r2" else analysis.rope * abs(mean_other)
+    return _Paired(differences, mean_arm, mean_other, rope)
+
+
 def _tested(
     spec: Spec,
     differences: np.ndarray,
@@ -397,11 +420,7 @@ def _tested(
 ) -> dict[str, Any]:
     nothing = dict.fromkeys(("low", "high", "p", "p_adjusted", "p_better", "p_equal", "p_worse"), math.nan)
     alpha = analysis.alpha / looks
-    if analysis.test == "wilcoxon":
-        enough = statistics.wilcoxon_reaches(len(units), alpha)
-    else:
-        enough = len(units) >= statistics.MIN_UNITS
-    if not enough:
+    if not statistics.enough_units(len(units), alpha, analysis.test):
         return nothing | {"shifted": None, "verdict": "too few", "more_seeds": None}
     test = statistics.corrected_t(units, overlap)
     if analysis.test == "wilcoxon":

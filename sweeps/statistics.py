@@ -88,6 +88,11 @@ def wilcoxon_reaches(n: int, alpha: float) -> bool:
     return n > 0 and 2 / 2**n <= alpha
 
 
+def enough_units(n: int, alpha: float, test: Test) -> bool:
+    """Whether n units can be tested at all."""
+    return wilcoxon_reaches(n, alpha) if test == "wilcoxon" else n >= MIN_UNITS
+
+
 def holm(p: Sequence[float]) -> Array:
     """p adjusted for their number (Holm 1979): the family-wise error stays within the level. (n,) -> (n,)."""
     values = np.asarray(p, np.float64)
@@ -173,8 +178,7 @@ def stopped(
     milder, so what stopped here stays decided. Too few units cannot be decided by seeds: they stop at once.
     """
     means = unit_means(differences)
-    enough = len(means) >= MIN_UNITS if test == "corrected_t" else wilcoxon_reaches(len(means), alpha)
-    if not enough:
+    if not enough_units(len(means), alpha / looks, test):
         return True
     found = shifted(means, overlap, rope, test)
     return decided(*found, alpha / (looks * family)) != "undecided"
