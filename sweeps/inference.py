@@ -350,8 +350,8 @@ def _absent(spec: Spec) -> dict[str, Any]:
 def _judge(spec: Spec, grid: Grid, analysis: Analysis, looks: Sequence[int], family: int) -> dict[str, Any]:
     """The contrast by itself; what hangs on the family is added by `_settle`.
 
-    With `looks`, one of a `family` is judged where its seeds stopped (`statistics.stopped`), others at the last
-    look that is whole.
+    With `looks`, one of a `family` is judged where its seeds stopped (`statistics.stopped`), others at the
+    last look that is whole.
     """
     a, b = grid.arms.index(spec.arm), grid.arms.index(spec.other)
     at = slice(None) if spec.fold is None else [f for f, fold in enumerate(grid.folds) if fold == spec.fold]
