@@ -1,0 +1,162 @@
+"""mlflow/serve.sh on PostgreSQL: who may in, a study that logs through it, its backup and its restoration."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from tests.sweeps.conftest import Postgres, free_port
+
+pytestmark = pytest.mark.slow
+
+FOLDER = Path(__file__).parents[2] / "mlflow"
+ADMIN = ("admin", "a password for the tests' 100%")
+STUDY = {
+    "study": "toy",
+    "data": {"synthetic": {"sites": 12, "days": 40}},
+    "design": {"variant": ["none"], "split": [{"kind": "random", "folds": 2, "fold": 0}], "seed": 0},
+    "model": {"width": 4, "depth": 1, "attention_units": 4},
+    "train": {"max_epochs": 1},
+}
+
+
+def settings(**values: str) -> dict[str, str]:
+    """The environment of a script: this one's, less what a developer may have set, with the venv's mlflow."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PG"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**clean, "PATH": path, **values}
+
+
+class Server:
+    """serve.sh, up and healthy."""
+
+    def __init__(self, database: str, state: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = settings(
+            MLFLOW_BACKEND_STORE_URI=database,
+            MLFLOW_STATE=str(state),
+            MLFLOW_PORT=str(self.port),
+            MLFLOW_WORKERS="1",
+            MLFLOW_AUTH_ADMIN_PASSWORD=ADMIN[1],
+            MLFLOW_FLASK_SERVER_SECRET_KEY="for the tests",
+        )
+        self.log = state.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [FOLDER / "serve.sh"], env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        for _ in range(300):
+            if self.process.poll() is not None:
+                raise RuntimeError(self.log.read_text())
+            try:
+                if requests.get(f"{self.url}/health", timeout=5).text == "OK":
+                    return
+            except requests.ConnectionError:
+                time.sleep(0.1)
+        raise RuntimeError("no health within 30 seconds: " + self.log.read_text())
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
+
+    def ask(self, call: str, **body: Any) -> Any:
+        answer = requests.post(f"{self.url}/api/2.0/mlflow/{call}", json=body, auth=ADMIN, timeout=10)
+        answer.raise_for_status()
+        return answer.json()
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Every run of every experiment, with its params, tags and metrics."""
+        found = self.ask("experiments/search", max_results=100)["experiments"]
+        ids = [experiment["experiment_id"] for experiment in found]
+        runs = self.ask("runs/search", experiment_ids=ids).get("runs", [])
+        return sorted(runs, key=lambda run: run["info"]["run_id"])
+
+
+@pytest.fixture(scope="module")
+def server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(postgres.create(), tmp_path_factory.mktemp("server") / "state")
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "toy.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return path
+
+
+def sweep(command: str, study: Path, server: Server, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "sweeps", command, study.name, "--set", f"tracking={server.url}"],
+        cwd=study.parent,
+        env=settings(**environment),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_trial_logs_through_it_and_only_with_a_password(server: Server, study: Path) -> None:
+    known = {"MLFLOW_TRACKING_USERNAME": ADMIN[0], "MLFLOW_TRACKING_PASSWORD": ADMIN[1]}
+    trained = sweep("run", study, server, **known)
+    assert trained.returncode == 0, trained.stderr
+    (run,) = server.runs()
+    assert run["info"]["status"] == "FINISHED"
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    assert [path.parent.name for path in study.parent.glob("**/cells/*/result.json")] == [tags["key"]]
+
+    for strangers in ({}, {**known, "MLFLOW_TRACKING_PASSWORD": "another password"}):
+        refused = sweep("sync", study, server, **strangers)
+        assert refused.returncode == 2
+        assert len(refused.stderr.splitlines()) == 1
+    assert server.runs() == [run]
+
+
+def test_a_stranger_is_refused(server: Server) -> None:
+    for path in ("/", "/version", "/api/2.0/mlflow/experiments/search", "/api/2.0/mlflow-artifacts/artifacts"):
+        assert requests.get(server.url + path, timeout=10).status_code == 401, path
+    assert requests.get(server.url, auth=("admin", "password1234"), timeout=10).status_code == 401
+    assert requests.get(server.url, auth=ADMIN, timeout=10).status_code == 200
+
+
+def test_an_unknown_host_is_refused(server: Server) -> None:
+    for host, status in {"mlflow.example.org": 403, f"localhost:{server.port}": 200}.items():
+        answer = requests.get(server.url, headers={"Host": host}, auth=ADMIN, timeout=10)
+        assert answer.status_code == status, host
+
+
+def test_its_files_are_its_owners(server: Server) -> None:
+    state = Path(server.environment["MLFLOW_STATE"])
+    for path in (state, *state.iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    assert ADMIN[1] not in (state / "basic_auth.ini").read_text()
+
+
+def test_a_user_reads_everything_and_writes_what_is_theirs(server: Server) -> None:
+    ana = ("ana", "twelve or more")
+    server.ask("users/create", username=ana[0], password=ana[1])
+    theirs = server.ask("experiments/create", name="the administrator's")["experiment_id"]
+
+    def create(call: str, **body: Any) -> requests.Response:
+        return requests.post(f"{server.url}/api/2.0/mlflow/{call}", json=body, auth=ana, timeout=10)
+
+    read = requests.get(
+        f"{server.url}/api/2.0/mlflow/experiments/get",
+        params={"experiment_id": theirs},
+        auth=ana,
+        timeout=10,
+    )
+    assert read.status_code == 200
+    assert create("runs/create", experiment_id=theirs).status_code == 403
+    hers = create("experiments/create", name="ana's").json()["experiment_id"]
+    assert create("runs/create", experiment_id=hers).status_code == 200
