@@ -1,5 +1,5 @@
 # Read by serve.sh, backup.sh and restore.sh: the settings, from the environment and from .env beside this file.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2329 # the names are for the scripts that source this
 
 fail() {
     echo "$(basename "$0"): $*" >&2
@@ -21,7 +21,6 @@ read_env_file() {
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [[ -f $here/.env ]] && read_env_file "$here/.env"
 
-# shellcheck disable=SC2034 # read by the scripts that source this
 state=${MLFLOW_STATE:-${XDG_STATE_HOME:-$HOME/.local/state}/pm25-mlflow}
 [[ $state == /* ]] || fail "MLFLOW_STATE: $state is no absolute path"
 database=${MLFLOW_BACKEND_STORE_URI:-sqlite:///$state/mlflow.db}
@@ -41,3 +40,17 @@ case $artifacts in
     *://*) artifacts_folder= ;;
     *) fail "MLFLOW_ARTIFACTS_DESTINATION: $artifacts is neither an absolute path nor a URI" ;;
 esac
+
+# Where backup.sh and restore.sh run the programs of the database and of the artifacts: here, or in the containers.
+connection=("--dbname=postgresql://${database#*://}")
+at_database() { "$@"; }
+at_artifacts() { "$@"; }
+
+use_compose() {
+    database=postgresql://postgres/mlflow
+    connection=(--username=mlflow --dbname=mlflow)
+    [[ -n ${MLFLOW_ARTIFACTS_DESTINATION:-} ]] || artifacts=/artifacts artifacts_folder=/artifacts
+    compose() { docker compose --file "$here/compose.yaml" "$@"; }
+    at_database() { compose exec -T postgres "$@"; }
+    at_artifacts() { compose run --rm --no-deps -T --entrypoint "$1" mlflow "${@:2}"; }
+}

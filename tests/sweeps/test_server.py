@@ -160,3 +160,47 @@ def test_a_user_reads_everything_and_writes_what_is_theirs(server: Server) -> No
     assert create("runs/create", experiment_id=theirs).status_code == 403
     hers = create("experiments/create", name="ana's").json()["experiment_id"]
     assert create("runs/create", experiment_id=hers).status_code == 200
+
+
+def test_a_backup_is_restored_into_an_empty_database(
+    server: Server, postgres: Postgres, tmp_path: Path
+) -> None:
+    experiment = server.ask("experiments/create", name="backed up")["experiment_id"]
+    run = server.ask("runs/create", experiment_id=experiment, tags=[{"key": "seed", "value": "3"}])["run"]
+    server.ask("runs/log-metric", run_id=run["info"]["run_id"], key="rmse", value=4.5, timestamp=1, step=7)
+    artifact = f"/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run['info']['run_id']}/artifacts/note.txt"
+    requests.put(server.url + artifact, data=b"kept", auth=ADMIN, timeout=10).raise_for_status()
+    before = server.runs()
+
+    def script(name: str, folder: Path, **other: str) -> "subprocess.CompletedProcess[str]":
+        environment = {**server.environment, **other}
+        path = f"{postgres.bin}{os.pathsep}{environment['PATH']}"
+        return subprocess.run(
+            [FOLDER / name, folder], env={**environment, "PATH": path}, capture_output=True, text=True
+        )
+
+    kept = script("backup.sh", tmp_path)
+    assert kept.returncode == 0, kept.stderr
+    (backup,) = tmp_path.iterdir()
+    assert kept.stdout == f"{backup}\n"
+    assert {path.name for path in backup.iterdir()} == {"database.dump", "artifacts.tar", "SHA256SUMS"}
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o700
+
+    refused = script("restore.sh", backup)  # over the server that it is of
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "only an empty one is restored into" in refused.stderr
+
+    elsewhere = {"MLFLOW_BACKEND_STORE_URI": postgres.create(), "MLFLOW_STATE": str(tmp_path / "state")}
+    restored = script("restore.sh", backup, **elsewhere)
+    assert restored.returncode == 0, restored.stderr
+    again = Server(elsewhere["MLFLOW_BACKEND_STORE_URI"], tmp_path / "state")
+    try:
+        assert again.runs() == before
+        assert requests.get(again.url + artifact, auth=ADMIN, timeout=10).content == b"kept"
+    finally:
+        again.stop()
+
+    (backup / "artifacts.tar").write_bytes(b"damaged")
+    damaged = script("restore.sh", backup, MLFLOW_STATE=str(tmp_path / "third"))
+    assert damaged.returncode == 2
+    assert not (tmp_path / "third").exists()

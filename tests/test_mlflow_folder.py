@@ -1,0 +1,123 @@
+"""The tracking server's files agree with each other and with constraints.txt, and hold no secret."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "mlflow"
+COMPOSE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+SCRIPTS = sorted(FOLDER.glob("*.sh"))
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+SECRETS = {"MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "POSTGRES_PASSWORD"}
+SERVE_ONLY = {"MLFLOW_STATE", "MLFLOW_BACKEND_STORE_URI", "PGPASSWORD"}
+
+
+def used() -> dict[str, str]:
+    """The variables that compose.yaml takes from its environment, with what follows their names."""
+    text = (FOLDER / "compose.yaml").read_text()
+    named = {name: rest for name, rest in re.findall(r"\$\{(\w+)([^}]*)\}", text)}
+    handed_on = {name for s in SERVICES.values() for name, value in s["environment"].items() if value is None}
+    return {**named, **dict.fromkeys(handed_on, "")}
+
+
+def explained() -> dict[str, str]:
+    """The variables of .env.example with their values, those that are commented out as well."""
+    return dict(re.findall(r"^#?([A-Z]\w*)=(.*)$", (FOLDER / ".env.example").read_text(), re.MULTILINE))
+
+
+def test_every_variable_is_explained_and_used() -> None:
+    assert set(used()) == set(explained()) - SERVE_ONLY
+    scripts = "".join(path.read_text() for path in SCRIPTS)
+    for name in SERVE_ONLY - {"PGPASSWORD"}:  # which libpq reads
+        assert name in scripts
+
+
+def test_defaults_are_those_that_are_explained() -> None:
+    for name, rest in used().items():
+        if rest.startswith(":-") and explained()[name]:
+            assert rest[2:] == explained()[name], name
+
+
+def test_a_secret_has_no_default_and_stands_nowhere() -> None:
+    for name in SECRETS:
+        assert used()[name].startswith(":?")
+        assert explained()[name] == ""
+    for service in SERVICES.values():
+        for name, value in service["environment"].items():
+            if re.search("PASSWORD|SECRET|KEY", name):
+                assert value is None or str(value).startswith("${"), name
+
+
+def test_the_versions_are_pinned_and_those_of_the_constraints() -> None:
+    assert SERVICES["mlflow"]["image"] == f"pm25-mlflow:{PINS['mlflow']}"
+    assert re.fullmatch(r"postgres:\d+\.\d+-\w+", SERVICES["postgres"]["image"])
+    docker = (FOLDER / "Dockerfile").read_text()
+    assert re.search(r"^FROM python:\d+\.\d+\.\d+-slim-\w+$", docker, re.MULTILINE)
+    assert "-c /tmp/constraints.txt" in docker
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    server = {re.split("[<>=]", requirement)[0] for requirement in extras["server"]}
+    assert all(name in docker for name in server)
+    assert {name.partition("[")[0] for name in server} <= set(PINS)
+
+
+def test_services_are_watched_restarted_and_keep_their_data() -> None:
+    for service in SERVICES.values():
+        assert service["healthcheck"]["test"][0] == "CMD"
+        assert service["restart"] == "unless-stopped"
+        for volume in service["volumes"]:
+            assert volume.split(":")[0] in COMPOSE["volumes"]
+    assert SERVICES["mlflow"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert "ports" not in SERVICES["postgres"]
+
+
+def test_clients_may_use_the_services_name() -> None:
+    assert {"localhost:*", "127.0.0.1:*", "mlflow:*"} <= set(explained()["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_sound(path: Path) -> None:
+    subprocess.run(["bash", "-n", path], check=True)
+    checked = subprocess.run(
+        [Path(sys.executable).parent / "shellcheck", "-x", path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout
+    if path.name != "settings.sh":  # which is sourced
+        assert os.access(path, os.X_OK)
+        assert "\nset -euo pipefail\n" in path.read_text()
+
+
+def serve(tmp_path: Path, *arguments: str, **values: str) -> "subprocess.CompletedProcess[str]":
+    enough = {"MLFLOW_AUTH_ADMIN_PASSWORD": "twelve or more", "MLFLOW_FLASK_SERVER_SECRET_KEY": "key"}
+    environment = {"PATH": os.environ["PATH"], "MLFLOW_STATE": str(tmp_path / "state"), **enough, **values}
+    return subprocess.run(
+        [FOLDER / "serve.sh", *arguments], env=environment, capture_output=True, text=True, timeout=30
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"MLFLOW_AUTH_ADMIN_PASSWORD": ""}, "MLFLOW_AUTH_ADMIN_PASSWORD is not set"),
+        ({"MLFLOW_AUTH_ADMIN_PASSWORD": "eleven char"}, "MLFLOW_AUTH_ADMIN_PASSWORD is shorter"),
+        ({"MLFLOW_FLASK_SERVER_SECRET_KEY": ""}, "MLFLOW_FLASK_SERVER_SECRET_KEY is not set"),
+        ({"MLFLOW_DEFAULT_PERMISSION": "ALL"}, "MLFLOW_DEFAULT_PERMISSION: ALL"),
+        ({"MLFLOW_STATE": "here"}, "MLFLOW_STATE: here is no absolute path"),
+        ({"MLFLOW_BACKEND_STORE_URI": "sqlite:///relative.db"}, "MLFLOW_BACKEND_STORE_URI: neither"),
+        ({"MLFLOW_ARTIFACTS_DESTINATION": "relative"}, "MLFLOW_ARTIFACTS_DESTINATION: relative"),
+    ],
+)
+def test_the_server_does_not_start_half_set(tmp_path: Path, values: dict[str, str], said: str) -> None:
+    refused = serve(tmp_path, **values)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"serve.sh: {said}")
+    assert refused.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
