@@ -2,6 +2,9 @@
 
 import os
 import re
+import shlex
+import shutil
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -10,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from sweeps.cli import cli
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "mlflow"
@@ -80,7 +85,9 @@ def test_services_are_watched_restarted_and_keep_their_data() -> None:
 
 
 def test_clients_may_use_the_services_name() -> None:
-    assert {"localhost:*", "127.0.0.1:*", "mlflow:*"} <= set(explained()["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","))
+    assert {"localhost:*", "127.0.0.1:*", "mlflow:*"} <= set(
+        explained()["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    )
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -121,3 +128,74 @@ def test_the_server_does_not_start_half_set(tmp_path: Path, values: dict[str, st
     assert refused.stderr.startswith(f"serve.sh: {said}")
     assert refused.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_come_from_a_file_beside_the_scripts_and_the_environment_wins(tmp_path: Path) -> None:
+    for path in SCRIPTS:
+        shutil.copy(path, tmp_path)
+    (tmp_path / ".env").write_text(
+        "# a comment\n\nMLFLOW_FLASK_SERVER_SECRET_KEY='$(touch owned) # \"x\"'\n"
+        f"MLFLOW_AUTH_ADMIN_PASSWORD=twelve or more\nMLFLOW_STATE={tmp_path}/state\nMLFLOW_PORT=1234"
+    )
+    told = tmp_path / "mlflow"  # in the place of the program
+    told.write_text('#!/bin/bash\necho "$MLFLOW_FLASK_SERVER_SECRET_KEY|$MLFLOW_AUTH_ADMIN_PASSWORD|$*"')
+    told.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MLFLOW_PORT": "4321"}
+    said = subprocess.run(
+        [tmp_path / "serve.sh"], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
+    key, password, arguments = said.strip().split("|")
+    assert (key, password) == ('$(touch owned) # "x"', "twelve or more")
+    assert "--host 127.0.0.1 --port 4321" in arguments
+    assert not list(tmp_path.rglob("owned"))
+    assert (tmp_path / "state" / "basic_auth.ini").stat().st_mode & 0o777 == 0o600
+
+    (tmp_path / ".env").write_text("export A=b\n")
+    refused = subprocess.run([tmp_path / "serve.sh"], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr == f"serve.sh: {tmp_path}/.env: not NAME=VALUE: export A\n"
+
+
+def test_a_backup_of_sqlite_and_its_restoration(tmp_path: Path) -> None:
+    state, backups = tmp_path / "state", tmp_path / "backups"
+    (state / "artifacts" / "1").mkdir(parents=True)
+    (state / "artifacts" / "1" / "note.txt").write_text("kept")
+    backups.mkdir()
+    with sqlite3.connect(state / "mlflow.db") as database:
+        database.execute("create table runs as select 7 as seed")
+
+    def script(name: str, folder: Path, state: Path) -> "subprocess.CompletedProcess[str]":
+        environment = {"PATH": os.environ["PATH"], "MLFLOW_STATE": str(state)}
+        return subprocess.run([FOLDER / name, folder], env=environment, capture_output=True, text=True)
+
+    kept = script("backup.sh", backups, state)
+    assert kept.returncode == 0, kept.stderr
+    backup = Path(kept.stdout.strip())
+    assert [*backups.iterdir()] == [backup]
+
+    refused = script("restore.sh", backup, state)
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"restore.sh: {state}/mlflow.db exists; nothing is overwritten\n",
+    )
+    restored = script("restore.sh", backup, tmp_path / "new")
+    assert restored.returncode == 0, restored.stderr
+    with sqlite3.connect(tmp_path / "new" / "mlflow.db") as database:
+        assert database.execute("select seed from runs").fetchall() == [(7,)]
+    assert (tmp_path / "new" / "artifacts" / "1" / "note.txt").read_text() == "kept"
+
+    gone = script("backup.sh", backups, tmp_path / "nowhere")  # leaves nothing that looks like a backup
+    assert gone.returncode != 0
+    assert [*backups.iterdir()] == [backup]
+
+
+def test_the_readme_names_every_file() -> None:
+    table = (FOLDER / "README.md").read_text().split("## Start")[0]
+    there = {path.name for path in FOLDER.iterdir()} - {"README.md", "Dockerfile.dockerignore", ".env"}
+    assert set(re.findall(r"`([\w.]+)`", table)) >= there
+
+
+@pytest.mark.parametrize("line", re.findall(r"^sweep .*$", (FOLDER / "README.md").read_text(), re.MULTILINE))
+def test_the_readmes_commands_parse(line: str) -> None:
+    name, *words = shlex.split(line)[1:]
+    cli.commands[name].make_context(line, words)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -32,7 +33,7 @@ def programs() -> Path | None:
 
 
 class Postgres:
-    """A cluster in a folder, with one superuser; `uri` of a fresh database each time it is asked for one."""
+    """A cluster in a folder, with one superuser and a password; RuntimeError where it does not start."""
 
     user = "mlflow"
 
@@ -63,16 +64,14 @@ class Postgres:
             time.sleep(0.05)
         raise RuntimeError("PostgreSQL did not answer within 10 seconds")
 
-    def _how(self) -> dict:
+    def _how(self) -> dict[str, Any]:
         if self._account is None:
             return {"cwd": self.folder}
         ids = {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
         return {"cwd": self.folder, **ids}
 
     def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [self.bin / program, *arguments], capture_output=True, text=True, **self._how()
-        )
+        done = subprocess.run([self.bin / program, *arguments], capture_output=True, text=True, **self._how())
         if done.returncode:
             raise RuntimeError(f"{program}: {done.stderr}")
 
@@ -83,9 +82,10 @@ class Postgres:
         return f"postgresql://{self.user}:{quote(self.password, safe='')}@127.0.0.1:{self.port}/{name}"
 
     def sql(self, database: str, statement: str) -> str:
+        """What a statement answers, without headers; raises CalledProcessError where it is refused."""
+        place = ["-h", "127.0.0.1", "-p", str(self.port), "-U", self.user, "-d", database]
         return subprocess.run(
-            [self.bin / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", self.user, "-d", database]
-            + ["-qAtX", "-v", "ON_ERROR_STOP=1", "-c", statement],
+            [self.bin / "psql", *place, "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", statement],
             env={**os.environ, "PGPASSWORD": self.password},
             capture_output=True,
             text=True,

@@ -96,7 +96,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def sweep(command: str, study: Path, server: Server, **environment: str) -> "subprocess.CompletedProcess[str]":
+def sweep(
+    command: str, study: Path, server: Server, **environment: str
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "sweeps", command, study.name, "--set", f"tracking={server.url}"],
         cwd=study.parent,
@@ -123,7 +125,12 @@ def test_a_trial_logs_through_it_and_only_with_a_password(server: Server, study:
 
 
 def test_a_stranger_is_refused(server: Server) -> None:
-    for path in ("/", "/version", "/api/2.0/mlflow/experiments/search", "/api/2.0/mlflow-artifacts/artifacts"):
+    for path in (
+        "/",
+        "/version",
+        "/api/2.0/mlflow/experiments/search",
+        "/api/2.0/mlflow-artifacts/artifacts",
+    ):
         assert requests.get(server.url + path, timeout=10).status_code == 401, path
     assert requests.get(server.url, auth=("admin", "password1234"), timeout=10).status_code == 401
     assert requests.get(server.url, auth=ADMIN, timeout=10).status_code == 200
@@ -142,24 +149,36 @@ def test_its_files_are_its_owners(server: Server) -> None:
     assert ADMIN[1] not in (state / "basic_auth.ini").read_text()
 
 
-def test_a_user_reads_everything_and_writes_what_is_theirs(server: Server) -> None:
+def test_a_user_reads_everything_and_writes_what_is_theirs_or_granted(server: Server) -> None:
     ana = ("ana", "twelve or more")
     server.ask("users/create", username=ana[0], password=ana[1])
-    theirs = server.ask("experiments/create", name="the administrator's")["experiment_id"]
+    others = server.ask("experiments/create", name="the administrator's")["experiment_id"]
 
-    def create(call: str, **body: Any) -> requests.Response:
+    def as_ana(call: str, **body: Any) -> requests.Response:
         return requests.post(f"{server.url}/api/2.0/mlflow/{call}", json=body, auth=ana, timeout=10)
 
-    read = requests.get(
-        f"{server.url}/api/2.0/mlflow/experiments/get",
-        params={"experiment_id": theirs},
-        auth=ana,
+    assert as_ana("runs/search", experiment_ids=[others]).status_code == 200
+    assert as_ana("runs/create", experiment_id=others).status_code == 403
+    hers = as_ana("experiments/create", name="ana's").json()["experiment_id"]
+    assert as_ana("runs/create", experiment_id=hers).status_code == 200
+
+    granted = requests.post(
+        f"{server.url}/api/3.0/mlflow/users/permissions/grant",
+        json={"username": "ana", "resource_type": "experiment", "resource_id": others, "permission": "EDIT"},
+        auth=ADMIN,
         timeout=10,
     )
-    assert read.status_code == 200
-    assert create("runs/create", experiment_id=theirs).status_code == 403
-    hers = create("experiments/create", name="ana's").json()["experiment_id"]
-    assert create("runs/create", experiment_id=hers).status_code == 200
+    assert granted.status_code == 200
+    assert as_ana("runs/create", experiment_id=others).status_code == 200
+
+
+def run_script(
+    postgres: Postgres, name: str, *arguments: str | Path, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    path = f"{postgres.bin}{os.pathsep}{environment['PATH']}"
+    return subprocess.run(
+        [FOLDER / name, *arguments], env={**environment, "PATH": path}, capture_output=True, text=True
+    )
 
 
 def test_a_backup_is_restored_into_an_empty_database(
@@ -173,11 +192,7 @@ def test_a_backup_is_restored_into_an_empty_database(
     before = server.runs()
 
     def script(name: str, folder: Path, **other: str) -> "subprocess.CompletedProcess[str]":
-        environment = {**server.environment, **other}
-        path = f"{postgres.bin}{os.pathsep}{environment['PATH']}"
-        return subprocess.run(
-            [FOLDER / name, folder], env={**environment, "PATH": path}, capture_output=True, text=True
-        )
+        return run_script(postgres, name, folder, **{**server.environment, **other})
 
     kept = script("backup.sh", tmp_path)
     assert kept.returncode == 0, kept.stderr
@@ -204,3 +219,50 @@ def test_a_backup_is_restored_into_an_empty_database(
     damaged = script("restore.sh", backup, MLFLOW_STATE=str(tmp_path / "third"))
     assert damaged.returncode == 2
     assert not (tmp_path / "third").exists()
+
+
+DOCKER = """#!/usr/bin/env bash
+set -euo pipefail
+[[ "$1 $2 $3" == "compose --file "*/compose.yaml ]]
+case "${*:4}" in
+    "exec -T postgres "*) shift 6 ;;
+    "run --rm --no-deps -T --entrypoint "*) set -- "${@:9:1}" "${@:11}" ;;
+esac
+exec "$@"
+"""
+"""Runs what compose.yaml's services are asked for, here."""
+
+
+def test_a_backup_of_the_containers_asks_the_containers(postgres: Postgres, tmp_path: Path) -> None:
+    (tmp_path / "docker").write_text(DOCKER)
+    (tmp_path / "docker").chmod(0o755)
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    (artifacts / "note.txt").write_text("kept")
+    environment = settings(
+        PGHOST="127.0.0.1",
+        PGPORT=str(postgres.port),
+        PGPASSWORD=postgres.password,
+        MLFLOW_ARTIFACTS_DESTINATION=str(artifacts),
+    )
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+    postgres.sql("postgres", "create database mlflow")
+    postgres.sql("mlflow", "create table runs as select 7 as seed")
+    (tmp_path / "backups").mkdir()
+
+    kept = run_script(postgres, "backup.sh", "--compose", tmp_path / "backups", **environment)
+    assert kept.returncode == 0, kept.stderr
+    refused = run_script(postgres, "restore.sh", "--compose", kept.stdout.strip(), **environment)
+    assert refused.returncode == 2
+    assert "the database holds 1 tables" in refused.stderr
+
+    postgres.sql("mlflow", "drop table runs")
+    refused = run_script(postgres, "restore.sh", "--compose", kept.stdout.strip(), **environment)
+    assert refused.returncode == 2
+    assert f"{artifacts} is not empty" in refused.stderr
+
+    (artifacts / "note.txt").unlink()
+    restored = run_script(postgres, "restore.sh", "--compose", kept.stdout.strip(), **environment)
+    assert restored.returncode == 0, restored.stderr
+    assert postgres.sql("mlflow", "select seed from runs") == "7"
+    assert (artifacts / "note.txt").read_text() == "kept"
