@@ -18,7 +18,7 @@ permission=${MLFLOW_DEFAULT_PERMISSION:-READ}
 
 program=$(command -v mlflow || true)
 [[ -n $program ]] || program=$here/../.venv/bin/mlflow
-[[ -x $program ]] || fail "no mlflow on the PATH: python -m pip install -c constraints.txt 'pm25-sweeps[server]'"
+[[ -x $program ]] || fail "no mlflow on the PATH: python -m pip install -c constraints.txt 'mlflow[auth]' psycopg2-binary"
 
 mkdir -p "$state"
 [[ -z $artifacts_folder ]] || mkdir -p "$artifacts_folder"

@@ -29,7 +29,7 @@ SERVE_ONLY = {"MLFLOW_STATE", "MLFLOW_BACKEND_STORE_URI", "PGPASSWORD"}
 def used() -> dict[str, str]:
     """The variables that compose.yaml takes from its environment, with what follows their names."""
     text = (FOLDER / "compose.yaml").read_text()
-    named = {name: rest for name, rest in re.findall(r"\$\{(\w+)([^}]*)\}", text)}
+    named = dict(re.findall(r"\$\{(\w+)([^}]*)\}", text))
     handed_on = {name for s in SERVICES.values() for name, value in s["environment"].items() if value is None}
     return {**named, **dict.fromkeys(handed_on, "")}
 
@@ -71,6 +71,9 @@ def test_the_versions_are_pinned_and_those_of_the_constraints() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     server = {re.split("[<>=]", requirement)[0] for requirement in extras["server"]}
     assert all(name in docker for name in server)
+    said = (FOLDER / "README.md").read_text()
+    assert f"PostgreSQL {SERVICES['postgres']['image'].split(':')[1].split('-')[0]} and" in said
+    assert f"MLflow {PINS['mlflow']} in containers" in said
     assert {name.partition("[")[0] for name in server} <= set(PINS)
 
 

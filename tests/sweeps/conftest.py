@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pytest
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -38,7 +38,7 @@ class Postgres:
     user = "mlflow"
 
     def __init__(self, bin: Path, folder: Path) -> None:
-        self.bin, self.folder, self.port = bin, folder, free_port()
+        self.bin, self.folder, self.port = bin, folder, _free_port()
         self.password = f"p@ss/100%{secrets.token_hex(8)}"  # what an address must escape
         # PostgreSQL refuses to run as root.
         self._account = _account() if os.getuid() == 0 else None
@@ -102,6 +102,12 @@ def _account() -> pwd.struct_passwd:
         return pwd.getpwnam("postgres")
     except KeyError:
         return pwd.getpwnam("nobody")
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A port of 127.0.0.1 that nobody listens at, another one for each call."""
+    return _free_port
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,13 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import yaml
-
-from tests.sweeps.conftest import Postgres, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +37,8 @@ def settings(**values: str) -> dict[str, str]:
 class Server:
     """serve.sh, up and healthy."""
 
-    def __init__(self, database: str, state: Path) -> None:
-        self.port = free_port()
+    def __init__(self, database: str, state: Path, port: int) -> None:
+        self.port = port
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = settings(
             MLFLOW_BACKEND_STORE_URI=database,
@@ -83,8 +81,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    started = Server(postgres.create(), tmp_path_factory.mktemp("server") / "state")
+def server(
+    postgres: Any, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    started = Server(postgres.create(), tmp_path_factory.mktemp("server") / "state", free_port())
     yield started
     started.stop()
 
@@ -173,7 +173,7 @@ def test_a_user_reads_everything_and_writes_what_is_theirs_or_granted(server: Se
 
 
 def run_script(
-    postgres: Postgres, name: str, *arguments: str | Path, **environment: str
+    postgres: Any, name: str, *arguments: str | Path, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
     path = f"{postgres.bin}{os.pathsep}{environment['PATH']}"
     return subprocess.run(
@@ -182,7 +182,7 @@ def run_script(
 
 
 def test_a_backup_is_restored_into_an_empty_database(
-    server: Server, postgres: Postgres, tmp_path: Path
+    server: Server, postgres: Any, free_port: Callable[[], int], tmp_path: Path
 ) -> None:
     experiment = server.ask("experiments/create", name="backed up")["experiment_id"]
     run = server.ask("runs/create", experiment_id=experiment, tags=[{"key": "seed", "value": "3"}])["run"]
@@ -208,7 +208,7 @@ def test_a_backup_is_restored_into_an_empty_database(
     elsewhere = {"MLFLOW_BACKEND_STORE_URI": postgres.create(), "MLFLOW_STATE": str(tmp_path / "state")}
     restored = script("restore.sh", backup, **elsewhere)
     assert restored.returncode == 0, restored.stderr
-    again = Server(elsewhere["MLFLOW_BACKEND_STORE_URI"], tmp_path / "state")
+    again = Server(elsewhere["MLFLOW_BACKEND_STORE_URI"], tmp_path / "state", free_port())
     try:
         assert again.runs() == before
         assert requests.get(again.url + artifact, auth=ADMIN, timeout=10).content == b"kept"
@@ -233,7 +233,7 @@ exec "$@"
 """Runs what compose.yaml's services are asked for, here."""
 
 
-def test_a_backup_of_the_containers_asks_the_containers(postgres: Postgres, tmp_path: Path) -> None:
+def test_a_backup_of_the_containers_asks_the_containers(postgres: Any, tmp_path: Path) -> None:
     (tmp_path / "docker").write_text(DOCKER)
     (tmp_path / "docker").chmod(0o755)
     artifacts = tmp_path / "artifacts"
