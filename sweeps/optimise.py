@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,11 @@ def directions(search: Search) -> list[StudyDirection]:
 
 
 def frozen(record: Record, trials: ArmTrials) -> FrozenTrial:
-    """A recorded trial as Optuna keeps it: its state, its values, and what it reported on the way."""
+    """A recorded trial as Optuna keeps it: its state, values and times, and what it reported on the way."""
     state = STATES[record["state"]]
     told = ("key", "number", "host", "seconds", "epochs")
     reported = record["reported"] if trials.search.reports else []
-    return create_trial(
+    trial = create_trial(
         state=state,
         values=trials.values(record) if state == TrialState.COMPLETE else None,
         params=record["params"],
@@ -149,6 +150,12 @@ def frozen(record: Record, trials: ArmTrials) -> FrozenTrial:
         intermediate_values={step: value for step, value in enumerate(reported, 1) if value is not None},
         user_attrs={name: record[name] for name in told if name in record},
     )
+    # Optuna's clock reads are local and without a zone; its timeline shows them.
+    trial.datetime_start, trial.datetime_complete = (
+        datetime.fromisoformat(record[stamp]).astimezone().replace(tzinfo=None)
+        for stamp in ("started", "ended")
+    )
+    return trial
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def arm_trials(*ended: Record, arm: Arm = NONE, begun: Any = (), **given_: Any) 
 def record(number: int, params: dict[str, Any], wr: float = 1.0, oor: float = 1.0, **more: Any) -> Record:
     scores = {regime: {"rmse": loss, "r2": -loss} for regime, loss in (("wr", wr), ("oor", oor))}
     made = {"key": f"key-{number}", "number": number, "state": "done", "params": params, "scores": scores}
-    made |= {"reported": [3 * wr, 2 * wr, wr], "epochs": 3, "seconds": 1.5, "host": "here"} | more
+    made |= {"reported": [3 * wr, 2 * wr, wr], "epochs": 3, "seconds": 1.5, "host": "here"}
+    made |= {name: f"2026-01-02T03:04:0{i}.500+00:00" for i, name in enumerate(("started", "ended"))} | more
     if made["state"] != "done":
         del made["scores"]
     return made
@@ -393,8 +395,11 @@ def check_same(view: View, *searches: ArmTrials) -> None:
         for made in trials.ended:
             trial = there[made["key"]]
             expected = frozen(made, trials)
+            times = ("datetime_start", "datetime_complete")
             for name in ("state", "values", "params", "distributions", "intermediate_values", "user_attrs"):
                 assert getattr(trial, name) == getattr(expected, name)
+            told = [datetime.fromisoformat(made[name]).timestamp() for name in ("started", "ended")]
+            assert [getattr(trial, name).timestamp() for name in times] == told
             assert trial.state.is_finished()
             assert trial.user_attrs["number"] == made["number"]
 
