@@ -307,6 +307,11 @@ class Table:
             raise InputError(f"encoder table: tolerance_deg is {tolerance!r}; degrees from 0 to 1 are needed")
         return Source("table", {"tolerance_deg": float(tolerance)}, content, other)
 
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """What of 'month' and 'site_id' has to be known, beside the place, to find a vector."""
+        return tuple(n for n, asked in (("month", self.by_month), ("site_id", self.by_site)) if asked)
+
     def embed(self, lat: ArrayLike, lon: ArrayLike, site_id: ArrayLike | None = None) -> NDArray[np.float32]:
         places = checked_places(lat, lon)
         if not self.by_site:

@@ -65,20 +65,13 @@ class Predictor:
         self._model.eval()
 
     @property
-    def by_month(self) -> bool:
-        """Whether the place's vector changes over the year: the month of the last day is asked for."""
-        return isinstance(self._encoder, encoders.Table) and self._encoder.by_month
-
-    @property
-    def by_site(self) -> bool:
-        """Whether vectors are known by the site's name: `site_id` is asked for."""
-        return isinstance(self._encoder, encoders.Table) and self._encoder.by_site
+    def _asks(self) -> tuple[str, ...]:
+        return self._encoder.asks if isinstance(self._encoder, encoders.Table) else ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """What `predict_frame` needs: the place, then the channels."""
-        more = [name for name, asked in (("month", self.by_month), ("site_id", self.by_site)) if asked]
-        return ("lat", "lon", *more, *self.channels)
+        return ("lat", "lon", *self._asks, *self.channels)
 
     def predict(
         self,
@@ -135,8 +128,8 @@ class Predictor:
         found = self.predict(
             window,
             *(_numbers(name, frame[name]) for name in ("lat", "lon")),
-            month=_numbers("month", frame["month"]) if self.by_month else None,
-            site_id=frame["site_id"].tolist() if self.by_site else None,
+            month=_numbers("month", frame["month"]) if "month" in self._asks else None,
+            site_id=frame["site_id"].tolist() if "site_id" in self._asks else None,
         )
         return pd.Series(found, index=frame.index, name=OUTPUT)
 
@@ -170,7 +163,7 @@ class Predictor:
         if self._encoder is None:
             return None
         found = self._encoder.embed(places[:, 0], places[:, 1], site_id)
-        if not self.by_month:
+        if "month" not in self._asks:
             return found
         months = np.asarray([] if month is None else month)
         if months.shape != (len(places),):

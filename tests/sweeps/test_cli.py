@@ -595,7 +595,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
                 options = of.encoder_options(cell.encoder)
                 embedded = work.embed(cell.encoder, options, panel.lat, panel.lon, panel.site_id)
             record = work.run_and_record(
-                cell, key, panel, store, embedded=embedded, keep_weights=of.keep_weights
+                cell, key, panel, store, embedded=embedded, keep_weights=of.keeps_weights(cell)
             )
             agenda.ended(found, record)
             observer.ended("cell", record)
