@@ -49,7 +49,7 @@ def card(
         "Scores": [*_own_scores(record), "", *_study_scores(own)],
         "Encoder": _encoder(cell, record, encoder_options),
         "Limits": _limits(cell, record, own, facts, panel, inputs),
-        "Use": _use(cell, inputs),
+        "Use": _use(cell, inputs, panel),
     }
     lines = [f"# {arm}: daily PM2.5 at a place, from {cell.window} days of its covariates", ""]
     lines += [f"{facts['question']}", ""] if facts["question"] else []
@@ -237,9 +237,12 @@ def _limits(
     yield "- A research model: not for regulatory use, nor for decisions about anybody's health."
 
 
-def _use(cell: Cell, inputs: Mapping[str, str]) -> Iterator[str]:
-    first = {"lat": "40.0", "lon": "-100.0", "month": "7", "site_id": '"SITE"'}
-    scalars = ", ".join(f'"{name}": [{first[name]}]' for name, kind in inputs.items() if kind != "array")
+def _use(cell: Cell, inputs: Mapping[str, str], panel: Panel) -> Iterator[str]:
+    place = {"lat": float(panel.lat[0]), "lon": float(panel.lon[0])}
+    first = {**place, "month": 7, "site_id": str(panel.site_id[0])}
+    scalars = ", ".join(
+        f'"{name}": [{json.dumps(first[name])}]' for name, kind in inputs.items() if kind != "array"
+    )
     arrays = [name for name, kind in inputs.items() if kind == "array"]
     yield "```python"
     yield "import mlflow"
