@@ -97,10 +97,7 @@ class Keeper:
         self._best: dict[Arm, tuple[float, str]] = {}
 
     def tidy(self, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> None:
-        """Look at all of the study's cells; those of other settings beside them in the store are left alone.
-
-        Raises InputError where the store cannot be written.
-        """
+        """Look at all of the study's cells; those of other settings in the same store are left alone."""
         if self._study.keep_weights != "winners":
             return
         self._best = _ranked(self._study, cells, records)

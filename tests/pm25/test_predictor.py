@@ -164,6 +164,9 @@ def test_a_table_travels_with_the_model(by: str, months: bool, tmp_path: Path) -
     check(made, found, tmp_path / "model")
     more = [*(["month"] if months else []), *(["site_id"] if by == "site_id" else [])]
     assert found[2].columns == ("lat", "lon", *more, "a", "b")
+    read = encoders.Source.read(tmp_path / "model")
+    assert read is not None
+    assert read.fingerprint == encoders.fingerprint("table", path=table(tmp_path, by, months))
 
 
 def satclip(folder: Path) -> Path:

@@ -1,11 +1,15 @@
 """The winner of an arm is chosen by validation, keeps its weights, and serves what was stored of it."""
 
+import contextlib
 import json
 import os
 import random
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import torch
 import yaml
 
@@ -404,24 +409,20 @@ def elsewhere() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # what MLflow's imports warn of
-@pytest.mark.parametrize("name", ["geoclip-hadamard", "table-hadamard"])
-def test_mlflow_serves_a_winner(ran: State, chosen: list[Winner], tmp_path: Path, name: str) -> None:
-    """Saved as it is registered, loaded in a process elsewhere, asked by frame and by JSON."""
+def saved(ran: State, winner: Winner, folder: Path) -> Path:
+    """The model as it is registered."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
-    winner = by_name(chosen, name)
-    winner.write(tmp_path / "model")
+    winner.write(folder / "model")
     kinds = {kind: DataType[kind] for kind in ("double", "long", "string")}
     kinds["array"] = Array(DataType.double)
     mlflow.pyfunc.save_model(
-        tmp_path / "saved",
+        folder / "saved",
         loader_module="pm25.predictor",
-        data_path=str(tmp_path / "model"),
+        data_path=str(folder / "model"),
         code_paths=[str(Path(pm25.__file__).parent)],
         pip_requirements=winners.requirements(),
         signature=ModelSignature(
@@ -430,12 +431,19 @@ def test_mlflow_serves_a_winner(ran: State, chosen: list[Winner], tmp_path: Path
         ),
         input_example=winners.example(ran, winner),
     )
+    return folder / "saved"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # what MLflow's imports warn of
+@pytest.mark.parametrize("name", ["geoclip-hadamard", "table-hadamard"])
+def test_mlflow_loads_a_winner(ran: State, chosen: list[Winner], tmp_path: Path, name: str) -> None:
+    """In a process elsewhere, asked by frame and by JSON, and as its card says."""
+    winner = by_name(chosen, name)
+    model = saved(ran, winner, tmp_path)
     frame, stored = stored_predictions(ran, winner)
-    (tmp_path / "asked.json").write_text(
-        json.dumps(
-            {"columns": [*frame], "index": [*range(len(frame))], "data": frame.to_numpy().tolist()}
-        ).replace("NaN", "null")
-    )
+    asked = {"columns": [*frame], "index": [*range(len(frame))], "data": frame.to_numpy().tolist()}
+    (tmp_path / "asked.json").write_text(json.dumps(asked).replace("NaN", "null"))
     (tmp_path / "card.md").write_text(winner.card)
     done = subprocess.run(
         [sys.executable, "-c", ASKS], cwd=tmp_path, env=elsewhere(), capture_output=True, text=True
@@ -443,7 +451,51 @@ def test_mlflow_serves_a_winner(ran: State, chosen: list[Winner], tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("1\n")
     found = json.loads((tmp_path / "found.json").read_text())
-    assert Path(found["file"]).is_relative_to(tmp_path / "saved"), "not the code that travels with the model"
+    assert Path(found["file"]).is_relative_to(model), "not the code that travels with the model"
     assert np.array_equal(np.array(found["frame"], np.float32), stored)
     assert np.array_equal(np.array(found["json"], np.float32), stored)
     assert np.float32(found["example"][0]) in stored
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_served_winner_answers(ran: State, chosen: list[Winner], tmp_path: Path) -> None:
+    """`mlflow models serve` on this machine: the example by HTTP, and what is wrong with a bad one."""
+    winner = by_name(chosen, "none")
+    model = saved(ran, winner, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where uvicorn is
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            cwd=tmp_path,
+            env=elsewhere() | {"PATH": path},
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(requests.ConnectionError):
+                if requests.get(f"http://127.0.0.1:{port}/ping", timeout=10).ok:
+                    break
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        asked = json.loads((model / "serving_input_example.json").read_text())
+        url = f"http://127.0.0.1:{port}/invocations"
+        answer = requests.post(url, json=asked, timeout=60).json()
+        expected = winner.predictor().predict_frame(winners.example(ran, winner))[0]
+        assert answer["predictions"][0]["pm25_ugm3"] == pytest.approx(expected, rel=1e-6)
+        columns = asked["dataframe_split"]["columns"]
+        asked["dataframe_split"]["data"][0][columns.index("elev_m")] = [1.0] * 20
+        answer = requests.post(url, json=asked, timeout=60)
+        assert answer.status_code == 400
+        assert "column elev_m: position 0 holds 20 values; the 21 daily values are needed" in answer.text
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
