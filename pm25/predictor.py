@@ -42,9 +42,7 @@ class Predictor:
         encoder: encoders.Source | None = None,
     ) -> None:
         if cell.is_control:
-            raise InputError(
-                f"{cell.label}: a control is no model to serve; take an arm that knows the place"
-            )
+            raise InputError(f"{cell.label}: a control is no model to serve; take another arm")
         if (encoder and encoder.name) != cell.encoder:
             raise ValueError(
                 f"{cell.label} embeds places with {cell.encoder}, not {encoder and encoder.name}"
