@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 import pm25
 from pm25.neighbours import NeighbourSettings
 from pm25.protocol import Protocol
-from pm25.settings import ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
+from pm25.settings import CONTROLS, ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
 from pm25.splits import Split
 
 
@@ -94,6 +94,11 @@ class Cell(Settings):
     def encoder(self) -> str | None:
         """The name that `pm25.encoders.load` knows, for the variants that have one."""
         return self.variant if self.variant in ENCODERS else None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether its place says nothing of where it is: what it predicts is no use to anybody."""
+        return self.variant in CONTROLS or self.head is not None
 
     @property
     def label(self) -> str:

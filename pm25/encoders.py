@@ -73,7 +73,7 @@ class Encoder(Protocol):
 def load(name: str, **options: Any) -> Encoder:
     """Load the frozen encoder `name`; InputError for an unknown name or option, or bad weights."""
     # The digest is of the very bytes that are loaded, even if the file is replaced meanwhile.
-    return _load(_source(name, options))
+    return source(name, **options).encoder()
 
 
 def fingerprint(name: str, **options: Any) -> str:
@@ -81,12 +81,17 @@ def fingerprint(name: str, **options: Any) -> str:
 
     It covers every option that changes a number, defaults filled in; of a file its bytes, not its path.
     """
-    return _source(name, options).fingerprint
+    return source(name, **options).fingerprint
+
+
+def source(name: str, **options: Any) -> Source:
+    """Return what `load(name, **options)` is made of."""
+    return _source(name, options)
 
 
 @dataclass(frozen=True)
 class Source:
-    """All that an encoder is made of, its options checked."""
+    """All that an encoder is made of, its options checked; what `write` put into a folder, `read` gets."""
 
     name: str
     numbers: dict[str, Any]  # the options that change a number
@@ -98,10 +103,24 @@ class Source:
         options = json.dumps(self.numbers, sort_keys=True) + "\n" if self.numbers else ""
         return hashlib.sha256(f"{self.name} {CODE_VERSION}\n{options}".encode() + self.content).hexdigest()
 
+    def encoder(self) -> Encoder:
+        """Make the encoder; InputError for bad weights."""
+        made: Encoder = _ENCODERS[self.name](self)
+        return made
 
-def _load(source: Source) -> Encoder:
-    encoder: Encoder = _ENCODERS[source.name](source)
-    return encoder
+    def write(self, folder: Path) -> None:
+        """Write `encoder.json` and the weights or vectors, `encoder.bin`; not for `shuffled`."""
+        told = {"name": self.name, "numbers": self.numbers, "other": self.other}
+        (folder / "encoder.json").write_text(json.dumps(told, indent=1, default=str))
+        (folder / "encoder.bin").write_bytes(self.content)
+
+    @classmethod
+    def read(cls, folder: Path) -> Source | None:
+        """None where the folder holds no encoder."""
+        if not (folder / "encoder.json").is_file():
+            return None
+        told = json.loads((folder / "encoder.json").read_text())
+        return cls(**told, content=(folder / "encoder.bin").read_bytes())
 
 
 def _source(name: str, options: dict[str, Any]) -> Source:
@@ -129,7 +148,7 @@ def _each_place_once(
     lat: ArrayLike, lon: ArrayLike, dim: int, forward: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float32]:
     """Embed in chunks: a table of samples repeats its places every day."""
-    places, inverse = np.unique(_places(lat, lon), axis=0, return_inverse=True)
+    places, inverse = np.unique(checked_places(lat, lon), axis=0, return_inverse=True)
     vectors = np.empty((len(places), dim), np.float32)
     for first in range(0, len(places), CHUNK):
         vectors[first : first + CHUNK] = forward(places[first : first + CHUNK])
@@ -288,8 +307,13 @@ class Table:
             raise InputError(f"encoder table: tolerance_deg is {tolerance!r}; degrees from 0 to 1 are needed")
         return Source("table", {"tolerance_deg": float(tolerance)}, content, other)
 
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """What of 'month' and 'site_id' has to be known, beside the place, to find a vector."""
+        return tuple(n for n, asked in (("month", self.by_month), ("site_id", self.by_site)) if asked)
+
     def embed(self, lat: ArrayLike, lon: ArrayLike, site_id: ArrayLike | None = None) -> NDArray[np.float32]:
-        places = _places(lat, lon)
+        places = checked_places(lat, lon)
         if not self.by_site:
             places, inverse = np.unique(places, axis=0, return_inverse=True)
             found = self._nearest(places)
@@ -356,7 +380,7 @@ class Table:
             self._row = {site: row for row, site in enumerate(known)}
         else:
             try:
-                keys = _places(*(self._numbers(table, key) for key in ("lat", "lon")))
+                keys = checked_places(*(self._numbers(table, key) for key in ("lat", "lon")))
             except InputError as error:
                 raise InputError(f"{self._file}: {str(error).removeprefix(f'{self._file}: ')}") from None
             names = [f"({north:.4f}, {east:.4f})" for north, east in keys]
@@ -394,7 +418,8 @@ class Table:
         self.dim = values.shape[1]
         vectors = np.empty((len(rows), self.dim), np.float32)
         vectors[slot] = values
-        self._vectors = vectors.reshape(-1, 12, self.dim) if months == 12 else vectors
+        self.by_month = months == 12
+        self._vectors = vectors.reshape(-1, 12, self.dim) if self.by_month else vectors
 
     def _values(self, table: Any, columns: list[str]) -> NDArray[np.float32]:
         import pyarrow as pa
@@ -480,7 +505,7 @@ class Shuffled:
     def __init__(self, source: Source) -> None:
         self.fingerprint = source.fingerprint
         self._seed: int = source.numbers["seed"]
-        self._inner = _load(source.other)
+        self._inner = source.other.encoder()
         self.dim = self._inner.dim
         self.trained_on_target = self._inner.trained_on_target
 
@@ -494,7 +519,7 @@ class Shuffled:
         )
 
     def embed(self, lat: ArrayLike, lon: ArrayLike, site_id: ArrayLike | None = None) -> NDArray[np.float32]:
-        places = _places(lat, lon)
+        places = checked_places(lat, lon)
         if isinstance(self._inner, Table) and self._inner.by_site:  # two monitors may share a place
             site_id = _site_ids(site_id, len(places), "encoder shuffled")
             _, first, inverse = np.unique(site_id, return_index=True, return_inverse=True)
@@ -524,7 +549,7 @@ def _first(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def _places(lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
+def checked_places(lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
     """Check coordinates in degrees and stack them to (n, 2) as (lat, lon)."""
     north, east = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
     if north.ndim != 1 or north.shape != east.shape:

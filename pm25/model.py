@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from pm25.cell import Cell
+from pm25.protocol import PAPER_MASK
 from pm25.settings import Fusion, ModelSettings
 
 KERAS_LAYER_NORM_EPS = 1e-3
@@ -144,6 +146,15 @@ def build(
         projection=settings.projection or "relu",
         mask_value=mask_value,
     )
+
+
+def network(cell: Cell, channels: int, embedding_dim: int) -> BiLSTMAttention:
+    """`build` as a cell's protocol has it; `channels` counts those of the place too."""
+    paper = cell.protocol == "paper"
+    settings = cell.model
+    if paper and cell.variant == "satclip":
+        settings = settings.model_copy(update={"projection": "norm_tanh"})
+    return build(channels, settings, cell.fusion, embedding_dim, mask_value=PAPER_MASK if paper else None)
 
 
 def _stepping_over(lstm: nn.Module, hidden: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

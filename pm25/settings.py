@@ -18,6 +18,8 @@ feature-wise linear modulation (Perez et al. 2018), or a learned gate (Arevalo e
 ENCODERS: frozenset[str] = frozenset({"geoclip", "satclip", "table", "random", "shuffled"})
 """The variants whose place is a frozen embedding; these alone have a fusion."""
 
+CONTROLS: frozenset[str] = frozenset({"random", "shuffled"})
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 

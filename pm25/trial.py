@@ -16,7 +16,7 @@ from pm25.cell import Cell
 from pm25.fit import Epoch, Fit, best_epoch, predict
 from pm25.inputs import Inputs, Windows
 from pm25.metrics import detailed, scores
-from pm25.model import BiLSTMAttention, build, initialise
+from pm25.model import BiLSTMAttention, initialise, network
 from pm25.panel import Panel
 from pm25.settings import ENCODERS
 from pm25.target import TargetScale
@@ -97,25 +97,15 @@ def prepare(
     protocol.refuse_leaks(panel, cell.protocol)
     panel, parts = _cut(cell, panel)
     paper = cell.protocol == "paper"
-    if paper:
-        parts = protocol.paper_parts(parts, panel)
     # Independent streams, so that equal seeds mean equal samples and order in every arm.
-    draw, _, initial, _, hide = _streams(cell)
+    draw, _, initial, _, _ = _streams(cell)
     rng = np.random.default_rng(draw)
     train = _subsample(parts.train, cell.train.max_windows, rng)
     validation = _subsample(parts.validation, cell.train.max_validation_windows, rng)
     everything = np.sort(np.concatenate([train, validation, parts.test]))
     fitted = dict.fromkeys(("scalers", "target"), everything if paper else train)
-    more = {}
     if cell.neighbours is not None:
-        fitted["neighbours"] = np.sort(np.concatenate([parts.train, parts.validation, parts.test]))
-        if not paper:
-            fitted["neighbours"] = parts.train
-        test_sites = np.unique(parts.test // len(panel.dates))
-        made = neighbours.feature(
-            panel, fitted["neighbours"], test_sites, cell.window, cell.neighbours, np.random.default_rng(hide)
-        )
-        more = {name: made[:, :, i] for i, name in enumerate(cell.neighbours.channels)}
+        fitted["neighbours"] = _neighbours(cell, parts)
     inputs = Inputs(
         panel,
         fitted["scalers"],
@@ -123,26 +113,33 @@ def prepare(
         cell.variant,
         torch.device(device),
         embedding=_embedding(cell, panel, embedding),
-        more=more,
+        more=_more_channels(cell, panel, parts),
     )
     target = panel.target.reshape(-1)
     if paper:
         scale = TargetScale.largest(target[everything])
     else:
         scale = TargetScale.standard(target[train], log1p=cell.train.target == "log1p")
-    settings = cell.model
-    if paper and cell.variant == "satclip":
-        settings = settings.model_copy(update={"projection": "norm_tanh"})
     with torch.random.fork_rng([]):  # torch's layers draw weights of their own before `initialise` does
-        model = build(
-            inputs.width,
-            settings,
-            cell.fusion,
-            inputs.embedding_dim,
-            mask_value=protocol.PAPER_MASK if paper else None,
-        )
-        initialise(model, _generator(initial), settings.initialiser or "keras")
+        model = network(cell, inputs.width, inputs.embedding_dim)
+        initialise(model, _generator(initial), cell.model.initialiser or "keras")
     return Prepared(cell, panel, parts, train, validation, inputs, scale, model.to(device), fitted)
+
+
+def raw_windows(cell: Cell, panel: Panel, flat: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the channels, and (n, window, channels) float32 of the samples `flat (n,)`, oldest day first.
+
+    In the channels' own units, NaN where missing: what the network sees before it is scaled.
+    """
+    panel, parts = _cut(cell, panel)
+    more = _more_channels(cell, panel, parts)
+    days = len(panel.dates)
+    site, day = flat // days, flat[:, None] % days + np.arange(1 - cell.window, 1)
+    rows = [
+        panel.features[site[:, None], day],
+        *(made[site[:, None], day][:, :, None] for made in more.values()),
+    ]
+    return (*panel.channels, *more), np.concatenate(rows, axis=2)
 
 
 class Training:
@@ -266,6 +263,8 @@ def run(
 def _cut(cell: Cell, panel: Panel) -> tuple[Panel, splits.Parts]:
     """The panel as the cell may know it, and its samples."""
     parts = splits.cut(cell.split, cell.fold, panel, cell.window)
+    if cell.protocol == "paper":
+        return panel, protocol.paper_parts(parts, panel)
     if cell.tuning is None:
         return panel, parts
     # A search must not see what its arm will be tested on, so that is taken away before anything else: left
@@ -279,6 +278,23 @@ def _cut(cell: Cell, panel: Panel) -> tuple[Panel, splits.Parts]:
     if cell.tuning.split is not None:
         return panel, splits.cut(cell.tuning.split, cell.tuning.fold, panel, cell.window)
     return panel, splits.Parts(parts.train, parts.validation, test=parts.validation, within=None)
+
+
+def _neighbours(cell: Cell, parts: splits.Parts) -> np.ndarray:
+    """The samples whose targets the neighbour feature is made of."""
+    if cell.protocol == "paper":
+        return np.sort(np.concatenate([parts.train, parts.validation, parts.test]))
+    return parts.train
+
+
+def _more_channels(cell: Cell, panel: Panel, parts: splits.Parts) -> dict[str, np.ndarray]:
+    """The channels that the table does not have, each (sites, days), by name."""
+    if cell.neighbours is None:
+        return {}
+    hide = np.random.default_rng(_streams(cell)[-1])
+    test_sites = np.unique(parts.test // len(panel.dates))
+    made = neighbours.feature(panel, _neighbours(cell, parts), test_sites, cell.window, cell.neighbours, hide)
+    return {name: made[:, :, i] for i, name in enumerate(cell.neighbours.channels)}
 
 
 def _audit(made: Prepared, trained_on_target: bool) -> dict[str, Any]:

@@ -528,45 +528,61 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @study_argument
-@click.argument("key")
+@click.argument("key", required=False)
 @click.option("--repeats", type=click.IntRange(min=2), default=5, show_default=True)
-def importance(study: str, overrides: tuple[str, ...], key: str, repeats: int) -> None:
-    """Permutation importance of each channel, and of the embedding, for the cell KEY.
+def importance(study: str, overrides: tuple[str, ...], key: str | None, repeats: int) -> None:
+    """Permutation importance of each channel, and of the embedding; for the report, too.
 
-    KEY may be its first digits.
+    Of the cell KEY, which may be its first digits; without it, of every arm's winner, the cell with the
+    lowest validation RMSE. It stands beside the cell in the store, as importance.parquet.
     """
-    import io
+    from sweeps import winners, work
 
     state = _state(study, overrides)
-    found = [known for known in state.cells if known.startswith(key)]
-    if len(found) != 1:
-        raise InputError(f"{key}: names {len(found)} cells of {study}; `sweep export` lists the keys")
-    weights = state.store.read_file(found[0], "weights.pt")
-    if weights is None:
-        raise InputError(f"{found[0]}: no weights are stored; set keep_weights: true before the cell is run")
-    import torch
-
+    state.store.prepare()
+    if key is None:
+        chosen = [*winners.best(state.study, state.cells, state.records()).values()]
+        if not chosen:
+            raise InputError(f"{study}: no arm has a winner yet; `{_command('run', study, overrides)}` first")
+    else:
+        chosen = [known for known in state.cells if known.startswith(key)]
+        if len(chosen) != 1:
+            raise InputError(f"{key}: names {len(chosen)} cells of {study}; `sweep export` lists the keys")
+    held = state.store.holding(work.WEIGHTS)
+    have = ", ".join(known for known in state.cells if known in held) or "none"
+    for lost in (known for known in chosen if known not in held):
+        said = (
+            f"{lost}: no weights are stored; set keep_weights: true before the cell is run "
+            f"(cells that have theirs: {have})"
+        )
+        if key is not None or not held.intersection(chosen):
+            raise InputError(said)
+        click.echo(f"sweep: {state.cells[lost].label}: {said}", err=True)
     from pm25.importance import importance as permute
 
-    cell = state.cells[found[0]]
-    embedded = state.embedded(cell)
-    table = permute(
-        cell,
-        state.panel,
-        torch.load(io.BytesIO(weights), weights_only=True)["weights"],
-        embedding=embedded.vectors if embedded else None,
-        repeats=repeats,
-    )
-    click.echo(f"{cell.label}: RMSE without it, minus RMSE (ug/m3, mean and sd of {repeats} permutations)")
-    for row in table:
-        click.echo(f"  {row.what:24} {row.rmse_increase:+8.3f} ± {row.sd:.3f}")
+    for found in (known for known in chosen if known in held):
+        cell, embedded = state.cells[found], state.embedded(state.cells[found])
+        kept = work.stored_weights(found, state.store)
+        assert kept is not None
+        vectors = embedded.vectors if embedded else None
+        table = permute(cell, state.panel, kept[0], embedding=vectors, repeats=repeats)
+        columns = {name: [getattr(row, name) for row in table] for name in ("what", "rmse_increase", "sd")}
+        state.store.write_table(found, "importance", {**columns, "repeats": [repeats] * len(table)})
+        click.echo(
+            f"{cell.label}: RMSE without it, minus RMSE (ug/m3, mean and sd of {repeats} permutations)"
+        )
+        for row in table:
+            click.echo(f"  {row.what:24} {row.rmse_increase:+8.3f} ± {row.sd:.3f}")
 
 
 @cli.command()
 @study_argument
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N of them.")
 def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
-    """Run stored cells again, here, and compare every number and prediction; exit 1 if one differs."""
+    """Run stored cells again, here, and compare every number and prediction; exit 1 if one differs.
+
+    Weights are compared where they are stored, and the line says so.
+    """
     state = _state(study, overrides)
     done = [key for key, record in state.records().items() if record["state"] == "done"]
     if not done:
@@ -575,12 +591,13 @@ def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
     chosen = sorted(random.Random(0).sample(range(len(done)), min(sample or len(done), len(done))))
     from sweeps import work
 
-    differing = 0
+    differing, held = 0, state.store.holding(work.WEIGHTS)
     for key in (done[i] for i in chosen):
         cell = state.cells[key]
         found = work.differences(cell, key, state.panel, state.store, embedded=state.embedded(cell))
         differing += bool(found)
-        click.echo(f"  {key} {cell.label}: {'differs in ' + ', '.join(found) if found else 'bitwise equal'}")
+        said = f"differs in {', '.join(found)}" if found else "bitwise equal"
+        click.echo(f"  {key} {cell.label}: {said}{', with weights' if key in held else ''}")
     return int(bool(differing))
 
 

@@ -5,7 +5,7 @@ import math
 import platform
 import statistics
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -621,19 +621,23 @@ class Estimate:
     def disk_mb(self, stored_bytes: int) -> Range:
         """What the cells will store; `stored_bytes` is what those take that are done."""
         per_window, per_cell = STORED_BYTES, STORED_CELL_BYTES
+        done, total = [cell for cell, _ in self._done], NOTHING
+        to_run = [cell for job in self.jobs if not job.trial for cell in job.cells]
+        weights = self._weights(done)
         windows = sum(self.samples(cell).stored for cell, _ in self._done)
         if windows:
-            weights = sum(self._weights(cell) for cell, _ in self._done)
             per_window, per_cell = OF_FEW.times(max(0, stored_bytes - weights) / windows), 0.0
-        total = NOTHING
-        for cell in (cell for job in self.jobs if not job.trial for cell in job.cells):
-            whole = per_cell + self._weights(cell)
-            total = total.plus(per_window.times(self.samples(cell).stored)).plus(Range(whole, whole, whole))
-        return total.times(1e-6)
+        for cell in to_run:
+            total = total.plus(per_window.times(self.samples(cell).stored))
+        whole = len(to_run) * per_cell + max(0, self._weights([*done, *to_run]) - weights)
+        return total.plus(Range(whole, whole, whole)).times(1e-6)
 
-    def _weights(self, cell: Cell) -> int:
-        """Bytes, where they are kept."""
-        return 4 * self.shape(cell).parameters if self._study.keep_weights else 0
+    def _weights(self, cells: Iterable[Cell]) -> int:
+        """Bytes of the weights that are left of `cells` in the end."""
+        kept = [cell for cell in cells if self._study.keeps_weights(cell)]
+        if self._study.keep_weights == "winners":
+            kept = [*{Arm.of(cell): cell for cell in kept}.values()]
+        return sum(4 * self.shape(cell).parameters for cell in kept)
 
     # What fits a budget
 

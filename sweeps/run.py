@@ -8,6 +8,7 @@ from sweeps.agenda import Agenda
 from sweeps.progress import RunProgress
 from sweeps.state import State
 from sweeps.store import Record
+from sweeps.winners import Keeper
 from sweeps.writer import Writer
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ def train(
 
     Nothing is lost where it is interrupted: what has ended is recorded. `state` is brought up to date.
     """
-    recorded = [*state.records().values(), *state.trials()]
-    writer = Writer(state.store, state.study.tracking, recorded)
+    records = state.records()
+    keeper = Keeper(state.study, state.store)
+    keeper.tidy(state.cells, records)
+    writer = Writer(state.store, state.study.tracking, [*records.values(), *state.trials()])
     from sweeps import report, runner  # Ray, while the writer's process imports MLflow
     from sweeps.optimise import View
 
@@ -34,7 +37,7 @@ def train(
     with writer as mlflow:
         journal.write(state.searches.values())
         if agenda.total:
-            with _Observer(agenda, mlflow, journal) as observer:
+            with _Observer(agenda, mlflow, journal, keeper) as observer:
                 runner.run(
                     agenda,
                     state.panel,
@@ -47,6 +50,7 @@ def train(
         state.refresh()
         journal.write(state.searches.values())
         records = state.records()
+        keeper.tidy(state.cells, records)
         mlflow.describe(report.brief(state.rows(), state.facts(records)))
     return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
 
@@ -68,9 +72,9 @@ def _notices(agenda: Agenda, behind: Mapping[str, str], records: Mapping[str, Re
 class _Observer(RunProgress):
     """Shows the progress, and hands on what has ended."""
 
-    def __init__(self, agenda: Agenda, mlflow: Writer, journal: "View") -> None:
+    def __init__(self, agenda: Agenda, mlflow: Writer, journal: "View", keeper: Keeper) -> None:
         super().__init__(agenda.total, agenda.trials)
-        self._agenda, self._mlflow, self._journal = agenda, mlflow, journal
+        self._agenda, self._mlflow, self._journal, self._keeper = agenda, mlflow, journal, keeper
 
     def begins(self) -> None:
         """Raises InputError for a tracking store that no waiting will open: before anything is trained."""
@@ -78,7 +82,9 @@ class _Observer(RunProgress):
 
     def ended(self, kind: str, record: Record) -> None:
         self._mlflow.add(record)
-        if kind == "trial":
+        if kind == "cell":
+            self._keeper.ended(record)
+        else:
             self._journal.write(self._agenda.searches.values())
         self.total = self._agenda.total  # what has ended may bring more cells, or leave none to others
         super().ended(kind, record)

@@ -98,7 +98,7 @@ def run(
                 panel=panel,
                 embeddings=embeddings,
                 store=store,
-                keep_weights=study.keep_weights,
+                keeps_weights=study.keeps_weights,
                 checkpoint_seconds=study.checkpoint_seconds,
                 train_cell=train_cell,
             ),
@@ -333,7 +333,7 @@ class StudyTrainable(tune.Trainable):
         panel: Panel,
         embeddings: dict[str, Embedded],
         store: Store,
-        keep_weights: bool,
+        keeps_weights: Callable[[Cell], bool],
         checkpoint_seconds: float,
         train_cell: Callable[..., Record],
     ) -> None:
@@ -341,7 +341,7 @@ class StudyTrainable(tune.Trainable):
 
         torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
         self._panel, self._embeddings, self._store = panel, embeddings, store
-        self._keep_weights, self._checkpoint_seconds = keep_weights, checkpoint_seconds
+        self._keeps_weights, self._checkpoint_seconds = keeps_weights, checkpoint_seconds
         self._train_cell = train_cell
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"
         self._trial: work.SearchTrial | None = None
@@ -395,7 +395,7 @@ class StudyTrainable(tune.Trainable):
             self.config["key"],
             self._panel,
             self._store,
-            keep_weights=self._keep_weights,
+            keep_weights=self._keeps_weights(cell),
             more=more,
             raises=self._to_retry,
             **how,

@@ -158,6 +158,13 @@ class Store:
             if not _is_part(info.base_name) and info.path.rsplit("/", 2)[1] in wanted
         )
 
+    def holding(self, name: str) -> set[str]:
+        """Keys of all that have a file of that name."""
+        system, folder = self.location(self.folder)
+        selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
+        paths = (info.path.rsplit("/", 2) for info in system.get_file_info(selector))
+        return {key for _, key, found in paths if found == name}
+
     def write_table(self, key: str, name: str, columns: Mapping[str, Any] | pa.Table) -> None:
         """Write `<key>/<name>.parquet`."""
         table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))

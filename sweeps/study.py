@@ -157,8 +157,8 @@ class Study(Settings):
     train: TrainSettings = TrainSettings()
     storage: str = "results"
     tracking: str | None = None
-    keep_weights: bool = False
-    """Store each cell's weights, which `sweep importance` needs."""
+    keep_weights: bool | Literal["winners"] = "winners"
+    """Whose weights are stored: those of each arm's winner (`sweeps.winners`), of every cell, or none."""
     resources: Resources = Resources()
     budget: Budget = Budget()
     max_equal_failures: PositiveInt | None = 10
@@ -231,6 +231,18 @@ class Study(Settings):
                 "train.target: protocol paper has a target scale of its own; --set train.target=null"
             )
         return self
+
+    @property
+    def judged_on(self) -> AnySplit:
+        """The split whose cells an arm's winner is chosen from: the first within region, else the first."""
+        declared = [factor.split for factor in self.design.split]
+        return next((split for split in declared if split.regime == "WR"), declared[0])
+
+    def keeps_weights(self, cell: Cell) -> bool:
+        """Whether a cell is to store its weights as it ends; winners' are those that outlast the run."""
+        if self.keep_weights == "winners":
+            return cell.split == self.judged_on
+        return self.keep_weights
 
     def arms(self) -> list[Arm]:
         """Variant x fusion, without the combinations that mean nothing; those are one arm."""
@@ -449,7 +461,7 @@ def _one_line(error: ValidationError, content: Mapping[str, Any]) -> str:
     # An unknown key says more than the missing one that it was meant to be.
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
     at = [str(part) for part in fault["loc"]]
-    at = [part for part in at if not part.startswith(("constrained-", "literal["))]
+    at = [part for part in at if part != "bool" and not part.startswith(("constrained-", "literal["))]
     if at[:2] in (["design", "split"], ["search", "split"]) and at[3:4] == ["split"]:
         del at[3:5]  # the factor's own field, and the kind
     if at[:2] == ["design", "seed"] and at[2:3] in ([ADAPTIVE], [LISTED]):

@@ -29,6 +29,8 @@ from sweeps import failures
 from sweeps.store import Record, Store
 
 if TYPE_CHECKING:
+    import torch
+
     from pm25.trial import Result, Training
 
 
@@ -49,6 +51,10 @@ def embed(
 
     encoder = encoders.load(name, **options)
     return Embedded(encoder.embed(lat, lon, site_id), encoder.fingerprint, encoder.trained_on_target)
+
+
+WEIGHTS = "weights.pt"
+"""`weights` and `scaling` of a `pm25.trial.Result`."""
 
 
 def run_and_record(
@@ -110,7 +116,7 @@ def run_and_record(
     if keep_weights:
         buffer = io.BytesIO()
         torch.save({"weights": result.weights, "scaling": result.scaling}, buffer)
-        store.write_file(key, "weights.pt", buffer.getvalue())
+        store.write_file(key, WEIGHTS, buffer.getvalue())
     return _end(record, store)
 
 
@@ -317,7 +323,25 @@ def differences(
         same = predictions_table(result).cast(stored.schema).equals(stored)
     except (OSError, ValueError):  # the file is lost, damaged or has other columns
         same = False
-    return found if same else [*found, "predictions"]
+    found += [] if same else ["predictions"]
+    kept = stored_weights(key, store)
+    if kept is not None:
+        weights, scaling = kept
+        same = weights.keys() == result.weights.keys() and scaling == result.scaling
+        same = same and all(torch.equal(weights[name], result.weights[name]) for name in weights)
+        found += [] if same else ["weights"]
+    return found
+
+
+def stored_weights(key: str, store: Store) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]] | None:
+    """Weights and scaling of a cell, or None where they are not kept."""
+    import torch
+
+    content = store.read_file(key, WEIGHTS)
+    if content is None:
+        return None
+    found = torch.load(io.BytesIO(content), weights_only=True)
+    return found["weights"], found["scaling"]
 
 
 def trial_arguments(embedded: Embedded | None) -> dict[str, Any]:

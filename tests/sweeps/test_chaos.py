@@ -176,6 +176,13 @@ def test_every_cell_is_done_exactly_once_whatever_is_killed(tmp_path: Path) -> N
     assert not list(chaos.results.glob("*/*/checkpoint.pt")), "a checkpoint outlived its training"
     assert any("resumed" in record for record in records), "no training went on from its last epoch"
 
+    judged = [r for r in records if r.get("cell", {}).get("split", {}).get("kind") == "random"]
+    best = {
+        min((r["metrics"]["val_rmse"], r["key"]) for r in judged if r["cell"]["variant"] == variant)[1]
+        for variant in ("none", "geoclip")
+    }
+    assert {path.parent.name for path in chaos.results.glob("*/*/weights.pt")} == best
+
     storage = JournalStorage(JournalFileBackend(str(chaos.results / "optuna.journal")))
     for arm in ("none", "geoclip-hadamard"):
         trials = optuna.load_study(storage=storage, study_name=f"chaos/{arm}").get_trials()

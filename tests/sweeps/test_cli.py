@@ -1,6 +1,7 @@
 """The command line: what each command prints and writes, and how bad input ends."""
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -595,7 +596,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
                 options = of.encoder_options(cell.encoder)
                 embedded = work.embed(cell.encoder, options, panel.lat, panel.lon, panel.site_id)
             record = work.run_and_record(
-                cell, key, panel, store, embedded=embedded, keep_weights=of.keep_weights
+                cell, key, panel, store, embedded=embedded, keep_weights=of.keeps_weights(cell)
             )
             agenda.ended(found, record)
             observer.ended("cell", record)
@@ -839,7 +840,61 @@ def test_importance_lists_every_channel_and_the_embedding(sweep: Sweep, toy: Pat
     assert increase == sorted(increase, reverse=True)
     assert any(increase)
     assert sweep("importance", toy, key, "--repeats", "3", *sets).out == ended.out
+    stored = toy.parent / "results" / "toy" / "cells" / key / "importance.parquet"
+    frame = pd.read_parquet(stored)
+    assert [*frame] == ["what", "rmse_increase", "sd", "repeats"]
+    assert frame["what"].tolist() == [what for what, _, _ in parts]
+    assert [f"{value:+.3f}" for value in frame["rmse_increase"]] == [value for _, value, _ in parts]
+    assert frame["repeats"].tolist() == [3] * 4
+    stored.unlink()
     assert tree(toy.parent) == before
+
+
+def test_importance_without_a_key_is_of_the_winners(sweep: Sweep, toy: Path, here: list[str]) -> None:
+    sets = ("--set", "design.split={kind: random, folds: 2}", "--set", "data.channels=[elev_m, crn_tmax_c]")
+    check_refused(sweep("importance", toy, *sets), "no arm has a winner yet; `sweep run ")
+    assert sweep("run", toy, *sets).status == 0
+    best: dict[str, tuple[float, str]] = {}
+    for path in (toy.parent / "results" / "toy" / "cells").glob("*/result.json"):
+        record = json.loads(path.read_text())
+        if record["key"] in here:
+            variant, mine = record["cell"]["variant"], (record["metrics"]["val_rmse"], record["key"])
+            best[variant] = min(mine, best.get(variant, mine))
+    store = Store(str(toy.parent / "results"), "toy")
+    winners = {key for _, key in best.values()}
+    assert (len(here), len(winners)) == (4, 2)
+    assert store.holding("weights.pt") == winners
+    ended = sweep("importance", toy, "--repeats", "2", *sets)
+    assert (ended.status, ended.err) == (0, "")
+    assert store.holding("importance.parquet") == winners
+    heads = [line for line in ended.out.splitlines() if "permutations" in line]
+    assert [line.split()[0] for line in heads] == ["none", "latlon"]
+    loser = next(key for key in here if key not in winners)
+    said = f"{loser}: no weights are stored; set keep_weights: true before the cell is run (cells that have "
+    check_refused(sweep("importance", toy, loser, *sets), said, *winners)
+    # A winner that was trained without keeping its weights is named, and the others are done.
+    key = best["none"][1]
+    store.delete_file(key, "weights.pt")
+    ended = sweep("importance", toy, "--repeats", "2", *sets)
+    assert ended.status == 0
+    assert ended.err.startswith("sweep: none random fold ")
+    assert f"{key}: no weights are stored" in ended.err
+    assert "latlon" in ended.out
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_verify_says_which_cells_have_weights(sweep: Sweep, toy: Path, kept: list[str]) -> None:
+    *sets, key = kept
+    label = f"  {key} random-hadamard random fold 0 seed 0: "
+    assert sweep("verify", toy, *sets).out == f"{label}bitwise equal, with weights\n"
+    store = Store(str(toy.parent / "results"), "toy")
+    found = torch.load(io.BytesIO(store.read_file(key, "weights.pt") or b""), weights_only=True)
+    found["weights"]["output.bias"] += 1e-6
+    buffer = io.BytesIO()
+    torch.save(found, buffer)
+    store.write_file(key, "weights.pt", buffer.getvalue())
+    ended = sweep("verify", toy, *sets)
+    assert (ended.status, ended.out) == (1, f"{label}differs in weights, with weights\n")
 
 
 def test_importance_needs_one_cell_and_its_weights(sweep: Sweep, toy: Path) -> None:

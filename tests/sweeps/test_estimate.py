@@ -491,19 +491,40 @@ def test_cells_with_a_record_cost_nothing(toy: Callable[..., State]) -> None:
 
 
 def test_disk_by_hand(toy: Callable[..., State]) -> None:
-    state = toy("design.variant=none", "design.split={kind: random, folds: 3}", "design.seed=0")
+    design = ("design.variant=none", "design.split={kind: random, folds: 3}", "design.seed=0")
+    state = toy(*design, "keep_weights=false")
     tested = sum(len(parts.test) for parts in state.parts().values())
     whole = of(state)
     assert whole.disk_mb(0).expected == pytest.approx((8 * tested + 3 * 6e3) / 1e6)
-    kept = toy(
-        "design.variant=none", "design.split={kind: random, folds: 3}", "design.seed=0", "keep_weights=true"
-    )
     weights = 4 * whole.shape(whole.jobs[0].cells[0]).parameters
-    assert of(kept).disk_mb(0).expected == pytest.approx((8 * tested + 3 * (6e3 + weights)) / 1e6)
+    for keep, n in (("true", 3), ("winners", 1)):
+        found = of(toy(*design, f"keep_weights={keep}")).disk_mb(0).expected
+        assert found == pytest.approx((8 * tested + 3 * 6e3 + n * weights) / 1e6)
+
+
+def test_disk_of_winners_weights_counts_every_arm_once(toy: Callable[..., State]) -> None:
+    splits = "design.split=[{kind: checkerboard, degrees: 30}, {kind: random, folds: 2}]"
+    design = ("design.variant=[none, latlon]", splits, "design.seed=0")
+    state, without = toy(*design), toy(*design, "keep_weights=false")
+    sizes = {job.arm: 4 * of(state).shape(job.cells[0]).parameters for job in of(state).jobs}
+    assert len(sizes) == 2
+    more = of(state).disk_mb(0).expected - of(without).disk_mb(0).expected
+    assert more == pytest.approx(sum(sizes.values()) / 1e6)
+    # An arm whose candidate is done has its weights in what is stored; other splits' cells never have any.
+    for fold_of, left in (("random", sizes[Arm("latlon", None)]), ("checkerboard-30", sum(sizes.values()))):
+        key = next(
+            key for key, cell in state.cells.items() if cell.variant == "none" and cell.split.label == fold_of
+        )
+        record = {key: done(state, key, 1.0)}
+        stored = 100_000
+        kept = sum(sizes.values()) - left
+        more = of(state, **record).disk_mb(stored + kept).expected
+        assert more - of(without, **record).disk_mb(stored).expected == pytest.approx(left / 1e6)
 
 
 def test_disk_by_what_the_done_cells_take(toy: Callable[..., State]) -> None:
-    state = toy("design.variant=none", "design.split={kind: random, folds: 3}", "design.seed=0")
+    design = ("design.variant=none", "design.split={kind: random, folds: 3}", "design.seed=0")
+    state = toy(*design, "keep_weights=false")
     first = next(iter(state.cells))
     sizes = [len(parts.test) for parts in state.parts().values()]
     whole = of(state, **{first: done(state, first, 1.0)})

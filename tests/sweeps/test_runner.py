@@ -57,6 +57,19 @@ class Sweep:
     def records(self) -> dict[Path, bytes]:
         return {p: p.read_bytes() for p in self.folder.glob("results/tiny/cells/*/result.json")}
 
+    def weights(self) -> set[str]:
+        """Keys of the cells whose weights are stored."""
+        return {path.parent.name for path in self.folder.glob("results/tiny/cells/*/weights.pt")}
+
+    def winners(self) -> set[str]:
+        """Keys of each arm's cell with the lowest validation RMSE."""
+        best: dict[tuple[str, str | None], tuple[float, str]] = {}
+        for record in map(json.loads, self.records().values()):
+            arm = record["cell"]["variant"], record["cell"].get("fusion")
+            mine = record["metrics"]["val_rmse"], record["key"]
+            best[arm] = min(mine, best.get(arm, mine))
+        return {key for _, key in best.values()}
+
     def runs(self) -> list[tuple[str, str]]:
         """(key, status) of every run in MLflow's database that is not deleted."""
         with sqlite3.connect(self.folder / "results" / "mlflow.db") as database:
@@ -102,6 +115,8 @@ def test_a_study_runs_resumes_grows_and_reports(tmp_path: Path) -> None:
     assert grown.counts() == {"total": 12, "done": 12, "failed": 0, "missing": 0}
     assert {path: grown.records()[path] for path in after} == after
     assert len(grown.runs()) == 12
+    assert grown.weights() == grown.winners()
+    assert len(grown.weights()) == 4  # arms
 
     out, _ = grown("run", "tiny.yaml")  # nothing is left to do
     assert "12 of 12 cells done" in out

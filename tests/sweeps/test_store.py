@@ -192,6 +192,17 @@ def test_the_size_is_that_of_the_cells_asked_for(store: Store, tmp_path: Path) -
     assert store.size([]) == 0
 
 
+def test_who_holds_a_file(store: Store, tmp_path: Path) -> None:
+    assert store.holding("weights.pt") == set()
+    for key in ("k1", "k2"):
+        store.write_file(key, "weights.pt", b"weights")
+    store.write_file("k3", ".weights.pt.77.part", b"half")
+    store.search.write_file("k4", "weights.pt", b"weights")
+    store.write_file("k5", "result.json", b"{}")
+    assert store.holding("weights.pt") == {"k1", "k2"}
+    assert store.search.holding("weights.pt") == {"k4"}
+
+
 def test_a_store_travels_as_a_value(store: Store) -> None:
     store.write_record(RECORD)
     assert pickle.loads(pickle.dumps(store)).record("k1") == RECORD

@@ -230,9 +230,12 @@ def test_protocol_neighbours_and_blocks_reach_every_cell(tmp_path: Path) -> None
     assert study.load(write(tmp_path), ["neighbours=null"]) == plain
 
 
-def test_weights_are_kept_on_request_only(tmp_path: Path) -> None:
-    assert study.load(write(tmp_path)).keep_weights is False
-    assert study.load(write(tmp_path), ["keep_weights=true"]).keep_weights is True
+def test_whose_weights_are_kept(tmp_path: Path) -> None:
+    assert study.load(write(tmp_path)).keep_weights == "winners"
+    for value in (True, False, "winners"):
+        assert study.load(write(tmp_path), [f"keep_weights={str(value).lower()}"]).keep_weights == value
+    with pytest.raises(InputError, match=r"toy.yaml: keep_weights: .*, got 'best'"):
+        study.load(write(tmp_path), ["keep_weights=best"])
 
 
 def test_an_encoder_is_told_what_it_takes(tmp_path: Path) -> None:
@@ -724,6 +727,7 @@ def test_a_key_changes_with_what_changes_numbers_and_with_nothing_else() -> None
     ]
     same += [
         {"keep_weights": True},
+        {"keep_weights": False},
         {"encoders": {"random": {"dim": 8}, "table": {"path": "v.parquet"}}},
         {"neighbours": None, "protocol": "strict"},
     ]

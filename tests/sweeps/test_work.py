@@ -253,6 +253,27 @@ def test_weights_are_stored_on_request_only(done: tuple[Store, Record], panel: P
     np.testing.assert_array_equal(made.predict(made.parts.test), tested)
 
 
+def test_stored_weights_are_told_with_their_scaling(
+    done: tuple[Store, Record], panel: Panel, tmp_path: Path
+) -> None:
+    assert work.stored_weights(KEY, done[0]) is None
+    store = Store(str(tmp_path), "toy")
+    work.run_and_record(cell(), KEY, panel, store, keep_weights=True)
+    kept = work.stored_weights(KEY, store)
+    assert kept is not None
+    weights, scaling = kept
+    result = trial.run(cell(), panel)
+    assert scaling == result.scaling
+    assert all(torch.equal(weights[name], value) for name, value in result.weights.items())
+    assert work.differences(cell(), KEY, panel, store) == []
+    for changed in ({"weights": {**weights, "output.bias": weights["output.bias"] + 1}, "scaling": scaling},
+                    {"weights": weights, "scaling": {**scaling, "channels": []}}):  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(changed, buffer)
+        store.write_file(KEY, "weights.pt", buffer.getvalue())
+        assert work.differences(cell(), KEY, panel, store) == ["weights"]
+
+
 def test_the_commit_is_that_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = tmp_path / "checkout" / "sweeps"
     package.mkdir(parents=True)
