@@ -606,6 +606,8 @@ def split_map(cut: Cut, outlines: Sequence[np.ndarray] = ()) -> Figure | None:
                 ax.plot(x, y, marker, color=colour, ms=size, mec="white", mew=0.15, label=role)
             counts = roles["role"].value_counts()
             held = tables.held_out(cut.split.label, fold)
+            if isinstance(cut.split, splits.GroupSplit):
+                held = f"{cut.split.values[fold]} held out"  # noqa: PD011
             ax.set_title(f"{held}: {counts.get('test', 0):,} of {len(roles):,} sites")
             _frame(ax, every["lat"], every["lon"])
         _hide(axes, len(cut.roles))
@@ -733,7 +735,7 @@ def density(predicted: Predicted, split: str, part: str = "test") -> Figure | No
     most = max(int(count.max()) for count in counts.values())
     down, across = _grid(len(counts))
     with _style():
-        canvas = Canvas(figsize=(WIDTH, 2.35 * down + 0.35), layout="constrained")
+        canvas = Canvas(figsize=(WIDTH, 2.15 * down + 0.4), layout="constrained")
         axes = canvas.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         for ax, (label, count) in zip(axes.flat, counts.items(), strict=False):
             mesh = ax.pcolormesh(

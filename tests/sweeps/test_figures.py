@@ -191,18 +191,22 @@ NAMES = [
 def test_every_figure_twice_the_same(sums: predicted.Predicted, monkeypatch: pytest.MonkeyPatch) -> None:
     """And all that is written in them is 7 points high or more, and inside the page."""
     texts: list[tuple[str, float]] = []
+    outside: list[str] = []
     save = matplotlib.figure.Figure.savefig
 
     def noted(canvas: Any, *arguments: Any, **named: Any) -> None:
+        canvas.set_dpi(figures.DPI)  # that of the picture: extents are measured after it
         save(canvas, *arguments, **named)
         assert canvas.get_figwidth() <= figures.WIDTH
         page = canvas.bbox
-        for text in canvas.findobj(lambda artist: isinstance(artist, Text) and artist.get_text().strip()):
-            if text.get_visible() and named["format"] == "png" and _shown(text):
+        if named["format"] == "svg":
+            return
+        for text in {*canvas.findobj(Text)} - _not_drawn(canvas):
+            if text.get_visible() and text.get_text().strip():
                 texts.append((text.get_text(), text.get_fontsize()))
                 box = text.get_window_extent()
-                assert box.x0 >= page.x0 - 2, text.get_text()
-                assert box.x1 <= page.x1 + 2, text.get_text()
+                if not (page.x0 - 2 <= box.x0 and box.x1 <= page.x1 + 2):
+                    outside.append(text.get_text())
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", noted)
     found = everything(sums)
@@ -210,6 +214,7 @@ def test_every_figure_twice_the_same(sums: predicted.Predicted, monkeypatch: pyt
     assert [figure.name for figure in found] == NAMES
     assert len(texts) > 300
     assert [text for text, size in texts if size < 7] == []
+    assert outside == []
     for figure in found:
         assert figure.svg.startswith(b"<?xml")
         assert figure.png.startswith(b"\x89PNG")
@@ -219,17 +224,18 @@ def test_every_figure_twice_the_same(sums: predicted.Predicted, monkeypatch: pyt
     assert everything(sums) == found
 
 
-def _shown(text: Text) -> bool:
-    """Whether its panel is drawn, and, of a tick's label, the tick lies inside its axis."""
-    ax = text.axes
-    if ax is None:
-        return True
-    if not ax.get_visible():
-        return False
-    for axis, limits, at in ((ax.xaxis, ax.get_xlim(), 0), (ax.yaxis, ax.get_ylim(), 1)):
-        if text in [label for tick in axis.get_major_ticks() for label in (tick.label1, tick.label2)]:
-            return bool(min(limits) <= text.get_position()[at] <= max(limits))
-    return True
+def _not_drawn(canvas: Any) -> set[Any]:
+    """Texts of panels that are left out, and of ticks beyond the ends of their axis."""
+    found: set[Any] = set()
+    for ax in canvas.axes:
+        if not ax.get_visible():
+            found |= {*ax.findobj(Text)}
+        for axis, limits, at in ((ax.xaxis, ax.get_xlim(), 0), (ax.yaxis, ax.get_ylim(), 1)):
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                for text in (tick.label1, tick.label2):
+                    if not ax.axison or not min(limits) <= text.get_position()[at] <= max(limits):
+                        found.add(text)
+    return found
 
 
 def test_an_arm_s_name_cannot_break_a_picture(sums: predicted.Predicted) -> None:
