@@ -18,7 +18,7 @@ import matplotlib.colors
 import matplotlib.style
 import numpy as np
 import pandas as pd
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -34,6 +34,8 @@ from sweeps.stored import Curves
 WIDTH = 7.2
 DPI = 160
 """Of the PNG: as many pixels as the page is wide; for print there is the SVG."""
+MANY = 1000
+"""Cells, more than which are pixels in an SVG too: a mark for each would make it megabytes."""
 FEWEST = 100
 """Samples that a mean of a calibration bin needs to be drawn: a day of smoke is many of them at once."""
 
@@ -283,7 +285,7 @@ def within_against_outside(means: pd.DataFrame, metric: str = "rmse") -> Figure 
 
 def ranks(ranking: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     """Critical-difference diagrams (Demsar 2006): mean ranks, and bars over arms that are not told apart."""
-    frame = ranking[ranking["mean_rank"].notna()]
+    frame = ranking[(ranking["metric"] == metric) & ranking["mean_rank"].notna()]
     places = list(dict.fromkeys(zip(frame["split"], frame["part"], strict=True)))
     places = [p for p in places if ((frame["split"] == p[0]) & (frame["part"] == p[1])).sum() > 1]
     if not places:
@@ -397,7 +399,8 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             for fold in _folds(mine) if directed else [0]:
                 marker, colour = _fold_style(fold)
                 of_fold = mine["fold"].eq(fold) if directed else mine["fold"].notna()
-                ax.plot(value[of_fold], y[of_fold], marker, color=colour, ms=3.5, alpha=0.75, mec="none")
+                dots = {"ms": 3.5, "alpha": 0.75, "mec": "none", "rasterized": len(cells) > MANY}
+                ax.plot(value[of_fold], y[of_fold], marker, color=colour, **dots)
             for i, label in enumerate(arms):
                 line = lines.loc[label] if label in lines.index else None
                 n = 0 if line is None else int(line[f"{prefix}n"])
@@ -437,6 +440,7 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             f"cells-{metric}",
             f"{tables.NAMES[metric]} of every cell by arm and split, with its mean",
             f"{tables.title(metric)} of every cell, one dot each; a bar is the mean of its row.",
+            "png" if len(cells) > MANY else "svg",
         )
 
 
@@ -448,6 +452,7 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     ]
     if cells.empty:
         return None
+    many = len(cells) > MANY
     arms = list(dict.fromkeys(tables.with_arm(rows)["arm"]))
     drawn = list(dict.fromkeys(cells["split"]))
     with _style():
@@ -464,10 +469,17 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
                     pairs = (
                         of_arm.loc[of_arm["fold"] == fold, [f"wr_{metric}", f"test_{metric}"]].to_numpy().T
                     )
-                    if pairs.size:
-                        ax.plot(
-                            [i - 0.22, i + 0.22], pairs, f"{marker}-", color=colour, ms=3.5, lw=1, alpha=0.75
-                        )
+                    x = np.broadcast_to([[i - 0.22], [i + 0.22]], pairs.shape)
+                    lines = LineCollection(
+                        [*np.stack([x, pairs], axis=2).transpose(1, 0, 2)],
+                        colors=colour,
+                        linewidths=1,
+                        alpha=0.75,
+                    )
+                    lines.set_rasterized(many)
+                    ax.add_collection(lines)
+                    ends = {"ms": 3.5, "alpha": 0.75, "mec": "none", "rasterized": many}
+                    ax.plot(x.ravel(), pairs.ravel(), marker, color=colour, **ends)
                 if of_arm.empty:
                     ax.annotate(
                         "no cell",
@@ -489,6 +501,7 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             f"gap-{metric}",
             f"{tables.NAMES[metric]} of every out-of-region cell within and out of region",
             f"{tables.title(metric)} of every out-of-region cell, one line from WR to OoR each.",
+            "png" if many else "svg",
         )
 
 
@@ -1060,6 +1073,7 @@ def _cells(ax: Any, split: splits.CheckerboardSplit, fold: int) -> None:
         _edges(low, high, shift, split.degrees)
         for low, high, shift in ((west, east, shift_east), (south, north, shift_north))
     )
+    shapes: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for left, right in itertools.pairwise(lon_edges):
         for low, high in itertools.pairwise(lat_edges):
             middle = np.array((low + high) / 2), np.array((left + right) / 2)
@@ -1067,8 +1081,12 @@ def _cells(ax: Any, split: splits.CheckerboardSplit, fold: int) -> None:
             along, up = np.linspace(left, right, 24), np.linspace(low, high, 24)
             lon = np.concatenate([along, np.full(24, right), along[::-1], np.full(24, left)])
             lat = np.concatenate([np.full(24, low), up, np.full(24, high), up[::-1]])
-            x, y = _albers(lat, lon)
-            ax.fill(x, y, fc="#f8e3d6" if held_out else "none", ec="#777777", lw=0.6, zorder=1)
+            shapes[held_out].append(np.stack(_albers(lat, lon), axis=1))
+    for held_out, some in shapes.items():
+        tint = "#f8e3d6" if held_out else "none"
+        ax.add_collection(
+            PolyCollection(some, facecolors=tint, edgecolors="#777777", linewidths=0.6, zorder=1)
+        )
 
 
 def _edges(low: float, high: float, shift: float, degrees: float) -> np.ndarray:
@@ -1192,6 +1210,7 @@ def _finish(
     canvas: Canvas, name: str, alt: str, caption: str, embed: Literal["svg", "png"] = "svg"
 ) -> Figure:
     svg, png = io.BytesIO(), io.BytesIO()
-    canvas.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
     canvas.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    canvas.set_layout_engine("none")  # it stands as it was laid out: once is enough
+    canvas.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
     return Figure(name, svg.getvalue(), png.getvalue(), embed, alt, caption)

@@ -77,7 +77,14 @@ def means() -> pd.DataFrame:
 def ranking() -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"arm": arm, "split": split, "part": part, "mean_rank": rank, "critical_difference": 1.5}
+            {
+                "arm": arm,
+                "split": split,
+                "part": part,
+                "metric": "rmse",
+                "mean_rank": rank,
+                "critical_difference": 1.5,
+            }
             | {"friedman_p": 0.04, "n_units": n}
             for _, split, part, n in PLACES
             for arm, rank in zip(ARMS, (2.0, 3.0, 1.0), strict=True)
