@@ -443,6 +443,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
         curves=stored.curves(state.store, frame),
         importance=stored.importance(state.store, frame),
         trials=results.search_trials(state.searches),
+        parameters=results.search_parameters(state.searches),
         cuts=results.cuts(state.study, state.panel),
         outlines=borders.read(outlines),
     )

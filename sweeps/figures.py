@@ -105,18 +105,15 @@ def draw(
 ) -> list[Figure]:
     """Every figure that there is data for, in the report's order.
 
-    `contrasts`, `means` and `ranking` as `sweeps.inference` makes them, `rows` as `results.rows`, `predicted`
-    as `predicted.read`, `curves` and `importance` as `stored` reads them, `trials` as
-    `results.search_trials`, `parameters` with the columns arm, parameter, importance, `cuts` as
-    `results.cuts`, and `outlines` as `outlines.read`.
+    `contrasts`, `means` and `ranking` as `sweeps.inference` makes them, of one metric or of several, `rows`
+    as `results.rows`, `predicted` as `predicted.read`, `curves` and `importance` as `stored` reads them,
+    `trials` and `parameters` as `results.search_trials` and `search_parameters`, `cuts` as `results.cuts`,
+    and `outlines` as `outlines.read`. `metric` is the primary one, by which the best encoder is chosen.
     """
     found: list[Figure | None] = []
-    if contrasts is not None:
-        found.append(forest(contrasts, metric))
-    if means is not None:
-        found.append(within_against_outside(means, metric))
-    if ranking is not None:
-        found.append(ranks(ranking, metric))
+    for frame, make in ((contrasts, forest), (means, within_against_outside), (ranking, ranks)):
+        if frame is not None:
+            found += [make(frame, name) for name in dict.fromkeys(frame["metric"])]
     for name in ("rmse", "r2"):
         found += [points(rows, name), gap(rows, name)]
     found += [distances(rows, part) for part in ("test", "wr")]
@@ -171,6 +168,7 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
         & (contrasts["part"] != "gap")
         & contrasts["fold"].isna()
         & contrasts["diff"].notna()
+        & contrasts["verdict"].isin([*_VERDICTS])
     ]
     if frame.empty:
         return None
@@ -278,8 +276,8 @@ def within_against_outside(means: pd.DataFrame, metric: str = "rmse") -> Figure 
             f"{tables.title(metric)} of the same models on held-out sites inside the training region (WR) "
             "and in the region held out (OoR), means with intervals (right: without). On the dashed line "
             f"both are equal; {'above' if metric != 'r2' else 'below'} it a model is worse out of region. "
-            "The intervals hold what the test sets differ in, which is the same for every arm: for "
-            "differences between arms see the paired ones.",
+            "Of three test sets or more the interval is over them, paired; of fewer it is the bootstrap's "
+            "over sites or blocks, which holds what all arms share: for differences see the paired ones.",
         )
 
 
@@ -359,6 +357,8 @@ def _critical_difference(ax: Any, mine: pd.DataFrame) -> None:
         ax.text(1 + critical, 1.25, f"  CD {critical:.2f}", va="center", fontsize=7)
     elif math.isfinite(critical):
         ax.text(1, 1.25, f"CD {critical:.2f}, more than all ranks", va="center", fontsize=7)
+    else:
+        ax.text(1, 1.25, "too few test sets for a test", va="center", fontsize=7)
     ax.set_xlim(1 - 0.85 * span, worst + 0.85 * span)
     ax.set_ylim(-depth - 0.75 * half, 1.7)
     ax.axis("off")

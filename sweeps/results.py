@@ -201,3 +201,18 @@ def search_trials(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
                     (label, record["number"], record["state"], name, value, search.smaller_is_better)
                 )
     return pd.DataFrame(lines, columns=columns)
+
+
+def search_parameters(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
+    """How much of an arm's validation scores each tuned setting explains: arm, parameter, importance.
+
+    The importances of an arm add up to 1 (`optimise.importances`); of two objectives the first counts.
+    """
+    lines = []
+    if searches:
+        from sweeps import optimise  # and Optuna, which no other table needs
+
+        for trials in searches.values():
+            label = tables.arm(trials.arm.variant, trials.arm.fusion)
+            lines += [(label, name, share) for name, share in optimise.importances(trials).items()]
+    return pd.DataFrame(lines, columns=["arm", "parameter", "importance"])

@@ -278,6 +278,15 @@ def test_no_data_no_figure() -> None:
         assert draw(frame.iloc[:0]) is None
 
 
+def test_a_figure_for_every_metric_that_is_handed_in() -> None:
+    both = pd.concat([contrasts(), contrasts().assign(metric="r2", verdict="equal")])
+    names = [figure.name for figure in figures.draw(rows(), contrasts=both)]
+    assert names[:2] == ["forest-rmse", "forest-r2"]
+    claimed = contrasts().assign(fold=1)  # of one direction: it has its own line in the claims
+    assert figures.forest(claimed) is None
+    assert figures.forest(contrasts().assign(verdict="")) is None  # a bias has no better
+
+
 def test_one_arm_alone(sums: predicted.Predicted) -> None:
     alone = rows()[rows()["variant"] == "none"]
     assert figures.best_encoder(alone) is None
