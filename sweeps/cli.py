@@ -483,17 +483,32 @@ def compare(
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder."
 )
-def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
-    """Write the report: tables (Markdown, CSV) and one self-contained HTML page."""
+@click.option(
+    "--outlines",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A GeoJSON file of state outlines for the maps; those of bokeh-sampledata, if installed, without.",
+)
+def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | None) -> None:
+    """Write the report: tables (Markdown, CSV), figures, and one self-contained HTML page."""
+    from sweeps import figures, predicted, results, stored
+    from sweeps import outlines as borders
     from sweeps import report as writer
-    from sweeps import results
 
     state = _state(study, overrides)
     records = state.records()
     frame = state.rows()
-    maps = results.maps(state.store, frame)
+    pictures = figures.draw(
+        frame,
+        predicted=predicted.read(state.store, frame),
+        curves=stored.curves(state.store, frame),
+        importance=stored.importance(state.store, frame),
+        trials=results.search_trials(state.searches),
+        parameters=results.search_parameters(state.searches),
+        cuts=results.cuts(state.study, state.panel),
+        outlines=borders.read(outlines),
+    )
     try:
-        files = writer.write(frame, state.facts(records), out, maps)
+        files = writer.write(frame, state.facts(records), out, pictures)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror}); give another folder with -o"
@@ -635,7 +650,11 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     show_default=True,
     help="The engine on so many trivial cells, beside plain Ray Tune (repeatable).",
 )
-@click.option("--only", type=click.Choice(["trial", "engine"]), help="Only one training, or only many.")
+@click.option(
+    "--only",
+    type=click.Choice(["trial", "engine", "report"]),
+    help="Only one training, only many, or only the report.",
+)
 def bench(table: Path | None, cells: tuple[int, ...], only: str | None) -> int:
     """Measure this machine: our costs as ratios, beside the limits the project keeps.
 
@@ -647,22 +666,24 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None) -> int:
     from rich.table import Table
 
     from sweeps import bench as measurements
-    from sweeps import bench_engine
+    from sweeps import bench_engine, bench_report
 
     grid = Table(title=measurements.machine(), title_justify="left")
     for head in ("what", "measured", "limit", "how"):
         grid.add_column(head)
     with tempfile.TemporaryDirectory() as folder:
         parts: list[Iterable[measurements.Measurement]] = []
-        if only != "engine":
+        if only in (None, "trial"):
             if table is None:
                 from pm25 import synth
 
                 table = Path(folder) / "synthetic.parquet"  # of the real 2021 table's size
                 _write_panel(synth.synthesize(sites=1414, days=365), table)
             parts.append(measurements.run(table, Path(folder) / "results"))
-        if only != "trial":
+        if only in (None, "engine"):
             parts.append(bench_engine.run(cells, Path(folder)))
+        if only in (None, "report"):
+            parts.append(bench_report.run(Path(folder)))
         for row in chain.from_iterable(parts):
             measured, limit = f"{row.value:.2f} {row.unit}", f"{row.limit:g} {row.unit}"
             click.echo(f"{row.what}: {measured}", err=True)

@@ -14,6 +14,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, JournalStorage
@@ -28,6 +29,9 @@ from sweeps.store import Record, Store
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 STATES = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+EXPLAINED = 8
+"""The fewest trials whose variance is divided among settings: as many as `demo` has."""
 
 
 class Optimiser:
@@ -175,6 +179,22 @@ def _suggested(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
         return trial.suggest_int(name, low, high, log=parameter.log, step=int(parameter.step or 1))
     assert parameter.float_ is not None
     return trial.suggest_float(name, *parameter.float_, log=parameter.log, step=parameter.step)
+
+
+def importances(trials: ArmTrials) -> dict[str, float]:
+    """Share of the first objective's variance that each setting explains, the largest first: fANOVA.
+
+    Over the trials that are done, of the settings that all of them have (Hutter, Hoos, Leyton-Brown 2014).
+    Empty where there is nothing to explain: fewer than `EXPLAINED` trials, or all with one score.
+    """
+    done = [record for record in trials.ended if record["state"] == "done"]
+    if len(done) < EXPLAINED or len({trials.values(record)[0] for record in done}) < 2:
+        return {}
+    study = optuna.create_study(directions=directions(trials.search))
+    for record in done:
+        study.add_trial(frozen(record, trials))
+    evaluator = FanovaImportanceEvaluator(seed=0)
+    return get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[0])
 
 
 class View:

@@ -453,10 +453,27 @@ def test_report_writes_its_files(sweep: Sweep, toy: Path, tmp_path: Path) -> Non
     out = tmp_path / "new" / "report"
     ended = sweep("report", toy, "-o", out)
     assert (ended.status, ended.err) == (0, "")
-    written = {path.name for path in out.iterdir()}
+    written = {path.name for path in out.iterdir() if path.is_file()}
     assert {"report.md", "cells.csv", "comparison.csv", "index.html"} <= written
     assert {*ended.out.splitlines()} == {str(out / name) for name in written}
+    drawn = {path.name for path in (out / "figures").iterdir()}
+    assert {"cells-rmse.svg", "cells-rmse.png", "learning.svg", "split-checkerboard-16.png"} <= drawn
+    assert {name.split(".")[0] for name in drawn if name.endswith("svg")} == {
+        name.split(".")[0] for name in drawn if name.endswith("png")
+    }
     assert pd.read_csv(out / "cells.csv")["state"].tolist() == ["done", "done", "failed", "missing"]
+
+
+def test_report_refuses_outlines_that_are_none(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
+    file = tmp_path / "states.geojson"
+    file.write_text("{}")
+    ended = sweep("report", toy, "-o", tmp_path / "out", "--outlines", file)
+    assert (ended.status, ended.out) == (2, "")
+    assert (
+        ended.err
+        == f"sweep: {file}: not a GeoJSON file with polygons or lines; name one with state outlines\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_retry_forgets_failed_cells_and_no_others(sweep: Sweep, toy: Path) -> None:
