@@ -110,10 +110,14 @@ def draw(
     `trials` and `parameters` as `results.search_trials` and `search_parameters`, `cuts` as `results.cuts`,
     and `outlines` as `outlines.read`. `metric` is the primary one, by which the best encoder is chosen.
     """
+    arms = list(dict.fromkeys(tables.with_arm(rows)["arm"]))  # one look in all figures
     found: list[Figure | None] = []
-    for frame, make in ((contrasts, forest), (means, within_against_outside), (ranking, ranks)):
-        if frame is not None:
-            found += [make(frame, name) for name in dict.fromkeys(frame["metric"])]
+    if contrasts is not None:
+        found += [forest(contrasts, name) for name in dict.fromkeys(contrasts["metric"])]
+    if means is not None:
+        found += [within_against_outside(means, name, arms) for name in dict.fromkeys(means["metric"])]
+    if ranking is not None:
+        found += [ranks(ranking, name) for name in dict.fromkeys(ranking["metric"])]
     for name in ("rmse", "r2"):
         found += [points(rows, name), gap(rows, name)]
     found += [distances(rows, part) for part in ("test", "wr")]
@@ -124,15 +128,15 @@ def draw(
             found.append(difference_map(predicted, best, first_splits(rows), outlines, metric))
         found += error_maps(predicted, first_splits(rows)[-1:], outlines)
         for split in first_splits(rows):
-            found += [density(predicted, split), tail(predicted, split)]
+            found += [density(predicted, split), tail(predicted, split, arms=arms)]
     if curves is not None:
-        found.append(learning(curves))
+        found.append(learning(curves, arms))
     if importance is not None:
-        found.append(permutations(importance))
+        found.append(permutations(importance, arms))
     if trials is not None:
         found.append(search_history(trials))
     if parameters is not None:
-        found.append(parameter_importance(parameters))
+        found.append(parameter_importance(parameters, arms))
     return [figure for figure in found if figure is not None]
 
 
@@ -228,7 +232,9 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
         )
 
 
-def within_against_outside(means: pd.DataFrame, metric: str = "rmse") -> Figure | None:
+def within_against_outside(
+    means: pd.DataFrame, metric: str = "rmse", arms: Sequence[str] = ()
+) -> Figure | None:
     """WR against OoR of the same models, an arm a mark, a panel per split of regions. None without both."""
     frame = means[(means["metric"] == metric) & means["mean"].notna()]
     outer = list(dict.fromkeys(frame.loc[frame["regime"] == tables.OOR, "split"]))
@@ -236,11 +242,11 @@ def within_against_outside(means: pd.DataFrame, metric: str = "rmse") -> Figure 
     for split in outer:
         mine = frame[frame["split"] == split]
         wr, oor = (mine[mine["part"] == part].set_index("arm") for part in ("wr", "test"))
-        if len(arms := [arm for arm in oor.index if arm in wr.index]):
-            both[split] = wr.loc[arms], oor.loc[arms]
+        if len(paired := [arm for arm in oor.index if arm in wr.index]):
+            both[split] = wr.loc[paired], oor.loc[paired]
     if not both:
         return None
-    looks = _looks(means["arm"])
+    looks = _looks((arm for wr, _ in both.values() for arm in wr.index), arms)
     with _style():
         canvas = Canvas(figsize=(WIDTH, 2.6 * len(both) + 0.4), layout="constrained")
         axes = canvas.subplots(len(both), 2, squeeze=False)
@@ -266,9 +272,7 @@ def within_against_outside(means: pd.DataFrame, metric: str = "rmse") -> Figure 
                 ax.set_xlabel(f"WR {tables.title(metric)}")
                 ax.set_ylabel(f"OoR {tables.title(metric)}")
                 _plain(ax, "both")
-        _arm_legend(
-            canvas, {arm: looks[arm] for arm in looks if any(arm in wr.index for wr, _ in both.values())}
-        )
+        _arm_legend(canvas, looks)
         return _finish(
             canvas,
             f"wr-oor-{metric}",
@@ -556,12 +560,12 @@ def distances(rows: pd.DataFrame, part: str = "test") -> Figure | None:
         )
 
 
-def learning(curves: Curves) -> Figure | None:
+def learning(curves: Curves, arms: Sequence[str] = ()) -> Figure | None:
     """Validation RMSE by epoch, a panel per split, a line per arm with the range of its cells."""
     frame = curves.frame
     if frame.empty:
         return None
-    looks = _looks(frame["arm"])
+    looks = _looks(frame["arm"], arms)
     drawn = list(dict.fromkeys(frame["split"]))
     down, across = _grid(len(drawn))
     with _style():
@@ -783,16 +787,16 @@ def density(predicted: Predicted, split: str, part: str = "test") -> Figure | No
         )
 
 
-def tail(predicted: Predicted, split: str, part: str = "test") -> Figure | None:
+def tail(predicted: Predicted, split: str, part: str = "test", arms: Sequence[str] = ()) -> Figure | None:
     """Calibration by predicted value, and the exceedances that were predicted, by arm."""
-    arms = predicted.arms(split, part)
-    if not arms:
+    shares = {arm: predicted.tail(arm, split, part) for arm in predicted.arms(split, part)}
+    if not shares:
         return None
-    looks = _looks(arms)
-    frames = {arm: predicted.calibration(arm, split, part) for arm in arms}
+    looks = _looks(shares, arms)
+    frames = {arm: predicted.calibration(arm, split, part) for arm in shares}
     shown = {arm: frame[frame["n"] >= FEWEST] for arm, frame in frames.items()}
     with _style():
-        canvas = Canvas(figsize=(WIDTH, max(3.0, 0.9 + 0.3 * len(arms))), layout="constrained")
+        canvas = Canvas(figsize=(WIDTH, max(3.0, 0.9 + 0.3 * len(shares))), layout="constrained")
         grid = canvas.add_gridspec(2, 2, height_ratios=(3, 1), width_ratios=(1.15, 1))
         ax = canvas.add_subplot(grid[0, 0])
         below = canvas.add_subplot(grid[1, 0], sharex=ax)
@@ -816,16 +820,15 @@ def tail(predicted: Predicted, split: str, part: str = "test") -> Figure | None:
         below.set_xlabel("mean predicted, by bin (µg/m³)")
         below.set_ylabel("samples")
         ax.set_title("Calibration")
-        for i, arm in enumerate(arms):
-            found = predicted.tail(arm, split, part)
+        for i, (arm, found) in enumerate(shares.items()):
             marker, colour = looks[arm]
             share = 100 * found.both / found.observed if found.observed else math.nan
             right.plot([0, share], [i, i], color=colour, lw=2.2, alpha=0.5)
             right.plot(share, i, marker, color=colour, ms=5)
             words = f"{found.both:,} of {found.observed:,} seen, {found.predicted - found.both:,} false"
             right.text(0.99, i - 0.33, words, transform=right.get_yaxis_transform(), ha="right", fontsize=7)
-        right.set_yticks(range(len(arms)), arms)
-        right.set_ylim(len(arms) - 0.4, -0.75)
+        right.set_yticks(range(len(shares)), list(shares))
+        right.set_ylim(len(shares) - 0.4, -0.75)
         right.set_xlim(0, max(5.0, 1.15 * right.get_xlim()[1]))
         right.set_xlabel("predicted as such (%)")
         right.set_title(f"Days at or above {EXCEEDANCE_UGM3} µg/m³")
@@ -843,12 +846,12 @@ def tail(predicted: Predicted, split: str, part: str = "test") -> Figure | None:
         )
 
 
-def permutations(importance: pd.DataFrame, most: int = 15) -> Figure | None:
+def permutations(importance: pd.DataFrame, arms: Sequence[str] = (), most: int = 15) -> Figure | None:
     """Rise of the RMSE when one input is permuted, by arm: the `most` that matter most."""
     frame = importance[importance["rmse_increase"].notna()]
     if frame.empty:
         return None
-    looks = _looks(frame["arm"])
+    looks = _looks(frame["arm"], arms)
     drawn = list(dict.fromkeys(frame["split"]))
     order = (
         frame.groupby("what", sort=False)["rmse_increase"].max().sort_values(ascending=False, kind="stable")
@@ -862,10 +865,10 @@ def permutations(importance: pd.DataFrame, most: int = 15) -> Figure | None:
         )
         axes = canvas.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         for ax, split in zip(axes.flat, drawn, strict=False):
-            arms = list(dict.fromkeys(frame.loc[frame["split"] == split, "arm"]))
-            for i, label in enumerate(arms):
+            there = list(dict.fromkeys(frame.loc[frame["split"] == split, "arm"]))
+            for i, label in enumerate(there):
                 mine = frame[(frame["split"] == split) & (frame["arm"] == label) & frame["what"].isin(names)]
-                y = mine["what"].map(names.index) + _dodge(i, len(arms))
+                y = mine["what"].map(names.index) + _dodge(i, len(there))
                 marker, colour = looks[label]
                 sd = mine["sd"].fillna(0)
                 ax.hlines(
@@ -931,12 +934,12 @@ def search_history(trials: pd.DataFrame) -> Figure | None:
         )
 
 
-def parameter_importance(parameters: pd.DataFrame) -> Figure | None:
+def parameter_importance(parameters: pd.DataFrame, arms: Sequence[str] = ()) -> Figure | None:
     """Share of a search's variance that a setting explains, by arm; columns arm, parameter, importance."""
     frame = parameters[parameters["importance"].notna()]
     if frame.empty:
         return None
-    looks = _looks(frame["arm"])
+    looks = _looks(frame["arm"], arms)
     names = list(
         frame.groupby("parameter", sort=False)["importance"]
         .mean()
@@ -1108,17 +1111,21 @@ def _bent(ax: Any, low: float, high: float, which: str) -> None:
         getattr(ax, f"set_{name}lim")(low, high)
 
 
-def _looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Marker and colour of every arm; 'none' is black. They repeat where nobody tells more apart."""
-    others = [arm for arm in dict.fromkeys(arms) if arm != tables.BASELINE]
+def _looks(of: Iterable[str], arms: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
+    """Marker and colour of every arm, by its place among all `arms`; 'none' is black.
+
+    Looks repeat where nobody tells more apart.
+    """
+    of = dict.fromkeys(of)
     found = {}
-    for arm in dict.fromkeys(arms):
+    others = [arm for arm in dict.fromkeys([*arms, *of]) if arm != tables.BASELINE]
+    for arm in of:
         if arm == tables.BASELINE:
             found[arm] = "h", _INK
         else:
             i = others.index(arm)
-            markers = _LOOKS[(i + i // len(_LOOKS)) % len(_LOOKS)][0]
-            found[arm] = markers, _LOOKS[i % len(_LOOKS)][1]
+            marker = _LOOKS[(i + i // len(_LOOKS)) % len(_LOOKS)][0]
+            found[arm] = marker, _LOOKS[i % len(_LOOKS)][1]
     return found
 
 

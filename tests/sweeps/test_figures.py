@@ -373,9 +373,13 @@ def test_critical_differences_join_what_is_not_told_apart() -> None:
     assert ax.bars == [[0.96, 2.04], [1.96, 3.04]]
 
 
-def test_no_two_of_twelve_arms_look_alike() -> None:
+def test_an_arm_has_one_look_and_no_two_the_same() -> None:
     looks = figures._looks(["none", *map(str, range(36))])
     assert len({*looks.values()}) == 37
+    assert figures._looks(["7", "none"], list(map(str, range(36)))) == {
+        "7": looks["7"],
+        "none": looks["none"],
+    }
 
 
 def test_svg_letters_are_paths(sums: predicted.Predicted) -> None:
