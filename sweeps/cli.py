@@ -446,7 +446,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
 @study_argument
 def sync(study: str, overrides: tuple[str, ...]) -> None:
     """Rebuild the MLflow view, and Optuna's journal of the searches, from the store."""
-    from sweeps import report
+    from sweeps import aggregates, report
     from sweeps.hold import Hold
     from sweeps.optimise import View
     from sweeps.tracking import Tracker
@@ -455,10 +455,12 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
     state.store.prepare()
     with Hold(state.store):  # a run writes the same views
         state.refresh()
-        tracker = Tracker(state.store, state.study.tracking)
-        records = state.records()
+        tracker = Tracker(state.store, state.study.tracking, state.data())
+        records, rows = state.records(), state.rows()
         written = tracker.sync([*records.values(), *state.trials()])
-        tracker.describe(report.brief(state.rows(), state.facts(records)))
+        searched = {(arm, None): counts for arm, counts in state.searched()}
+        tracker.answer(aggregates.of_rows(rows) | searched)
+        tracker.describe(report.brief(rows, state.facts(records)))
         journal = View(state.store)
         journal.write(state.searches.values())
         if journal.behind:
@@ -538,9 +540,9 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     declared = studies.load(study, overrides)
     tracker = Tracker(Store(declared.storage, declared.study), declared.tracking)
     served = tracker.uri.startswith("http")
-    # The parameter chooses the UI's face for model training; it opens the one for GenAI otherwise.
-    page = f"/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
-    click.echo((tracker.uri if served else f"http://127.0.0.1:{port}") + page)
+    address = tracker.uri.rstrip("/") if served else f"http://127.0.0.1:{port}"
+    for name, page in tracker.links().items():
+        click.echo(f"{name}: {address}{page}")
     if not served:
         server = ["-m", "mlflow", "ui", "--backend-store-uri", tracker.uri, "--port", str(port)]
         os.execv(sys.executable, [sys.executable, *server])

@@ -26,12 +26,13 @@ def train(
     Nothing is lost where it is interrupted: what has ended is recorded. `state` is brought up to date.
     """
     recorded = [*state.records().values(), *state.trials()]
-    writer = Writer(state.store, state.study.tracking, recorded)
+    writer = Writer(state.store, state.study.tracking, recorded, state.data())
     from sweeps import report, runner  # Ray, while the writer's process imports MLflow
     from sweeps.optimise import View
 
     journal = View(state.store)
     with writer as mlflow:
+        mlflow.plan(state)
         journal.write(state.searches.values())
         if agenda.total:
             with _Observer(agenda, mlflow, journal) as observer:
@@ -47,6 +48,7 @@ def train(
         state.refresh()
         journal.write(state.searches.values())
         records = state.records()
+        mlflow.plan(state)
         mlflow.describe(report.brief(state.rows(), state.facts(records)))
     return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
 
