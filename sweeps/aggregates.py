@@ -77,4 +77,5 @@ def _interval(name: str, line: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+    """Rounded: the UI shows the digits that it is given, and the report has the others."""
+    return {name: float(f"{value:.4g}") for name, value in values.items() if math.isfinite(value)}

@@ -38,28 +38,20 @@ def pages() -> dict[str, Page]:
         *("wr_r2_mean", "oor_r2_mean", "n", "n_expected"),
     ]
     columns = [
-        *(f"tags.`{name}`" for name in ("fusion", "split", "regime")),
+        *(f"tags.`{name}`" for name in ("fusion", "split")),
         *(f"metrics.`{name}`" for name in metrics),
     ]
-    by_variant = {"mode": "tag", "groupByData": "variant"}
     table = {
         **_PARENTS,
         "selectedColumns": columns,
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [by_variant]},
-        "runListHidden": False,
+        "columnOrder": columns,
+        "columnWidths": dict.fromkeys(columns, 120),
+        "groupBy": _group("variant"),
     }
     charts = [
-        *(
-            _bar(name, title)
-            for name, title in (
-                ("wr_rmse_mean", "RMSE within region (µg/m³)"),
-                ("oor_rmse_mean", "RMSE out of region (µg/m³)"),
-                ("diff_rmse", "RMSE minus that of 'none', paired (µg/m³)"),
-                ("gap_rmse", "RMSE out of region minus within, same model (µg/m³)"),
-            )
-        ),
+        *(_bar(name) for name in ("wr_rmse_mean", "oor_rmse_mean", "diff_rmse", "gap_rmse")),
         {
-            **_chart("wr_oor", "Within against out of region: RMSE (µg/m³)"),
+            **_chart("wr_oor"),
             "type": "SCATTER",
             "xaxis": {"key": "wr_rmse_mean", "type": "METRIC"},
             "yaxis": {"key": "oor_rmse_mean", "type": "METRIC"},
@@ -71,7 +63,7 @@ def pages() -> dict[str, Page]:
         "compareRunCharts": charts,
         "compareRunSections": [{**section, "deleted": False, "isGenerated": False}],
         "isAccordionReordered": True,
-        "groupBy": None,
+        "groupBy": _group("arm"),
     }
     return {
         "arms-by-variant": Page("Arms, grouped by variant", "TABLE", table),
@@ -79,10 +71,15 @@ def pages() -> dict[str, Page]:
     }
 
 
-def _bar(metric: str, title: str) -> dict[str, Any]:
-    return {**_chart(metric, title), "type": "BAR", "metricKey": metric}
+def _group(tag: str) -> dict[str, Any]:
+    """Runs with one value of a tag under each other, above them the mean of their metrics."""
+    return {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": tag}]}
 
 
-def _chart(name: str, title: str) -> dict[str, Any]:
-    place = {"uuid": f"chart-{name}", "metricSectionId": _SECTION, "displayName": title}
+def _bar(metric: str) -> dict[str, Any]:
+    return {**_chart(metric), "type": "BAR", "metricKey": metric}
+
+
+def _chart(name: str) -> dict[str, Any]:
+    place = {"uuid": f"chart-{name}", "metricSectionId": _SECTION}
     return {**place, "runsCountToCompare": 100, "deleted": False, "isGenerated": False}

@@ -221,6 +221,9 @@ class Tracker:
             name = f"{place[0]} | {place[1] or 'search'}"
             run = self._client.create_run(self.experiment_id, _milliseconds(record["started"]), tags, name)
             self._parents[place] = _Parent.of(run)
+            # Parameters besides, for the compare page draws nothing of tags.
+            params = [Param(name, value) for name, value in own.items() if name != "arm"]
+            self._client.log_batch(run.info.run_id, params=params)
         parent = self._parents[place]
         parent.last = max(parent.last, _milliseconds(record["ended"]))
         parent.children += 1
@@ -342,14 +345,15 @@ class Tracker:
             for key, shown in pages().items()
             if f"mlflow.sharedViewState.{key}" in self._tags
         }
-        parents = sorted(self._runs("tags.kind = 'arm'"), key=lambda run: run.info.start_time)
-        if parents:
-            runs = json.dumps([run.info.run_id for run in parents], separators=(",", ":"))
-            experiments = json.dumps([self.experiment_id])
-            found["the arms side by side"] = (
-                f"/#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}"
-            )
-        return {**found, "every run": f"{page}?{face}"}
+        splits: dict[str, list[Run]] = {}
+        for run in sorted(self._runs("tags.kind = 'arm'"), key=lambda r: (r.info.start_time, r.info.run_name)):
+            splits.setdefault(run.data.tags["split"], []).append(run)
+        for split, parents in splits.items():
+            runs = quote(json.dumps([run.info.run_id for run in parents], separators=(",", ":")))
+            experiments = quote(json.dumps([self.experiment_id]))
+            # `runs` has to be the first.
+            found[f"Arms side by side on {split}"] = f"/#/compare-runs?runs={runs}&experiments={experiments}&{face}"
+        return {**found, "Every run": f"{page}?{face}"}
 
 
 class _Told(NamedTuple):
