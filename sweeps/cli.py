@@ -521,7 +521,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
 @study_argument
 def sync(study: str, overrides: tuple[str, ...]) -> None:
     """Rebuild the MLflow view, and Optuna's journal of the searches, from the store."""
-    from sweeps import report
+    from sweeps import aggregates, report
     from sweeps.hold import Hold
     from sweeps.optimise import View
     from sweeps.tracking import Tracker
@@ -530,10 +530,12 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
     state.store.prepare()
     with Hold(state.store):  # a run writes the same views
         state.refresh()
-        tracker = Tracker(state.store, state.study.tracking)
-        records = state.records()
+        tracker = Tracker(state.store, state.study.tracking, state.data())
+        records, rows = state.records(), state.rows()
         written = tracker.sync([*records.values(), *state.trials()])
-        tracker.describe(report.brief(state.rows(), state.facts(records)))
+        searched = {(arm, None): counts for arm, counts in state.searched()}
+        tracker.answer(aggregates.of_rows(rows) | searched)
+        tracker.describe(report.brief(rows, state.facts(records)))
         journal = View(state.store)
         journal.write(state.searches.values())
         if journal.behind:
@@ -630,9 +632,9 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     declared = studies.load(study, overrides)
     tracker = Tracker(Store(declared.storage, declared.study), declared.tracking)
     served = tracker.uri.startswith("http")
-    # The parameter chooses the UI's face for model training; it opens the one for GenAI otherwise.
-    page = f"/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
-    click.echo((tracker.uri if served else f"http://127.0.0.1:{port}") + page)
+    address = tracker.uri.rstrip("/") if served else f"http://127.0.0.1:{port}"
+    for name, page in tracker.links().items():
+        click.echo(f"{name}: {address}{page}")
     if not served:
         server = ["-m", "mlflow", "ui", "--backend-store-uri", tracker.uri, "--port", str(port)]
         os.execv(sys.executable, [sys.executable, *server])
@@ -652,10 +654,11 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
 )
 @click.option(
     "--only",
-    type=click.Choice(["trial", "engine", "report"]),
-    help="Only one training, only many, or only the report.",
+    type=click.Choice(["trial", "engine", "mirror", "report"]),
+    help="Only one training, only many, only their runs in MLflow, or only the report.",
 )
-def bench(table: Path | None, cells: tuple[int, ...], only: str | None) -> int:
+@click.option("--server", metavar="URI", help="An MLflow server to write 2,000 runs to; SQLite without.")
+def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: str | None) -> int:
     """Measure this machine: our costs as ratios, beside the limits the project keeps.
 
     A quarter of an hour on two cores, most of it plain Ray Tune's.
@@ -666,7 +669,7 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None) -> int:
     from rich.table import Table
 
     from sweeps import bench as measurements
-    from sweeps import bench_engine, bench_report
+    from sweeps import bench_engine, bench_mirror, bench_report
 
     grid = Table(title=measurements.machine(), title_justify="left")
     for head in ("what", "measured", "limit", "how"):
@@ -682,6 +685,8 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None) -> int:
             parts.append(measurements.run(table, Path(folder) / "results"))
         if only in (None, "engine"):
             parts.append(bench_engine.run(cells, Path(folder)))
+        if only in (None, "mirror"):
+            parts.append(bench_mirror.run(Path(folder), server))
         if only in (None, "report"):
             parts.append(bench_report.run(Path(folder)))
         for row in chain.from_iterable(parts):

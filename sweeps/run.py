@@ -29,12 +29,14 @@ def train(
     records = state.records()
     keeper = Keeper(state.study, state.store)
     keeper.tidy(state.cells, records)
-    writer = Writer(state.store, state.study.tracking, [*records.values(), *state.trials()])
+    recorded = [*records.values(), *state.trials()]
+    writer = Writer(state.store, state.study.tracking, recorded, state.data())
     from sweeps import report, runner  # Ray, while the writer's process imports MLflow
     from sweeps.optimise import View
 
     journal = View(state.store)
     with writer as mlflow:
+        mlflow.plan(state)
         journal.write(state.searches.values())
         if agenda.total:
             with _Observer(agenda, mlflow, journal, keeper) as observer:
@@ -51,6 +53,7 @@ def train(
         journal.write(state.searches.values())
         records = state.records()
         keeper.tidy(state.cells, records)
+        mlflow.plan(state)
         mlflow.describe(report.brief(state.rows(), state.facts(records)))
     return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
 

@@ -142,6 +142,35 @@ class State:
             self._embedded[name] = work.embed(name, self.study.encoder_options(name), *places)
         return self._embedded[name]
 
+    def searched(self) -> list[tuple[str, dict[str, float]]]:
+        """Of every arm that is searched its label in tables, and how many of its trials have ended how."""
+        from sweeps import tables
+
+        found = []
+        for arm, trials in self.searches.items():
+            failed = sum(record["state"] == "failed" for record in trials.ended)
+            count = {"n": len(trials.ended) - failed, "n_failed": failed, "n_expected": trials.search.trials}
+            found.append((tables.arm(arm.variant, arm.fusion), {k: float(v) for k, v in count.items()}))
+        return found
+
+    def data(self) -> dict[str, Any]:
+        """What MLflow shows of the data set, beside its fingerprint."""
+        declared, panel = self.study.data, self.panel
+        made = declared.synthetic and {"synthetic": declared.synthetic.model_dump(mode="json")}
+        columns = [{"name": channel, "type": "float"} for channel in panel.channels]
+        return {
+            "name": panel.name,
+            "source": made or {"uri": str(declared.table)},
+            "schema": {"mlflow_colspec": [*columns, {"name": "pm25", "type": "float"}]},
+            "profile": {
+                "num_rows": panel.observed,
+                "sites": len(panel.site_id),
+                "days": len(panel.dates),
+                "first_day": str(panel.dates[0]),
+                "last_day": str(panel.dates[-1]),
+            },
+        }
+
     def facts(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """Where the numbers come from (`results.facts`)."""
         from sweeps import results  # and pandas, which most commands do without

@@ -9,17 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from pm25.cell import Cell
 from pm25.errors import InputError
 from sweeps.store import Record, Store
 
 if TYPE_CHECKING:
+    from sweeps.state import State
     from sweeps.tracking import Tracker
 
 PAUSE_S = 30.0
@@ -27,6 +29,11 @@ PAUSE_S = 30.0
 And when there is no news for so long, it is seen to what was recorded before, or missed."""
 TOLD_EVERY_S = 5.0
 """How often, once there is nothing but the view to wait for, it is told how much is left."""
+OPENS_S = 20.0
+"""For so long the training waits to hear that the tracking store cannot be opened: a server that accepts a
+connection and says nothing would hold it up for minutes."""
+ANSWERS_S = 60.0
+"""How often, at most, the arms are compared anew while a study runs."""
 
 
 class Writer:
@@ -37,7 +44,14 @@ class Writer:
     makes up for it. Used as a context, at whose end everything is written.
     """
 
-    def __init__(self, store: Store, uri: str | None, recorded: Iterable[Record]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        uri: str | None,
+        recorded: Iterable[Record],
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`data` is what `Tracker` shows of the panel."""
         self.behind = ""
         """Known when it is closed."""
         self._process = subprocess.Popen(
@@ -47,7 +61,9 @@ class Writer:
             text=True,
             process_group=0,  # Ctrl-C ends the training; what it recorded is still to be written
         )
-        self._send("open", [store.storage, store.study, uri])
+        self._answered: queue.Queue[tuple[str, Any] | None] = queue.Queue()
+        threading.Thread(target=self._hear, daemon=True).start()
+        self._send("open", [store.storage, store.study, uri, data])
         self._recorded = recorded
 
     def __enter__(self) -> Self:
@@ -61,14 +77,21 @@ class Writer:
         self.close()
 
     def opened(self) -> None:
-        """Wait until it is known; raises InputError for a store that no waiting will open."""
-        answer, reason = next(self._answers(), ("dead", ""))
-        if answer == "refused":
-            raise InputError(reason)
+        """Wait until it is known, but not long; raises InputError for a store that no waiting will open."""
+        with contextlib.suppress(queue.Empty):
+            answer = self._answered.get(timeout=OPENS_S)
+            if answer is not None and answer[0] == "refused":
+                raise InputError(answer[1])
 
     def add(self, record: Record) -> None:
         """A cell or a search trial has ended."""
         self._send("write", record)
+
+    def plan(self, state: "State") -> None:
+        """What the study holds by now: the arms are compared over its cells, recorded or not."""
+        cells = {key: cell.resolved() for key, cell in state.cells.items()}
+        waiting = [cell.resolved() for cell in state.waiting]
+        self._send("plan", [cells, waiting, state.searched()])
 
     def describe(self, markdown: str) -> None:
         """As Tracker.describe."""
@@ -77,14 +100,15 @@ class Writer:
     def close(self) -> None:
         """Wait until everything handed in is written."""
         self._send("close")
-        answer = ""
-        for answer, value in self._answers():
-            if answer == "left":
+        last = ""
+        while (answer := self._answered.get()) is not None:
+            last, value = answer
+            if last == "left":
                 click.echo(f"MLflow: {value} runs left to write", err=True)
-            elif answer in ("closed", "refused"):
+            elif last in ("closed", "refused"):
                 self.behind = value
         self._process.communicate()
-        if answer not in ("closed", "refused"):
+        if last not in ("closed", "refused"):
             self.behind = f"its process ended with {self._process.returncode}"
 
     def _send(self, verb: str, value: Any = None) -> None:
@@ -94,10 +118,11 @@ class Writer:
             self._process.stdin.write(json.dumps([verb, value]) + "\n")
             self._process.stdin.flush()
 
-    def _answers(self) -> Iterator[tuple[str, Any]]:
+    def _hear(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            yield tuple(json.loads(line))
+            self._answered.put(tuple(json.loads(line)))
+        self._answered.put(None)
 
 
 def serve() -> None:
@@ -113,9 +138,9 @@ def serve() -> None:
     def answer(what: str, value: Any = None) -> None:
         print(json.dumps([what, value]), file=answers, flush=True)
 
-    _, (storage, study, uri) = told.get()
+    _, (storage, study, uri, data) = told.get()
     try:
-        view = _View(Store(storage, study), uri)
+        view = _View(Store(storage, study), uri, data)
     except InputError as error:
         answer("refused", str(error))
         listener.join()
@@ -129,11 +154,13 @@ def serve() -> None:
             verb, value = "idle", None
         if verb == "describe":
             note = value  # that of a view which is whole
+        elif verb == "plan":
+            view.plan = value
         elif verb in ("recorded", "write"):
             view.missed.append(value)
         # What was recorded before waits for the first news: Ray starts meanwhile, and wants the processor.
         if verb in ("write", "idle"):
-            view.catch_up()
+            view.catch_up(told.empty() and not closing.is_set())
         if not closing.is_set():
             last = time.monotonic()
         elif time.monotonic() - last > TOLD_EVERY_S:
@@ -158,40 +185,56 @@ def _listen(told: "queue.Queue[tuple[str, Any]]", closing: threading.Event) -> N
 class _View:
     """The tracking store, which may fail for a while: what it missed it is told when it answers again."""
 
-    def __init__(self, store: Store, uri: str | None) -> None:
+    def __init__(self, store: Store, uri: str | None, data: Mapping[str, Any] | None = None) -> None:
         """Raises InputError for a store that no waiting will open."""
         from sweeps.tracking import Unreachable
 
-        self._store, self._uri = store, uri
+        self._store, self._uri, self._data = store, uri, data
         self._tracker: Tracker | None = None
         self._in_step = False
-        self._rests_until = -math.inf
+        self._rests_until = self._answers_at = -math.inf
         self.missed: list[Record] = []
+        self.plan: list[Any] | None = None
+        """As `Writer.plan` sends it."""
         self.behind = ""
         try:
             self._tracker = self._open()
         except Unreachable as error:
             self._failed(error)
 
-    def catch_up(self) -> None:
-        """Write what it missed, unless it failed a moment ago."""
+    def catch_up(self, at_leisure: bool) -> None:
+        """Write what it missed, unless it failed a moment ago; and compare the arms now and then."""
         if time.monotonic() >= self._rests_until:
-            self._try(self._write)
+            self._try(partial(self._write, at_leisure and time.monotonic() >= self._answers_at))
 
     def finish(self, note: str | None) -> None:
         """The last attempt; `note` is for a view that is whole (`Tracker.describe`)."""
-        self._try(partial(self._write, note))
+        self._try(partial(self._write, True, note))
 
-    def _write(self, note: str | None = None) -> None:
+    def _write(self, answers: bool, note: str | None = None) -> None:
         self._tracker = self._tracker or self._open()
         if self._in_step:
-            for record in self.missed:
-                self._tracker.write(record)
+            self._tracker.write(self.missed)
         else:
             self._tracker.sync(self.missed)
         self.missed, self._in_step = [], True
+        if answers and self.plan is not None:
+            self._answer(self._tracker)
         if note is not None:
             self._tracker.describe(note)
+
+    def _answer(self, tracker: "Tracker") -> None:
+        """From the store, so that no record is kept here; it takes a twentieth of the time at most."""
+        from sweeps import aggregates, results
+
+        begin = time.monotonic()
+        planned, waiting, searched = self.plan or ({}, [], [])
+        cells = {key: Cell.model_validate(cell) for key, cell in planned.items()}
+        records = self._store.records(cells)
+        rows = results.rows(cells, records, [Cell.model_validate(cell) for cell in waiting])
+        tracker.answer(aggregates.of_rows(rows) | {(arm, None): counts for arm, counts in searched})
+        end = time.monotonic()
+        self._answers_at = end + max(ANSWERS_S, 20 * (end - begin))
 
     def _try(self, write: Callable[[], None]) -> None:
         try:
@@ -204,7 +247,7 @@ class _View:
     def _open(self) -> "Tracker":
         from sweeps.tracking import Tracker
 
-        return Tracker(self._store, self._uri)
+        return Tracker(self._store, self._uri, self._data)
 
     def _failed(self, error: Exception) -> None:
         self._in_step = False

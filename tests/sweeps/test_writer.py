@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.splits import RandomSplit
 from sweeps import writer
+from sweeps.aggregates import Aggregates
 from sweeps.bench_engine import trivial
 from sweeps.store import Record, Store
 from sweeps.writer import Writer, _View
@@ -40,6 +42,12 @@ def runs(store: Store) -> list[tuple[str, str]]:
         )
 
 
+def planned(*records: Record) -> Any:
+    """Of a state what `Writer.plan` looks at: these cells and no searches."""
+    cells = {record["key"]: Cell.model_validate(record["cell"]) for record in records}
+    return SimpleNamespace(cells=cells, waiting=[], searched=lambda: [])
+
+
 def finished(*records: Record) -> list[tuple[str, str]]:
     return sorted((record["key"], "FINISHED") for record in records)
 
@@ -57,10 +65,13 @@ def test_all_that_is_handed_in_is_written_by_the_end(store: Store) -> None:
     with Writer(store, None, before) as made:
         for record in during:
             made.add(record)
+        made.plan(planned(*before, *during))
         made.describe("RMSE 5")
     assert made.behind == ""
     assert runs(store) == finished(*before, *during)
     with sqlite3.connect(Path(store.storage) / "mlflow.db") as database:
+        counts = database.execute("select value from latest_metrics where key in ('n', 'n_expected')")
+        assert counts.fetchall() == [(4.0,), (4.0,)]
         notes = database.execute("select value from experiment_tags where key = 'mlflow.note.content'")
         assert notes.fetchall() == [("RMSE 5",)]
 
@@ -109,6 +120,23 @@ def test_it_ends_with_its_driver(store: Store) -> None:
     child.wait(10)
 
 
+def test_a_store_that_does_not_answer_holds_up_no_training(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "OPENS_S", 0.2)
+    monkeypatch.setattr(subprocess, "Popen", partial(_silent, subprocess.Popen))
+    made = Writer(store, "http://127.0.0.1:9", [])
+    made.opened()
+    made._process.kill()
+    made.close()
+    assert made.behind == "its process ended with -9"
+
+
+def _silent(popen: Any, command: list[str], **options: Any) -> Any:
+    """A process that says nothing, as one whose server accepts a connection and does not answer."""
+    return popen([command[0], "-c", "import time; time.sleep(60)"], **options)
+
+
 class Tracker:
     """One that refuses now and then."""
 
@@ -121,11 +149,14 @@ class Tracker:
         if self.fails:
             raise OSError("read-only")
 
-    def write(self, record: Record) -> None:
-        self._ask("write", record["key"])
+    def write(self, records: list[Record]) -> None:
+        self._ask("write", [record["key"] for record in records])
 
     def sync(self, records: list[Record]) -> None:
         self._ask("sync", [record["key"] for record in records])
+
+    def answer(self, aggregates: Aggregates) -> None:
+        self._ask("answer", aggregates)
 
     def describe(self, markdown: str) -> None:
         self._ask("describe", markdown)
@@ -145,16 +176,16 @@ def test_what_was_missed_is_written_when_the_tracking_store_answers_again(
 
     def add(key: str) -> None:
         view.missed.append({"key": key})
-        view.catch_up()
+        view.catch_up(at_leisure=False)
 
     add("a")  # what was recorded before is looked through with the first
     add("b")
-    assert tracker.asked == [("sync", ["a"]), ("write", "b")]
+    assert tracker.asked == [("sync", ["a"]), ("write", ["b"])]
     tracker.fails = True
     add("c")
     assert view.behind == "read-only"
     add("d")  # it is left in peace for a while
-    assert tracker.asked[2:] == [("write", "c")]
+    assert tracker.asked[2:] == [("write", ["c"])]
     monkeypatch.setattr(writer, "PAUSE_S", 0.0)
     view._rests_until = 0.0
     add("e")
@@ -163,14 +194,14 @@ def test_what_was_missed_is_written_when_the_tracking_store_answers_again(
     assert tracker.asked[3:] == [("sync", ["c", "d", "e"]), ("sync", ["c", "d", "e", "f"])]
     assert view.behind == ""
     add("g")
-    assert tracker.asked[5:] == [("write", "g")]
+    assert tracker.asked[5:] == [("write", ["g"])]
 
 
 def test_the_last_attempt_does_not_wait_and_describes_only_what_is_whole(tracker: Tracker) -> None:
     view = _View(Store("nowhere", "toy"), None)
     tracker.fails = True
     view.missed.append({"key": "a"})
-    view.catch_up()
+    view.catch_up(at_leisure=False)
     view.finish("note")
     assert tracker.asked == [("sync", ["a"]), ("sync", ["a"])]
     assert view.behind == "read-only"
@@ -178,3 +209,25 @@ def test_the_last_attempt_does_not_wait_and_describes_only_what_is_whole(tracker
     view.finish("note")
     assert tracker.asked[2:] == [("sync", ["a"]), ("describe", "note")]
     assert view.behind == ""
+
+
+def test_the_arms_are_compared_at_leisure_and_at_the_end(tracker: Tracker, store: Store) -> None:
+    record = stored(store, 0)
+    other = Cell(variant="none", split=RandomSplit(), fold=0, seed=1)
+    view = _View(store, None)
+    view.catch_up(at_leisure=True)
+    assert [what for what, _ in tracker.asked] == ["sync"], "nothing is planned as yet"
+    cells = {record["key"]: record["cell"], other.key("f"): other.resolved()}
+    view.plan = [cells, [], [["none", {"n": 3.0}]]]
+    view.missed.append(record)
+    view.catch_up(at_leisure=False)
+    assert [what for what, _ in tracker.asked][1:] == ["write"]
+    view.catch_up(at_leisure=True)
+    (_, told) = tracker.asked[-1]
+    assert told["none", None] == {"n": 3.0}
+    assert (told["none", "random"]["n"], told["none", "random"]["n_expected"]) == (1, 2)
+    asked = len(tracker.asked)
+    view.catch_up(at_leisure=True)  # not again so soon
+    assert [what for what, _ in tracker.asked[asked:]] == ["write"]
+    view.finish("note")
+    assert [what for what, _ in tracker.asked[asked:]] == ["write", "write", "answer", "describe"]
