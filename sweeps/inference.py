@@ -201,14 +201,17 @@ def contrasts(
 
     diff is arm - other, over (fold, seed) pairs, seeds averaged within folds; low and high its interval of
     level 1 - alpha by the study's test; p that of no difference; p_adjusted Holm's over the declared family,
-    NaN where it is not declared. verdict speaks of arm against a region of practical equivalence as wide as
-    `rope`: better, worse, equal, undecided, or too few units to say; '' of gaps and biases, of which less is
-    not better. p_better, p_equal and p_worse are posterior probabilities (`statistics.posterior`).
-    more_seeds: so many further ones would decide it at its present mean (<NA>: no number of seeds would, or
-    one seed cannot tell). With adaptive seeds `looks` are
-    how many seeds each look has: a contrast is judged with those of the last look that is whole, p times the
-    number of looks. unfair and tuned say what else differs in the pairs (`fairness.summary`); of pairs
-    without 'none' that takes `records` by key.
+    NaN where it is not declared. The family is that of the plan: a contrast whose test sets are enough, but
+    not those with a number, has its place in it. verdict speaks of arm against a region of practical
+    equivalence as wide as `rope`: better, worse, equal, undecided, or too few units to say; '' of gaps and
+    biases, of which less is not better: they have no rope either. p_better, p_equal and p_worse are posterior
+    probabilities (`statistics.posterior`). more_seeds: so many further ones would decide it at its present
+    mean (<NA>: it is decided, no number of seeds would, or one seed cannot tell). With adaptive seeds `looks`
+    are how many seeds each look has: a contrast is judged where its seeds stopped, or at the last look that
+    is whole, p times the number of looks. boot_low and boot_high are percentiles of the difference over
+    resampled sites or blocks, NaN of a single one. n_better counts pairs, of a bias by its size. unfair and
+    tuned say what else differs in the pairs (`fairness.summary`): of pairs without 'none' from their
+    `records` by key, or without these from how either differs from 'none'.
     """
     found = grids(rows)
     declared = _declared(found, analysis, claims)
@@ -225,7 +228,7 @@ def contrasts(
         _judge(spec, found[spec.split], analysis, looks, len(declared) if spec in declared else 0)
         for spec in specs
     ]
-    _settle([line for line in judged if line["spec"] in declared], analysis, family=True)
+    _settle([line for line in judged if line["spec"] in declared and line["planned"]], analysis, family=True)
     for line in judged:
         if line["spec"] not in declared:
             _settle([line], analysis, family=False)
@@ -241,7 +244,8 @@ def contrasts(
         pairs = line["pairs"]
         weights = line["weights"]
         drawn = resampled.difference(pairs, weights, spec.part)
-        unfair, tuned = ([texts(pair)[i] for pair in pairs] for i in (0, 1))
+        apart = [texts(pair) for pair in pairs]
+        unfair, tuned = ([text[i] for text in apart] for i in (0, 1))
         lines.append(
             line
             | spec._asdict()
@@ -373,19 +377,24 @@ def _judge(spec: Spec, grid: Grid, analysis: Analysis, looks: Sequence[int], fam
     units = statistics.unit_means(differences)
     keys = grid.rows["key"].to_numpy()
     weights = (paired / np.maximum(paired.sum(axis=1, keepdims=True), 1))[paired] / max(len(units), 1)
-    merit = differences if spec.metric == "r2" else -differences
+    better = differences > 0 if spec.metric == "r2" else differences < 0
+    if spec.metric == "mbe" and spec.part != GAP:
+        better = np.abs(arm) < np.abs(other)
+    both_planned = ((rows_arm >= 0) & (rows_other >= 0)).any(axis=1)
+    alpha = analysis.alpha / max(len(looks), 1)
     line: dict[str, Any] = {
         "spec": spec,
         "n_pairs": int(paired.sum()),
         "n_units": len(units),
         "n_seeds": int(paired.any(axis=0).sum()),
-        "n_better": int((merit[paired] > 0).sum()),
+        "n_better": int(better[paired].sum()),
         "mean_arm": mean_arm,
         "mean_other": mean_other,
         "diff": float(units.mean()) if len(units) else math.nan,
         "test": TESTS[analysis.test],
         "rope": rope,
         "looks": max(len(looks), 1),
+        "planned": statistics.enough_units(int(both_planned.sum()), alpha, analysis.test),
         "pairs": [*zip(keys[rows_arm[paired]], keys[rows_other[paired]], strict=True)],
         "weights": weights,
     }
@@ -406,6 +415,8 @@ def _paired(spec: Spec, arm: np.ndarray, other: np.ndarray, analysis: Analysis) 
     means = [statistics.unit_means(side) for side in sides]
     mean_arm, mean_other = (float(side.mean()) if len(side) else math.nan for side in means)
     rope = analysis.rope if spec.metric == "r2" else analysis.rope * abs(mean_other)
+    if not has_merit(spec.part, spec.metric):
+        rope = math.nan
     return _Paired(differences, mean_arm, mean_other, rope)
 
 
@@ -429,31 +440,39 @@ def _tested(
     else:
         low, high = statistics.interval(test, 1 - alpha)
         p = test.p
+    interval = {"low": low, "high": high, "p": min(1.0, looks * p)}
+    if not has_merit(spec.part, spec.metric):
+        return nothing | interval | {"shifted": None, "verdict": "", "more_seeds": None}
     below, inside, above = statistics.posterior(test, rope)
     better, worse = (above, below) if spec.metric == "r2" else (below, above)
-    return nothing | {
-        "low": low,
-        "high": high,
-        "p": min(1.0, looks * p),
-        "p_better": better,
-        "p_equal": inside,
-        "p_worse": worse,
-        "shifted": statistics.shifted(units, overlap, rope, analysis.test),
-        "verdict": "",
-        "matrix": differences,
-        "overlap": overlap,
-        "more_seeds": None,
-    }
+    return (
+        nothing
+        | interval
+        | {
+            "p_better": better,
+            "p_equal": inside,
+            "p_worse": worse,
+            "shifted": statistics.shifted(units, overlap, rope, analysis.test),
+            "verdict": "",
+            "matrix": differences,
+            "overlap": overlap,
+            "more_seeds": None,
+        }
+    )
 
 
 def _settle(lines: list[dict[str, Any]], analysis: Analysis, *, family: bool) -> None:
     """Verdicts, with p adjusted over the lines, and in a family p_adjusted."""
     tested = [line for line in lines if line["shifted"] is not None]
-    if not tested:
-        return
-    beyond = statistics.holm([min(1.0, 2 * line["looks"] * min(line["shifted"][:2])) for line in tested])
-    inside = statistics.holm([min(1.0, line["looks"] * line["shifted"].inside) for line in tested])
-    adjusted = statistics.holm([line["p"] for line in tested])
+    rest = [1.0] * (len(lines) - len(tested))  # cells that failed make no family smaller
+    beyond, inside, adjusted = (
+        statistics.holm([*p, *rest])[: len(tested)]
+        for p in (
+            [min(1.0, 2 * line["looks"] * min(line["shifted"][:2])) for line in tested],
+            [min(1.0, line["looks"] * line["shifted"].inside) for line in tested],
+            [line["p"] for line in tested],
+        )
+    )
     for line, beyond_p, inside_p, p in zip(tested, beyond, inside, adjusted, strict=True):
         spec, found = line["spec"], line["shifted"]
         below, above = (beyond_p / 2, 1.0) if found.below < found.above else (1.0, beyond_p / 2)
@@ -463,7 +482,7 @@ def _settle(lines: list[dict[str, Any]], analysis: Analysis, *, family: bool) ->
         if family:
             line["p_adjusted"] = p
         if line["verdict"] == "undecided" and analysis.test == "corrected_t":
-            level = analysis.alpha / line["looks"] / (len(tested) if family else 1)
+            level = analysis.alpha / line["looks"] / len(lines)
             line["more_seeds"] = statistics.more_seeds(line["matrix"], line["overlap"], line["rope"], level)
 
 
@@ -485,19 +504,20 @@ class _Resampled:
             if sums.of(key, part) is not None
         }
         self._made: dict[tuple[str, str], np.ndarray] = {}
-        for regime, cluster in self._of.items():
+        for stream, cluster in enumerate(self._of.values()):
             places = [place for place, own in self._done.items() if own is cluster]
             if places:
-                self._draw(places, cluster, regime)
+                self._draw(places, cluster, stream)
 
-    def _draw(self, places: list[tuple[str, str]], cluster: np.ndarray, regime: str) -> None:
+    def _draw(self, places: list[tuple[str, str]], cluster: np.ndarray, stream: int) -> None:
+        """Sites and blocks are drawn by themselves: a gap is one minus the other."""
         assert self._sums is not None
         number = int(cluster.max()) + 1
-        weights = statistics.bootstrap_weights(number, self._resamples, SEED)
+        weights = statistics.bootstrap_weights(number, self._resamples, (SEED, stream))
         for start in range(0, len(places), CHUNK):
             some = places[start : start + CHUNK]
             totals = np.stack([self._totals(place, cluster, number) for place in some])
-            drawn = statistics.cluster_bootstrap(weights, totals, self._metric).astype(np.float32)
+            drawn = statistics.cluster_bootstrap(weights, totals, self._metric)
             self._made |= dict(zip(some, drawn, strict=True))
 
     def _totals(self, place: tuple[str, str], cluster: np.ndarray, number: int) -> np.ndarray:
@@ -528,7 +548,8 @@ class _Resampled:
         if part == GAP:
             outside, inside = (self._weighted(terms, own) for own in ("test", "wr"))
             return None if outside is None or inside is None else outside - inside
-        if any((key, part) not in self._made for key, _ in terms):
+        number = self._number([key for key, _ in terms], part)
+        if number is None or number < 2:  # which have no spread
             return None
         total = np.zeros(self._resamples)
         for key, weight in terms:
@@ -537,16 +558,18 @@ class _Resampled:
 
     def clusters(self, pairs: Sequence[tuple[str, str]], part: str) -> int | None:
         """How many clusters the pairs' test samples lie in."""
-        part = "test" if part == GAP else part
-        if self._sums is None or not pairs or any((key, part) not in self._made for key, _ in pairs):
+        return self._number([key for key, _ in pairs], "test" if part == GAP else part)
+
+    def _number(self, keys: Sequence[str], part: str) -> int | None:
+        if self._sums is None or not keys or any((key, part) not in self._made for key in keys):
             return None
-        seen = [self._done[key, part][self._sums.of(key, part)[0]] for key, _ in pairs]  # type: ignore[index]
+        seen = [self._done[key, part][self._sums.of(key, part)[0]] for key in keys]  # type: ignore[index]
         return len(np.unique(np.concatenate(seen)))
 
 
 def _bounds(drawn: np.ndarray | None, alpha: float) -> dict[str, float]:
-    """Percentiles; resamples without a sample of some training are left out."""
-    if drawn is None or not np.isfinite(drawn).any():
+    """Percentiles; resamples without a sample of some training are left out, up to half of them."""
+    if drawn is None or np.isfinite(drawn).mean() < 0.5:
         return {"boot_low": math.nan, "boot_high": math.nan}
     low, high = np.quantile(drawn[np.isfinite(drawn)], [alpha / 2, 1 - alpha / 2])
     return {"boot_low": float(low), "boot_high": float(high)}
@@ -563,12 +586,33 @@ def _texts(rows: pd.DataFrame, records: Mapping[str, Record] | None) -> Any:
     plain = set(rows.loc[(rows["variant"] == tables.BASELINE) & rows["fusion"].isna(), "key"])
 
     def of(pair: tuple[str, str]) -> tuple[str, str]:
-        if pair[1] in plain or records is None:
-            return known[pair[0]] if pair[1] in plain else ("", "")
+        if pair[1] in plain:
+            return known[pair[0]]
+        if records is None:
+            (unfair, tuned), (their_unfair, their_tuned) = (known[key] for key in pair)
+            return _between(unfair, their_unfair), _between(tuned, their_tuned)
         found = fairness.differences(records[pair[0]], records[pair[1]])
         return "; ".join(found.undeclared), "; ".join(found.tuned)
 
     return of
+
+
+def _between(mine: str, theirs: str) -> str:
+    """How two cells differ, from how either differs from the same third: 'name value against value; ...'."""
+    own, other = (
+        {
+            name: values.rpartition(" against ")
+            for name, _, values in (text.partition(" ") for text in side.split("; ") if text)
+        }
+        for side in (mine, theirs)
+    )
+    texts = []
+    for name in sorted(own.keys() | other.keys()):
+        a = own[name][0] if name in own else other[name][2]
+        b = other[name][0] if name in other else own[name][2]
+        if a != b:
+            texts.append(f"{name} {a} against {b}")
+    return "; ".join(texts)
 
 
 def _whole(seen: np.ndarray, planned: np.ndarray) -> np.ndarray:

@@ -54,9 +54,12 @@ def interval(test: TTest, level: float) -> tuple[float, float]:
 
 
 def wilcoxon(differences: Array, alternative: Literal["two-sided", "less", "greater"] = "two-sided") -> float:
-    """p of Wilcoxon's signed rank test, of all sign patterns up to 50 differences without ties.
+    """p of Wilcoxon's signed rank test (scipy), of `differences (n,)`.
 
-    Zeros are ranked and left out of the sum (Pratt 1959).
+    Zeros are ranked and left out of the sum (Pratt 1959). Exact, over all sign patterns, up to 13
+    differences, and up to 50 without ties and zeros. It takes the units for independent and corrects nothing
+    for what folds share: where a training hangs much on its training samples it finds too much, as a plain
+    t-test does (at a level of 5 % in 13 % of null studies of eight folds, says a test).
     """
     if not differences.any():
         return 1.0
@@ -138,7 +141,9 @@ def decided(
 
     better or worse: the two-sided interval of level 1 - alpha lies beyond the region of practical
     equivalence; equal: both one-sided tests place the difference inside it (Kruschke 2018, doi
-    10.1177/2515245918771304).
+    10.1177/2515245918771304). Wherever the difference of one contrast lies, one of the three is false with a
+    chance of at most alpha. Over a family, p adjusted by Holm's method hold alpha for false `better` and
+    `worse` together, and for false `equal` by itself.
     """
     if math.isnan(below):
         return "too few"
@@ -198,16 +203,21 @@ def more_seeds(differences: Array, overlap: float, rope: float, alpha: float, mo
     """How many further seeds would decide a contrast if its mean stayed: None where none of up to `most`
     would.
 
-    `differences (units, seeds)`, whole. The variance of a unit's mean over S seeds is that between units plus
-    that between seeds over S, by the analysis of variance (its method of moments, not below zero); more
-    seeds shrink the second alone. One seed cannot tell them apart: None.
+    `differences (units, seeds)`, NaN where a pair is missing. The variance of a unit's mean over S seeds is
+    that between units plus that between seeds over S, by the analysis of variance (its method of moments, not
+    below zero); more seeds shrink the second alone. One seed cannot tell them apart: None.
     """
-    units, seeds = differences.shape
-    if units < MIN_UNITS or seeds < 2 or not np.isfinite(differences).all():
+    seen = np.isfinite(differences)
+    differences, seen = differences[seen.any(axis=1)], seen[seen.any(axis=1)]
+    each, means = seen.sum(axis=1), unit_means(differences)
+    units, freedom = len(means), int((each - 1).sum())
+    if units < MIN_UNITS or not freedom:
         return None
-    between_seeds = float(np.mean(np.var(differences, axis=1, ddof=1)))
-    between_units = max(0.0, float(np.var(differences.mean(axis=1), ddof=1)) - between_seeds / seeds)
-    mean = float(differences.mean())
+    seeds = int(each.max())
+    residuals = (differences - means[:, None])[seen]
+    between_seeds = float((residuals**2).sum()) / freedom
+    between_units = max(0.0, float(np.var(means, ddof=1)) - between_seeds * float(np.mean(1 / each)))
+    mean = float(means.mean())
     for more in range(1, most - seeds + 1):
         variance = between_units + between_seeds / (seeds + more)
         se = math.sqrt((1 / units + overlap) * variance)
@@ -268,7 +278,7 @@ def interquartile_mean(values: Array) -> float:
     return float(stats.trim_mean(values, 0.25)) if len(values) else math.nan
 
 
-def bootstrap_weights(clusters: int, resamples: int, seed: int) -> NDArray[np.float32]:
+def bootstrap_weights(clusters: int, resamples: int, seed: int | Sequence[int]) -> NDArray[np.float32]:
     """(resamples, clusters): how often each cluster is drawn, as many with replacement as there are."""
     rng = np.random.default_rng(seed)
     draws = rng.integers(clusters, size=(resamples, clusters))

@@ -243,6 +243,39 @@ def test_holm_is_over_the_declared_alone() -> None:
     }
 
 
+def test_failed_cells_make_no_family_smaller() -> None:
+    """Of two planned contrasts one has two units left: the other's p counts twice all the same."""
+    other = study([d / 2 for d in FOLD])
+    other = other[other["variant"] == "geoclip"].assign(variant="latlon", fusion=None)
+    other["key"] = "latlon" + other["key"]
+    other.loc[other["fold"] > 1, "state"] = "failed"
+    frame = inference.contrasts(pd.concat([study(), other], ignore_index=True), ANALYSIS).set_index("arm")
+    assert frame.loc["lat/lon", "verdict"] == "too few"
+    assert math.isnan(frame.loc["lat/lon", "p_adjusted"])
+    assert frame.loc["GeoCLIP · Hadamard", "p_adjusted"] == pytest.approx(
+        2 * frame.loc["GeoCLIP · Hadamard", "p"]
+    )
+    # A checkerboard never has enough, so it takes no place.
+    board = pd.concat([study(), study(FOLD[:2], "checkerboard-16")], ignore_index=True)
+    random = inference.contrasts(board, ANALYSIS).iloc[0]
+    assert (random["split"], random["p_adjusted"]) == ("random", random["p"])
+
+
+def test_a_bias_and_a_gap_have_no_better() -> None:
+    cells = study()
+    cells["test_mbe"] = np.where(cells["variant"] == "none", 1.0, -3.0 + 0.01 * cells["fold"])
+    cells.loc[1, "test_mbe"] = -0.5
+    found = only(inference.contrasts(cells, ANALYSIS, (), "mbe"))
+    assert found["n_better"] == 1, "-3 is no better than 1"
+    assert found["p"] < 0.05
+    six = study(FOLD, "checkerboard-16").assign(folds=5)
+    gap = inference.contrasts(six, ANALYSIS).set_index("part").loc["gap"]
+    assert gap["p"] < 0.05
+    for line in (found, gap):
+        assert line["verdict"] == ""
+        assert line[["rope", "p_better", "p_equal", "p_worse"]].isna().all()
+
+
 def test_wilcoxon_instead() -> None:
     ranks = Analysis(rope=0.0, test="wilcoxon")
     found = only(inference.contrasts(study(), ranks))
@@ -335,6 +368,80 @@ def test_a_cell_without_predictions_leaves_no_bootstrap() -> None:
     assert found.loc["GeoCLIP · Hadamard", "boot_low"] > 0
 
 
+def test_the_bootstrap_of_one_cluster_is_none() -> None:
+    class One(Sums):
+        lat = np.full(10, 30.0)
+
+    error = np.array([1.0, 2.0, 1.0, 3.0, 2.0, 1.0, 4.0, 2.0, 1.0, 2.0])
+    cells = study(FOLD[:2], "checkerboard-16")
+    frame = inference.contrasts(cells, ANALYSIS, sums=One({"none": error, "geoclip": error - 0.5}))
+    frame = frame.set_index("part")
+    assert frame.loc["test", "n_clusters"] == 1
+    assert math.isnan(frame.loc["test", "boot_low"])
+    assert math.isnan(frame.loc["gap", "boot_low"])
+    assert frame.loc["wr", "boot_low"] < frame.loc["wr", "boot_high"], "ten sites"
+
+
+def test_draws_that_miss_a_cell_are_left_out_up_to_half() -> None:
+    """Five folds of two sites each, of ten: a fold is in 89 % of the draws, all five are in 55 % of them."""
+
+    class Apart(Sums):
+        sites = 2
+
+        def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+            site, totals = super().of(key, part) or (np.empty(0), np.empty(0))
+            fold = int(key.split("-")[-2])
+            mine = site // 2 == fold if self.sites == 2 else site == fold
+            return site[mine], totals[mine]
+
+    class Single(Apart):
+        sites = 1
+
+    error = np.arange(1.0, 11.0)
+    of = {"none": error, "geoclip": error - 0.5}
+    assert only(inference.contrasts(study(), ANALYSIS, sums=Apart(of)))["boot_high"] < 0
+    assert math.isnan(only(inference.contrasts(study(), ANALYSIS, sums=Single(of)))["boot_high"])
+
+
+def test_sites_and_blocks_are_drawn_by_themselves() -> None:
+    """Ten blocks of a site each: were the draws the same, test and WR would move alike, and the gap not."""
+
+    class Far(Sums):
+        lat = np.arange(10) * 4.0 + 1
+
+    error = np.array([1.0, 2.0, 1.0, 3.0, 2.0, 1.0, 4.0, 2.0, 1.0, 2.0])
+    means = inference.means(
+        study(FOLD[:2], "checkerboard-16"), ANALYSIS, sums=Far({"none": error, "geoclip": error})
+    ).set_index(["arm", "part"])
+    width = means["boot_high"] - means["boot_low"]
+    assert width["none", "test"] == pytest.approx(width["none", "wr"], rel=0.15)
+    assert width["none", "gap"] > 1.2 * width["none", "test"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_pairs_without_none_are_unfair_by_themselves(given: bool) -> None:
+    cells = study()
+    other = cells[cells["variant"] == "geoclip"].assign(variant="latlon", fusion=None)
+    other["key"] = "latlon-" + other["key"]
+    torch = "torch 2.12 against 2.13"  # both have the same
+    cells["unfair"] = np.where(cells["variant"] == "geoclip", f"threads 2 against 1; {torch}", "")
+    other["unfair"] = f"device cuda against cpu; {torch}"
+    rows = pd.concat([cells, other], ignore_index=True)
+
+    def record(key: str) -> dict[str, Any]:
+        cuda = key.startswith("latlon")
+        own = {"device": "cuda", "threads": 1} if cuda else {"device": "cpu", "threads": 2}
+        return {"cell": {"variant": key}, "versions": {"torch": "2.12"}, "counts": {}, "audit": {}, **own}
+
+    records = {key: record(key) for key in rows["key"]} if given else None
+    turned = claim(claim="turned", better={"variant": "latlon"}, than=claim().better.model_dump())
+    found = inference.claims(rows, ANALYSIS, [claim(than={"variant": "latlon"}), turned], records=records)
+    assert [set(text.split("; ")) for text in found["unfair"]] == [
+        {"in every pair: device cpu against cuda", "in every pair: threads 2 against 1"},
+        {"in every pair: device cuda against cpu", "in every pair: threads 1 against 2"},
+    ]
+
+
 def test_marks_of_unfair_pairs_stay() -> None:
     cells = study()
     cells.loc[cells["variant"] == "geoclip", "unfair"] = "torch 2.12.0 against 2.13.0"
@@ -365,28 +472,35 @@ FOLDS, SEEDS, STUDIES = 5, 4, 200
 LOOKS = (2, 4)
 
 
-def null_study(rng: np.random.Generator) -> pd.DataFrame:
-    """Three arms that differ in columns of pure noise alone, by ridge regression in 5-fold cross-validation.
+def null_rmse(rng: np.random.Generator, n: int, columns: int, folds: int, seeds: int) -> np.ndarray:
+    """(3 arms, folds, seeds): arms that differ in columns of pure noise alone, by ridge regression.
 
-    So that the folds' trainings share samples and an arm's seeds share its test sets, as in a real study; a
-    seed is a bootstrap of the training samples.
+    The folds' trainings share samples and an arm's seeds share its test sets, as in a real study; a seed is a
+    bootstrap of the training samples. With a third as many columns as samples, what an arm learns of its
+    noise hangs on them, so that its folds err together: over 600 studies of 60 samples, 20 columns and five
+    folds the differences of two folds are correlated by 0.17; the corrected test takes them for 1/5. With few
+    columns they are not correlated at all, and any test that averages the seeds would do.
     """
-    n, shared = 120, 3
-    x, noise = rng.normal(size=(n, shared)), rng.normal(size=(3, n, 6))
-    y = x @ rng.normal(size=shared) + rng.normal(size=n)
-    part = np.array_split(rng.permutation(n), FOLDS)
-    cells = []
-    for a, arm in enumerate((NONE, GEOCLIP, ("latlon", None))):
-        columns = np.concatenate([x, noise[a]], axis=1)
-        for fold, test in enumerate(part):
-            train = np.setdiff1d(np.arange(n), test)
-            for seed in range(SEEDS):
-                drawn = rng.choice(train, len(train))
-                gram = columns[drawn].T @ columns[drawn] + np.eye(columns.shape[1])
-                weights = np.linalg.solve(gram, columns[drawn].T @ y[drawn])
-                rmse = float(np.sqrt(np.mean((columns[test] @ weights - y[test]) ** 2)))
-                cells.append(row(arm, "random", fold, seed, test_rmse=rmse))
-    return pd.DataFrame(cells)
+    x, noise = rng.normal(size=(n, 3)), rng.normal(size=(3, n, columns))
+    y = x @ rng.normal(size=3) + rng.normal(size=n)
+    rmse = np.empty((3, folds, seeds))
+    part = np.array_split(rng.permutation(n), folds)
+    for arm, (fold, test), seed in itertools.product(range(3), enumerate(part), range(seeds)):
+        inputs = np.concatenate([x, noise[arm]], axis=1)
+        drawn = rng.choice(np.setdiff1d(np.arange(n), test), n - len(test))
+        gram = inputs[drawn].T @ inputs[drawn] + np.eye(inputs.shape[1])
+        weights = np.linalg.solve(gram, inputs[drawn].T @ y[drawn])
+        rmse[arm, fold, seed] = np.sqrt(np.mean((inputs[test] @ weights - y[test]) ** 2))
+    return rmse
+
+
+def null_study(rng: np.random.Generator) -> pd.DataFrame:
+    rmse = null_rmse(rng, 60, 20, FOLDS, SEEDS)
+    arms = (NONE, GEOCLIP, ("latlon", None))
+    return pd.DataFrame(
+        row(arms[a], "random", fold, seed, test_rmse=rmse[a, fold, seed])
+        for a, fold, seed in np.ndindex(rmse.shape)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -395,10 +509,18 @@ def null_studies() -> list[pd.DataFrame]:
     return [null_study(rng) for _ in range(STUDIES)]
 
 
-def naive(cells: pd.DataFrame) -> bool:
-    """What a table without all this would say: a t-test over folds x seeds, uncorrected."""
-    values = cells.pivot_table(index=["fold", "seed"], columns="variant", values="test_rmse")
-    return any(stats.ttest_rel(values[arm], values["none"]).pvalue <= 0.05 for arm in ("geoclip", "latlon"))
+def differences(cells: pd.DataFrame, variant: str) -> np.ndarray:
+    """(folds, seeds): the variant minus 'none'."""
+    place = ["variant", "fold", "seed"]
+    rmse = cells.set_index(place)["test_rmse"]
+    return (rmse[variant] - rmse["none"]).to_numpy().reshape(FOLDS, -1)
+
+
+def uncorrected(cells: pd.DataFrame, *, folds_alone: bool) -> bool:
+    """What Student's t-test says after Holm: over folds x seeds, or over folds of averaged seeds."""
+    both = [differences(cells, variant) for variant in ("geoclip", "latlon")]
+    values = [d.mean(axis=1) if folds_alone else d.ravel() for d in both]
+    return bool((statistics.holm([stats.ttest_1samp(v, 0).pvalue for v in values]) <= 0.05).any())
 
 
 MOST = int(stats.binom.ppf(0.999, STUDIES, 0.05))
@@ -418,33 +540,52 @@ def test_false_positives_stay_within_the_level(null_studies: list[pd.DataFrame])
         supported += bool(outcome.isin(["supported"]).any())
     assert max(significant, verdicts, supported) <= MOST
     assert significant == verdicts, "without a region of equivalence they are one test"
-    assert sum(map(naive, null_studies)) > 2 * MOST, "the naive test fails this"
+    assert sum(uncorrected(cells, folds_alone=True) for cells in null_studies) > MOST, "overlap matters"
+    assert sum(uncorrected(cells, folds_alone=False) for cells in null_studies) > 2 * MOST, "and seeds more"
 
 
 def test_false_positives_of_adaptive_seeds(null_studies: list[pd.DataFrame]) -> None:
-    """Seeds are added as long as a contrast is undecided, so each is looked at twice."""
+    """Seeds are added where `statistics.stopped` does not stop a contrast, so each is looked at twice."""
     analysis = Analysis(rope=0.0)
     stopped_early = wrong = 0
     for cells in null_studies:
-        first = cells[cells["seed"] < LOOKS[0]].reset_index(drop=True)
-        early = inference.contrasts(first, analysis, looks=LOOKS)
-        undecided = early.loc[early["verdict"] == "undecided", "arm"]
-        stopped_early += len(undecided) < len(early)
-        labels = {"lat/lon": "latlon", "GeoCLIP · Hadamard": "geoclip"}
-        more = {"none", *(labels[arm] for arm in undecided)} if len(undecided) else set()
-        kept = (cells["seed"] < LOOKS[0]) | cells["variant"].isin(more)
+        first = cells[cells["seed"] < LOOKS[0]]
+        more = {
+            variant
+            for variant in ("geoclip", "latlon")
+            if not statistics.stopped(differences(first, variant), 0.25, 0.0, analysis.alpha, len(LOOKS), 2)
+        }
+        kept = (cells["seed"] < LOOKS[0]) | cells["variant"].isin(more | {"none"} if more else more)
         frame = inference.contrasts(cells[kept].reset_index(drop=True), analysis, looks=LOOKS)
+        by_variant = frame["arm"].map({"lat/lon": "latlon", "GeoCLIP · Hadamard": "geoclip"})
+        early = ~by_variant.isin(more)
+        assert (frame.loc[early, "verdict"] != "undecided").all(), "what stopped is decided at the end"
+        assert (frame["n_seeds"] == np.where(early, *LOOKS)).all()
+        stopped_early += bool(early.any())
         wrong += bool(frame["verdict"].isin(["better", "worse"]).any())
     assert wrong <= MOST
     assert stopped_early <= MOST
 
 
+def test_signed_ranks_take_folds_for_independent() -> None:
+    """Wilcoxon's test has no correction for overlap: of folds that err together it finds too much."""
+    rng = np.random.default_rng(20251125)
+    ranks = corrected = 0
+    for _ in range(STUDIES):
+        rmse = null_rmse(rng, 100, 40, folds=8, seeds=3)
+        units = (rmse[1:] - rmse[0]).mean(axis=2)
+        ranks += bool((statistics.holm([statistics.wilcoxon(u) for u in units]) <= 0.05).any())
+        by_t = [statistics.corrected_t(u, 1 / 7).p for u in units]
+        corrected += bool((statistics.holm(by_t) <= 0.05).any())
+    assert ranks > MOST >= corrected
+
+
 def test_a_true_difference_is_found(null_studies: list[pd.DataFrame]) -> None:
-    """The same studies, in which one arm is better by some three standard deviations."""
+    """The same studies, in which one arm is better by 1, some five standard deviations."""
     found = 0
     for cells in null_studies[:50]:
         cells = cells.copy()
-        cells.loc[cells["variant"] == "geoclip", "test_rmse"] -= 0.35
+        cells.loc[cells["variant"] == "geoclip", "test_rmse"] -= 1.0
         frame = inference.contrasts(cells, Analysis()).set_index("arm")
         found += frame.loc["GeoCLIP · Hadamard", "verdict"] == "better"
     assert found > 40

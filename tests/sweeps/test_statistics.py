@@ -1,5 +1,6 @@
 """Each statistic against a number that was worked out by hand, or by another program."""
 
+import itertools
 import math
 
 import baycomp
@@ -62,6 +63,18 @@ def test_wilcoxon_by_hand_and_by_scipy() -> None:
     assert not statistics.wilcoxon_reaches(5, 0.05)
 
 
+@settings(deadline=None, max_examples=20)  # scipy takes 0.1 s where there are ties
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=7))
+def test_wilcoxon_with_ties_and_zeros_is_over_all_patterns_of_signs(values: list[int]) -> None:
+    sample = np.array(values, float)
+    ranks = np.where(sample == 0, 0, stats.rankdata(np.abs(sample)))
+    patterns = np.array(list(itertools.product([0, 1], repeat=len(ranks)))) @ ranks
+    less, greater = (patterns <= ranks[sample > 0].sum()).mean(), (patterns >= ranks[sample > 0].sum()).mean()
+    assert statistics.wilcoxon(sample) == pytest.approx(min(1, 2 * less, 2 * greater))
+    if sample.any():
+        assert statistics.wilcoxon(sample, "less") == pytest.approx(less)
+
+
 def test_walsh_interval_of_six() -> None:
     """Of 2^6 = 64 sign patterns one has a rank sum of 0, two at most 1, three at most 2, five at most 3.
 
@@ -117,6 +130,26 @@ def test_verdicts(mean: float, rope: float, smaller: bool, verdict: str) -> None
     assert statistics.decided(*found, 0.05, smaller_is_better=smaller) == verdict
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(-9, 9).map(lambda x: round(x, 3)), min_size=3, max_size=9).map(np.array),
+    st.floats(0, 0.5),
+    st.floats(0, 9),
+    st.sampled_from([0.01, 0.05, 0.2]),
+)
+def test_a_verdict_is_where_the_interval_lies(
+    values: np.ndarray, overlap: float, rope: float, alpha: float
+) -> None:
+    """better and worse by the interval of level 1 - alpha, equal by that of 1 - 2 alpha."""
+    test = statistics.corrected_t(values, overlap)
+    (low, high), (inner_low, inner_high) = (statistics.interval(test, 1 - k * alpha) for k in (1, 2))
+    if min(abs(high + rope), abs(low - rope), abs(inner_low + rope), abs(inner_high - rope)) < 1e-9:
+        return  # on the edge
+    equal = -rope < inner_low and inner_high < rope
+    expected = "better" if high < -rope else "worse" if low > rope else "equal" if equal else "undecided"
+    assert statistics.decided(*statistics.shifted(values, overlap, rope), alpha) == expected
+
+
 def test_a_difference_without_doubt_may_be_too_small_to_matter() -> None:
     spread = 0.001 * np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
     assert statistics.corrected_t(-0.05 + spread, 0.25).p < 1e-5
@@ -157,6 +190,42 @@ def test_more_seeds_by_hand() -> None:
     assert statistics.more_seeds(differences[:, :1], overlap, 0.1, 0.05) is None, "one seed cannot tell"
     units = -1.0 + np.array([3.0, -3.0, 1.0, -1.0])[:, None] + 0.01 * signs
     assert statistics.more_seeds(units, overlap, 0.1, 0.05) is None, "the folds differ, not the seeds"
+
+
+def test_more_seeds_of_pairs_that_are_missing() -> None:
+    """Where there are two seeds they are 1 from their mean of 2: 6 over 3 freedoms; all folds are alike."""
+    nan = math.nan
+    differences = np.array([[1.0, 3.0], [1.0, 3.0], [2.0, nan], [nan, nan], [1.0, 3.0]])
+    se = [math.sqrt((1 / 4 + 1 / 4) * 2 / seeds) for seeds in range(3, 100)]
+    expected = next(more for more, s in enumerate(se, 1) if 2 - stats.t.ppf(0.975, 3) * s >= 0.5)
+    assert statistics.more_seeds(differences, 1 / 4, 0.5, 0.05) == expected
+    assert statistics.more_seeds(differences[2:], 1 / 4, 0.5, 0.05) is None, "two folds"
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6))
+def test_as_many_more_seeds_as_said_decide_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    differences = 1 + rng.normal(0, 0.3, (5, 1)) + rng.normal(0, 1, (5, 3))
+    within = float(np.var(differences, axis=1, ddof=1).mean())
+    between = max(0.0, float(np.var(differences.mean(axis=1), ddof=1)) - within / 3)
+
+    def decides(seeds: int) -> bool:
+        se = math.sqrt((1 / 5 + 1 / 4) * (between + within / seeds))
+        test = statistics.TTest(float(differences.mean()), se, 4, math.nan)
+        (low, high), (inner_low, inner_high) = (statistics.interval(test, level) for level in (0.95, 0.9))
+        return high < -0.2 or low > 0.2 or (inner_low > -0.2 and inner_high < 0.2)
+
+    enough = [seeds - 3 for seeds in range(4, 101) if decides(seeds)]
+    assert statistics.more_seeds(differences, 1 / 4, 0.2, 0.05) == (enough[0] if enough else None)
+
+
+def test_paired_intervals_of_two_arms_are_that_of_their_difference() -> None:
+    """Each is as wide as it over the square root of 2 (Morey 2008)."""
+    values = np.random.default_rng(0).normal(size=(2, 6))
+    low, high = statistics.interval(statistics.corrected_t(values[0] - values[1], 0.2), 0.9)
+    found = statistics.paired_intervals(values, 0.2, 0.9)
+    assert found[:, 1] - found[:, 0] == pytest.approx(np.full(2, (high - low) / math.sqrt(2)))
 
 
 def test_paired_intervals_leave_out_what_units_share() -> None:
