@@ -27,7 +27,8 @@ class Analysis(Settings):
     rope: NonNegativeFloat = 0.01
     """Practically equal is what differs by less: a share of the other arm's RMSE or MAE; R2 as it is."""
     test: Literal["corrected_t", "wilcoxon"] = "corrected_t"
-    """The t-test with the variance of overlapping training sets (Nadeau and Bengio 2003), or signed ranks."""
+    """The t-test with the variance of overlapping training sets (Nadeau and Bengio 2003), or signed ranks,
+    which take folds for independent and so find too much where they are not (`statistics.wilcoxon`)."""
     bootstrap: PositiveInt = 1000
     """Resamples of sites, or out of region of blocks."""
     block_degrees: PositiveFloat = 4.0
