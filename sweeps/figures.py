@@ -803,7 +803,7 @@ def tail(predicted: Predicted, split: str, part: str = "test", arms: Sequence[st
         right = canvas.add_subplot(grid[:, 1])
         values = [frame[name] for frame in shown.values() for name in ("observed", "predicted")]
         ends = np.concatenate([np.array([0.0, EXCEEDANCE_UGM3 * 1.2]), *values])
-        low, high = min(0.0, float(ends.min())), float(ends.max()) * 1.1
+        low, high = float(ends.min()) - 0.5, float(ends.max()) * 1.1
         ax.plot([low, high], [low, high], color=_INK, lw=0.8)
         for line in (ax.axhline, ax.axvline, below.axvline):
             line(EXCEEDANCE_UGM3, color=_ORANGE, lw=0.6, ls=":")

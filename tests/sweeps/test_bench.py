@@ -60,6 +60,7 @@ def test_the_engine_is_measured_beside_plain_ray_tune(
     assert (tmp_path / "cells.parquet").exists()
 
 
+@pytest.mark.slow
 def test_the_report_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = bench_report.Size(100, 50, 60, 2048)
     monkeypatch.setattr(bench_report, "SITES", 60)
