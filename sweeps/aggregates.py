@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from sweeps import tables
+from sweeps import inference, tables
+from sweeps.claims import Analysis, Claim
 
 Aggregates = dict[tuple[str, str | None], dict[str, float]]
 """By arm (its label) and split; None is the arm's search."""
@@ -47,29 +48,15 @@ def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
     return found
 
 
-def of_rows(rows: pd.DataFrame) -> Aggregates:
-    """Of the rows of a study (`results.rows`)."""
-    return aggregates(*_compared(rows))
-
-
-def _compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Means and contrasts of `tables.comparison`, which has neither intervals nor tests."""
-    means, contrasts = [], []
-    for metric in ("rmse", "r2", "mae"):
-        for line in tables.comparison(rows, metric).to_dict("records"):
-            parts = {"test": ("", line["regime"])}
-            if line["regime"] == tables.OOR:
-                parts |= {"wr": ("wr_", tables.WR), "gap": ("gap_", "gap")}
-            for part, (prefix, regime) in parts.items():
-                place = {name: line[name] for name in ("arm", "split")} | {"part": part, "metric": metric}
-                counts = {"n": line[f"{prefix}n"]} | {name: line[name] for name in ("n_expected", "n_failed")}
-                nothing = dict.fromkeys(("low", "high", "p", "p_adjusted"), math.nan)
-                means.append({**place, **counts, **nothing, "regime": regime, "mean": line[f"{prefix}mean"]})
-                if part != "gap" and line["arm"] != tables.BASELINE:
-                    none = {"other": tables.BASELINE, "fold": pd.NA, "diff": line[f"{prefix}diff_mean"]}
-                    contrasts.append({**place, **nothing, **none})
-    columns = ["arm", "other", "split", "part", "metric", "fold", "diff", "low", "high", "p", "p_adjusted"]
-    return pd.DataFrame(means), pd.DataFrame(contrasts, columns=columns)
+def of_rows(
+    rows: pd.DataFrame, analysis: Analysis, claims: Sequence[Claim] = (), looks: Sequence[int] = ()
+) -> Aggregates:
+    """Of the rows of a study (`results.rows`), judged as it declares."""
+    metrics = ("rmse", "r2", "mae")
+    return aggregates(
+        pd.concat([inference.means(rows, analysis, metric) for metric in metrics]),
+        pd.concat([inference.contrasts(rows, analysis, claims, metric, looks=looks) for metric in metrics]),
+    )
 
 
 def _interval(name: str, line: Mapping[Any, Any]) -> dict[str, Any]:

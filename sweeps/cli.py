@@ -534,7 +534,9 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
         records, rows = state.records(), state.rows()
         written = tracker.sync([*records.values(), *state.trials()])
         searched = {(arm, None): counts for arm, counts in state.searched()}
-        tracker.answer(aggregates.of_rows(rows) | searched)
+        declared = state.study
+        found = aggregates.of_rows(rows, declared.analysis, declared.claims, declared.design.looks)
+        tracker.answer(found | searched)
         tracker.describe(report.brief(rows, state.facts(records)))
         journal = View(state.store)
         journal.write(state.searches.values())

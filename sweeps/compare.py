@@ -158,9 +158,9 @@ def inferred(study: Study, rows: pd.DataFrame) -> Inferred:
     """What a study's own analysis concludes from its rows."""
     from sweeps import inference
 
-    analysis, declared = study.analysis, study.claims
-    contrasts = inference.contrasts(rows, analysis, declared, analysis.metric)
-    return Inferred(analysis.metric, contrasts, inference.claims(rows, analysis, declared))
+    analysis, declared, looks = study.analysis, study.claims, study.design.looks
+    contrasts = inference.contrasts(rows, analysis, declared, analysis.metric, looks=looks)
+    return Inferred(analysis.metric, contrasts, inference.claims(rows, analysis, declared, looks=looks))
 
 
 def compare(a: Side, b: Side, tolerance: float = 0.0) -> Comparison:

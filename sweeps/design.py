@@ -117,6 +117,11 @@ class Design(Settings):
         return tuple(range(self.seed.max)) if isinstance(self.seed, AdaptiveSeeds) else self.seed
 
     @property
+    def looks(self) -> tuple[int, ...]:
+        """How many seeds each look at adaptive seeds has; none where the seeds are listed."""
+        return self.seed.looks if isinstance(self.seed, AdaptiveSeeds) else ()
+
+    @property
     def first_seeds(self) -> tuple[int, ...]:
         """Those of every arm on every split."""
         return tuple(range(self.seed.start)) if isinstance(self.seed, AdaptiveSeeds) else self.seed

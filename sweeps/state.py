@@ -156,11 +156,13 @@ class State:
     def data(self) -> dict[str, Any]:
         """What MLflow shows of the data set, beside its fingerprint."""
         declared, panel = self.study.data, self.panel
-        made = declared.synthetic and {"synthetic": declared.synthetic.model_dump(mode="json")}
+        made: dict[str, Any] = {"uri": str(declared.table)}
+        if declared.synthetic is not None:
+            made = {"synthetic": declared.synthetic.model_dump(mode="json")}
         columns = [{"name": channel, "type": "float"} for channel in panel.channels]
         return {
             "name": panel.name,
-            "source": made or {"uri": str(declared.table)},
+            "source": made,
             "schema": {"mlflow_colspec": [*columns, {"name": "pm25", "type": "float"}]},
             "profile": {
                 "num_rows": panel.observed,

@@ -91,7 +91,9 @@ class Writer:
         """What the study holds by now: the arms are compared over its cells, recorded or not."""
         cells = {key: cell.resolved() for key, cell in state.cells.items()}
         waiting = [cell.resolved() for cell in state.waiting]
-        self._send("plan", [cells, waiting, state.searched()])
+        study = state.study
+        judged = [study.analysis.model_dump(mode="json"), [c.model_dump(mode="json") for c in study.claims]]
+        self._send("plan", [cells, waiting, state.searched(), *judged, study.design.looks])
 
     def describe(self, markdown: str) -> None:
         """As Tracker.describe."""
@@ -226,13 +228,16 @@ class _View:
     def _answer(self, tracker: "Tracker") -> None:
         """From the store, so that no record is kept here; it takes a twentieth of the time at most."""
         from sweeps import aggregates, results
+        from sweeps.claims import Analysis, Claim
 
         begin = time.monotonic()
-        planned, waiting, searched = self.plan or ({}, [], [])
+        planned, waiting, searched, analysis, claims, looks = self.plan or ({}, [], [], {}, [], [])
         cells = {key: Cell.model_validate(cell) for key, cell in planned.items()}
         records = self._store.records(cells)
         rows = results.rows(cells, records, [Cell.model_validate(cell) for cell in waiting])
-        tracker.answer(aggregates.of_rows(rows) | {(arm, None): counts for arm, counts in searched})
+        declared = [Claim.model_validate(claim) for claim in claims]
+        found = aggregates.of_rows(rows, Analysis.model_validate(analysis), declared, looks)
+        tracker.answer(found | {(arm, None): counts for arm, counts in searched})
         end = time.monotonic()
         self._answers_at = end + max(ANSWERS_S, 20 * (end - begin))
 

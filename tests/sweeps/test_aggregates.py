@@ -5,6 +5,7 @@ import math
 import pandas as pd
 
 from sweeps.aggregates import aggregates, of_rows
+from sweeps.claims import Analysis
 
 NAN = math.nan
 
@@ -66,12 +67,14 @@ def test_only_differences_to_none_over_all_folds_are_told() -> None:
 
 def test_rows_become_means_and_paired_differences() -> None:
     place = {"variant": "none", "fusion": None, "split": "checkerboard-16", "regime": "OoR", "state": "done"}
+    place |= {"folds": 2, "seed": 0, "marked": "", "unfair": "", "tuned": ""}
     rows = [
-        {**place, "fold": fold, "seed": 0, "test_rmse": 8.0 + fold, "wr_rmse": 7.0 + fold} for fold in (0, 1)
+        {**place, "key": f"k{fold}", "fold": fold, "test_rmse": 8.0 + fold, "wr_rmse": 7.0 + fold}
+        for fold in (0, 1)
     ]
     rows += [{**row, "variant": "latlon", "test_rmse": row["test_rmse"] - 0.5} for row in rows]
     rows[-1]["state"] = "failed"
-    found = of_rows(pd.DataFrame(rows))
+    found = of_rows(pd.DataFrame(rows), Analysis())
     assert found["none", "checkerboard-16"] == {
         **{"oor_rmse_mean": 8.5, "wr_rmse_mean": 7.5, "gap_rmse": 1.0},
         **{"n": 2, "n_expected": 2, "n_failed": 0},
