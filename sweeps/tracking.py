@@ -29,7 +29,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from requests import RequestException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -96,7 +95,7 @@ def _told_in_one_line(uri: str) -> Iterator[None]:
     """Raises InputError for what MLflow, its database or its server raises."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, RequestException) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors are of the last kind
         raise _refusal(uri, error) from error
 
 

@@ -80,7 +80,9 @@ class Writer:
         """Wait until it is known, but not long; raises InputError for a store that no waiting will open."""
         with contextlib.suppress(queue.Empty):
             answer = self._answered.get(timeout=OPENS_S)
-            if answer is not None and answer[0] == "refused":
+            if answer is None:
+                self._answered.put(None)  # it has died, as `close` will say
+            elif answer[0] == "refused":
                 raise InputError(answer[1])
 
     def add(self, record: Record) -> None:
