@@ -427,17 +427,31 @@ def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder."
 )
-def report(study: str, overrides: tuple[str, ...], out: Path) -> None:
-    """Write the report: tables (Markdown, CSV) and one self-contained HTML page."""
+@click.option(
+    "--outlines",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A GeoJSON file of state outlines for the maps; those of bokeh-sampledata, if installed, without.",
+)
+def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | None) -> None:
+    """Write the report: tables (Markdown, CSV), figures, and one self-contained HTML page."""
+    from sweeps import figures, predicted, results, stored
+    from sweeps import outlines as borders
     from sweeps import report as writer
-    from sweeps import results
 
     state = _state(study, overrides)
     records = state.records()
     frame = state.rows()
-    maps = results.maps(state.store, frame)
+    pictures = figures.draw(
+        frame,
+        predicted=predicted.read(state.store, frame),
+        curves=stored.curves(state.store, frame),
+        importance=stored.importance(state.store, frame),
+        trials=results.search_trials(state.searches),
+        cuts=results.cuts(state.study, state.panel),
+        outlines=borders.read(outlines),
+    )
     try:
-        files = writer.write(frame, state.facts(records), out, maps)
+        files = writer.write(frame, state.facts(records), out, pictures)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror}); give another folder with -o"

@@ -8,13 +8,16 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from sweeps import fairness, tables
+
+if TYPE_CHECKING:
+    from sweeps.figures import Figure as Picture
 
 PAPER = "published protocol, leaks included"
 _PROVENANCE = (
@@ -46,6 +49,7 @@ class Figure(NamedTuple):
 
     uri: str
     alt: str
+    caption: str
 
 
 class Section(NamedTuple):
@@ -62,11 +66,11 @@ def write(
     rows: pd.DataFrame,
     facts: Mapping[str, Any],
     out: Path,
-    maps: Mapping[str, pd.DataFrame] | None = None,
+    pictures: Sequence[Picture] = (),
 ) -> list[Path]:
     """Writes report.md, cells.csv, comparison.csv and index.html to ``out``, each whole or not at all.
 
-    ``maps``: label -> frame of sites (site_id, lat, lon, n, bias, rmse in ug/m3), on one colour scale.
+    The ``pictures`` stand in the page, and beside it in the folder ``figures`` as SVG and PNG.
     """
     compared = {metric: tables.comparison(rows, metric) for metric in tables.METRICS}
     sections, sentences = _sections(rows, facts, compared), answer(rows)
@@ -74,13 +78,18 @@ def write(
         "report.md": _markdown(facts, sentences, sections),
         "cells.csv": tables.csv(tables.measured(rows)[list(rows.columns)]),
         "comparison.csv": tables.csv(pd.concat(compared.values(), ignore_index=True)),
-        "index.html": _html(facts, sentences, _with_figures(sections, rows, maps or {})),
+        "index.html": _html(facts, sentences, _with_figures(sections, pictures)),
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        unfinished = out / f".{name}.{os.getpid()}"
+    if pictures:
+        (out / "figures").mkdir(exist_ok=True)
+    drawn = {
+        f"figures/{p.name}.{suffix}": b for p in pictures for suffix, b in (("svg", p.svg), ("png", p.png))
+    }
+    for name, content in {**drawn, **{name: text.encode() for name, text in files.items()}}.items():
+        unfinished = (out / name).with_name(f".{Path(name).name}.{os.getpid()}")
         try:
-            unfinished.write_text(text, encoding="utf-8", newline="\n")
+            unfinished.write_bytes(content)
             unfinished.replace(out / name)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -359,33 +368,15 @@ def _failures(rows: pd.DataFrame) -> Iterator[Section]:
     )
 
 
-def _with_figures(
-    sections: list[Section], rows: pd.DataFrame, maps: Mapping[str, pd.DataFrame]
-) -> list[Section]:
-    """The sections with their pictures: cells and gaps before the directions, the maps after them."""
-    from sweeps import figures
-
-    drawn = []
-    for metric in ("rmse", "r2"):
-        name = tables.NAMES[metric]
-        for svg, alt in (
-            (figures.points(rows, metric), f"{name} of every cell by arm and split, with its mean"),
-            (figures.gap(rows, metric), f"{name} of every out-of-region cell within and out of region"),
-        ):
-            if svg is not None:
-                drawn.append(Figure(_uri("image/svg+xml", svg.encode()), alt))
-    text = "Every cell is one dot, or one line from WR to OoR; a bar is the mean of its row."
-    found = [Section("cells", "Every cell", text, figures=tuple(drawn))] if drawn else []
-    if maps:
-        limits = figures.map_limits(maps.values())
-        pictures = tuple(
-            Figure(_uri("image/png", figures.error_map(frame, label, limits)), f"Map of site errors: {label}")
-            for label, frame in maps.items()
-        )
-        text = "One dot per site, larger where more days were scored. All maps share their colour scales."
-        found.append(Section("maps", "Where the errors are", text, figures=pictures))
+def _with_figures(sections: list[Section], pictures: Sequence[Picture]) -> list[Section]:
+    """The sections with the pictures before the directions."""
+    kinds = {"svg": "image/svg+xml", "png": "image/png"}
+    found = tuple(Figure(_uri(kinds[p.embed], getattr(p, p.embed)), p.alt, p.caption) for p in pictures)
+    if not found:
+        return sections
     at = next(i for i, section in enumerate(sections) if section.anchor in ("directions", "errors"))
-    return [*sections[:at], *found, *sections[at:]]
+    text = "As SVG and PNG in the folder figures beside this page."
+    return [*sections[:at], Section("figures", "Figures", text, figures=found), *sections[at:]]
 
 
 def _uri(kind: str, content: bytes) -> str:

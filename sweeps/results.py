@@ -1,17 +1,22 @@
 """The study's results as one table: a row per grid cell, done or not."""
 
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 import pm25
+from pm25 import protocol, splits
 from pm25.cell import Cell
 from pm25.panel import Panel
+from pm25.splits import AnySplit
 from sweeps import fairness, tables
-from sweeps.design import Search
-from sweeps.store import Record, Store
+from sweeps.design import Arm, Search
+from sweeps.search import ArmTrials
+from sweeps.store import Record
 from sweeps.study import Study
 
 METRICS = [f"{part}_{name}" for part in ("test", "wr", "val") for name in ("rmse", "r2", "mae", "mbe")]
@@ -140,29 +145,61 @@ def _search(search: Search, known: Mapping[tuple[str, int], float]) -> dict[str,
     return {**declared, "test samples on a trial's training side": shares}
 
 
-def maps(store: Store, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Site errors of every arm on the first out-of-region split (or the first split), by label."""
-    out_of_region = frame.loc[frame["regime"] == "OoR", "split"]
-    split = (out_of_region if len(out_of_region) else frame["split"]).iloc[0]
-    done = tables.with_arm(frame[(frame["split"] == split) & (frame["state"] == "done")])
-    by_arm = done.groupby("arm", sort=False)["key"]
-    return {f"{arm}, {split}": site_errors(store, keys.tolist()) for arm, keys in by_arm}
+class Cut(NamedTuple):
+    """A split of regions on the panel's sites: by fold a frame site_id, lat, lon, role.
+
+    A role is 'train', 'validation', 'within' (held out inside the training region) or 'test'.
+    """
+
+    split: AnySplit
+    roles: dict[int, pd.DataFrame]
 
 
-def site_errors(store: Store, keys: list[str], part: str = "test") -> pd.DataFrame:
-    """Per site over the predictions of `keys`: site_id, lat, lon, n, bias and rmse (ug/m3)."""
-    columns = ["part", "site_id", "lat", "lon", "truth", "prediction"]
-    tables = [store.read_table(key, "predictions", columns).to_pandas() for key in keys]
-    frame = pd.concat([table[table["part"] == part] for table in tables])
-    frame["error"] = frame["prediction"].astype("float64") - frame["truth"]
-    frame["squared"] = frame["error"] ** 2
-    by_site = frame.groupby(frame["site_id"].astype("str"), sort=True)
+def cuts(study: Study, panel: Panel) -> list[Cut]:
+    """The out-of-region splits that the study crosses, the first two folds of each."""
+    found = []
+    for factor in study.design.split:
+        if factor.split.regime != "OoR":
+            continue
+        roles = {}
+        for fold in factor.folds[:2]:
+            parts = splits.cut(factor.split, fold, panel, study.window)
+            if study.protocol == "paper":
+                parts = protocol.paper_parts(parts, panel)
+            roles[fold] = _roles(panel, parts)
+        found.append(Cut(factor.split, roles))
+    return found
+
+
+def _roles(panel: Panel, parts: splits.Parts) -> pd.DataFrame:
+    """Sites with samples; of two parts that one lies in, the later of train, validation, within, test."""
+    role = np.full(len(panel.site_id), "", "U10")
+    for name in ("train", "validation", "within", "test"):
+        part = getattr(parts, name)
+        if part is not None:
+            role[np.unique(part // len(panel.dates))] = name
+    seen = role != ""
     return pd.DataFrame(
-        {
-            "lat": by_site["lat"].first(),
-            "lon": by_site["lon"].first(),
-            "n": by_site.size(),
-            "bias": by_site["error"].mean(),
-            "rmse": by_site["squared"].mean() ** 0.5,
-        }
-    ).reset_index()
+        {"site_id": panel.site_id[seen], "lat": panel.lat[seen], "lon": panel.lon[seen], "role": role[seen]}
+    )
+
+
+def search_trials(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
+    """A line per ended trial and objective: arm, number, state, objective, value, smaller_is_better.
+
+    The value is a validation score in the metric's unit, NaN where the trial has none.
+    """
+    columns = ["arm", "number", "state", "objective", "value", "smaller_is_better"]
+    lines = []
+    for trials in searches.values():
+        search, label = trials.search, tables.arm(trials.arm.variant, trials.arm.fusion)
+        for record in trials.ended:
+            values = (
+                trials.values(record) if record["state"] == "done" else [math.nan] * len(search.objective)
+            )
+            for regime, value in zip(search.objective, values, strict=True):
+                name = f"{tables.OOR if regime == 'oor' else tables.WR} {tables.title(search.metric)}"
+                lines.append(
+                    (label, record["number"], record["state"], name, value, search.smaller_is_better)
+                )
+    return pd.DataFrame(lines, columns=columns)

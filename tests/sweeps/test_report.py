@@ -1,5 +1,6 @@
 """The four files of a report: same input, same bytes; self-contained, and honest about what is absent."""
 
+import base64
 import hashlib
 import math
 import os
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from sweeps import report, tables
+from sweeps.figures import Figure
 
 HOSTILE = "ValueError: <script>alert('x')</script> | *bold*"
 NAMES = ["report.md", "cells.csv", "comparison.csv", "index.html"]
@@ -74,24 +76,19 @@ FACTS = {
     "settings": {"train": {"epochs": 5, "batch": 256}, "model": {"width": 32}},
     "versions": {"torch": "2.13.0", "numpy": "2.4.6"},
 }
-MAP = pd.DataFrame(
-    {
-        "site_id": ["a", "b", "c"],
-        "lat": [35.0, 40.0, 45.0],
-        "lon": [-120.0, -100.0, -80.0],
-        "n": [10, 20, 30],
-        "bias": [-1.0, 0.5, 2.0],
-        "rmse": [3.0, 4.0, 5.0],
-    }
-)
+PICTURES = [
+    Figure("cells-rmse", b"<svg>1</svg>", b"\x89PNG 1", "svg", "Every <cell>", "One dot & one cell."),
+    Figure("map", b"<svg>2</svg>", b"\x89PNG 2", "png", "A map", "Albers."),
+]
 
 
 def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def written(tmp_path, rows, facts=FACTS, maps=None):
-    report.write(rows, facts, tmp_path, maps)
+def written(tmp_path, rows, facts=FACTS, pictures=()):
+    report.write(rows, facts, tmp_path, pictures)
     return (tmp_path / "index.html").read_text(), (tmp_path / "report.md").read_text()
 
 
@@ -108,8 +105,8 @@ def backwards(facts):
 
 def test_same_bytes_in_one_process(tmp_path):
     rows = lose(grid(), 3, "failed", HOSTILE)
-    report.write(rows, FACTS, tmp_path / "a", {"m": MAP})
-    report.write(rows.copy(), backwards(FACTS), tmp_path / "b", {"m": MAP})
+    report.write(rows, FACTS, tmp_path / "a", PICTURES)
+    report.write(rows.copy(), backwards(FACTS), tmp_path / "b", PICTURES)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
@@ -119,7 +116,7 @@ spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
 toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
 rows = toy.lose(toy.grid(), 3, "failed", toy.HOSTILE)
-toy.report.write(rows, toy.FACTS, pathlib.Path(sys.argv[2]), {"m": toy.MAP})
+toy.report.write(rows, toy.FACTS, pathlib.Path(sys.argv[2]), toy.PICTURES)
 print(*sorted(name for name in ("ray", "mlflow", "torch", "matplotlib.pyplot") if name in sys.modules))
 """
 
@@ -155,11 +152,11 @@ class _Loads(HTMLParser):
 
 
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
-    page, text = written(tmp_path, lose(grid(), 3, "failed", HOSTILE), maps={"<b>map</b>": MAP})
+    page, text = written(tmp_path, lose(grid(), 3, "failed", HOSTILE), pictures=PICTURES)
     loads = _Loads()
     loads.feed(page)
     assert all(url.startswith(("data:", "#")) for url in loads.urls)
-    assert sum(url.startswith("data:image/svg") for url in loads.urls) == 4
+    assert sum(url.startswith("data:image/svg") for url in loads.urls) == 1
     assert sum(url.startswith("data:image/png") for url in loads.urls) == 1
     assert not {"script", "iframe", "object", "b"} & set(loads.tags)
     assert not re.search(r"https?://|@import|url\(", page)
@@ -452,20 +449,26 @@ def test_facts_may_be_few(tmp_path):
     assert text.startswith("# toy\n")
 
 
-def test_a_map_without_sites(tmp_path):
-    page, _ = written(tmp_path, grid(), maps={"empty": MAP.iloc[:0], "one": MAP.iloc[:1]})
-    assert page.count("data:image/png") == 2
+def test_pictures_stand_in_the_page_and_beside_it(tmp_path):
+    page, _ = written(tmp_path, grid(), pictures=PICTURES)
+    for picture in PICTURES:
+        assert (tmp_path / "figures" / f"{picture.name}.svg").read_bytes() == picture.svg
+        assert (tmp_path / "figures" / f"{picture.name}.png").read_bytes() == picture.png
+    assert page.count(base64.b64encode(PICTURES[0].svg).decode()) == 1
+    assert page.count(base64.b64encode(PICTURES[1].png).decode()) == 1
+    assert 'alt="Every &lt;cell&gt;"' in page
+    assert "One dot &amp; one cell." in page
 
 
 def test_a_stopped_write_leaves_the_old_report(tmp_path, monkeypatch):
     report.write(grid(), FACTS, tmp_path)
     before = digests(tmp_path)
 
-    def full_disk(path, text, **kwargs):
-        path.write_bytes(text[:10].encode())
+    def full_disk(path, content):
+        path.open("wb").close()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full_disk)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         report.write(grid(seeds=(5,)), FACTS, tmp_path)
     assert digests(tmp_path) == before

@@ -1,19 +1,21 @@
-"""One row per grid cell: a number only where the cell is done; site errors computed by hand."""
+"""One row per grid cell: a number only where the cell is done."""
 
 import math
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from pm25 import panel as panels
-from pm25 import synth
+from pm25 import splits, synth
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from sweeps import results
-from sweeps.store import Record, Store
+from sweeps.design import Arm, Search
+from sweeps.search import ArmTrials
+from sweeps.store import Record
 from sweeps.study import Study
 
 COLUMNS = [
@@ -247,69 +249,47 @@ def test_facts_of_an_empty_store(panel: Panel) -> None:
     assert (facts["encoders"], facts["versions"]) == ({}, {})
 
 
-# Site errors
+# Splits and searches, for the figures
 
 
-def predict(store: Store, key: str, *lines: tuple[str, str, float, float]) -> None:
-    """Lines of part, site, truth, prediction; float32 and dictionaries, as they are stored."""
-    parts, sites, truth, prediction = zip(*lines, strict=True)
-    store.write_table(
-        key,
-        "predictions",
+def test_cuts_say_what_each_site_is_for(panel: Panel) -> None:
+    (cut,) = results.cuts(TOY, panel)
+    assert cut.split.label == "checkerboard-16"
+    assert [*cut.roles] == [0]
+    roles = cut.roles[0]
+    assert [*roles.columns] == ["site_id", "lat", "lon", "role"]
+    parts = splits.cut(cut.split, 0, panel, TOY.window)
+    for role, part in (
+        ("train", parts.train),
+        ("validation", parts.validation),
+        ("within", parts.within),
+        ("test", parts.test),
+    ):
+        sites = panel.site_id[np.unique(part // len(panel.dates))]
+        assert roles.loc[roles["role"] == role, "site_id"].tolist() == sites.tolist()
+    held_out = splits.checkerboard(roles["lat"].to_numpy(), roles["lon"].to_numpy(), 16) == 0
+    assert (held_out == (roles["role"] == "test")).all()
+
+
+def test_search_trials_are_a_line_per_objective() -> None:
+    assert len(results.search_trials({})) == 0
+    search = Search.model_validate(
         {
-            "part": pa.array(parts).dictionary_encode(),
-            "site_id": pa.array(sites).dictionary_encode(),
-            "lat": [{"a": 40.0, "b": 45.0}[site] for site in sites],
-            "lon": [{"a": -90.0, "b": -100.0}[site] for site in sites],
-            "truth": pa.array(truth, pa.float32()),
-            "prediction": pa.array(prediction, pa.float32()),
-        },
+            "trials": 3,
+            "space": {"train.learning_rate": {"float": [0.001, 0.1]}},
+            "split": [
+                {"kind": "random", "fold": 0, "inner": {"kind": "checkerboard", "degrees": 8}},
+            ],
+            "seed": 100,
+            "objective": ["wr", "oor"],
+        }
     )
-
-
-def test_site_errors_by_hand(tmp_path: Path) -> None:
-    store = Store(str(tmp_path), "toy")
-    predict(
-        store,
-        "k2",
-        ("test", "b", 5.0, 7.0),  # +2
-        ("test", "a", 10.0, 11.0),  # +1
-        ("test", "a", 10.0, 7.0),  # -3
-        ("wr", "a", 10.0, 1000.0),
-    )
-    predict(store, "k3", ("test", "a", 8.0, 3.0))  # -5
-    one = results.site_errors(store, ["k2"])
-    assert list(one.columns) == ["site_id", "lat", "lon", "n", "bias", "rmse"]
-    assert one.to_dict("list") == {
-        "site_id": ["a", "b"],
-        "lat": [40.0, 45.0],
-        "lon": [-90.0, -100.0],
-        "n": [2, 1],
-        "bias": [-1.0, 2.0],
-        "rmse": [pytest.approx(math.sqrt(5)), 2.0],  # (1 + 9) / 2
-    }
-    both = results.site_errors(store, ["k2", "k3"]).set_index("site_id")
-    assert both["n"].to_dict() == {"a": 3, "b": 1}
-    assert both.loc["a", "bias"] == pytest.approx(-7 / 3)
-    assert both.loc["a", "rmse"] == pytest.approx(math.sqrt(35 / 3))
-    within = results.site_errors(store, ["k2"], part="wr")
-    assert within[["site_id", "n", "bias"]].to_dict("list") == {"site_id": ["a"], "n": [1], "bias": [990.0]}
-
-
-def test_maps_show_the_done_cells_of_the_first_out_of_region_split(tmp_path: Path) -> None:
-    store = Store(str(tmp_path), "toy")
-    for key, prediction in zip(CELLS, (1.0, 2.0, 3.0, 4.0), strict=True):
-        predict(store, key, ("test", "a", 0.0, prediction))
-    records = {k: done(k) for k in CELLS}
-    maps = results.maps(store, results.rows(CELLS, records))
-    assert [label.endswith(", checkerboard-16") for label in maps] == [True, True]
-    assert [frame["bias"].tolist() for frame in maps.values()] == [[3.0], [4.0]]
-    maps = results.maps(store, results.rows(CELLS, records | {"k2": failed("k2")}))
-    assert [frame["bias"].tolist() for frame in maps.values()] == [[4.0]]
-    random = {k: CELLS[k] for k in ("k0", "k1")}
-    maps = results.maps(store, results.rows(random, records))
-    assert [(label.split(", ")[-1], frame["bias"].tolist()) for label, frame in maps.items()] == [
-        ("random", [1.0]),
-        ("random", [2.0]),
-    ]
-    assert results.maps(store, results.rows(CELLS, {})) == {}
+    scores = {"wr": {"rmse": 2.0}, "oor": {"rmse": 3.0}}
+    ended = [{"number": 0, "state": "done", "scores": scores}, {"number": 1, "state": "failed"}]
+    arm = Arm("geoclip", "hadamard")
+    frame = results.search_trials({arm: ArmTrials(arm, search, search.space, [], ended)})
+    assert set(frame["arm"]) == {"GeoCLIP · Hadamard"}
+    assert frame["number"].tolist() == [0, 0, 1, 1]
+    assert frame["objective"].tolist() == ["WR RMSE (µg/m³)", "OoR RMSE (µg/m³)"] * 2
+    assert frame["value"].fillna(-1).tolist() == [2.0, 3.0, -1, -1]
+    assert frame["smaller_is_better"].all()
