@@ -150,7 +150,7 @@ def means(
             values = grid.values(part, metric)
             seen, planned = np.isfinite(values), grid.row >= 0
             units = _unit_means(values)
-            whole = np.all(seen == planned, axis=(1, 2)) & planned.any(axis=2).all(axis=1)
+            whole = _whole(seen, planned)
             bounds = np.full((len(grid.arms), 2), math.nan)
             bounds[whole] = statistics.paired_intervals(units[whole], grid.overlap, 1 - analysis.alpha)
             rank = np.full(len(grid.arms), math.nan)
@@ -203,8 +203,9 @@ def contrasts(
     level 1 - alpha by the study's test; p that of no difference; p_adjusted Holm's over the declared family,
     NaN where it is not declared. verdict speaks of arm against a region of practical equivalence as wide as
     `rope`: better, worse, equal, undecided, or too few units to say; '' of gaps and biases, of which less is
-    not better. p_better, p_equal and p_worse are posterior probabilities (`statistics.posterior`). more_seeds: so many further ones would decide it at its
-    present mean (<NA>: no number of seeds would, or one seed cannot tell). With adaptive seeds `looks` are
+    not better. p_better, p_equal and p_worse are posterior probabilities (`statistics.posterior`).
+    more_seeds: so many further ones would decide it at its present mean (<NA>: no number of seeds would, or
+    one seed cannot tell). With adaptive seeds `looks` are
     how many seeds each look has: a contrast is judged with those of the last look that is whole, p times the
     number of looks. unfair and tuned say what else differs in the pairs (`fairness.summary`); of pairs
     without 'none' that takes `records` by key.
@@ -291,8 +292,7 @@ def ranking(rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse") -> pd.
     for grid in grids(rows).values():
         for part in [part for part in grid.parts if part != GAP]:
             values = grid.values(part, metric)
-            planned = grid.row >= 0
-            whole = np.all(np.isfinite(values) == planned, axis=(1, 2)) & planned.any(axis=2).all(axis=1)
+            whole = _whole(np.isfinite(values), grid.row >= 0)
             if whole.sum() < 2:
                 continue
             units = _unit_means(values)[whole]
@@ -550,6 +550,14 @@ def _texts(rows: pd.DataFrame, records: Mapping[str, Record] | None) -> Any:
         return "; ".join(found.undeclared), "; ".join(found.tuned)
 
     return of
+
+
+def _whole(seen: np.ndarray, planned: np.ndarray) -> np.ndarray:
+    """(arms,): which have a number in every cell, and cells in every fold; both are (arms, folds, seeds)."""
+    arms = len(planned)
+    missing = (planned & ~seen).reshape(arms, -1)
+    every_fold: np.ndarray = np.all(np.any(planned, axis=2), axis=1)
+    return ~np.any(missing, axis=1) & every_fold
 
 
 def _unit_means(values: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def walsh_interval(differences: Array, level: float) -> tuple[float, float]:
     for rank in range(1, n + 1):
         count[rank:] += count[: len(count) - rank].copy()
     below = np.cumsum(count) / 2.0**n
-    cut = int(np.searchsorted(below, (1 - level) / 2, side="right"))  # as many are left out at either end
+    cut = int(np.searchsorted(below, (1 - level) / 2, side="right")) - 1  # so many are left out at either end
     return float(averages[cut]), float(averages[-1 - cut])
 
 
@@ -150,7 +150,7 @@ def posterior(test: TTest, rope: float) -> tuple[float, float, float]:
     """
     if not test.df >= MIN_UNITS - 1:
         return math.nan, math.nan, math.nan
-    below, above = _upper(-rope - test.mean, test.se, test.df), _upper(test.mean - rope, test.se, test.df)
+    below, above = _upper(rope + test.mean, test.se, test.df), _upper(rope - test.mean, test.se, test.df)
     return below, max(0.0, 1 - below - above), above
 
 
