@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -20,11 +21,15 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from sweeps import tables
 from sweeps.design import Arm, Parameter, Search, meant
 from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+FEWEST = 4
+"""Finished trials that tell anything of a setting's importance."""
 
 STATES = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -158,6 +163,34 @@ def distribution(parameter: Parameter) -> BaseDistribution:
         return IntDistribution(*parameter.int_, log=parameter.log, step=int(parameter.step or 1))
     assert parameter.float_ is not None
     return FloatDistribution(*parameter.float_, log=parameter.log, step=parameter.step)
+
+
+def importance(searches: Iterable[ArmTrials]) -> pd.DataFrame:
+    """Columns arm, objective, parameter, importance: its share of the variance of the trials' scores.
+
+    By fANOVA (Hutter et al. 2014), of the settings that every finished trial has; a search with too few
+    trials, or without any spread in their scores, has none.
+    """
+    lines = []
+    for trials in searches:
+        study = optuna.create_study(directions=directions(trials.search))
+        study.add_trials([frozen(record, trials) for record in trials.ended])
+        done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        common = set.intersection(*(set(trial.params) for trial in done)) if done else set()
+        names = sorted(name for name in common if len({trial.params[name] for trial in done}) > 1)
+        for i, regime in enumerate(trials.search.objective):
+            scores = [trial.values[i] for trial in done]  # noqa: PD011
+            if len(done) < FEWEST or not names or len(set(scores)) < 2:
+                continue
+            found = optuna.importance.get_param_importances(
+                study,
+                evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
+                params=names,
+                target=lambda trial, i=i: trial.values[i],  # noqa: PD011
+            )
+            label = tables.arm(trials.arm.variant, trials.arm.fusion)
+            lines += [(label, regime, name, float(found[name])) for name in names]
+    return pd.DataFrame(lines, columns=["arm", "objective", "parameter", "importance"])
 
 
 def _suggested(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:

@@ -47,7 +47,7 @@ def train(
         state.refresh()
         journal.write(state.searches.values())
         records = state.records()
-        mlflow.describe(report.brief(state.rows(), state.facts(records)))
+        mlflow.describe(report.brief(report.gather(state, records=records, brief=True)))
     return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
 
 
