@@ -65,6 +65,7 @@ _VERDICTS = {
     "equal": ("s", _GREY, _INK),
     "undecided": ("D", _GOLD, _INK),
     "too few": ("o", "white", _INK),
+    "not declared": ("d", "white", _GREY),
 }
 _ROLES = {
     "train": (".", _BLUE, "training"),
@@ -175,6 +176,9 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     if frame.empty:
         return None
     arms = list(dict.fromkeys(contrasts.loc[contrasts["other"] == tables.BASELINE, "arm"]))
+    if "declared" in frame:
+        tested = frame["declared"] | (frame["verdict"] == "too few")
+        frame = frame.assign(verdict=frame["verdict"].where(tested, "not declared"))
     places = _places(frame)
     down, across = _grid(len(places))
     with _style():

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sweeps.tables import Entry, Table
 
-WIDTH = 96
+WIDTH = 117
 """Characters of a footnotesize line that a page of all.tex holds, spaces between columns included."""
-LONG = 34
+LONG = 20
 """Characters from which a text is set in lines of its own."""
 TALL = 40
 """Lines from which a table may break over pages."""
+
+_LINES = ">{\\raggedright\\arraybackslash}p{0.18\\linewidth}"
 
 _TITLES = {
     "wr": "Within region",
@@ -36,7 +38,7 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "[": "{[}",
     "]": "{]}",
     "*": r"\textasteriskcentered{}",
@@ -46,9 +48,9 @@ _SPECIAL = {
     "×": r"$\times$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
-    "µ": r"\textmu{}",
-    "μ": r"\textmu{}",
-    "°": r"\textdegree{}",
+    "µ": r"$\mu$",
+    "μ": r"$\mu$",
+    "°": r"$^\circ$",
     "²": r"\textsuperscript{2}",
     "³": r"\textsuperscript{3}",
     "ⁿ": r"\textsuperscript{n}",
@@ -64,11 +66,13 @@ _SPECIAL = {
     "§": r"\S{}",
     "¶": r"\P{}",
 }
+_LETTERS = frozenset("ßæœøåłÆŒØÅŁ")
+_ACCENTS = frozenset("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327")
+"""Letters and accents that the fonts of any installation have (OT1)."""
+
 _HEAD = r"""% Made by `sweep report`; compile with pdflatex.
 \documentclass[10pt,a4paper]{article}
-\usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
-\usepackage{textcomp}
 \usepackage[margin=20mm]{geometry}
 \usepackage{array}
 \usepackage{booktabs}
@@ -80,7 +84,7 @@ _HEAD = r"""% Made by `sweep report`; compile with pdflatex.
 def files(tables: Mapping[str, Sequence[Table]]) -> dict[str, str]:
     """A file for every name, and all.tex that takes them in and compiles by itself."""
     found = {
-        f"{name}.tex": "% Needs \\usepackage{array,booktabs,longtable,textcomp}\n"
+        f"{name}.tex": "% Needs \\usepackage{array,booktabs,longtable}\n"
         + "\n".join(
             _float(part, f"tab:{name}-{i}")
             for i, part in enumerate((p for table in own for p in _parts(table)), 1)
@@ -99,7 +103,9 @@ def escape(text: str) -> str:
 def _letter(letter: str) -> str:
     if letter in _SPECIAL:
         return _SPECIAL[letter]
-    if letter.isascii() or "À" <= letter <= "ſ":  # those that T1 has
+    if letter.isascii() or letter in _LETTERS:
+        return letter
+    if letter <= "ſ" and unicodedata.normalize("NFD", letter)[1:] in _ACCENTS:
         return letter
     plain = unicodedata.normalize("NFKD", letter)
     if plain.isascii():
@@ -112,7 +118,7 @@ def _parts(table: Table) -> Iterator[Table]:
     label = max([len(table.corner), *(min(len(label), LONG) for label, entries in table.lines if entries)])
     start, room = 0, WIDTH - label
     for i in range(len(table.heads)):
-        width = _width(table, i) + 3
+        width = _width(table, i) + 2
         if width > room and i > start:
             yield _columns(table, start, i)
             start, room = i, WIDTH - label
@@ -138,7 +144,11 @@ def _width(table: Table, column: int) -> int:
 def _float(table: Table, label: str) -> str:
     """One table with its caption above and its notes below."""
     columns = [_column(table, i) for i in range(len(table.heads))]
-    first = "p{0.26\\linewidth}" if any(len(own) > LONG for own, e in table.lines if e) else "l"
+    first = (
+        ">{\\raggedright\\arraybackslash}p{0.18\\linewidth}"
+        if any(len(own) > LONG for own, e in table.lines if e)
+        else "l"
+    )
     spec = "@{}" + first + "".join(columns) + "@{}"
     counts = [_count(table, i) for i in range(len(table.heads))]
     heads, body = _heads(table, counts), list(_body(table, counts))
@@ -146,7 +156,7 @@ def _float(table: Table, label: str) -> str:
     caption = f"\\caption{{{escape(table.caption)}}}\\label{{{label}}}"
     if len(body) > TALL:
         lines = [
-            r"{\footnotesize",
+            r"{\footnotesize\setlength{\tabcolsep}{4pt}",
             f"\\begin{{longtable}}{{{spec}}}",
             f"{caption}\\\\",
             r"\toprule",
@@ -170,7 +180,7 @@ def _float(table: Table, label: str) -> str:
         r"\begin{table}[htbp]",
         r"\centering",
         caption,
-        r"\footnotesize",
+        r"\footnotesize\setlength{\tabcolsep}{4pt}",
         f"\\begin{{tabular}}{{{spec}}}",
         r"\toprule",
         *heads,
@@ -187,7 +197,7 @@ def _float(table: Table, label: str) -> str:
 def _column(table: Table, column: int) -> str:
     entries = [entries[column] for _, entries in table.lines if entries]
     if any(len(entry.text) > LONG for entry in entries):
-        return ">{\\raggedright\\arraybackslash}p{0.22\\linewidth}"
+        return _LINES
     numbers = [entry.text[:1] in "+−<>0123456789–" for entry in entries if entry.text and not entry.absent]
     return "r" if numbers and all(numbers) else "l"
 

@@ -45,6 +45,9 @@ class Material:
     """By metric (`inference.contrasts`): against 'none', of the claims, and those of `pairs`."""
     directions: Mapping[str, pd.DataFrame]
     """By metric the means of every region held out, as a split of its own (`tables.directions`)."""
+    direction_contrasts: Mapping[str, pd.DataFrame]
+    """By metric the contrasts with 'none' in every region held out; of one test set each, so none is "
+    "tested."""
     tail: Mapping[str, pd.DataFrame]
     """By score of the tail that there is (`tables.TAIL`), its means."""
     claims: pd.DataFrame
@@ -134,6 +137,14 @@ def made(
         means={name: inference.means(rows, analysis, name, sums) for name in metrics},
         contrasts=contrasts,
         directions={} if brief else {m: inference.means(regions, analysis, m, sums) for m in metrics},
+        direction_contrasts={}
+        if brief
+        else {
+            m: inference.contrasts(regions, analysis, (), m, sums, (), records).assign(
+                declared=False, p_adjusted=float("nan")
+            )
+            for m in metrics
+        },
         tail=tail,
         claims=inference.claims(rows, analysis, claims, sums, looks, records),
         ranking=inference.ranking(rows, analysis, metric),
@@ -157,7 +168,7 @@ def write(material: Material, out: Path) -> list[Path]:
         "report.md": _markdown(material, said, cautions, parts),
         "cells.csv": tables.csv(cells[first]),
         "means.csv": tables.csv(_all_means(material)),
-        "contrasts.csv": tables.csv(pd.concat(material.contrasts.values(), ignore_index=True)),
+        "contrasts.csv": tables.csv(_all_contrasts(material)),
     }
     if len(material.claims):
         texts["claims.csv"] = tables.csv(material.claims)
@@ -189,7 +200,7 @@ def brief(material: Material) -> str:
     blocks = [*([str(question)] if question else []), *answer(material), *answers.cautions(material)]
     blocks = [tables.escape(block) for block in blocks]
     for table in _small(material):
-        blocks += [tables.in_markdown(table), tables.escape(" ".join(table.notes))]
+        blocks += [tables.in_markdown(table), tables.notes_in_markdown(table.notes)]
     if reasons := _reasons(material):
         blocks.append("\n".join(f"- {tables.escape(reason)}" for reason in reasons))
     return "\n\n".join(blocks)
@@ -304,6 +315,12 @@ def _all_means(material: Material) -> pd.DataFrame:
     )
 
 
+def _all_contrasts(material: Material) -> pd.DataFrame:
+    """Of every metric: by split, then by region held out."""
+    regions = material.direction_contrasts.values()
+    return pd.concat([*material.contrasts.values(), *regions], ignore_index=True)
+
+
 def _markdown(
     material: Material, said: Sequence[str], cautions: Sequence[str], parts: Sequence[Section]
 ) -> str:
@@ -326,7 +343,8 @@ def _markdown(
                 continue
             blocks += [f"**{tables.escape(table.caption)}**"] if table.caption else []
             blocks.append(tables.in_markdown(table))
-            blocks += [tables.escape(" ".join(table.notes))] if table.notes else []
+        if section.notes:
+            blocks.append(tables.notes_in_markdown(section.notes))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -34,7 +34,7 @@ _PROVENANCE = (
     "numerics",
     "commits",
 )
-_VERDICTS = {"equal": "practically equal", "too few": "too few test sets"}
+_VERDICTS = {"equal": "practically equal", "too few": "too few sets"}
 
 
 class Section(NamedTuple):
@@ -46,6 +46,11 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     paragraphs: Sequence[str] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """Those of its tables, each once."""
+        return list(dict.fromkeys(note for table in self.tables if table.lines for note in table.notes))
 
 
 def sections(material: Material) -> list[Section]:
@@ -143,6 +148,17 @@ def _outside(material: Material) -> Section:
         found.append(
             tables.of_means(both, columns, f"Out of region: {tables.title(metric)}.", legend(material, both))
         )
+        apart = against_none(
+            pd.concat(
+                [_plain_contrasts(material.contrasts[metric]), material.direction_contrasts[metric]],
+                ignore_index=True,
+            )
+        )
+        apart = apart[(apart["part"] == "test") & (apart["regime"] == tables.OOR)]
+        if len(apart):
+            caption = f"Out of region, paired differences: {tables.title(metric)}."
+            notes = legend(material, apart, ranked=False)
+            found.append(tables.of_differences(apart, columns, material.analysis.alpha, caption, notes))
     text = (
         "Test sets from a region that the model never saw: of a checkerboard one colour, held out in turn "
         "('all' is the mean over them). A split's name ends with the size of its cells in degrees."
@@ -422,7 +438,7 @@ def _claims(material: Material) -> Section:
         contrast = f"{line['arm']} − {line['other']}"
         where = line["split"] + ("" if pd.isna(line["fold"]) else f", fold {line['fold']}")
         where += ", inside" if line["part"] == "wr" else ""
-        entries = [Entry(str(line["verdict"])), Entry(contrast), Entry(where), Entry(tables.title(metric))]
+        entries = [Entry(str(line["verdict"])), Entry(contrast), Entry(where), Entry(tables.NAMES[metric])]
         entries += [apart._replace(n="")]
         entries += [Entry(str(line["n_units"])), Entry(tables.p_value(line["p_adjusted"]))]
         lines.append((str(line["claim"]), entries))
@@ -649,10 +665,7 @@ def legend(material: Material, frame: pd.DataFrame, *, ranked: bool = True) -> l
     contrasts = "diff" in frame
     notes = []
     if ranked and not contrasts:
-        notes.append(
-            "Bold: the best mean, underlined (in Markdown italic) the second, among the arms with all "
-            "their cells."
-        )
+        notes.append("Bold: the best mean; underlined: the second; among the arms with all their cells.")
     if contrasts:
         if frame["low"].notna().any():
             notes.append(f"In brackets: {level} interval over test sets.")

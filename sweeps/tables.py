@@ -174,13 +174,16 @@ def places(means: pd.DataFrame) -> dict[str, int]:
     """Arms that are best (1) or second (2) of one split and part, as far as is shown.
 
     Only arms with all their cells compete, for a mean without the hard cells is no better mean; of fewer
-    than two none is best. Equals share their place, and two that are best leave no second.
+    than two, or of equals alone, none is best. Equals share their place, and two that are best leave no
+    second.
     """
     lines = whole(means)
     if len(lines) < 2:
         return {}
     metric = str(lines["metric"].iloc[0])
     value = merit(lines["mean"].round(DECIMALS[metric]), metric)
+    if value.nunique() < 2:
+        return {}
     rank = value.rank(method="min", ascending=False)
     return {arm: int(r) for arm, r in zip(lines["arm"], rank, strict=True) if r <= 2}
 
@@ -354,6 +357,11 @@ def in_markdown(table: Table) -> str:
     frame = pd.DataFrame(np.array(lines, dtype="object").reshape(len(lines), len(heads) + 1))
     frame.columns = pd.Index([escape(table.corner), *heads])
     return frame.to_markdown(index=False, disable_numparse=True)
+
+
+def notes_in_markdown(notes: Sequence[str]) -> str:
+    """Notes under a table ``in_markdown``, which has no underline."""
+    return escape(" ".join(notes)).replace("underlined", "italic")
 
 
 def csv(frame: pd.DataFrame) -> str:
