@@ -21,7 +21,8 @@ _FLIPPED = {"better": "worse", "worse": "better"}
 SHOWN = 4
 """Contrasts that a sentence names at most; it counts the others."""
 
-Line = Mapping[str, Any]
+Line = Mapping[Any, Any]
+"""Of `inference.contrasts`, by column."""
 
 
 def sentences(material: Material) -> list[str]:
@@ -184,7 +185,7 @@ def _rest(tested: Sequence[Line]) -> str:
     words = {"equal": "practically equal", "too few": "with too few test sets"}
     kinds = ("better", "worse", "equal", "undecided", "too few")
     counts = [f"{n} {words.get(kind, kind)}" for kind in kinds if (n := verdicts.count(kind))]
-    return f" (of {len(tested)} declared contrasts with 'none' {', '.join(counts)})"
+    return f" – of {len(tested)} declared contrasts with 'none', {', '.join(counts)}"
 
 
 def _lowest(whole: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
@@ -198,8 +199,9 @@ def _lowest(whole: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
         return f"{text}, the only arm"
     why = "no other arm has all its cells"
     if len(whole) > 1:
-        why = "no arm 'none' with all its cells stands beside it"
-    return f"{text}; {why}, so nothing is tested"
+        here = tables.BASELINE in {*means["arm"]}
+        why = "'none' has not all its cells" if here else "the study has no arm 'none'"
+    return f"{text}; {why}, so nothing is compared here"
 
 
 def _open(material: Material) -> str:
@@ -234,7 +236,7 @@ def _named(lines: Sequence[Line]) -> str:
     by_place: dict[str, list[str]] = {}
     for line in lines:
         more = line["more_seeds"]
-        seeds = "" if pd.isna(more) else f" (about {_count(int(more), 'more seed')} would decide it)"
+        seeds: str = "" if pd.isna(more) else f" (about {_count(int(more), 'more seed')} would decide it)"
         against = "" if line["other"] == tables.BASELINE else f" against '{line['other']}'"
         part = "" if line["part"] == "test" else " inside the training region"
         by_place.setdefault(f"on {line['split']}{part}", []).append(f"'{line['arm']}'{against}{seeds}")

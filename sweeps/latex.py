@@ -11,7 +11,9 @@ from sweeps.tables import Entry, Table
 WIDTH = 117
 """Characters of a footnotesize line that a page of all.tex holds, spaces between columns included."""
 LONG = 20
-"""Characters from which a text is set in lines of its own."""
+"""Characters that a text longer than that is broken into lines of."""
+LABEL = 32
+"""Characters from which a line's label is broken so."""
 TALL = 40
 """Lines from which a table may break over pages."""
 
@@ -115,7 +117,7 @@ def _letter(letter: str) -> str:
 
 def _parts(table: Table) -> Iterator[Table]:
     """The table, or as many as its columns need that each is as wide as a page."""
-    label = max([len(table.corner), *(min(len(label), LONG) for label, entries in table.lines if entries)])
+    label = LONG if _breaks(table) else max(len(text) for text in (table.corner, *_labels(table)))
     start, room = 0, WIDTH - label
     for i in range(len(table.heads)):
         width = _width(table, i) + 2
@@ -125,6 +127,14 @@ def _parts(table: Table) -> Iterator[Table]:
         room -= width
     if table.heads:
         yield _columns(table, start, len(table.heads))
+
+
+def _labels(table: Table) -> list[str]:
+    return [label for label, entries in table.lines if entries]
+
+
+def _breaks(table: Table) -> bool:
+    return any(len(label) > LABEL for label in _labels(table))
 
 
 def _columns(table: Table, start: int, end: int) -> Table:
@@ -243,6 +253,8 @@ def _body(table: Table, counts: Sequence[str]) -> Iterator[str]:
         below = [_interval(entry, count) for entry, count in zip(entries, counts, strict=True)]
         if any(below):
             yield _row(["", *below])
+            if i + 1 < len(table.lines) and table.lines[i + 1][1]:
+                yield r"\addlinespace[2pt]"
 
 
 def _number(entry: Entry) -> str:

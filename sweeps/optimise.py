@@ -182,11 +182,15 @@ def importance(searches: Iterable[ArmTrials]) -> pd.DataFrame:
             scores = [trial.values[i] for trial in done]  # noqa: PD011
             if len(done) < FEWEST or not names or len(set(scores)) < 2:
                 continue
+
+            def score(trial: FrozenTrial, i: int = i) -> float:
+                return float(trial.values[i])  # noqa: PD011
+
             found = optuna.importance.get_param_importances(
                 study,
                 evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
                 params=names,
-                target=lambda trial, i=i: trial.values[i],  # noqa: PD011
+                target=score,
             )
             label = tables.arm(trials.arm.variant, trials.arm.fusion)
             lines += [(label, regime, name, float(found[name])) for name in names]

@@ -268,7 +268,7 @@ def _tested(material: Material, frame: pd.DataFrame, caption: str) -> Table:
     )
 
 
-def verdict(line: Mapping[str, Any]) -> str:
+def verdict(line: Mapping[Any, Any]) -> str:
     """In words; of what is not declared only that it cannot be tested."""
     if line["verdict"] == "too few":
         return _VERDICTS["too few"]
@@ -304,7 +304,7 @@ def _ablations(material: Material) -> Iterator[Section]:
     pair = list(zip(frame["arm"], frame["other"], strict=True))
     for anchor, (title, text) in texts.items():
         wanted = {(spec.arm, spec.other) for spec in material.pairs.get(anchor, ())}
-        mine = frame[[own in wanted for own in pair]]
+        mine = frame[pd.Series([own in wanted for own in pair], index=frame.index, dtype=bool)]
         mine = mine[mine["part"] == "test"]
         found = []
         if len(mine):
@@ -475,7 +475,7 @@ def _published(material: Material) -> Section:
         if own.empty:
             ours, apart = Entry("not in this study", absent=True), Entry(tables.ABSENT)
         else:
-            line: dict[str, Any] = {str(k): v for k, v in own.iloc[0].items()}
+            line = own.iloc[0].to_dict()
             ours = tables.mean(line)
             gap = line["mean"] - value.value
             apart = Entry(tables.minus(tables.number(gap, value.metric, sign=True)))

@@ -93,7 +93,7 @@ def plain(frame: pd.DataFrame, corner: str, caption: str = "", notes: Sequence[s
     return Table(corner, [("", str(column)) for column in frame.columns], lines, caption, notes)
 
 
-def mean(line: Mapping[str, Any], *, sign: bool = False) -> Entry:
+def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
     """The entry of a line of ``inference.means``: the mean, its interval and n, or why there is none.
 
     Where too few test sets give no interval it is that of the bootstrap, marked, or the standard deviation
@@ -119,7 +119,7 @@ def mean(line: Mapping[str, Any], *, sign: bool = False) -> Entry:
     return Entry(minus(number(line["mean"], metric, sign)), spread, whole, marks, source=told)
 
 
-def difference(line: Mapping[str, Any], alpha: float) -> Entry:
+def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
     """The entry of a line of ``inference.contrasts``: the paired difference, its interval and n."""
     metric, pairs = str(line["metric"]), int(line["n_pairs"])
     if not pairs:
@@ -223,19 +223,21 @@ def of_differences(
     caption: str = "",
     notes: Sequence[str] = (),
 ) -> Table:
-    """A pair of arms a line, in the order of ``contrasts``; ``columns`` as in ``of_means``."""
+    """A pair of arms a line, in the order of ``contrasts``, of which there are some; else as ``of_means``."""
     lines = {
         (line["arm"], line["other"], line["split"], line["part"]): line
         for line in contrasts[contrasts["fold"].isna()].to_dict("records")
     }
+    others = list(dict.fromkeys(contrasts["other"]))
+    alone = len(others) == 1
     found = []
     for label, other in dict.fromkeys((arm, other) for arm, other, *_ in lines):
         entries = []
         for _, _, split, part in columns:
             line = lines.get((label, other, split, part))
             entries.append(Entry("not planned", absent=True) if line is None else difference(line, alpha))
-        found.append((f"{label} − {other}", entries))
-    corner = title(str(contrasts["metric"].iloc[0])) if len(contrasts) else ""
+        found.append((label if alone else f"{label} − {other}", entries))
+    corner = f"arm minus '{others[0]}'" if alone else title(str(contrasts["metric"].iloc[0]))
     return Table(corner, [column[:2] for column in columns], found, caption, notes)
 
 

@@ -168,7 +168,7 @@ def test_paired_intervals_leave_out_what_units_share() -> None:
 
 def test_paired_intervals_by_hand() -> None:
     values = np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 5.0]])
-    # Unit means 1.5, 2, 4; the grand mean 2.5; normalised first arm 2, 2.5, 1.5: variance 0.25, Morey's factor 2.
+    # Unit means 1.5, 2, 4; grand mean 2.5; normalised first arm 2, 2.5, 1.5: variance 0.25, Morey's factor 2.
     half = stats.t.ppf(0.975, 2) * math.sqrt(2 * (1 / 3 + 0.5) * 0.25)
     found = statistics.paired_intervals(values, 0.5, 0.95)
     assert found[0] == pytest.approx([2 - half, 2 + half])
