@@ -176,9 +176,8 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     if frame.empty:
         return None
     arms = list(dict.fromkeys(contrasts.loc[contrasts["other"] == tables.BASELINE, "arm"]))
-    if "declared" in frame:
-        tested = frame["declared"] | (frame["verdict"] == "too few")
-        frame = frame.assign(verdict=frame["verdict"].where(tested, "not declared"))
+    tested = frame["declared"] | (frame["verdict"] == "too few")
+    frame = frame.assign(verdict=frame["verdict"].where(tested, "not declared"))
     places = _places(frame)
     down, across = _grid(len(places))
     with _style():

@@ -204,11 +204,9 @@ def test_the_answer_is_made_from_the_numbers():
     within, out, rest = report.answer(made(grid()))
     assert within == (
         "Within region, on random 'GeoCLIP · Hadamard', the best of 2 such arms, is better than 'none' by "
-        "more "
-        "than the margin of 0.09 µg/m³: its RMSE is 0.50 µg/m³ lower (95% interval [−0.65, −0.35]; corrected "
-        "resampled t-test, p = 0.001 after Holm; 5 test sets) – of 2 declared contrasts with 'none', 1 "
-        "better, "
-        "1 worse."
+        "more than the margin of 0.09 µg/m³: its RMSE is 0.50 µg/m³ lower (95% interval [−0.65, −0.35]; "
+        "corrected resampled t-test, p = 0.001 after Holm; 5 test sets) – of 2 declared contrasts with "
+        "'none', 1 better, 1 worse."
     )
     assert out == (
         "Out of region, on checkerboard-16 nothing is tested, for 2 test sets are too few: 'GeoCLIP · "
