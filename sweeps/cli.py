@@ -301,7 +301,7 @@ def run(
         click.echo(f"{state.study.study}: {size}; {agenda.outline}", err=True)
         for notice in train(state, agenda, address):
             click.echo(f"sweep: {notice}", err=True)
-    report.terminal(state.rows())
+    report.terminal(report.gather(state, brief=True))
     for trials in state.searches.values():
         click.echo(f"search {trials.outline}")
     count = _count(state, state.records())
@@ -489,26 +489,33 @@ def compare(
     help="A GeoJSON file of state outlines for the maps; those of bokeh-sampledata, if installed, without.",
 )
 def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | None) -> None:
-    """Write the report: tables (Markdown, CSV), figures, and one self-contained HTML page."""
+    """Write the report: tables (Markdown, CSV, LaTeX), figures, and one self-contained HTML page."""
+    import dataclasses
+
     from sweeps import figures, predicted, results, stored
     from sweeps import outlines as borders
     from sweeps import report as writer
 
     state = _state(study, overrides)
-    records = state.records()
     frame = state.rows()
+    predictions = predicted.read(state.store, frame)
+    material = writer.gather(state, rows=frame, predicted=predictions)
     pictures = figures.draw(
         frame,
-        predicted=predicted.read(state.store, frame),
+        material.metric,
+        contrasts=material.contrasts[material.metric],
+        means=material.means[material.metric],
+        ranking=material.ranking,
+        predicted=predictions,
         curves=stored.curves(state.store, frame),
         importance=stored.importance(state.store, frame),
         trials=results.search_trials(state.searches),
-        parameters=results.search_parameters(state.searches),
+        parameters=material.parameters,
         cuts=results.cuts(state.study, state.panel),
-        outlines=borders.read(outlines),
+        outlines=borders.read(outlines or state.study.analysis.outlines),
     )
     try:
-        files = writer.write(frame, state.facts(records), out, pictures)
+        files = writer.write(dataclasses.replace(material, pictures=pictures), out)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror}); give another folder with -o"
@@ -537,7 +544,7 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
         declared = state.study
         found = aggregates.of_rows(rows, declared.analysis, declared.claims, declared.design.looks)
         tracker.answer(found | searched)
-        tracker.describe(report.brief(rows, state.facts(records)))
+        tracker.describe(report.brief(report.gather(state, records=records, rows=rows, brief=True)))
         journal = View(state.store)
         journal.write(state.searches.values())
         if journal.behind:

@@ -26,7 +26,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pm25 import splits
 from pm25.geo import CONUS, EARTH_KM
 from pm25.metrics import EXCEEDANCE_UGM3, KM_EDGES
-from sweeps import tables
+from sweeps import inference, tables
+from sweeps.claims import Analysis
 from sweeps.predicted import BEND_UGM3, DENSITY_EDGES, Predicted
 from sweeps.results import Cut
 from sweeps.stored import Curves
@@ -66,6 +67,7 @@ _VERDICTS = {
     "equal": ("s", _GREY, _INK),
     "undecided": ("D", _GOLD, _INK),
     "too few": ("o", "white", _INK),
+    "not declared": ("d", "white", _GREY),
 }
 _ROLES = {
     "train": (".", _BLUE, "training"),
@@ -107,7 +109,7 @@ def draw(
 
     `contrasts`, `means` and `ranking` as `sweeps.inference` makes them, of one metric or of several, `rows`
     as `results.rows`, `predicted` as `predicted.read`, `curves` and `importance` as `stored` reads them,
-    `trials` and `parameters` as `results.search_trials` and `search_parameters`, `cuts` as `results.cuts`,
+    `trials` as `results.search_trials`, `parameters` as `optimise.importance`, `cuts` as `results.cuts`,
     and `outlines` as `outlines.read`. `metric` is the primary one, by which the best encoder is chosen.
     """
     arms = list(dict.fromkeys(tables.with_arm(rows)["arm"]))  # one look in all figures
@@ -157,7 +159,8 @@ def best_encoder(rows: pd.DataFrame, metric: str = "rmse") -> str | None:
     chosen = first_splits(rows)[-1:]
     if not chosen:
         return None
-    whole = tables.complete(tables.comparison(rows, metric), chosen[0])
+    means = inference.means(rows, Analysis(), metric)
+    whole = tables.whole(means[(means["split"] == chosen[0]) & (means["part"] == "test")])
     encoders = whole[
         whole["fusion"].notna() & ~whole["variant"].isin([tables.BASELINE, "random", "shuffled"])
     ]
@@ -177,6 +180,8 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     if frame.empty:
         return None
     arms = list(dict.fromkeys(contrasts.loc[contrasts["other"] == tables.BASELINE, "arm"]))
+    tested = frame["declared"] | (frame["verdict"] == "too few")
+    frame = frame.assign(verdict=frame["verdict"].where(tested, "not declared"))
     places = _places(frame)
     down, across = _grid(len(places))
     with _style():
@@ -373,8 +378,8 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
 
     Panels of one regime share their axis. An arm without all its cells says so. None without any number.
     """
-    cells, compared = tables.with_arm(rows), tables.comparison(rows, metric)
-    heads = [head for head in tables.columns(compared) if head[0] != tables.GAP]
+    cells, means = tables.with_arm(rows), inference.means(rows, Analysis(), metric)
+    heads = [place for place in _places(means) if place[2] != inference.GAP]
     if not cells[f"test_{metric}"].notna().any():
         return None
     arms = list(dict.fromkeys(cells["arm"]))
@@ -388,11 +393,11 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
         canvas = Canvas(figsize=(WIDTH, (0.6 + 0.24 * len(arms)) * down + 0.6), layout="constrained")
         axes = canvas.subplots(down, across, squeeze=False, sharey=True)
         shared: dict[str, Any] = {}
-        for (regime, split, prefix), place in places.items():
+        for (regime, split, part), place in places.items():
             ax = axes[place]
-            lines = compared[compared["split"] == split].set_index("arm")
+            lines = means[(means["split"] == split) & (means["part"] == part)].set_index("arm")
             mine = cells[cells["split"] == split]
-            value = mine[f"{prefix or 'test_'}{metric}"]
+            value = mine[f"{part}_{metric}"]
             # A seed keeps its height in every panel: dots do not hide each other, nothing is drawn by chance.
             seeds = {seed: i for i, seed in enumerate(sorted(cells["seed"].unique()))}
             height = {
@@ -407,9 +412,9 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
                 ax.plot(value[of_fold], y[of_fold], marker, color=colour, **dots)
             for i, label in enumerate(arms):
                 line = lines.loc[label] if label in lines.index else None
-                n = 0 if line is None else int(line[f"{prefix}n"])
+                n = 0 if line is None else int(line["n"])
                 if line is not None and n:
-                    ax.plot([line[f"{prefix}mean"]] * 2, [i - 0.36, i + 0.36], color=_INK, lw=1.6)
+                    ax.plot([line["mean"]] * 2, [i - 0.36, i + 0.36], color=_INK, lw=1.6)
                 if line is not None and n < line["n_expected"]:
                     word = (
                         "failed " if line["n_failed"] else "missing " if line["n_missing"] else "undefined "
@@ -935,8 +940,10 @@ def search_history(trials: pd.DataFrame) -> Figure | None:
 
 
 def parameter_importance(parameters: pd.DataFrame, arms: Sequence[str] = ()) -> Figure | None:
-    """Share of a search's variance that a setting explains, by arm; columns arm, parameter, importance."""
+    """Share of a search's variance that a setting explains, by arm (`optimise.importance`): of the scores
+    within region, where the search has these."""
     frame = parameters[parameters["importance"].notna()]
+    frame = frame[frame["objective"] == frame["objective"].max()]  # wr comes after oor
     if frame.empty:
         return None
     looks = _looks(frame["arm"], arms)

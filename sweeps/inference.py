@@ -196,8 +196,11 @@ def contrasts(
     sums: Sums | None = None,
     looks: Sequence[int] = (),
     records: Mapping[str, Record] | None = None,
+    also: Sequence[Spec] = (),
 ) -> pd.DataFrame:
     """One line per contrast: every arm against 'none' on every part of every split, and those of the claims.
+
+    After them those of `also`, which are declared by nobody.
 
     diff is arm - other, over (fold, seed) pairs, seeds averaged within folds; low and high its interval of
     level 1 - alpha by the study's test; p that of no difference; p_adjusted Holm's over the declared family,
@@ -223,7 +226,7 @@ def contrasts(
         for arm in grid.arms
         if arm != tables.BASELINE
     ]
-    specs = list(dict.fromkeys([*every, *declared]))
+    specs = list(dict.fromkeys([*every, *declared, *also]))
     judged = [
         _judge(spec, found[spec.split], analysis, looks, len(declared) if spec in declared else 0)
         for spec in specs

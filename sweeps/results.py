@@ -1,7 +1,8 @@
 """The study's results as one table: a row per grid cell, done or not."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -119,6 +120,7 @@ def facts(
         "last_day": str(panel.dates[-1]),
         "encoders": dict(sorted({(r["cell"]["variant"], r["encoder"]) for r in done if r["encoder"]})),
         "numerics": pm25.NUMERICS,
+        "commits": _commits(done),
         "settings": {
             "channels": ", ".join(panel.channels),
             "window": study.window,
@@ -136,6 +138,15 @@ def facts(
             name: ", ".join(sorted(v for n, v in versions if n == name)) for name in sorted(dict(versions))
         },
     }
+
+
+def _commits(done: Sequence[Record]) -> dict[str, str]:
+    """How many cells were trained by the code of which commit; + where files differed from it."""
+    named = Counter(f"{r['commit']}{'+' * bool(r.get('dirty'))}" for r in done if r.get("commit"))
+    found = {name: f"{n} cells" for name, n in sorted(named.items())}
+    if found and (unknown := len(done) - sum(named.values())):
+        found["not recorded"] = f"{unknown} cells"
+    return found
 
 
 def _search(search: Search, known: Mapping[tuple[str, int], float]) -> dict[str, Any]:
@@ -205,16 +216,21 @@ def search_trials(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns)
 
 
-def search_parameters(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
-    """How much of an arm's validation scores each tuned setting explains: arm, parameter, importance.
-
-    The importances of an arm add up to 1 (`optimise.importances`); of two objectives the first counts.
-    """
+def searches(found: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
+    """A line per arm: trials, those pruned and failed, epochs, hours, and the chosen trial's scores."""
+    columns = ["arm", "trials", "pruned", "failed", "epochs", "hours", "best"]
     lines = []
-    if searches:
-        from sweeps import optimise  # and Optuna, which no other table needs
-
-        for trials in searches.values():
-            label = tables.arm(trials.arm.variant, trials.arm.fusion)
-            lines += [(label, name, share) for name, share in optimise.importances(trials).items()]
-    return pd.DataFrame(lines, columns=["arm", "parameter", "importance"])
+    for trials in found.values():
+        states = [record["state"] for record in trials.ended]
+        hours = sum(record.get("seconds") or 0.0 for record in trials.ended) / 3600
+        best = trials.best()
+        scores = "–"
+        if best is not None:
+            metric = trials.search.metric
+            values = zip(trials.search.objective, trials.values(best), strict=True)
+            scores = ", ".join(f"{regime} {tables.number(value, metric)}" for regime, value in values)
+            scores = f"{tables.NAMES[metric]} {scores} (no. {best['number']})"
+        count = f"{len(states)} of {trials.search.trials}"
+        told = (states.count("pruned"), states.count("failed"), trials.epochs, f"{hours:.2f}", scores)
+        lines.append((tables.arm(trials.arm.variant, trials.arm.fusion), count, *told))
+    return pd.DataFrame(lines, columns=columns)

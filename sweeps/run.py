@@ -54,7 +54,7 @@ def train(
         records = state.records()
         keeper.tidy(state.cells, records)
         mlflow.plan(state)
-        mlflow.describe(report.brief(state.rows(), state.facts(records)))
+        mlflow.describe(report.brief(report.gather(state, records=records, brief=True)))
     return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
 
 

@@ -1,4 +1,4 @@
-"""The study's cells in, the tables of a paper out: pure functions over a frame with one row per cell.
+"""The tables of a report as values: cells in, what stands in each place out, and how it is written down.
 
 Words: a *cell* is one training (arm x split x fold x seed); WR is within region, OoR out of region; a
 checkerboard cell is scored twice with one model, on OoR sites (``test_*``) and on held-out sites inside its
@@ -9,36 +9,237 @@ its metric columns hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
-
-from sweeps import fairness
 
 BASELINE = "none"
 METRICS = ("rmse", "r2", "mae", "mbe")
-NAMES = {"rmse": "RMSE", "r2": "R²", "mae": "MAE", "mbe": "MBE"}
-UNITS = {"rmse": "µg/m³", "r2": "", "mae": "µg/m³", "mbe": "µg/m³"}
-DECIMALS = {"rmse": 2, "r2": 3, "mae": 2, "mbe": 2}
+TAIL = ("tail_rmse", "tail_recall", "tail_precision")
+NAMES = {
+    "rmse": "RMSE",
+    "r2": "R²",
+    "mae": "MAE",
+    "mbe": "MBE",
+    "tail_rmse": "RMSE of the tail",
+    "tail_recall": "recall",
+    "tail_precision": "precision",
+}
+UNITS = {"rmse": "µg/m³", "r2": "", "mae": "µg/m³", "mbe": "µg/m³", "tail_rmse": "µg/m³"}
+DECIMALS = {"rmse": 2, "r2": 3, "mae": 2, "mbe": 2, "tail_rmse": 1, "tail_recall": 3, "tail_precision": 3}
+UPWARD = ("r2", "tail_recall", "tail_precision")
+"""More is better."""
 WR, OOR, GAP = "WR", "OoR", "OoR − WR"
-
-# An exact paired test on n pairs (sign flips, Wilcoxon) cannot go below p = 2 / 2**n, two-sided:
-# 0.0625 for 5 pairs, 0.031 for 6.
-MIN_PAIRS = 6
-NOTE = (
-    "Mean ± sample standard deviation over folds x seeds; n counts cells. The spread is not a confidence "
-    "interval: folds share training data. n=3/4 means that one of four cells has no number. "
-    "Bold: the best mean among the arms that have all their cells. Differences are paired: the same split, "
-    "fold and seed, arm minus 'none'. No significance test is made; below "
-    f"{MIN_PAIRS} pairs n is too small for one (the smallest two-sided p of an exact paired test is 2/2ⁿ)."
-)
 
 MARK = "†"
 """Stands at every mean that holds a cell whose audit failed."""
 
 UNFAIR = "‡"
 """Stands at every paired difference whose arms differ in more than the declared factor."""
+
+BOOTSTRAP = "§"
+"""Stands at an interval of the bootstrap, where there are too few test sets for one over them."""
+
+SIGNIFICANT = "*"
+"""Stands at every declared difference that its test, adjusted, tells from zero."""
+
+SECOND_HAND = "¶"
+"""Stands at every number that a paper published."""
+
+ABSENT = "–"
+
+
+class Entry(NamedTuple):
+    """What stands in one place of a table."""
+
+    text: str
+    interval: str = ""
+    n: str = ""
+    """How many cells: '4', or '3/4' where one has no number."""
+    marks: str = ""
+    place: int = 0
+    """1 the best of its column, 2 the second; 0 otherwise."""
+    absent: bool = False
+    """It has no number, and says why."""
+    source: str = ""
+    """Where the numbers behind it are found."""
+
+    def line(self) -> str:
+        """'7.42† [7.10, 7.74] (n=5)'."""
+        n = f"(n={self.n})" if self.n else ""
+        return " ".join(filter(None, [self.text + self.marks, self.interval, n]))
+
+
+class Table(NamedTuple):
+    """Lines of entries under heads; the ``corner`` names what the lines are."""
+
+    corner: str
+    heads: Sequence[tuple[str, str]]
+    """(group, head); all groups are '' where there are none."""
+    lines: Sequence[tuple[str, Sequence[Entry]]]
+    """A line without entries is a heading of those below it."""
+    caption: str = ""
+    notes: Sequence[str] = ()
+
+
+def plain(frame: pd.DataFrame, corner: str, caption: str = "", notes: Sequence[str] = ()) -> Table:
+    """A table of the frame's texts."""
+    lines = [
+        (str(label), [Entry(str(value)) for value in values])
+        for label, values in zip(frame.index, frame.to_numpy(), strict=True)
+    ]
+    return Table(corner, [("", str(column)) for column in frame.columns], lines, caption, notes)
+
+
+def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
+    """The entry of a line of ``inference.means``: the mean, its interval and n, or why there is none.
+
+    Where too few test sets give no interval it is that of the bootstrap, marked, or the standard deviation
+    of the cells.
+    """
+    metric, n, expected = str(line["metric"]), int(line["n"]), int(line["n_expected"])
+    source = f"cells.csv: arm {line['arm']}, split {line['split']}, part {line['part']}; means.csv"
+    if n == 0:
+        word = "failed" if line["n_failed"] else "missing" if line["n_missing"] else "undefined"
+        count = f"{line['n_failed']}/{expected}" if word == "failed" else f"0/{expected}"
+        return Entry(f"{word} ({count})", absent=True, source=source)
+    spread = ""
+    if math.isfinite(line["low"]):
+        spread = interval(line["low"], line["high"], metric, sign)
+    elif math.isfinite(line["boot_low"]):
+        spread = interval(line["boot_low"], line["boot_high"], metric, sign) + BOOTSTRAP
+    elif math.isfinite(line["sd"]):
+        spread = f"± {number(line['sd'], metric)}"
+    sets = f"{line['n_units']} test set{'s' * (line['n_units'] != 1)}"
+    told = f"{n} of {expected} cells, {sets}, {line['n_seeds']} seed{'s' * (line['n_seeds'] != 1)} ({source})"
+    marks = MARK if line["n_marked"] else ""
+    whole = str(n) if n == expected else f"{n}/{expected}"
+    return Entry(minus(number(line["mean"], metric, sign)), spread, whole, marks, source=told)
+
+
+def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
+    """The entry of a line of ``inference.contrasts``: the paired difference, its interval and n."""
+    metric, pairs = str(line["metric"]), int(line["n_pairs"])
+    if not pairs:
+        return Entry("no pairs", absent=True)
+    spread = ""
+    if math.isfinite(line["low"]):
+        spread = interval(line["low"], line["high"], metric, sign=True)
+    elif math.isfinite(line["boot_low"]):
+        spread = interval(line["boot_low"], line["boot_high"], metric, sign=True) + BOOTSTRAP
+    marks = SIGNIFICANT if line["declared"] and line["p_adjusted"] <= alpha else ""
+    marks += UNFAIR if line["unfair"] else ""
+    sets = f"{line['n_units']} test set{'s' * (line['n_units'] != 1)}"
+    source = (
+        f"{pairs} pairs, {sets}; better in {line['n_better']} of {pairs} (contrasts.csv: arm {line['arm']}, "
+        f"other {line['other']}, split {line['split']}, part {line['part']}; its keys in cells.csv)"
+    )
+    return Entry(minus(number(line["diff"], metric, sign=True)), spread, str(pairs), marks, source=source)
+
+
+def interval(low: float, high: float, metric: str, sign: bool = False) -> str:
+    """'[7.10, 7.74]'."""
+    return minus(f"[{number(low, metric, sign)}, {number(high, metric, sign)}]")
+
+
+def minus(text: str) -> str:
+    """With the sign that is as wide as a plus."""
+    return text.replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """'0.012', '<0.001', or '–'."""
+    if math.isnan(p):
+        return ABSENT
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def merit(values: pd.Series, metric: str) -> pd.Series:
+    """More is better: R2 as it is, the errors negated, the bias by its size."""
+    return values if metric in UPWARD else -values.abs()
+
+
+def whole(means: pd.DataFrame) -> pd.DataFrame:
+    """Lines of ``inference.means``, of one split and part, whose cells all have a number; the best first."""
+    lines = means[(means["n"] == means["n_expected"]) & (means["n"] > 0)]
+    if lines.empty:
+        return lines
+    order = merit(lines["mean"], str(lines["metric"].iloc[0])).sort_values(ascending=False, kind="stable")
+    return lines.loc[order.index]
+
+
+def places(means: pd.DataFrame) -> dict[str, int]:
+    """Arms that are best (1) or second (2) of one split and part, as far as is shown.
+
+    Only arms with all their cells compete, for a mean without the hard cells is no better mean; of fewer
+    than two, or of equals alone, none is best. Equals share their place, and two that are best leave no
+    second.
+    """
+    lines = whole(means)
+    if len(lines) < 2:
+        return {}
+    metric = str(lines["metric"].iloc[0])
+    value = merit(lines["mean"].round(DECIMALS[metric]), metric)
+    if value.nunique() < 2:
+        return {}
+    rank = value.rank(method="min", ascending=False)
+    return {arm: int(r) for arm, r in zip(lines["arm"], rank, strict=True) if r <= 2}
+
+
+def of_means(
+    means: pd.DataFrame,
+    columns: Sequence[tuple[str, str, str, str]],
+    caption: str = "",
+    notes: Sequence[str] = (),
+    *,
+    sign: bool = False,
+    ranked: bool = True,
+) -> Table:
+    """An arm a line; ``columns`` are (group, head, split, part), those that ``means`` has."""
+    lines = {(line["arm"], line["split"], line["part"]): line for line in means.to_dict("records")}
+    arms = list(dict.fromkeys(means["arm"]))
+    best = {
+        (split, part): places(means[(means["split"] == split) & (means["part"] == part)]) if ranked else {}
+        for _, _, split, part in columns
+    }
+    found = []
+    for label in arms:
+        entries = []
+        for _, _, split, part in columns:
+            line = lines.get((label, split, part))
+            entry = Entry("not planned", absent=True) if line is None else mean(line, sign=sign)
+            entries.append(entry._replace(place=best[split, part].get(label, 0)))
+        found.append((label, entries))
+    corner = title(str(means["metric"].iloc[0])) if len(means) else ""
+    return Table(corner, [column[:2] for column in columns], found, caption, notes)
+
+
+def of_differences(
+    contrasts: pd.DataFrame,
+    columns: Sequence[tuple[str, str, str, str]],
+    alpha: float,
+    caption: str = "",
+    notes: Sequence[str] = (),
+) -> Table:
+    """A pair of arms a line, in the order of ``contrasts``, of which there are some; else as ``of_means``."""
+    lines = {
+        (line["arm"], line["other"], line["split"], line["part"]): line
+        for line in contrasts[contrasts["fold"].isna()].to_dict("records")
+    }
+    others = list(dict.fromkeys(contrasts["other"]))
+    alone = len(others) == 1
+    found = []
+    for label, other in dict.fromkeys((arm, other) for arm, other, *_ in lines):
+        entries = []
+        for _, _, split, part in columns:
+            line = lines.get((label, other, split, part))
+            entries.append(Entry("not planned", absent=True) if line is None else difference(line, alpha))
+        found.append((label if alone else f"{label} − {other}", entries))
+    corner = f"arm minus '{others[0]}'" if alone else title(str(contrasts["metric"].iloc[0]))
+    return Table(corner, [column[:2] for column in columns], found, caption, notes)
+
 
 _VARIANTS = {
     "latlon": "lat/lon",
@@ -48,20 +249,6 @@ _VARIANTS = {
     "shuffled": "shuffled GeoCLIP",
 }
 _FUSIONS = {"hadamard": "Hadamard"}
-_COLUMNS = {
-    **dict.fromkeys(("arm", "variant", "fusion", "split", "regime", "metric"), "str"),
-    **dict.fromkeys(("mean", "sd"), "float64"),
-    **dict.fromkeys(("n", "n_expected", "n_failed", "n_missing", "n_marked"), "int64"),
-    **dict.fromkeys(("diff_mean", "diff_sd"), "float64"),
-    **dict.fromkeys(("n_pairs", "n_better"), "int64"),
-    **dict.fromkeys(("wr_mean", "wr_sd"), "float64"),
-    "wr_n": "int64",
-    **dict.fromkeys(("wr_diff_mean", "wr_diff_sd"), "float64"),
-    **dict.fromkeys(("wr_n_pairs", "wr_n_better"), "int64"),
-    **dict.fromkeys(("gap_mean", "gap_sd"), "float64"),
-    **dict.fromkeys(("gap_n", "n_unfair"), "int64"),
-    **dict.fromkeys(("unfair", "tuned"), "str"),
-}
 
 
 def arm(variant: str, fusion: str | float | None) -> str:
@@ -101,148 +288,22 @@ def with_arm(rows: pd.DataFrame) -> pd.DataFrame:
     return cells.assign(arm=pd.Series(labels, index=cells.index, dtype="str"))
 
 
-def comparison(rows: pd.DataFrame, metric: str = "rmse") -> pd.DataFrame:
-    """One line per arm x split, both in the order of their first appearance in ``rows``.
-
-    mean, sd (ddof=1, NaN for n < 2) and n are over the cells of all folds and seeds that have a number;
-    n_expected, n_failed and n_missing count cells. diff_* are over the (split, fold, seed) cells that both
-    the arm and 'none' have, arm minus 'none'; n_better of those n_pairs are better than 'none'. For
-    checkerboards wr_* are the same numbers on the WR sites, and gap_* = OoR - WR of the same cell.
-    n_unfair counts the pairs that differ in more than the declared factor, unfair says in what; tuned, in
-    which settings that a search chose ('; ' between the lines of ``fairness.summary``).
-    Units: those of the metric (ug/m3, or 1 for r2).
-    """
-    cells = with_arm(rows)
-    cells["own"] = cells[f"test_{metric}"]
-    # The WR sites of a WR split are its test sites: they are counted once, as mean.
-    cells["wr"] = cells[f"wr_{metric}"].where(cells["regime"] == OOR)
-    cells["gap"] = cells["own"] - cells["wr"]
-    place = ["split", "fold", "seed"]
-    none = cells.loc[cells["arm"] == BASELINE, [*place, "own", "wr"]]
-    cells = cells.merge(none, on=place, how="left", suffixes=("", "_none"), validate="many_to_one")
-    for column in ("own", "wr"):
-        other = cells[f"{column}_none"]
-        cells[f"{column}_diff"] = cells[column] - other
-        cells[f"{column}_better"] = _merit(cells[column], metric) > _merit(other, metric)  # False for NaN
-
-    lines: list[dict[str, Any]] = []
-    groups = dict(iter(cells.groupby(["arm", "split"], sort=False)))
-    splits = list(cells["split"].unique())
-    for label in cells["arm"].unique():
-        for split in splits:
-            group = groups.get((label, split))
-            if group is None:
-                continue  # the study does not plan it
-            first = group.iloc[0]
-            line: dict[str, Any] = {
-                "arm": label,
-                "variant": first["variant"],
-                "fusion": first["fusion"],
-                "split": split,
-                "regime": first["regime"],
-                "metric": metric,
-                "n_expected": len(group),
-                "n_failed": int((group["state"] == "failed").sum()),
-                "n_missing": int((~group["state"].isin(["done", "failed"])).sum()),
-                "n_marked": int(group["marked"].ne("").sum()),
-            }
-            for column, prefix in (("own", ""), ("wr", "wr_")):
-                line |= _spread(group[column], f"{prefix}mean", f"{prefix}sd", f"{prefix}n")
-                line |= _spread(
-                    group[f"{column}_diff"], f"{prefix}diff_mean", f"{prefix}diff_sd", f"{prefix}n_pairs"
-                )
-                line[f"{prefix}n_better"] = int(group[f"{column}_better"].sum())
-            line |= _spread(group["gap"], "gap_mean", "gap_sd", "gap_n")
-            pairs = group[group[["own_diff", "wr_diff"]].notna().any(axis=1)]
-            line["n_unfair"] = int(pairs["unfair"].ne("").sum())
-            line |= {kind: "; ".join(fairness.summary(list(pairs[kind]))) for kind in ("unfair", "tuned")}
-            lines.append(line)
-    return pd.DataFrame(lines, columns=list(_COLUMNS)).astype(_COLUMNS)
-
-
 def directions(rows: pd.DataFrame) -> pd.DataFrame:
-    """The OoR rows with each held-out region as a split of its own, for ``comparison`` and ``wide``."""
+    """The OoR rows with each held-out region as a split of its own."""
     cells = rows.loc[rows["regime"] == OOR]
-    labels = [
-        f"{split} · {held_out(split, fold)}"
-        for split, fold in zip(cells["split"], cells["fold"], strict=True)
-    ]
+    labels = [direction(split, fold) for split, fold in zip(cells["split"], cells["fold"], strict=True)]
     cells = cells.assign(split=pd.Series(labels, index=cells.index, dtype="str"))
     return cells.iloc[sorted(range(len(cells)), key=lambda i: int(cells["fold"].iloc[i]))]
+
+
+def direction(split: str, fold: int) -> str:
+    """What ``directions`` calls one."""
+    return f"{split} · {held_out(split, fold)}"
 
 
 def held_out(split: str, fold: int) -> str:
     """What a fold of an OoR split holds out: one colour of a checkerboard, or a region."""
     return f"{'colour' if split.startswith('checkerboard') else 'region'} {fold} held out"
-
-
-def columns(compared: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """The columns for people, as (regime, split, prefix of the columns of ``comparison``).
-
-    WR: every WR split, then the WR sites of the checkerboards. OoR: the checkerboards. Then their gaps.
-    """
-    pairs = compared[["split", "regime"]].drop_duplicates().itertuples(index=False)
-    regimes = {str(split): str(regime) for split, regime in pairs}
-    outer = [split for split, regime in regimes.items() if regime == OOR]
-    return [
-        *((WR, split, "") for split, regime in regimes.items() if regime != OOR),
-        *((WR, split, "wr_") for split in outer),
-        *((OOR, split, "") for split in outer),
-        *((GAP, split, "gap_") for split in outer),
-    ]
-
-
-def wide(compared: pd.DataFrame) -> pd.DataFrame:
-    """``comparison`` for people: one row per arm, columns (regime, split), cells '7.42 ± 0.31 (n=4)'.
-
-    A column group each for WR, OoR and their gap. Where nothing is there, the cell says which it is:
-    'missing (0/4)', 'failed (2/4)', 'undefined (0/4)' (done, but the metric is not a number).
-    """
-    return _layout(compared, _cell, "not planned")
-
-
-def differences(compared: pd.DataFrame) -> pd.DataFrame:
-    """Laid out like ``wide``: the paired difference to 'none', '-0.30 ± 0.12 (better in 4 of 4)'.
-
-    An unfair one carries its mark: '-0.30 ± 0.12‡ (better in 4 of 4)'.
-    """
-    frame = _layout(compared.loc[compared["arm"] != BASELINE], _difference, "not planned")
-    return frame[[column for column in frame.columns if column[0] != GAP]]
-
-
-def unfair(compared: pd.DataFrame) -> pd.DataFrame:
-    """What makes differences to 'none' unfair: arm, splits, and one reason a line."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for label, split, reasons in zip(compared["arm"], compared["split"], compared["unfair"], strict=True):
-        for text in filter(None, reasons.split("; ")):
-            found.setdefault((label, text), []).append(split)
-    lines = [(label, ", ".join(splits), text) for (label, text), splits in found.items()]
-    return pd.DataFrame(lines, columns=["arm", "split", "difference to 'none'"], dtype="str")
-
-
-def best(compared: pd.DataFrame) -> pd.DataFrame:
-    """A mask shaped like ``wide``: True for the best mean of a WR or OoR column, as far as it is shown.
-
-    Only arms with all their cells compete, for a mean without the hard cells is no better mean; a column
-    with fewer than two of them has no best. The gap has none either: a model bad everywhere has no gap.
-    """
-    mask = _layout(compared, lambda line, prefix: False, False).astype(bool)
-    for regime, split, prefix in columns(compared):
-        whole = complete(compared, split, prefix)
-        if regime == GAP or len(whole) < 2:
-            continue
-        merit = _merit(whole[f"{prefix}mean"].round(DECIMALS[str(whole["metric"].iloc[0])]), _metric(whole))
-        mask.loc[list(whole["arm"][merit == merit.max()]), (regime, split)] = True
-    return mask
-
-
-def complete(compared: pd.DataFrame, split: str, prefix: str = "") -> pd.DataFrame:
-    """The lines of a split whose cells all have a number, best mean first."""
-    lines = compared[(compared["split"] == split) & (compared[f"{prefix}n"] == compared["n_expected"])]
-    if lines.empty:
-        return lines
-    order = _merit(lines[f"{prefix}mean"], _metric(lines)).sort_values(ascending=False, kind="stable")
-    return lines.loc[order.index]
 
 
 def completeness(rows: pd.DataFrame) -> pd.DataFrame:
@@ -284,6 +345,27 @@ def markdown(frame: pd.DataFrame, bold: pd.DataFrame | None = None) -> str:
     return texts.to_markdown(disable_numparse=True)
 
 
+def in_markdown(table: Table) -> str:
+    """A GitHub table: the best of a column is bold, the second italic; headings of lines are bold."""
+    lines = []
+    for label, entries in table.lines:
+        if not entries:
+            lines.append([f"**{escape(label)}**", *[""] * len(table.heads)])
+            continue
+        shown = [(escape(entry.line()), entry.place) for entry in entries]
+        around = {0: "", 1: "**", 2: "*"}
+        lines.append([escape(label), *(f"{around[place]}{text}{around[place]}" for text, place in shown)])
+    heads = [escape(" · ".join(filter(None, head))) for head in table.heads]
+    frame = pd.DataFrame(np.array(lines, dtype="object").reshape(len(lines), len(heads) + 1))
+    frame.columns = pd.Index([escape(table.corner), *heads])
+    return frame.to_markdown(index=False, disable_numparse=True)
+
+
+def notes_in_markdown(notes: Sequence[str]) -> str:
+    """Notes under a table ``in_markdown``, which has no underline."""
+    return escape(" ".join(notes)).replace("underlined", "italic")
+
+
 def csv(frame: pd.DataFrame) -> str:
     """Comma-separated, with a header, without the index; a number is written so that it reads back equal."""
     return frame.to_csv(index=False, lineterminator="\n")
@@ -291,7 +373,7 @@ def csv(frame: pd.DataFrame) -> str:
 
 def title(metric: str) -> str:
     """The metric's name and unit: 'RMSE (µg/m³)'."""
-    return f"{NAMES[metric]} ({UNITS[metric]})" if UNITS[metric] else NAMES[metric]
+    return f"{NAMES[metric]} ({UNITS[metric]})" if UNITS.get(metric) else NAMES[metric]
 
 
 def flat(column: Any) -> str:
@@ -317,59 +399,5 @@ def number(value: float, metric: str, sign: bool = False) -> str:
     return f"{value:+z.{digits}f}" if sign else f"{value:z.{digits}f}"
 
 
-def _merit(values: pd.Series, metric: str) -> pd.Series:
-    """More is better: R2 as it is, the errors negated, the bias by its size."""
-    return values if metric == "r2" else -values.abs()
-
-
-def _metric(lines: pd.DataFrame) -> str:
-    return str(lines["metric"].iloc[0])
-
-
-def _spread(values: pd.Series, mean: str, sd: str, n: str) -> dict[str, float]:
-    values = values.dropna()
-    return {mean: float(values.mean()), sd: float(values.std(ddof=1)), n: len(values)}  # NaN where too few
-
-
 def _ordered(labels: Iterable[str]) -> pd.Index:
     return pd.Index(list(dict.fromkeys(labels)), dtype="str")
-
-
-def _layout(compared: pd.DataFrame, cell: Callable[[pd.Series, str], Any], empty: Any) -> pd.DataFrame:
-    """Rows arms, columns (regime, split), values ``cell(line, prefix)``; ``empty`` where no line is."""
-    heads = columns(compared)
-    index = pd.MultiIndex.from_arrays(
-        [[head[i] for head in heads] for i in (0, 1)], names=["regime", "split"]
-    )
-    frame = pd.DataFrame(empty, index=_ordered(compared["arm"]), columns=index, dtype="object")
-    lines = {(str(line["arm"]), str(line["split"])): line for _, line in compared.iterrows()}
-    for label in frame.index:
-        for regime, split, prefix in heads:
-            if (label, split) in lines:
-                frame.loc[label, (regime, split)] = cell(lines[label, split], prefix)
-    return frame
-
-
-def _cell(line: pd.Series, prefix: str) -> str:
-    n, expected = line[f"{prefix}n"], line["n_expected"]
-    if n == 0:
-        if line["n_failed"]:
-            return f"failed ({line['n_failed']}/{expected})"
-        return f"missing (0/{expected})" if line["n_missing"] else f"undefined (0/{expected})"
-    sign = prefix == "gap_"
-    mean = number(line[f"{prefix}mean"], line["metric"], sign)
-    spread = number(line[f"{prefix}sd"], line["metric"])
-    mark = MARK if line["n_marked"] else ""
-    return f"{mean} ± {spread}{mark} (n={n if n == expected else f'{n}/{expected}'})"
-
-
-def _difference(line: pd.Series, prefix: str) -> str:
-    if prefix == "gap_":
-        return ""
-    pairs = line[f"{prefix}n_pairs"]
-    if pairs == 0:
-        return "no pairs"
-    mean = number(line[f"{prefix}diff_mean"], line["metric"], sign=True)
-    spread = number(line[f"{prefix}diff_sd"], line["metric"])
-    mark = UNFAIR if line["n_unfair"] else ""
-    return f"{mean} ± {spread}{mark} (better in {line[f'{prefix}n_better']} of {pairs})"

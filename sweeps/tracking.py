@@ -128,7 +128,12 @@ class _Parent:
     def of(cls, run: Run) -> "_Parent":
         info = run.info
         return cls(
-            info.run_id, info.status, info.start_time, info.end_time, dict(run.data.metrics), info.artifact_uri
+            info.run_id,
+            info.status,
+            info.start_time,
+            info.end_time,
+            dict(run.data.metrics),
+            info.artifact_uri,
         )
 
 
@@ -399,13 +404,17 @@ class Tracker:
             if f"mlflow.sharedViewState.{key}" in self._tags
         }
         splits: dict[str, list[Run]] = {}
-        for run in sorted(self._runs("tags.kind = 'arm'"), key=lambda r: (r.info.start_time, r.info.run_name)):
+        for run in sorted(
+            self._runs("tags.kind = 'arm'"), key=lambda r: (r.info.start_time, r.info.run_name)
+        ):
             splits.setdefault(run.data.tags["split"], []).append(run)
         for split, parents in splits.items():
             runs = quote(json.dumps([run.info.run_id for run in parents], separators=(",", ":")))
             experiments = quote(json.dumps([self.experiment_id]))
             # `runs` has to be the first.
-            found[f"Arms side by side on {split}"] = f"/#/compare-runs?runs={runs}&experiments={experiments}&{face}"
+            found[f"Arms side by side on {split}"] = (
+                f"/#/compare-runs?runs={runs}&experiments={experiments}&{face}"
+            )
         return {**found, "Every run": f"{page}?{face}"}
 
 
@@ -520,7 +529,11 @@ def _refusal(uri: str, error: Exception) -> InputError:
     """Why a tracking store cannot be used; a server that only does not answer may do so later."""
     reason = " ".join(str(error).split())[:300].rstrip(".")
     if not uri.startswith("http"):
-        mend = f"; delete {uri.rpartition(':///')[2]}, and `sweep sync` makes it again" if "malformed" in reason else ""
+        mend = (
+            f"; delete {uri.rpartition(':///')[2]}, and `sweep sync` makes it again"
+            if "malformed" in reason
+            else ""
+        )
         return InputError(f"tracking: {uri} cannot be opened ({reason}){mend}")
     if re.search(r"\b40[13]\b", reason):
         return InputError(

@@ -10,17 +10,39 @@ from sweeps.claims import Analysis
 NAN = math.nan
 
 
-def mean(split: str, part: str, regime: str, value: float, metric: str = "rmse", n: int = 4) -> dict[str, object]:
+def mean(
+    split: str, part: str, regime: str, value: float, metric: str = "rmse", n: int = 4
+) -> dict[str, object]:
     return {
-        **{"arm": "GeoCLIP · Hadamard", "split": split, "part": part, "regime": regime, "metric": metric},
-        **{"mean": value, "low": value - 1, "high": value + 1, "n": n, "n_expected": 5, "n_failed": 1},
+        "arm": "GeoCLIP · Hadamard",
+        "split": split,
+        "part": part,
+        "regime": regime,
+        "metric": metric,
+        "mean": value,
+        "low": value - 1,
+        "high": value + 1,
+        "n": n,
+        "n_expected": 5,
+        "n_failed": 1,
     }
 
 
-def contrast(part: str, other: str = "none", fold: object = pd.NA, p_adjusted: float = NAN) -> dict[str, object]:
+def contrast(
+    part: str, other: str = "none", fold: object = pd.NA, p_adjusted: float = NAN
+) -> dict[str, object]:
     return {
-        **{"arm": "GeoCLIP · Hadamard", "other": other, "split": "random", "part": part, "metric": "rmse"},
-        **{"fold": fold, "diff": -0.25, "low": -0.5, "high": 0.0, "p": 0.0123456, "p_adjusted": p_adjusted},
+        "arm": "GeoCLIP · Hadamard",
+        "other": other,
+        "split": "random",
+        "part": part,
+        "metric": "rmse",
+        "fold": fold,
+        "diff": -0.25,
+        "low": -0.5,
+        "high": 0.0,
+        "p": 0.0123456,
+        "p_adjusted": p_adjusted,
     }
 
 
@@ -34,17 +56,30 @@ def test_regimes_parts_and_metrics_have_names_of_their_own() -> None:
     ]
     found = aggregates(pd.DataFrame(means), pd.DataFrame([contrast("test")]))
     counts = {"n": 4, "n_expected": 5, "n_failed": 1}
-    difference = {"diff_rmse": -0.25, "diff_rmse_ci_low": -0.5, "diff_rmse_ci_high": 0.0, "diff_rmse_p": 0.01235}
+    difference = {
+        "diff_rmse": -0.25,
+        "diff_rmse_ci_low": -0.5,
+        "diff_rmse_ci_high": 0.0,
+        "diff_rmse_p": 0.01235,
+    }
     assert found == {
         ("GeoCLIP · Hadamard", "random"): {
-            **{"wr_rmse_mean": 7.0, "wr_rmse_ci_low": 6.0, "wr_rmse_ci_high": 8.0},
-            **{"wr_r2_mean": 0.5, "wr_r2_ci_low": -0.5, "wr_r2_ci_high": 1.5},
+            "wr_rmse_mean": 7.0,
+            "wr_rmse_ci_low": 6.0,
+            "wr_rmse_ci_high": 8.0,
+            "wr_r2_mean": 0.5,
+            "wr_r2_ci_low": -0.5,
+            "wr_r2_ci_high": 1.5,
             **counts,
             **difference,
         },
         ("GeoCLIP · Hadamard", "checkerboard-16"): {
-            **{"oor_rmse_mean": 8.0, "oor_rmse_ci_low": 7.0, "oor_rmse_ci_high": 9.0},
-            **{"wr_rmse_mean": 7.5, "wr_rmse_ci_low": 6.5, "wr_rmse_ci_high": 8.5},
+            "oor_rmse_mean": 8.0,
+            "oor_rmse_ci_low": 7.0,
+            "oor_rmse_ci_high": 9.0,
+            "wr_rmse_mean": 7.5,
+            "wr_rmse_ci_low": 6.5,
+            "wr_rmse_ci_high": 8.5,
             "gap_rmse": 0.5,
             **counts,
         },
@@ -76,10 +111,20 @@ def test_rows_become_means_and_paired_differences() -> None:
     rows[-1]["state"] = "failed"
     found = of_rows(pd.DataFrame(rows), Analysis())
     assert found["none", "checkerboard-16"] == {
-        **{"oor_rmse_mean": 8.5, "wr_rmse_mean": 7.5, "gap_rmse": 1.0},
-        **{"n": 2, "n_expected": 2, "n_failed": 0},
+        "oor_rmse_mean": 8.5,
+        "wr_rmse_mean": 7.5,
+        "gap_rmse": 1.0,
+        "n": 2,
+        "n_expected": 2,
+        "n_failed": 0,
     }
     assert found["lat/lon", "checkerboard-16"] == {
-        **{"oor_rmse_mean": 7.5, "wr_rmse_mean": 7.0, "gap_rmse": 0.5, "diff_rmse": -0.5, "wr_diff_rmse": 0.0},
-        **{"n": 1, "n_expected": 2, "n_failed": 1},
+        "oor_rmse_mean": 7.5,
+        "wr_rmse_mean": 7.0,
+        "gap_rmse": 0.5,
+        "diff_rmse": -0.5,
+        "wr_diff_rmse": 0.0,
+        "n": 1,
+        "n_expected": 2,
+        "n_failed": 1,
     }

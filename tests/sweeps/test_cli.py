@@ -453,9 +453,10 @@ def test_report_writes_its_files(sweep: Sweep, toy: Path, tmp_path: Path) -> Non
     out = tmp_path / "new" / "report"
     ended = sweep("report", toy, "-o", out)
     assert (ended.status, ended.err) == (0, "")
-    written = {path.name for path in out.iterdir() if path.is_file()}
-    assert {"report.md", "cells.csv", "comparison.csv", "index.html"} <= written
-    assert {*ended.out.splitlines()} == {str(out / name) for name in written}
+    files = ["index.html", "report.md", "cells.csv", "means.csv", "contrasts.csv"]
+    files += [f"latex/{name}.tex" for name in ("wr", "oor", "gap", "contrasts", "all")]
+    assert ended.out.splitlines() == [str(out / name) for name in files]
+    assert all((out / name).stat().st_size for name in files)
     drawn = {path.name for path in (out / "figures").iterdir()}
     assert {"cells-rmse.svg", "cells-rmse.png", "learning.svg", "split-checkerboard-16.png"} <= drawn
     assert {name.split(".")[0] for name in drawn if name.endswith("svg")} == {

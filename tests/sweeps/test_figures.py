@@ -39,6 +39,7 @@ def rows(state: str = "done") -> pd.DataFrame:
                     "split": split,
                     "regime": "OoR" if board else "WR",
                     "fold": fold,
+                    "folds": folds,
                     "seed": 0,
                     "state": state,
                 }
@@ -58,7 +59,7 @@ def contrasts() -> pd.DataFrame:
     for (regime, split, part, n), arm in ((p, a) for p in PLACES for a in ARMS if a != "none"):
         few = n < 3
         line = {"arm": arm, "other": "none", "split": split, "part": part, "regime": regime, "metric": "rmse"}
-        line |= {"fold": pd.NA, "n_units": n, "diff": SHIFT[arm], "rope": 0.07}
+        line |= {"fold": pd.NA, "n_units": n, "diff": SHIFT[arm], "rope": 0.07, "declared": True}
         line |= {"low": math.nan if few else SHIFT[arm] - 0.2, "high": math.nan if few else SHIFT[arm] + 0.2}
         line |= {"boot_low": SHIFT[arm] - 0.1, "boot_high": SHIFT[arm] + 0.1}
         lines.append(line | {"verdict": "too few" if few else "better" if SHIFT[arm] < 0 else "undecided"})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ from optuna.trial import TrialState
 
 from pm25.settings import ModelSettings, TrainSettings
 from sweeps.design import Arm, Search, within
-from sweeps.optimise import Optimiser, View, distribution, frozen
+from sweeps.optimise import Optimiser, View, distribution, frozen, importance
 from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
 
@@ -587,3 +588,23 @@ def test_whatever_happens_the_journal_follows(
         view.write([trials])
     view.write([trials])
     check_same(view, trials)
+
+
+# What explains the scores
+
+
+def test_the_setting_that_decides_is_the_important_one() -> None:
+    def explained(trials: int, step: float = 0.008) -> pd.DataFrame:
+        ended = [record(i, point(0.01 + 0.08 * i, 1 + (3 * i) % 4), 3.0 + i * step) for i in range(trials)]
+        return importance([arm_trials(*ended)])
+
+    frame = explained(12)
+    assert frame["arm"].tolist() == ["none", "none"]
+    assert frame["objective"].tolist() == ["wr", "wr"]
+    shares = frame.set_index("parameter")["importance"]
+    assert shares[RATE] > 0.8
+    assert shares.sum() == pytest.approx(1)
+    pd.testing.assert_frame_equal(explained(12), frame)
+    assert explained(7).empty  # too few to tell
+    assert explained(12, step=0.0).empty  # nothing to explain
+    assert importance([]).empty

@@ -1,6 +1,7 @@
-"""The four files of a report: same input, same bytes; self-contained, and honest about what is absent."""
+"""The files of a report: same input, same bytes; self-contained, and honest about what is absent."""
 
 import base64
+import dataclasses
 import hashlib
 import math
 import os
@@ -12,23 +13,29 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from sweeps import report, tables
+from sweeps import answer, report, tables
+from sweeps.claims import Analysis, ArmChoice, Claim, Place, Published, PublishedValue
 from sweeps.figures import Figure
 
 HOSTILE = "ValueError: <script>alert('x')</script> | *bold*"
-NAMES = ["report.md", "cells.csv", "comparison.csv", "index.html"]
+PAGES = ["index.html", "report.md", "cells.csv", "means.csv", "contrasts.csv"]
+LATEX = [f"latex/{name}.tex" for name in ("wr", "oor", "gap", "contrasts", "all")]
+FOLDS = {"random": 5, "spatial": 5}
+WOBBLE = (0.05, -0.05, 0.1, -0.1, 0.0)
+"""By fold, what an arm's difference is off by: zero on average over five."""
 
 
 def grid(splits=("random", "checkerboard-16"), seeds=(0, 1), variants=("none", "latlon", "geoclip")):
-    """Errors that follow a rule: GeoCLIP is 0.5 below 'none' everywhere, lat/lon 0.25 above."""
+    """Errors that follow a rule: GeoCLIP is about 0.5 below 'none' everywhere, lat/lon 0.25 above."""
     shift = {"none": 0.0, "latlon": 0.25, "geoclip": -0.5}
     lines = []
     for variant in variants:
         for split in splits:
             board = split.startswith("checkerboard")
-            for fold in (0, 1):
+            for fold in range(FOLDS.get(split, 2)):
                 for seed in seeds:
                     error = 7.0 + shift[variant] + fold + 0.5 * seed + 2 * board
+                    error += WOBBLE[fold] * (variant != "none")
                     line = {
                         "key": f"{len(lines):032x}",
                         "variant": variant,
@@ -36,6 +43,7 @@ def grid(splits=("random", "checkerboard-16"), seeds=(0, 1), variants=("none", "
                         "split": split,
                         "regime": "OoR" if board else "WR",
                         "fold": fold,
+                        "folds": FOLDS.get(split, 2),
                         "seed": seed,
                         "state": "done",
                         "n_train": 700.0,
@@ -46,8 +54,10 @@ def grid(splits=("random", "checkerboard-16"), seeds=(0, 1), variants=("none", "
                     for prefix, value in (("test", error), ("wr", error - 1.5 if board else math.nan)):
                         numbers = (value, 1 - value / 20, 0.75 * value, 0.1 * value)
                         line |= {f"{prefix}_{m}": v for m, v in zip(tables.METRICS, numbers, strict=True)}
-                    lines.append(line | {"best_epoch": 3.0, "epochs": 5.0, "seconds": 1.5, "error": None})
-    return pd.DataFrame(lines).astype({"error": "object"})
+                    line |= {"best_epoch": 3.0, "epochs": 5.0, "seconds": 1.5, "error": None}
+                    lines.append(line | {"marked": "", "unfair": "", "tuned": ""})
+    frame = pd.DataFrame(lines)
+    return frame.astype({"error": "object", "fold": "int64", "seed": "int64", "folds": "int64"})
 
 
 def lose(rows, at, state, error=None):
@@ -78,7 +88,7 @@ FACTS = {
 }
 PICTURES = [
     Figure("cells-rmse", b"<svg>1</svg>", b"\x89PNG 1", "svg", "Every <cell>", "One dot & one cell."),
-    Figure("map", b"<svg>2</svg>", b"\x89PNG 2", "png", "A map", "Albers."),
+    Figure("split-map", b"<svg>2</svg>", b"\x89PNG 2", "png", "A map", "Albers."),
 ]
 
 
@@ -87,15 +97,24 @@ def digests(folder):
     return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def written(tmp_path, rows, facts=FACTS, pictures=()):
-    report.write(rows, facts, tmp_path, pictures)
+def made(rows, facts=FACTS, claims=(), **more):
+    return report.made(rows, facts, more.pop("analysis", None), claims, **more)
+
+
+def written(tmp_path, rows, facts=FACTS, claims=(), **more):
+    report.write(made(rows, facts, claims, **more), tmp_path)
     return (tmp_path / "index.html").read_text(), (tmp_path / "report.md").read_text()
 
 
-def test_four_files_and_nothing_else(tmp_path):
-    paths = report.write(grid(), FACTS, tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == NAMES
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(NAMES)
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_its_files_and_nothing_else(tmp_path):
+    out = tmp_path / "new" / "folder"
+    paths = report.write(made(grid()), out)
+    assert [path.relative_to(out).as_posix() for path in paths] == PAGES + LATEX
+    assert names(out) == sorted(PAGES + LATEX)
 
 
 def backwards(facts):
@@ -105,8 +124,8 @@ def backwards(facts):
 
 def test_same_bytes_in_one_process(tmp_path):
     rows = lose(grid(), 3, "failed", HOSTILE)
-    report.write(rows, FACTS, tmp_path / "a", PICTURES)
-    report.write(rows.copy(), backwards(FACTS), tmp_path / "b", PICTURES)
+    report.write(made(rows, pictures=PICTURES), tmp_path / "a")
+    report.write(made(rows.copy(), backwards(FACTS), pictures=PICTURES), tmp_path / "b")
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
@@ -116,7 +135,7 @@ spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
 toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
 rows = toy.lose(toy.grid(), 3, "failed", toy.HOSTILE)
-toy.report.write(rows, toy.FACTS, pathlib.Path(sys.argv[2]), toy.PICTURES)
+toy.report.write(toy.made(rows, pictures=toy.PICTURES), pathlib.Path(sys.argv[2]))
 print(*sorted(name for name in ("ray", "mlflow", "torch", "matplotlib.pyplot") if name in sys.modules))
 """
 
@@ -168,247 +187,175 @@ def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
     assert all(f'id="{anchor}"' in page for anchor in anchors)
 
 
-def test_the_answer_is_made_from_the_numbers():
-    within, out, rest = report.answer(grid())
-    assert within == (
-        "Lowest mean RMSE within region: on random, 'GeoCLIP · Hadamard' with 7.25 µg/m³ (n=4), "
-        "0.50 ± 0.00 below 'none' (lower in 4 of 4 pairs)."
+# The answer
+
+
+def declared(better="geoclip", than="none", split="random", metric="rmse", part="test"):
+    arms = (
+        ArmChoice(variant=name, fusion="hadamard" if name == "geoclip" else None) for name in (better, than)
     )
-    assert "on checkerboard-16, 'GeoCLIP · Hadamard' with 9.25 µg/m³ (n=4)" in out
-    assert rest == "All 24 cells are done. No significance test is made."
+    place = Place(split=split, part=part)
+    return Claim(
+        claim=f"{better} beats {than}, {split}", better=next(arms), than=next(arms), on=place, metric=metric
+    )
 
 
-def test_the_answer_says_when_no_place_helps():
-    within, *_ = report.answer(grid(variants=("none", "latlon")))
-    assert within.endswith("'none' with 7.75 µg/m³ (n=4), and no ranked arm is below it.")
+def test_the_answer_is_made_from_the_numbers():
+    within, out, rest = report.answer(made(grid()))
+    assert within == (
+        "Within region, on random 'GeoCLIP · Hadamard', the best of 2 such arms, is better than 'none' by "
+        "more than the margin of 0.09 µg/m³: its RMSE is 0.50 µg/m³ lower (95% interval [−0.65, −0.35]; "
+        "corrected resampled t-test, p = 0.001 after Holm; 5 test sets) – of 2 declared contrasts with "
+        "'none', 1 better, 1 worse."
+    )
+    assert out == (
+        "Out of region, on checkerboard-16 nothing is tested, for 2 test sets are too few: 'GeoCLIP · "
+        "Hadamard', the best of 2 such arms, against 'none', its RMSE is 0.50 µg/m³ lower (better in 4 of 4 "
+        "pairs) – of 2 declared contrasts with 'none', 2 with too few test sets."
+    )
+    assert rest == (
+        "Open: with too few test sets for a test: 'lat/lon', 'GeoCLIP · Hadamard' on checkerboard-16; all 42 "
+        "cells are done."
+    )
+
+
+def test_the_interval_and_p_of_the_answer_by_hand():
+    """Five folds' mean differences -0.5 + wobble: sd sqrt(0.025 / 4), se with 1/5 + 1/4; t(4) 2.776."""
+    contrasts = made(grid()).contrasts["rmse"]
+    line = contrasts[(contrasts["arm"] == "GeoCLIP · Hadamard") & (contrasts["split"] == "random")].iloc[0]
+    half = 2.7764451 * math.sqrt(0.45 * 0.025 / 4)
+    assert line["low"] == pytest.approx(-0.5 - half)
+    assert line["high"] == pytest.approx(-0.5 + half)
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict", "said"),
+    [
+        (-1.0, "better", "is better than 'none' by more than the margin of 0.09 µg/m³"),
+        (1.0, "worse", "is worse than 'none' by more than the margin of 0.09 µg/m³"),
+        (-0.1, "undecided", "it is undecided whether 'lat/lon' differs from 'none' by more than the margin"),
+        (0.0, "equal", "'lat/lon' and 'none' are practically equal, within the margin of 0.09 µg/m³"),
+    ],
+)
+def test_the_answer_says_what_the_test_says(shift, verdict, said):
+    rows = grid(variants=("none", "latlon"), splits=("random",))
+    at = rows["variant"] == "latlon"
+    wobble = rows["fold"].map(dict(enumerate(WOBBLE)))
+    own = rows["test_rmse"] + shift - 0.25 - (wobble * 0.95 if verdict == "equal" else 0)
+    rows["test_rmse"] = rows["test_rmse"].where(~at, own)
+    material = made(rows)
+    assert material.contrasts["rmse"]["verdict"].tolist() == [verdict]
+    within, rest = report.answer(material)
+    assert said in within
+    assert "95% interval" in within
+    assert "5 test sets" in within
+    assert ("is better" in within) is (verdict == "better")
+    assert ("undecided: 'lat/lon' on random" in rest) is (verdict == "undecided")
+    decided = "Nothing is open: the test decides all 1 declared contrast, and all 20 cells are done."
+    assert (rest == decided) is (verdict != "undecided")
+
+
+def test_what_is_not_declared_is_exploratory():
+    within, *_ = report.answer(made(grid(), claims=[declared(split="checkerboard-16")]))
+    assert within.startswith(
+        "Within region, on random no contrast with 'none' is declared; exploratory, 'Geo"
+    )
+    assert "not adjusted" in within
+    assert "better than" not in within
+
+
+def test_a_claim_that_none_is_better_is_turned_round():
+    material = made(grid(), claims=[declared("none", "latlon")])
+    within, *_ = report.answer(material)
+    # A share of the other arm's mean, which in the claim is that of lat/lon.
+    assert "on random 'lat/lon' is worse than 'none' by more than the margin of 0.10 µg/m³" in within
+    assert "0.25 µg/m³ higher (95% interval [+0.10, +0.40]" in within
+    (line,) = material.claims.to_dict("records")
+    assert (line["verdict"], line["arm"], line["other"]) == ("supported", "none", "lat/lon")
+
+
+def test_the_answers_metric_is_that_of_the_claims():
+    material = made(grid(), claims=[declared(metric="r2")])
+    assert material.metric == "r2"
+    assert "its R² is 0.025 higher" in report.answer(material)[0]
+    assert made(grid(), claims=[declared(metric="r2"), declared()]).metric == "rmse"
 
 
 def test_the_answer_ranks_whole_arms_only():
     rows = grid()
     first = rows.index[(rows["variant"] == "geoclip") & (rows["split"] == "random")][0]
-    within, _, rest = report.answer(lose(rows, first, "missing"))
-    assert "'none' with 7.75 µg/m³ (n=4), among 2 of 3 arms" in within
-    assert "GeoCLIP" not in within
-    assert rest.startswith("Of 24 cells 1 missing: an arm without all its cells is not ranked.")
-    within, *_ = report.answer(lose(rows, rows.index, "missing"))
-    assert within == "Lowest mean RMSE within region: on random, no arm has all its cells."
+    within, _, rest = report.answer(made(lose(rows, first, "missing")))
+    assert "'lat/lon' is worse than 'none'" in within
+    assert "GeoCLIP" not in within.partition("– of 2")[0]
+    assert "of 42 cells 1 missing, and an arm without all its cells is not ranked" in rest
+    within, *_ = report.answer(made(lose(rows, rows.index, "missing")))
+    assert within == "Within region, on random no arm has all its cells."
+
+
+def test_a_control_is_not_the_answer():
+    rows = grid(splits=("random",))
+    control = rows[rows["variant"] == "geoclip"].assign(variant="random")
+    control["key"] = "c" + control["key"].str.slice(1)
+    control["test_rmse"] -= 1
+    within, _ = report.answer(made(pd.concat([rows, control], ignore_index=True)))
+    assert "'GeoCLIP · Hadamard', the best of 2 such arms, is better" in within
+
+
+def test_the_bootstrap_of_too_few_test_sets_is_no_test():
+    material = made(grid())
+    frame = material.contrasts["rmse"]
+    boot = frame.assign(boot_low=-0.75, boot_high=-0.25)
+    material = dataclasses.replace(material, contrasts={**material.contrasts, "rmse": boot})
+    _, out, _ = report.answer(material)
+    assert (
+        "95% bootstrap interval over blocks of other sites in the same regions [−0.75, −0.25], given these "
+        "trainings"
+    ) in out
+    assert "nothing is tested" in out
+    assert answer.cautions(material) == []
+
+
+def test_the_answer_without_a_baseline(tmp_path):
+    rows = grid(variants=("latlon", "geoclip"))
+    page, _ = written(tmp_path, rows)
+    assert "The study has no arm &#39;none&#39;" in page
+    within, *_, rest = report.answer(made(rows))
+    assert "'GeoCLIP · Hadamard' has the lowest mean RMSE, 8.75 µg/m³ (10 cells)" in within
+    assert within.endswith("the study has no arm 'none', so nothing is compared here.")
+    assert rest == "Nothing is declared, so nothing was tested; all 28 cells are done."
+
+
+# What is not there
 
 
 def test_a_failed_cell_is_named_and_never_a_number(tmp_path):
     rows = lose(grid(), [2, 3], "failed", HOSTILE)
     rows.loc[2, "test_rmse"] = 123456.789
     page, text = written(tmp_path, rows)
-    everything = page + text + "".join((tmp_path / name).read_text() for name in NAMES)
+    everything = "".join((tmp_path / name).read_text() for name in names(tmp_path))
     assert "123456" not in everything
     assert "1.23e" not in everything
-    assert "(n=2/4)" in page
-    assert "(n=2/4)" in text
+    assert "n=8/10" in page
+    assert "(n=8/10)" in text
     assert "Failures" in page
-    assert "2 done, 2 failed" in page
+    assert "8 done, 2 failed" in page
     cells = pd.read_csv(tmp_path / "cells.csv")
-    assert list(cells.columns) == list(rows.columns)
+    assert list(cells.columns) == ["key", "arm", *rows.columns[1:]]
     assert cells.loc[[2, 3], "test_rmse"].isna().all()
     assert list(cells.loc[[2, 3], "error"]) == [HOSTILE, HOSTILE]
 
 
-def test_all_four_metrics_in_the_csv(tmp_path):
-    written(tmp_path, grid())
-    compared = pd.read_csv(tmp_path / "comparison.csv", keep_default_na=False)
-    assert compared.groupby("metric").size().to_dict() == {"mae": 6, "mbe": 6, "r2": 6, "rmse": 6}
-
-
-def matched(rows, above=0.125):
-    """The rows with a second 'none', which has GeoCLIP's layers and is so much above the plain one."""
-    other = rows[rows["variant"] == "none"].assign(fusion="hadamard")
-    other["key"] = "m" + other["key"].str.slice(1)
-    for column in ("test_rmse", "wr_rmse"):
-        other[column] += above
-    return pd.concat([rows, other], ignore_index=True)
-
-
-def test_the_matched_head_is_compared_with_the_plain_none(tmp_path):
-    page, text = written(tmp_path, matched(grid(variants=("none", "latlon"))))
-    for shown in (page, text):
-        assert "none · matched Hadamard" in shown
-        assert "+0.12 ± 0.00 (better in 0 of 4)" in shown
-    within, out, _ = report.answer(matched(grid(variants=("none", "latlon"))))
-    assert within.endswith("'none' with 7.75 µg/m³ (n=4), and no ranked arm is below it.")
-    assert "'none' with 9.75 µg/m³" in out
-    within, *_ = report.answer(matched(grid(variants=("none", "latlon")), above=-0.25))
-    assert within.endswith(
-        "'none · matched Hadamard' with 7.50 µg/m³ (n=4), 0.25 ± 0.00 below 'none' (lower in 4 of 4 pairs)."
-    )
-
-
-def test_a_matched_head_without_a_plain_none_is_no_baseline(tmp_path):
-    rows = matched(grid())
-    rows = rows[(rows["variant"] != "none") | rows["fusion"].notna()]
-    page, _ = written(tmp_path, rows.reset_index(drop=True))
-    assert "The study has no arm &#39;none&#39;" in page
-    assert "with no cells of 'none' to compare it with" in report.answer(rows)[0]
-
-
-def test_cells_that_failed_their_audit_are_marked_and_listed(tmp_path):
-    rows = grid().assign(marked="")
-    rows.loc[rows["variant"] == "geoclip", "marked"] = "encoder_trained_on_target"
-    rows.loc[rows.index[rows["variant"] == "latlon"][:3], "marked"] = "shared_sites; fitted_scalers_test"
-    page, text = written(tmp_path, rows)
-    count = int((rows["marked"] != "").sum())
-    assert report.answer(rows)[-1].startswith(f"{count} cells failed their leakage audit: †")
-    for content in (page, text):
-        assert "Leakage audit" in content
-        assert "7.25 ± 0.65† (n=4)" in content  # GeoCLIP, and of its cells all
-        assert "8.00 ± 0.65† (n=4)" in content  # lat/lon on random, of its cells three
-        assert "7.75 ± 0.65 (n=4)" in content  # 'none'
-    of_none = [line for line in text.splitlines() if line.startswith("| none ")]
-    assert len(of_none) > 4
-    assert tables.MARK not in "".join(of_none)
-    audit = text.split("## Leakage audit")[1].split("## ")[0]
-    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in audit.splitlines() if "|" in line]
-    assert lines[0] == ["failed check", "arm", "split", "cells"]
-    assert sorted(lines[2:]) == [
-        ["encoder\\_trained\\_on\\_target", "GeoCLIP · Hadamard", "checkerboard-16", "4"],
-        ["encoder\\_trained\\_on\\_target", "GeoCLIP · Hadamard", "random", "4"],
-        ["shared\\_sites; fitted\\_scalers\\_test", "lat/lon", "random", "3"],
-    ]
-    section = page.split('id="audit"')[1].split("</section>")[0]
-    assert section.count("encoder_trained_on_target") == 2
-    assert "shared_sites; fitted_scalers_test" in section
-    compared = pd.read_csv(tmp_path / "comparison.csv", keep_default_na=False)
-    counts = compared[compared["metric"] == "rmse"].set_index(["arm", "split"])["n_marked"].to_dict()
-    assert counts == {
-        ("none", "random"): 0,
-        ("none", "checkerboard-16"): 0,
-        ("lat/lon", "random"): 3,
-        ("lat/lon", "checkerboard-16"): 0,
-        ("GeoCLIP · Hadamard", "random"): 4,
-        ("GeoCLIP · Hadamard", "checkerboard-16"): 4,
-    }
-    assert (
-        pd.read_csv(tmp_path / "cells.csv", keep_default_na=False)["marked"].tolist()
-        == rows["marked"].tolist()
-    )
-
-
-@pytest.mark.parametrize("column", [True, False])
-def test_without_a_mark_there_is_no_audit_section(tmp_path, column):
-    rows = grid().assign(marked="") if column else grid()
-    page, text = written(tmp_path, rows)
+@pytest.mark.parametrize("state", ["done", "missing"])
+def test_empty_sections_do_not_appear_and_completeness_does(tmp_path, state):
+    page, text = written(tmp_path, lose(grid(), grid().index, state) if state == "missing" else grid())
+    for title in ("Completeness", "How it was tested", "Provenance"):
+        assert f"<h2>{title}</h2>" in page
+        assert f"## {title}" in text
+    for title in ("Failures", "Claims", "Search", "Published values", "Controls", "Fair comparison", "Maps"):
+        assert f"<h2>{title}</h2>" not in page
+        assert f"## {title}\n" not in text
     assert "Leakage audit" not in page + text
     assert tables.MARK not in page + text
-    assert ("marked" in (tmp_path / "cells.csv").read_text().splitlines()[0].split(",")) is column
-
-
-def test_the_terminal_marks_too(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    rows = grid()
-    report.terminal(rows.assign(marked=["shared_sites" if v == "latlon" else "" for v in rows["variant"]]))
-    shown = capsys.readouterr().out
-    assert "8.00 ± 0.65† (n=4)" in shown
-    assert "7.25 ± 0.65 (n=4)" in shown
-
-
-TORCH = "torch 2.12.0 against 2.13.0"
-
-
-def unequal(rows):
-    """The rows with another torch in lat/lon's cells of fold 0, and in all of GeoCLIP's."""
-    at = (rows["variant"] == "geoclip") | ((rows["variant"] == "latlon") & (rows["fold"] == 0))
-    return rows.assign(unfair=at.map({True: TORCH, False: ""}), tuned="")
-
-
-def cells_of(section):
-    return [[part.strip() for part in line.split("|")[1:-1]] for line in section.splitlines() if "|" in line]
-
-
-def test_unfair_contrasts_are_marked_and_explained(tmp_path):
-    rows = unequal(grid())
-    page, text = written(tmp_path, rows)
-    for content in (page, text):
-        assert "-0.50 ± 0.00‡ (better in 4 of 4)" in content
-        assert "+0.25 ± 0.00‡ (better in 0 of 4)" in content
-        assert "7.25 ± 0.65 (n=4)" in content
-        assert content.count("Fair comparison") == (2 if content is page else 1)  # and its link
-    within, out, _, rest = report.answer(rows)
-    assert "0.50 ± 0.00‡ below 'none'" in within
-    assert "0.50 ± 0.00‡ below 'none'" in out
-    assert rest == (
-        "4 of 4 contrasts with 'none' are unfair, for more differs than the declared factor: "
-        "‡ stands at their differences."
-    )
-    head, _, *lines = cells_of(text.split("## Fair comparison")[1].split("## ")[0])
-    assert head == ["arm", "split", "difference to 'none'"]
-    assert lines == [
-        ["lat/lon", "random, checkerboard-16", f"in 2 of 4 pairs: {TORCH}"],
-        ["GeoCLIP · Hadamard", "random, checkerboard-16", f"in every pair: {TORCH}"],
-    ]
-    assert page.split('id="fairness"')[1].split("</section>")[0].count(TORCH) == 2
-    compared = pd.read_csv(tmp_path / "comparison.csv", keep_default_na=False)
-    lines = compared[compared["metric"] == "r2"].set_index(["arm", "split"])[["n_unfair", "unfair"]]
-    assert lines.loc[("none", "random")].tolist() == [0, ""]
-    assert lines.loc[("lat/lon", "random")].tolist() == [2, f"in 2 of 4 pairs: {TORCH}"]
-    cells = pd.read_csv(tmp_path / "cells.csv", keep_default_na=False)
-    assert cells["unfair"].tolist() == rows["unfair"].tolist()
-
-
-def test_the_terminal_and_the_brief_give_the_reasons_too(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    rows = unequal(grid(variants=("none", "geoclip")))
-    reason = f"‡ GeoCLIP · Hadamard on random, checkerboard-16: in every pair: {TORCH}"
-    report.terminal(rows)
-    assert capsys.readouterr().out.splitlines()[-1] == reason
-    assert f"\n- {reason}\n" in report.brief(rows, FACTS)
-    assert "0.50 ± 0.00‡ below 'none'" in report.brief(rows, FACTS)
-
-
-def test_tuned_settings_are_declared_and_not_marked(tmp_path):
-    rows = grid()
-    tuned = rows["variant"].map({"geoclip": "train.learning_rate 0.003 against 0.001"}).fillna("")
-    chosen = {
-        "GeoCLIP · Hadamard": {"train.learning_rate": "0.003", "model.width": "64"},
-        "none": {"train.learning_rate": "0.001"},
-    }
-    page, text = written(tmp_path, rows.assign(unfair="", tuned=tuned), {**FACTS, "tuned": chosen})
-    assert tables.UNFAIR not in page + text
-    assert "Fair comparison" not in page + text
-    assert "- Tuned by a search, arm by arm, and not as in 'none': train.learning\\_rate.\n" in text
-    assert cells_of(text.split("## Tuned settings")[1].split("## ")[0])[2:] == [
-        ["none", "not tuned", "0.001"],
-        ["lat/lon", "not tuned", "not tuned"],
-        ["GeoCLIP · Hadamard", "64", "0.003"],
-    ]
-    assert page.split('id="tuned"')[1].split("</section>")[0].count("0.003") == 1
-    compared = pd.read_csv(tmp_path / "comparison.csv", keep_default_na=False)
-    assert set(compared.loc[compared["arm"] == "GeoCLIP · Hadamard", "tuned"]) == {
-        "in every pair: train.learning_rate 0.003 against 0.001"
-    }
-
-
-def test_a_fair_study_reads_as_if_nothing_was_checked(tmp_path, capsys):
-    rows = lose(grid(), 3, "failed", HOSTILE)
-    checked = rows.assign(unfair="", tuned="")
-    written(tmp_path / "a", rows)
-    written(tmp_path / "b", checked, {**FACTS, "tuned": {}})
-    for name in ("report.md", "index.html", "comparison.csv"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert "‡" not in (tmp_path / "b" / "index.html").read_text()
-    assert report.brief(rows, FACTS) == report.brief(checked, FACTS)
-    report.terminal(rows)
-    shown = capsys.readouterr().out
-    report.terminal(checked)
-    assert capsys.readouterr().out == shown
-
-
-def test_the_brief_marks_too():
-    rows = grid().assign(marked="shared_sites")
-    assert "7.25 ± 0.65† (n=4)" in report.brief(rows, FACTS)
-
-
-@pytest.mark.parametrize("protocol", ["paper", "strict"])
-def test_the_published_protocol_carries_its_warning(tmp_path, protocol):
-    page, text = written(tmp_path, grid(), {**FACTS, "protocol": protocol})
-    assert ("published protocol, leaks included" in page) is (protocol == "paper")
-    assert ("published protocol, leaks included" in text) is (protocol == "paper")
 
 
 @pytest.mark.parametrize(
@@ -420,33 +367,358 @@ def test_the_published_protocol_carries_its_warning(tmp_path, protocol):
         grid(variants=("latlon", "geoclip")),
         grid(variants=("none",)),
         lose(grid(), grid().index, "missing"),
+        lose(grid(), grid().index, "failed", HOSTILE),
         grid(splits=("random", "spatial", "checkerboard-8", "checkerboard-16", "checkerboard-30")),
+        grid().iloc[:1],
         grid().iloc[:0],
     ],
-    ids=["one seed", "no checkerboard", "no WR", "no baseline", "one arm", "nothing yet", "all", "no cell"],
+    ids=[
+        "one seed",
+        "no board",
+        "no WR",
+        "no none",
+        "one arm",
+        "missing",
+        "failed",
+        "all",
+        "one cell",
+        "none",
+    ],
 )
 def test_every_kind_of_study_has_a_report(tmp_path, rows, capsys):
     page, text = written(tmp_path, rows)
     has_board = bool((rows["regime"] == "OoR").any())
     assert ("Out of region" in page) is has_board
     assert ("Out of region" in text) is has_board
-    assert not re.search(r"\b(nan|none ±|inf)\b", text.lower())
-    report.terminal(rows)
+    assert not re.search(r"\b(nan|<na>|inf)\b", re.sub(r"title=\"[^\"]*\"", "", page + text).lower())
+    report.terminal(made(rows, brief=True))
     assert ("Out of region" in capsys.readouterr().out) is has_board
-
-
-def test_no_baseline_is_said(tmp_path):
-    page, _ = written(tmp_path, grid(variants=("latlon", "geoclip")))
-    assert "The study has no arm &#39;none&#39;" in page
-    assert (
-        "with no cells of 'none' to compare it with" in report.answer(grid(variants=("latlon", "geoclip")))[0]
-    )
 
 
 def test_facts_may_be_few(tmp_path):
     page, text = written(tmp_path, grid(), {"study": "toy", "protocol": "strict"})
     assert "<h1>toy</h1>" in page
     assert text.startswith("# toy\n")
+
+
+# Its tables
+
+
+def section(text, title):
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def lines_of(text):
+    return [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+
+
+def test_means_have_their_interval_and_best(tmp_path):
+    page, text = written(tmp_path, grid())
+    found = {line[0]: line[1:] for line in lines_of(section(text, "Within region (WR)"))[2:5]}
+    # Normalised over the arms, 0.25 of the wobble is left of 'none': the interval is of what arms differ in.
+    assert found["none"][0].startswith("*9.25 \\[")
+    assert found["GeoCLIP · Hadamard"][0].startswith("**8.75 \\[")
+    assert found["lat/lon"][0].startswith("9.50 \\[")
+    assert found["none"][1] == "*8.25 ± 0.65 (n=4)*"  # inside checkerboard-16: two test sets
+    assert "± standard" not in text
+    assert "±: standard deviation over cells" in text
+    assert 'title="10 of 10 cells, 5 test sets, 2 seeds (cells.csv: arm none, split random' in page
+    assert re.search(r'<td class="best"[^>]*><span>8\.75</span>', page)
+    assert re.search(r'<td class="second"[^>]*><span>9\.25</span>', page)
+
+
+def test_out_of_region_by_size_and_direction(tmp_path):
+    _, text = written(tmp_path, grid(splits=("checkerboard-8", "checkerboard-16")))
+    head, _, none, *_ = lines_of(section(text, "Out of region (OoR)"))
+    assert head[1:] == [
+        f"checkerboard-{size} · {what}" for size in (8, 16) for what in ("all", "colour 0", "colour 1")
+    ]
+    assert none[1:4] == ["*9.75 ± 0.65 (n=4)*", "*9.25 ± 0.35 (n=2)*", "*10.25 ± 0.35 (n=2)*"]
+
+
+def test_the_gap_has_no_best(tmp_path):
+    _, text = written(tmp_path, grid())
+    lines = lines_of(section(text, "The gap from WR to OoR"))
+    assert ["none", "+1.50 ± 0.00 (n=4)"] in lines
+    assert "**+1" not in section(text, "The gap from WR to OoR")
+
+
+def test_differences_name_their_test(tmp_path):
+    _, text = written(tmp_path, grid())
+    own = section(text, "Paired differences")
+    lines = {line[0]: line[1:] for line in lines_of(own)}
+    assert lines["**WR: random**"][0] == ""
+    geoclip = next(line for line in lines_of(own) if line[0] == "GeoCLIP · Hadamard")
+    assert geoclip[1:] == [
+        "−0.50\\* \\[−0.65, −0.35\\]", "10 of 10", "5", "<0.001".replace("<", "&lt;"), "0.001", "&gt;0.99",
+        "&lt;0.01", "&lt;0.01", "better",
+    ]  # fmt: skip
+    assert "\\* Differs from zero: corrected resampled t-test, p ≤ 0.05 after Holm" in own
+    assert "too few sets" in own
+
+
+def test_every_number_leads_to_its_cells(tmp_path):
+    rows = grid()
+    written(tmp_path, rows, claims=[declared()])
+    contrasts = pd.read_csv(tmp_path / "contrasts.csv", keep_default_na=False)
+    line = contrasts[
+        (contrasts["arm"] == "GeoCLIP · Hadamard")
+        & (contrasts["split"] == "random")
+        & (contrasts["metric"] == "rmse")
+        & (contrasts["other"] == "none")
+    ].iloc[0]
+    cells = pd.read_csv(tmp_path / "cells.csv", keep_default_na=False).set_index("key")
+    mine, theirs = (cells.loc[line[name].split("; ")] for name in ("keys_arm", "keys_other"))
+    assert (mine["arm"] == "GeoCLIP · Hadamard").all()
+    assert (theirs["arm"] == "none").all()
+    assert mine["test_rmse"].mean() - theirs["test_rmse"].mean() == pytest.approx(float(line["diff"]))
+    claims = pd.read_csv(tmp_path / "claims.csv", keep_default_na=False)
+    assert claims["keys_arm"].tolist() == [line["keys_arm"]]
+    means = pd.read_csv(tmp_path / "means.csv", keep_default_na=False)
+    assert {*means["metric"]} == {*tables.METRICS}
+    assert "checkerboard-16 · colour 1 held out" in {*means["split"]}
+
+
+def second_encoder(rows):
+    """The rows with a second fusion of GeoCLIP and its shuffled and random controls."""
+    own = rows[rows["variant"] == "geoclip"]
+    more = [
+        own.assign(fusion="concat"),
+        own.assign(variant="shuffled"),
+        own.assign(variant="random"),
+        rows[rows["variant"] == "none"].assign(fusion="hadamard"),
+    ]
+    for i, frame in enumerate(more):
+        frame["key"] = f"x{i}" + frame["key"].str.slice(2)
+        frame["test_rmse"] += 0.25 * (i + 1)
+    return pd.concat([rows, *more], ignore_index=True)
+
+
+def test_ablations_and_controls(tmp_path):
+    _, text = written(tmp_path, second_encoder(grid()))
+    fusion = lines_of(section(text, "Fusion ablation"))
+    assert [line[0] for line in fusion[2:]] == ["GeoCLIP · concat"]
+    assert fusion[0][0] == "arm minus 'GeoCLIP · Hadamard'"
+    assert fusion[2][1] == "+0.25 \\[+0.25, +0.25\\] (n=10)"
+    encoder = [line[0] for line in lines_of(section(text, "Encoder ablation"))[2:]]
+    assert encoder == ["GeoCLIP · Hadamard", "GeoCLIP · concat"]  # minus lat/lon
+    controls = {line[0]: line[1] for line in lines_of(section(text, "Controls"))[2:]}
+    assert list(controls) == [
+        f"GeoCLIP · Hadamard − {other}"
+        for other in ("shuffled GeoCLIP · Hadamard", "random · Hadamard", "none · matched Hadamard")
+    ]
+    assert controls["GeoCLIP · Hadamard − random · Hadamard"].startswith("−0.75 ")
+    assert "exploratory unless a claim declares them" in section(text, "Controls")
+
+
+def test_the_tail_has_a_section_where_cells_have_its_scores(tmp_path):
+    rows = grid()
+    rows["test_tail_rmse"], rows["test_tail_recall"] = 10 * rows["test_rmse"], 0.5
+    _, text = written(tmp_path, rows)
+    own = section(text, "The tail")
+    lines = {line[0]: line[1:] for line in lines_of(own)[2:5]}
+    assert lines["none"][0].startswith("*92.5 ")
+    assert "recall" in own
+    assert "tail: precision" not in own
+    assert "**0.500" not in own  # all alike: none is best
+    _, text = written(tmp_path / "without", grid())
+    assert "## The tail" not in text
+
+
+def test_claims_have_their_verdicts(tmp_path):
+    claims = [
+        declared(),
+        declared("latlon"),
+        declared(split="checkerboard-16"),
+        declared("latlon", split="no"),
+    ]
+    page, text = written(tmp_path, grid(), claims=claims)
+    own = lines_of(section(text, "Claims"))[2:]
+    assert [line[:2] for line in own] == [
+        ["geoclip beats none, random", "supported"],
+        ["latlon beats none, random", "refuted"],
+        ["geoclip beats none, checkerboard-16", "too few"],
+        ["latlon beats none, no", "no cells"],
+    ]
+    assert "too few test sets to test" not in page
+    assert (tmp_path / "latex" / "claims.tex").exists()
+
+
+def test_published_values_are_marked_and_in_no_mean(tmp_path):
+    value = {"variant": "none", "metric": "r2"}
+    published = Published(
+        source="A paper, second-hand",
+        values=(
+            PublishedValue(**value, split="random", value=0.73, sd=0.035),
+            PublishedValue(**value, split="checkerboard-16", fold=1, value=0.64),
+            PublishedValue(variant="satclip", fusion="hadamard", split="random", metric="r2", value=0.68),
+        ),
+    )
+    page, text = written(tmp_path, grid(), published=published)
+    first, second, third = lines_of(section(text, "Published values"))[2:]
+    assert first[3] == "0.730 ± 0.035¶"
+    assert first[4].startswith("0.537 ")
+    assert first[5] == "−0.193"
+    assert second[1] == "checkerboard-16 · colour 1 held out"
+    assert second[4].startswith("0.487 ")
+    assert third[4] == "not in this study"
+    assert "second-hand" in page.split('id="published"')[1]
+    assert "second-hand" not in (tmp_path / "means.csv").read_text()
+
+
+def test_adaptive_seeds_and_the_rule_are_told(tmp_path):
+    one = {
+        "arm": "lat/lon", "other": "none", "split": "random", "part": "test", "metric": "rmse",
+        "looks": [1, 2], "seeds": 2, "max": 2, "stopped": "decided",
+    }  # fmt: skip
+    _, text = written(tmp_path, grid(), seeds=[one], rule="Every arm has 1 seed.", looks=(1, 2))
+    own = section(text, "How it was tested")
+    assert "Every arm has 1 seed. Each p is multiplied by the 2 looks" in own
+    assert lines_of(own)[2] == ["lat/lon − none", "random", "RMSE", "1, 2", "2 of 2", "decided"]
+
+
+@pytest.mark.parametrize(("test", "name"), [("corrected_t", "Nadeau"), ("wilcoxon", "Wilcoxon")])
+def test_how_it_was_tested_names_the_studys_own_settings(tmp_path, test, name):
+    _, text = written(tmp_path, grid(), analysis=Analysis(test=test, alpha=0.1, rope=0.02, bootstrap=250))
+    own = section(text, "How it was tested")
+    for said in (
+        name,
+        "90%",
+        "0.02",
+        "250 resamples",
+        "Holm",
+        "practical equivalence",
+        "4 declared contrasts",
+    ):
+        assert said in own
+
+
+def test_searches_show_their_budget_and_importance(tmp_path):
+    searches = pd.DataFrame(
+        [["none", "8 of 8", 1, 0, 40, "0.10", "RMSE wr 7.00 (no. 3)"]],
+        columns=["arm", "trials", "pruned", "failed", "epochs", "hours", "best"],
+    )
+    importance = pd.DataFrame(
+        [["none", "wr", "train.learning_rate", 0.75], ["none", "wr", "model.dropout", 0.25]],
+        columns=["arm", "objective", "parameter", "importance"],
+    )
+    _, text = written(tmp_path, grid(), searches=searches, parameters=importance)
+    own = section(text, "Search")
+    assert ["none", "8 of 8", "1", "0", "40", "0.10", "RMSE wr 7.00 (no. 3)"] in lines_of(own)
+    assert ["none", "0.75", "0.25"] in lines_of(own)
+
+
+def test_a_matched_head_is_compared_with_the_plain_none(tmp_path):
+    rows = second_encoder(grid())
+    rows = rows[~rows["variant"].isin(["shuffled", "random"])].reset_index(drop=True)
+    _, text = written(tmp_path, rows)
+    own = section(text, "Paired differences")
+    assert any(line[0] == "none · matched Hadamard" and line[1].startswith("+1.00") for line in lines_of(own))
+
+
+# Marks
+
+
+def test_cells_that_failed_their_audit_are_marked_and_listed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    rows = grid()
+    rows.loc[rows["variant"] == "geoclip", "marked"] = "encoder_trained_on_target"
+    rows.loc[rows.index[rows["variant"] == "latlon"][:3], "marked"] = "shared_sites; fitted_scalers_test"
+    page, text = written(tmp_path, rows)
+    assert answer.cautions(made(rows)) == [
+        "17 cells failed the leakage audit: † stands at every mean that holds one."
+    ]
+    report.terminal(made(rows, brief=True))
+    for content in (text, report.brief(made(rows, brief=True)), capsys.readouterr().out):
+        assert "8.75†" in content
+        assert "9.50†" in content
+        assert "9.25† \\[" not in content
+        assert "9.25 " in content
+    lines = lines_of(section(text, "Leakage audit"))
+    assert lines[0] == ["failed check", "arm", "split", "cells"]
+    assert sorted(lines[2:]) == [
+        ["encoder\\_trained\\_on\\_target", "GeoCLIP · Hadamard", "checkerboard-16", "4"],
+        ["encoder\\_trained\\_on\\_target", "GeoCLIP · Hadamard", "random", "10"],
+        ["shared\\_sites; fitted\\_scalers\\_test", "lat/lon", "random", "3"],
+    ]
+    assert page.split('id="audit"')[1].split("</section>")[0].count("encoder_trained_on_target") == 2
+    assert r"8.75}\textsuperscript{\textdagger{}}" in (tmp_path / "latex" / "wr.tex").read_text()
+
+
+TORCH = "torch 2.12.0 against 2.13.0"
+
+
+def unequal(rows):
+    """The rows with another torch in lat/lon's cells of fold 0, and in all of GeoCLIP's."""
+    at = (rows["variant"] == "geoclip") | ((rows["variant"] == "latlon") & (rows["fold"] == 0))
+    return rows.assign(unfair=at.map({True: TORCH, False: ""}))
+
+
+def test_unfair_contrasts_are_marked_and_explained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    rows = unequal(grid())
+    page, text = written(tmp_path, rows)
+    assert "−0.50\\*‡ \\[−0.65, −0.35\\]" in text
+    assert "0.50 µg/m³ lower‡ (95% interval" in text
+    assert answer.cautions(made(rows)) == [
+        "4 of 6 contrasts are unfair, for more differs than the declared factor: ‡ stands at their "
+        "differences."
+    ]
+    head, _, *lines = lines_of(section(text, "Fair comparison"))
+    assert head == ["arm", "against", "split", "what else differs"]
+    assert sorted(lines) == [
+        ["GeoCLIP · Hadamard", "none", "random, checkerboard-16", f"in every pair: {TORCH}"],
+        ["lat/lon", "none", "checkerboard-16", f"in 2 of 4 pairs: {TORCH}"],
+        ["lat/lon", "none", "random", f"in 2 of 10 pairs: {TORCH}"],
+    ]
+    assert page.split('id="fairness"')[1].split("</section>")[0].count(TORCH) == 3
+    reason = f"‡ GeoCLIP · Hadamard against none on random, checkerboard-16: in every pair: {TORCH}"
+    report.terminal(made(rows, brief=True))
+    assert reason in capsys.readouterr().out.splitlines()
+    assert f"\n- {reason}" in report.brief(made(rows, brief=True))
+
+
+def test_tuned_settings_are_declared_and_not_marked(tmp_path):
+    rows = grid()
+    tuned = rows["variant"].map({"geoclip": "train.learning_rate 0.003 against 0.001"}).fillna("")
+    chosen = {
+        "GeoCLIP · Hadamard": {"train.learning_rate": "0.003", "model.width": "64"},
+        "none": {"train.learning_rate": "0.001"},
+    }
+    page, text = written(tmp_path, rows.assign(tuned=tuned), {**FACTS, "tuned": chosen})
+    assert tables.UNFAIR not in page + text
+    assert "Fair comparison" not in page + text
+    assert "- Tuned by a search, arm by arm, and not as in 'none': train.learning\\_rate.\n" in text
+    assert lines_of(section(text, "Search"))[2:] == [
+        ["none", "not tuned", "0.001"],
+        ["lat/lon", "not tuned", "not tuned"],
+        ["GeoCLIP · Hadamard", "64", "0.003"],
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+def test_the_published_protocol_carries_its_warning(tmp_path, protocol):
+    page, text = written(tmp_path, grid(), {**FACTS, "protocol": protocol})
+    assert ("published protocol, leaks included" in page) is (protocol == "paper")
+    assert ("published protocol, leaks included" in text) is (protocol == "paper")
+
+
+# Small outputs
+
+
+def test_the_brief_and_the_terminal_show_one_metric_with_the_answer(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    material = made(lose(grid(), [0, 1, 2, 3], "failed", "E: [red]x"), brief=True)
+    assert {*material.means} == {"rmse"}
+    text = report.brief(material)
+    report.terminal(material)
+    shown = capsys.readouterr().out
+    assert text.startswith("Where &amp; when?\n\nWithin region, ")
+    for content in (text, shown):
+        assert "n=6/10" in content
+        assert "Open: undecided: 'lat/lon'" in content
+        assert "R²" not in content
+    assert "Out of region (OoR): RMSE (µg/m³)" in shown
 
 
 def test_pictures_stand_in_the_page_and_beside_it(tmp_path):
@@ -461,7 +733,7 @@ def test_pictures_stand_in_the_page_and_beside_it(tmp_path):
 
 
 def test_a_stopped_write_leaves_the_old_report(tmp_path, monkeypatch):
-    report.write(grid(), FACTS, tmp_path)
+    report.write(made(grid()), tmp_path)
     before = digests(tmp_path)
 
     def full_disk(path, content):
@@ -470,14 +742,5 @@ def test_a_stopped_write_leaves_the_old_report(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        report.write(grid(seeds=(5,)), FACTS, tmp_path)
+        report.write(made(grid(seeds=(5,))), tmp_path)
     assert digests(tmp_path) == before
-
-
-def test_the_terminal_shows_both_regimes(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    report.terminal(lose(grid(), [0, 1, 2, 3], "failed", "E: [red]x"))
-    shown = capsys.readouterr().out
-    assert "failed (4/4)" in shown
-    assert "9.25 ± 0.65 (n=4)" in shown
-    assert "No significance test is made." in shown

@@ -92,10 +92,20 @@ def failed(store: Store, seed: int = 0) -> Record:
 
 def trial(number: int, **changes: Any) -> Record:
     return {
-        **{"key": f"trial-{number}", "kind": "trial", "state": "done", "arm": "geoclip-hadamard"},
-        **{"number": number, "params": {"train.learning_rate": 0.001}, "data": "f", "numerics": 1},
-        **{"started": "2026-01-01T00:00:00.000+00:00", "ended": f"2026-01-01T00:00:0{number}.000+00:00"},
-        **{"scores": {"wr": {"rmse": 5.0}}, "epochs": 2, "seconds": 1.0, "reported": [6.0, 5.0]},
+        "key": f"trial-{number}",
+        "kind": "trial",
+        "state": "done",
+        "arm": "geoclip-hadamard",
+        "number": number,
+        "params": {"train.learning_rate": 0.001},
+        "data": "f",
+        "numerics": 1,
+        "started": "2026-01-01T00:00:00.000+00:00",
+        "ended": f"2026-01-01T00:00:0{number}.000+00:00",
+        "scores": {"wr": {"rmse": 5.0}},
+        "epochs": 2,
+        "seconds": 1.0,
+        "reported": [6.0, 5.0],
         **changes,
     }
 
@@ -109,11 +119,24 @@ def test_a_cell_is_told_whole(store: Store, runs: Any, client: MlflowClient) -> 
     assert (run.info.status, parent.info.status) == ("FINISHED", "RUNNING")
     assert run.info.end_time - run.info.start_time >= 0
     tags = {
-        **{"kind": "cell", "key": record["key"], "arm": "GeoCLIP · Hadamard", "variant": "geoclip"},
-        **{"fusion": "hadamard", "split": "checkerboard-16", "regime": "OoR", "fold": "1", "seed": "0"},
-        **{"data": PANEL.fingerprint, "encoder": "e" * 64, "numerics": str(record["numerics"])},
-        **{"commit": "abc123", "dirty": "true", "mlflow.source.git.commit": "abc123"},
-        **{"host": record["host"], "device": "none", "mlflow.parentRunId": parent.info.run_id},
+        "kind": "cell",
+        "key": record["key"],
+        "arm": "GeoCLIP · Hadamard",
+        "variant": "geoclip",
+        "fusion": "hadamard",
+        "split": "checkerboard-16",
+        "regime": "OoR",
+        "fold": "1",
+        "seed": "0",
+        "data": PANEL.fingerprint,
+        "encoder": "e" * 64,
+        "numerics": str(record["numerics"]),
+        "commit": "abc123",
+        "dirty": "true",
+        "mlflow.source.git.commit": "abc123",
+        "host": record["host"],
+        "device": "none",
+        "mlflow.parentRunId": parent.info.run_id,
     }
     assert {name: run.data.tags.get(name) for name in tags} == tags
     assert run.data.params["train.learning_rate"] == "0.001"
@@ -145,7 +168,9 @@ def test_where_nothing_can_be_linked_it_is_copied(
 
     monkeypatch.setattr(tracking.os, "link", link)
     opened(store).sync([stored(store)])
-    assert [artifact.path for artifact in client.list_artifacts(runs()[0].info.run_id)] == ["predictions.parquet"]
+    assert [artifact.path for artifact in client.list_artifacts(runs()[0].info.run_id)] == [
+        "predictions.parquet"
+    ]
 
 
 def test_a_failure_is_a_run_with_its_traceback(store: Store, runs: Any) -> None:

@@ -45,7 +45,7 @@ def runs(store: Store) -> list[tuple[str, str]]:
 def planned(*records: Record) -> Any:
     """Of a state what `Writer.plan` looks at: these cells and no searches."""
     cells = {record["key"]: Cell.model_validate(record["cell"]) for record in records}
-    return SimpleNamespace(cells=cells, waiting=[], searched=lambda: [])
+    return SimpleNamespace(cells=cells, waiting=[], searched=list)
 
 
 def finished(*records: Record) -> list[tuple[str, str]]:
