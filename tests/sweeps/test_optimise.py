@@ -124,7 +124,7 @@ def test_the_study_knows_what_the_records_say(way: dict[str, Any]) -> None:
         *(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE)
     ]
     assert [trial.params for trial in study.trials] == [r["params"] for r in ENDED]
-    assert [study.trials[i].values for i in (0, 3)] == [[5.0], [4.0]]
+    assert [study.trials[i].values for i in (0, 3)] == [[5.0], [4.0]]  # noqa: PD011
     assert study.best_trial.number == 3
     assert [trial.intermediate_values for trial in study.trials] == [
         {1: 15.0, 2: 10.0, 3: 5.0},
