@@ -48,8 +48,7 @@ def cautions(material: Material) -> list[str]:
     if marked := int(own["n_marked"].sum()):
         found.append(
             f"{_count(marked, 'cell')} failed the leakage audit: {tables.MARK} stands at every mean that "
-            "holds "
-            "one."
+            "holds one."
         )
     contrasts = material.contrasts[material.metric]
     paired = contrasts[(contrasts["n_pairs"] > 0) & (contrasts["part"] == "test") & contrasts["fold"].isna()]
@@ -81,29 +80,41 @@ def _splits(means: pd.DataFrame, regime: str, part: str) -> list[str]:
 
 
 def _at(material: Material, split: str, part: str) -> str:
-    """One place: of the declared contrasts with 'none' the best, or else the best of all of them."""
+    """One place: of the declared contrasts with 'none' the best, or else the best of all of them.
+
+    Arms with all their cells come first; a declared contrast without them is told all the same, with the
+    pairs that it has.
+    """
     metric = material.metric
     means = material.means[metric]
     means = means[(means["split"] == split) & (means["part"] == part)]
     where = f"on {split}" if part == "test" else f"on held-out sites inside the training regions of {split}"
     whole = tables.whole(means)
-    if whole.empty:
-        return f"{where} no arm has all its cells"
     frame = material.contrasts[metric]
-    frame = frame[(frame["split"] == split) & (frame["part"] == part) & frame["fold"].isna()]
-    lines = [
-        line
-        for line in against_none(frame.to_dict("records"))
-        if line["n_pairs"] and {line["arm"], line["other"]} <= {*whole["arm"]}
-    ]
+    frame = frame[(frame["split"] == split) & (frame["part"] == part)]
+    lines = [line for line in against_none(frame[frame["fold"].isna()].to_dict("records")) if line["n_pairs"]]
+    complete = [line for line in lines if {line["arm"], line["other"]} <= {*whole["arm"]}]
     tested = [line for line in lines if line["declared"]]
-    chosen = [line for line in tested or lines if not is_control(line["arm"], means)] or tested or lines
-    if not chosen:
+    among = [line for line in tested if line in complete] or tested or complete
+    among = [line for line in among if not is_control(line["arm"], means)] or among
+    if not among:
         return f"{where} {_lowest(whole, means, metric)}"
     sign = 1 if metric in tables.UPWARD else -1
-    best = max(chosen, key=lambda line: sign * line["diff"])
-    among = f", the best of {len(chosen)} such arms," if len(chosen) > 1 else ""
-    return f"{where} {_said(best, material.analysis.alpha, among)}{_rest(tested)}"
+    best = max(among, key=lambda line: sign * line["diff"])
+    words = f", the best of {len(among)} such arms," if len(among) > 1 else ""
+    pairs = ""
+    if best not in complete:
+        planned = int(means.loc[means["arm"].isin([best["arm"], best["other"]]), "n_expected"].min())
+        pairs = f"; {best['n_pairs']} of {planned} pairs have a number"
+    said = _said(best, material.analysis.alpha, words, pairs)
+    if tested:
+        return f"{where} {said}{_rest(tested)}"
+    folds = frame["declared"] & (frame[["arm", "other"]] == tables.BASELINE).any(axis=1)
+    aside = "" if best["verdict"] == "too few" else "no contrast with 'none' is declared; exploratory, "
+    if folds.any():
+        aside = "contrasts with 'none' are declared of single folds; over all of them, "
+        aside += "" if best["verdict"] == "too few" else "exploratory, "
+    return f"{where} {aside}{said}"
 
 
 def against_none(lines: Iterable[Line]) -> list[Line]:
@@ -139,8 +150,11 @@ def _turned(line: Line) -> Line:
     }
 
 
-def _said(line: Line, alpha: float, among: str) -> str:
-    """What the test says of a contrast, and no more: with difference, interval, test and n."""
+def _said(line: Line, alpha: float, among: str, pairs: str) -> str:
+    """What the test says of a contrast, and no more: with difference, interval, test and n.
+
+    `among` stands behind the arm, `pairs` behind the numbers.
+    """
     metric, arm, other = str(line["metric"]), f"'{line['arm']}'", f"'{line['other']}'"
     name, verdict = tables.NAMES[metric], line["verdict"]
     mark = tables.UNFAIR if line["unfair"] else ""
@@ -156,17 +170,14 @@ def _said(line: Line, alpha: float, among: str) -> str:
         sets = _count(int(line["n_units"]), "test set")
         return (
             f"nothing is tested, for {sets} are too few: {arm}{among} against {other}, {differs} "
-            f"({better}{boot})"
+            f"({better}{pairs}{boot})"
         )
     numbers = (
         f"{1 - alpha:.0%} interval {tables.interval(line['low'], line['high'], metric, sign=True)}; "
-        f"{TESTS[line['test']]}, {_p(line)}; {_count(int(line['n_units']), 'test set')}"
+        f"{TESTS[line['test']]}, {_p(line)}; {_count(int(line['n_units']), 'test set')}{pairs}"
     )
     if not line["declared"]:
-        return (
-            f"no contrast with 'none' is declared; exploratory, {arm}{among} against {other}, {differs} "
-            f"({numbers})"
-        )
+        return f"{arm}{among} against {other}, {differs} ({numbers})"
     if verdict in ("better", "worse"):
         return f"{arm}{among} is {verdict} than {other} by more than {margin}: {differs} ({numbers})"
     if verdict == "equal":
@@ -190,6 +201,8 @@ def _rest(tested: Sequence[Line]) -> str:
 
 def _lowest(whole: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
     """Where nothing can be compared with 'none'."""
+    if whole.empty:
+        return "no arm has all its cells"
     top = whole.iloc[0]
     side = "highest" if metric in tables.UPWARD else "lowest"
     value = _with_unit(top["mean"], metric)
@@ -207,6 +220,7 @@ def _lowest(whole: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
 def _open(material: Material) -> str:
     """What is undecided, has too few test sets, or is missing."""
     family = declared(material)
+    several = len({*family["metric"]}) > 1
     parts = []
     for verdict, text in (
         ("undecided", "undecided"),
@@ -214,32 +228,44 @@ def _open(material: Material) -> str:
     ):
         lines = family[(family["verdict"] == verdict) & (family["n_pairs"] > 0)].to_dict("records")
         if lines:
-            parts.append(f"{text}: {_named(lines)}")
+            parts.append(f"{text}: {_named(lines, several)}")
     if lines := family[family["n_pairs"] == 0].to_dict("records"):
-        parts.append(f"without a pair of cells: {_named(lines)}")
+        parts.append(f"without a pair of cells: {_named(lines, several)}")
     counts = material.rows["state"].value_counts()
     absent = [f"{counts[state]} {state}" for state in ("failed", "missing") if counts.get(state, 0)]
-    total = f"{len(material.rows)} cells"
+    total = len(material.rows)
+    done = (
+        f"all {total} cells are done" if total > 1 else "its one cell is done" if total else "it has no cell"
+    )
     if absent:
-        parts.append(f"of {total} {' and '.join(absent)}, and an arm without all its cells is not ranked")
-    if parts:
-        done = "" if absent else f"; all {total} are done"
-        return f"Open: {'; '.join(parts)}{done}."
+        done = f"of {_count(total, 'cell')} {' and '.join(absent)}"
+        done += ", and an arm without all its cells is not ranked"
     if family.empty:
-        return f"Nothing is declared, so nothing was tested; all {total} are done."
-    decided = _count(len(family), "declared contrast")
-    return f"Nothing is open: the test decides all {decided}, and all {total} are done."
+        return f"Nothing is declared, so nothing was tested; {done}."
+    if parts or absent:
+        return f"Open: {'; '.join([*parts, done])}."
+    decided = f"all {len(family)} declared contrasts" if len(family) > 1 else "the one declared contrast"
+    return f"Nothing is open: the test decides {decided}, and {done}."
 
 
-def _named(lines: Sequence[Line]) -> str:
-    """The contrasts by place, as far as a sentence holds them, and how many seeds would decide them."""
+def _named(lines: Sequence[Line], several: bool) -> str:
+    """The contrasts by place, as far as a sentence holds them, and how many seeds would decide them.
+
+    The metric is told where the family has several.
+    """
     by_place: dict[str, list[str]] = {}
     for line in lines:
         more = line["more_seeds"]
         seeds: str = "" if pd.isna(more) else f" (about {_count(int(more), 'more seed')} would decide it)"
         against = "" if line["other"] == tables.BASELINE else f" against '{line['other']}'"
-        part = "" if line["part"] == "test" else " inside the training region"
-        by_place.setdefault(f"on {line['split']}{part}", []).append(f"'{line['arm']}'{against}{seeds}")
+        place = f"on {line['split']}"
+        if not pd.isna(line["fold"]):
+            outside = line["regime"] == tables.OOR or line["part"] == "wr"
+            fold = tables.held_out(line["split"], line["fold"]) if outside else f"fold {line['fold']}"
+            place += f", {fold}"
+        place += "" if line["part"] == "test" else " inside the training region"
+        place += f" by {tables.NAMES[line['metric']]}" if several else ""
+        by_place.setdefault(place, []).append(f"'{line['arm']}'{against}{seeds}")
     texts = [
         f"{', '.join(arms[:SHOWN])}{f' and {len(arms) - SHOWN} more' * (len(arms) > SHOWN)} {place}"
         for place, arms in by_place.items()

@@ -636,7 +636,7 @@ def _unit_means(values: np.ndarray) -> np.ndarray:
 
 def _losses(values: np.ndarray, metric: str) -> np.ndarray:
     """Smaller is better."""
-    return -values if metric == "r2" else np.abs(values)
+    return -values if metric in tables.UPWARD else np.abs(values)
 
 
 def _ordered(labels: Iterable[str]) -> list[str]:

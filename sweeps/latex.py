@@ -25,6 +25,7 @@ _TITLES = {
     "gap": "The gap from WR to OoR",
     "contrasts": "Paired differences",
     "claims": "Claims",
+    "published": "Published values",
 }
 _SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -88,6 +88,7 @@ def paper(material: Material) -> dict[str, list[Table]]:
         "gap": _gap(material).tables,
         "contrasts": _differences(material).tables,
         "claims": _claims(material).tables,
+        "published": _published(material).tables,
     }
     return {name: list(own) for name, own in found.items() if own}
 
@@ -336,11 +337,9 @@ def _tail(material: Material) -> Section:
             )
         )
     text = (
-        f"Samples of {EXCEEDANCE_UGM3} µg/m³ or more, where the air becomes unhealthy for sensitive "
-        "groups: their "
-        "RMSE; recall, the share of them that is also predicted so; precision, the share of those "
-        "predicted so "
-        "that is. A cell that predicts none has no precision, so its n is smaller."
+        f"Samples of {EXCEEDANCE_UGM3} µg/m³ or more, where the air becomes unhealthy for sensitive groups: "
+        "their RMSE; recall, the share of them that is also predicted so; precision, the share of those "
+        "predicted so that is. A cell that predicts none has no precision, so its n is smaller."
     )
     return Section("tail", "The tail", text, found, _pictures(material, "tail-", "density-"))
 
@@ -419,10 +418,8 @@ def _search(material: Material) -> Section:
         )
     text = (
         "What each arm's search chose on validation data; no search sees a test score. What was not tuned "
-        "has "
-        "its value under Settings. Importance is the share of the variance of the trials' scores that a "
-        "setting "
-        "explains (fANOVA; Hutter et al. 2014); from few trials it is rough."
+        "has its value under Settings. Importance is the share of the variance of the trials' scores that a "
+        "setting explains (fANOVA; Hutter et al. 2014); from few trials it is rough."
     )
     return Section("search", "Search", text, found, _pictures(material, "search-"))
 
@@ -444,9 +441,8 @@ def _claims(material: Material) -> Section:
         lines.append((str(line["claim"]), entries))
     heads = ("verdict", "contrast", "on", "metric", "difference", "test sets", "p (Holm)")
     text = (
-        "Declared before the run. Supported: better by more than the margin. Refuted: worse by more than "
-        "it, or "
-        "practically equal. The cells behind each stand in claims.csv, by their keys in cells.csv."
+        "Declared before the run. Supported: better by more than the margin. Refuted: worse by more than it, "
+        "or practically equal. The cells behind each stand in claims.csv, by their keys in cells.csv."
     )
     table = Table(
         "claim",
@@ -468,9 +464,9 @@ def _published(material: Material) -> Section:
         split = value.split if value.fold is None else tables.direction(value.split, value.fold)
         own = (material.means if value.fold is None else material.directions)[value.metric]
         own = own[(own["arm"] == label) & (own["split"] == split) & (own["part"] == value.part)]
-        theirs = tables.number(value.value, value.metric)
+        theirs = f"{value.value:g}"  # in the digits that were published
         if value.sd is not None:
-            theirs += f" ± {tables.number(value.sd, value.metric)}"
+            theirs += f" ± {value.sd:g}"
         theirs_entry = Entry(tables.minus(theirs), marks=tables.SECOND_HAND)
         if own.empty:
             ours, apart = Entry("not in this study", absent=True), Entry(tables.ABSENT)
@@ -481,7 +477,7 @@ def _published(material: Material) -> Section:
             apart = Entry(tables.minus(tables.number(gap, value.metric, sign=True)))
         where = split + (", inside" if value.part == "wr" else "")
         lines.append((label, [Entry(where), Entry(tables.title(value.metric)), theirs_entry, ours, apart]))
-    heads = ("on", "metric", "published", "ours", "ours minus published")
+    heads = ("on", "metric", "published (second-hand)", "ours", "ours minus published")
     text = (
         f"{published.source}: second-hand values ({tables.SECOND_HAND}), beside ours and in no mean or test. "
         "The data, the features, the samples and the protocol may differ, so a difference is no test of "
@@ -489,12 +485,9 @@ def _published(material: Material) -> Section:
     )
     notes = [f"{tables.SECOND_HAND} {published.source}."]
     notes += legend(material, material.means[material.metric], ranked=False)
-    return Section(
-        "published",
-        "Published values",
-        text,
-        [Table("arm", [("", head) for head in heads], lines, "Published values beside ours.", notes)],
-    )
+    caption = "Published values, second-hand, beside ours."
+    table = Table("arm", [("", head) for head in heads], lines, caption, notes)
+    return Section("published", "Published values", text, [table])
 
 
 def _audit(material: Material) -> Section:
@@ -561,57 +554,45 @@ def _testing(material: Material) -> Section:
     looks = int(family["looks"].max()) if len(family) else 1
     if analysis.test == "corrected_t":
         test = (
-            "Test: the corrected resampled t-test of Nadeau and Bengio (2003, Machine Learning 52, "
-            "239-281). The "
-            "training sets of k folds overlap, so folds are not independent: the variance of the mean "
-            "difference "
-            "over n test sets is taken as 1/n + 1/(k - 1) times their variance, not 1/n times. Intervals of "
-            f"differences ({level}) are those of the same test."
+            "Test: the corrected resampled t-test of Nadeau and Bengio (2003, Machine Learning 52, 239-281). "
+            "The training sets of k folds overlap, so folds are not independent: the variance of the mean "
+            "difference over n test sets is taken as 1/n + 1/(k - 1) times their variance, not 1/n times. "
+            f"Intervals of differences ({level}) are those of the same test."
         )
     else:
         test = (
-            "Test: Wilcoxon's signed-rank test over test sets, all sign patterns counted. It takes test "
-            "sets as "
-            "independent, though training sets overlap. Intervals of differences "
-            f"({level}) are made of the Walsh averages that the test would not refuse."
+            "Test: Wilcoxon's signed-rank test over test sets, all sign patterns counted. It takes test sets "
+            f"as independent, though training sets overlap. Intervals of differences ({level}) are made of "
+            "the Walsh averages that the test would not refuse."
         )
     paragraphs = [
         "Unit: an independent test set, which is one fold of a split: one colour of a checkerboard, one "
-        "region. "
-        "Seeds of one fold share its test set, so they are averaged first; more seeds make a unit's value "
-        "steadier, and no more units. Below three units nothing is tested (with Wilcoxon: below the number "
-        "at "
-        "which 2/2ⁿ falls under the level).",
+        "region. Seeds of one fold share its test set, so they are averaged first; more seeds make a unit's "
+        "value steadier, and no more units. Below three units nothing is tested (with Wilcoxon: below the "
+        "number at which 2/2ⁿ falls under the level).",
         test,
         "Intervals of means leave out what a test set does to all arms alike (Cousineau 2005, corrected by "
-        "Morey "
-        "2008): they show which arms differ, not how far a mean would move on other data.",
-        f"Family: {len(family)} declared contrasts"
+        "Morey 2008): they show which arms differ, not how far a mean would move on other data.",
+        f"Family: {len(family)} declared contrast{'s' * (len(family) != 1)}"
         + (
             " (those of the claims)"
             if len(material.claims)
             else f" (every arm against 'none' on every split's test sets, by {tables.NAMES[material.metric]})"
         )
-        + ". Their p are adjusted together by Holm (1979): the chance of one or more false findings among "
-        f"them is {analysis.alpha:g} at most. "
-        "Nothing else is tested; what is not declared is exploratory.",
+        + ". Their p, of no difference at all, are adjusted together by Holm (1979): the chance that one or "
+        f"more arms that do not differ are told apart is {analysis.alpha:g} at most. Those with too few "
+        "test sets take no part in it. Nothing else is tested; what is not declared is exploratory.",
         "Verdict: two arms are practically equal where they differ by less than a margin (region of "
-        "practical "
-        f"equivalence): {analysis.rope:.3g} of the other arm's RMSE or MAE, {analysis.rope:.3g} of R² as "
-        "it is. "
-        "Better or worse: the test puts the difference beyond the margin. Equal: it puts it within. "
-        "Undecided: neither. P better, P equal and P worse are posterior probabilities that the difference "
-        "lies "
-        "on either side of the margin or within it, by the Bayesian correlated t-test (Corani and Benavoli "
-        "2015); they are not "
-        "adjusted for several contrasts.",
+        f"practical equivalence): {analysis.rope:.3g} of the other arm's RMSE or MAE, {analysis.rope:.3g} "
+        "of R² as it is. Better or worse: the test puts the difference beyond the margin. Equal: two "
+        "one-sided tests put it within. Undecided: neither. Each of these two kinds of finding is held to "
+        f"{analysis.alpha:g} over the family, by Holm again. P better, P equal and P worse are posterior "
+        "probabilities that the difference lies on either side of the margin or within it, by the Bayesian "
+        "correlated t-test (Corani and Benavoli 2015); they are not adjusted for several contrasts.",
         f"Bootstrap ({tables.BOOTSTRAP}): {analysis.bootstrap:,} resamples of the stored predictions, by "
-        "site within region and out of "
-        f"region by blocks of {analysis.block_degrees:g}°, with the same weights for both arms. It says "
-        "how a number would "
-        "move on other sites of the same regions, given these trainings; it knows nothing of other regions "
-        "or "
-        "other trainings, and is no test.",
+        f"site within region and out of region by blocks of {analysis.block_degrees:g}°, with the same "
+        "weights for both arms. It says how a number would move on other sites of the same regions, given "
+        "these trainings; it knows nothing of other regions or other trainings, and is no test.",
     ]
     if material.rule:
         paragraphs.append(
@@ -651,8 +632,8 @@ def _provenance(material: Material) -> Section:
     facts = {name: material.facts[name] for name in _PROVENANCE if material.facts.get(name) is not None}
     text = (
         "The same cells and the same versions make this report again, byte for byte. means.csv, "
-        "contrasts.csv "
-        "and claims.csv beside this page hold every number of the tables; cells.csv every cell with its key."
+        "contrasts.csv and claims.csv beside this page hold every number of the tables; cells.csv every cell "
+        "with its key."
     )
     found = [_pairs(facts, "fact"), _pairs(material.facts.get("versions", {}), "package")]
     return Section("provenance", "Provenance", text, [table for table in found if table.lines])
@@ -674,9 +655,8 @@ def legend(material: Material, frame: pd.DataFrame, *, ranked: bool = True) -> l
     boot = frame["low"].isna() & frame["boot_low"].notna()
     if boot.any():
         notes.append(
-            f"{tables.BOOTSTRAP} {level} bootstrap interval over sites (WR) or blocks of sites (OoR): "
-            "other sites of the same "
-            "regions, given these trainings; no test, for there are too few test sets."
+            f"{tables.BOOTSTRAP} {level} bootstrap interval over sites (WR) or blocks of sites (OoR): other "
+            "sites of the same regions, given these trainings; no test, for there are too few test sets."
         )
     if not contrasts:
         alone = frame["low"].isna() & frame["boot_low"].isna() & frame["sd"].notna()

@@ -100,7 +100,7 @@ def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
     of the cells.
     """
     metric, n, expected = str(line["metric"]), int(line["n"]), int(line["n_expected"])
-    source = f"cells.csv: arm {line['arm']}, split {line['split']}, part {line['part']}; means.csv"
+    source = f"cells.csv: arm {line['arm']}, {_cells(line)}; means.csv"
     if n == 0:
         word = "failed" if line["n_failed"] else "missing" if line["n_missing"] else "undefined"
         count = f"{line['n_failed']}/{expected}" if word == "failed" else f"0/{expected}"
@@ -134,9 +134,16 @@ def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
     sets = f"{line['n_units']} test set{'s' * (line['n_units'] != 1)}"
     source = (
         f"{pairs} pairs, {sets}; better in {line['n_better']} of {pairs} (contrasts.csv: arm {line['arm']}, "
-        f"other {line['other']}, split {line['split']}, part {line['part']}; its keys in cells.csv)"
+        f"other {line['other']}, split {line['split']}, part {line['part']}; cells.csv: its keys)"
     )
     return Entry(minus(number(line["diff"], metric, sign=True)), spread, str(pairs), marks, source=source)
+
+
+def _cells(line: Mapping[Any, Any]) -> str:
+    """Where the cells behind a line of ``inference.means`` are found: by a region held out, its fold."""
+    split, _, region = str(line["split"]).partition(" · ")
+    fold = f", fold {region.split()[1]}" if region else ""
+    return f"split {split}{fold}, part {line['part']}"
 
 
 def interval(low: float, high: float, metric: str, sign: bool = False) -> str:
@@ -263,7 +270,7 @@ def arm(variant: str, fusion: str | float | None) -> str:
 
 
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """A copy of the rows in which only a done cell has finite metrics; every other metric is NaN.
+    """A copy of the rows in which only a done cell has finite scores (``test_*``, ``wr_*``); others are NaN.
 
     Raises ValueError when two rows are the same arm, split, fold and seed: their mean would mean nothing.
     """
@@ -273,7 +280,9 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"two rows for one cell: {cells.loc[twice, place].iloc[0].to_dict()}")
     for text in ("marked", "unfair", "tuned"):
         cells[text] = cells[text].astype("object").fillna("").astype("str") if text in cells else ""
-    for column in (f"{prefix}_{metric}" for prefix in ("test", "wr") for metric in METRICS):
+    scores = [f"{prefix}_{metric}" for prefix in ("test", "wr") for metric in METRICS]
+    scores += [column for column in cells if column not in scores and column.startswith(("test_", "wr_"))]
+    for column in scores:
         number = (
             cells[column].astype("float64") if column in cells else pd.Series(math.nan, index=cells.index)
         )

@@ -162,6 +162,14 @@ def test_means_by_hand() -> None:
     assert (found.loc["none", "low"], found.loc["none", "high"]) == pytest.approx((9 - half, 9 + half))
 
 
+def test_more_recall_has_the_better_rank() -> None:
+    cells = study()
+    recall = cells["variant"].map({"none": 0.1, "geoclip": 0.3}).fillna(0.2)
+    frame = inference.means(cells.assign(test_tail_recall=recall), Analysis(), "tail_recall")
+    ranks = frame.set_index("variant")["rank"]
+    assert ranks["none"] == ranks.max() > ranks.min()
+
+
 def test_a_checkerboard_has_three_parts_and_two_units() -> None:
     cells = study(FOLD[:2], "checkerboard-16")
     frame = inference.contrasts(cells, ANALYSIS).set_index("part")

@@ -251,7 +251,7 @@ def test_the_answer_says_what_the_test_says(shift, verdict, said):
     assert "5 test sets" in within
     assert ("is better" in within) is (verdict == "better")
     assert ("undecided: 'lat/lon' on random" in rest) is (verdict == "undecided")
-    decided = "Nothing is open: the test decides all 1 declared contrast, and all 20 cells are done."
+    decided = "Nothing is open: the test decides the one declared contrast, and all 20 cells are done."
     assert (rest == decided) is (verdict != "undecided")
 
 
@@ -474,6 +474,9 @@ def test_every_number_leads_to_its_cells(tmp_path):
     assert mine["test_rmse"].mean() - theirs["test_rmse"].mean() == pytest.approx(float(line["diff"]))
     claims = pd.read_csv(tmp_path / "claims.csv", keep_default_na=False)
     assert claims["keys_arm"].tolist() == [line["keys_arm"]]
+    page = (tmp_path / "index.html").read_text()
+    assert "cells.csv: arm GeoCLIP · Hadamard, split random, part test" in page
+    assert "cells.csv: arm GeoCLIP · Hadamard, split checkerboard-16, fold 1, part test" in page
     means = pd.read_csv(tmp_path / "means.csv", keep_default_na=False)
     assert {*means["metric"]} == {*tables.METRICS}
     assert "checkerboard-16 · colour 1 held out" in {*means["split"]}
@@ -514,10 +517,14 @@ def test_ablations_and_controls(tmp_path):
 def test_the_tail_has_a_section_where_cells_have_its_scores(tmp_path):
     rows = grid()
     rows["test_tail_rmse"], rows["test_tail_recall"] = 10 * rows["test_rmse"], 0.5
+    rows.loc[0, ["state", "error"]] = "failed", "E: x"
+    rows.loc[0, "test_tail_rmse"] = 123456.0  # left behind by a failure: no number
     _, text = written(tmp_path, rows)
     own = section(text, "The tail")
     lines = {line[0]: line[1:] for line in lines_of(own)[2:5]}
-    assert lines["none"][0].startswith("*92.5 ")
+    assert lines["none"][0].startswith("95.0 ")  # nine cells, without the one of 70
+    assert lines["none"][0].endswith("(n=9/10)")
+    assert lines["lat/lon"][0].startswith("*95.0 ")
     assert "recall" in own
     assert "tail: precision" not in own
     assert "**0.500" not in own  # all alike: none is best
@@ -556,13 +563,16 @@ def test_published_values_are_marked_and_in_no_mean(tmp_path):
     )
     page, text = written(tmp_path, grid(), published=published)
     first, second, third = lines_of(section(text, "Published values"))[2:]
-    assert first[3] == "0.730 ± 0.035¶"
+    assert first[3] == "0.73 ± 0.035¶"
     assert first[4].startswith("0.537 ")
     assert first[5] == "−0.193"
     assert second[1] == "checkerboard-16 · colour 1 held out"
     assert second[4].startswith("0.487 ")
     assert third[4] == "not in this study"
-    assert "second-hand" in page.split('id="published"')[1]
+    own = page.split('id="published"')[1].split("</section>")[0]
+    assert "<caption>Published values, second-hand, beside ours.</caption>" in own
+    assert ">published (second-hand)</th>" in own
+    assert "second-hand" in (tmp_path / "latex" / "published.tex").read_text()
     assert "second-hand" not in (tmp_path / "means.csv").read_text()
 
 
