@@ -621,7 +621,8 @@ def _testing(material: Material) -> Section:
     if material.seeds:
         lines = [
             (
-                f"{one['arm']} − {one['other']}",
+                f"{tables.arm(one['variant'], one['fusion'])} − "
+                f"{tables.arm(one['other_variant'], one['other_fusion'])}",
                 [
                     Entry(one["split"] + (", inside" if one["part"] == "wr" else "")),
                     Entry(tables.NAMES[one["metric"]]),
