@@ -123,9 +123,10 @@ def made(
     pairs = {} if brief else _pairs(rows)
     regions = tables.directions(rows)
     tail = {} if brief else _tail(rows, analysis)
+    drawn = {name: inference.Resampled(rows, analysis, name, sums) for name in metrics}
     contrasts = {
         name: inference.contrasts(
-            rows, analysis, claims, name, sums, looks, records, _specs(rows, pairs, name)
+            rows, analysis, claims, name, drawn[name], looks, records, _specs(rows, pairs, name)
         )
         for name in metrics
     }
@@ -134,19 +135,19 @@ def made(
         facts=facts,
         analysis=analysis,
         metric=metric,
-        means={name: inference.means(rows, analysis, name, sums) for name in metrics},
+        means={name: inference.means(rows, analysis, name, drawn[name]) for name in metrics},
         contrasts=contrasts,
-        directions={} if brief else {m: inference.means(regions, analysis, m, sums) for m in metrics},
+        directions={} if brief else {m: inference.means(regions, analysis, m, drawn[m]) for m in metrics},
         direction_contrasts={}
         if brief
         else {
-            m: inference.contrasts(regions, analysis, (), m, sums, (), records).assign(
+            m: inference.contrasts(regions, analysis, (), m, drawn[m], (), records).assign(
                 declared=False, p_adjusted=float("nan")
             )
             for m in metrics
         },
         tail=tail,
-        claims=inference.claims(rows, analysis, claims, sums, looks, records),
+        claims=inference.claims_of(contrasts, claims),
         ranking=inference.ranking(rows, analysis, metric),
         pairs=pairs,
         **more,

@@ -569,8 +569,8 @@ def test_published_values_are_marked_and_in_no_mean(tmp_path):
 def test_adaptive_seeds_and_the_rule_are_told(tmp_path):
     one = {
         "arm": "latlon", "variant": "latlon", "fusion": None, "other": "none", "other_variant": "none",
-        "other_fusion": None, "split": "random", "part": "test", "metric": "rmse", "looks": [1, 2], "seeds": 2,
-        "max": 2, "stopped": "decided",
+        "other_fusion": None, "split": "random", "part": "test", "metric": "rmse", "looks": [1, 2],
+        "seeds": 2, "max": 2, "stopped": "decided",
     }  # fmt: skip
     _, text = written(tmp_path, grid(), seeds=[one], rule="Every arm has 1 seed.", looks=(1, 2))
     own = section(text, "How it was tested")
