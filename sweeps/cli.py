@@ -584,7 +584,11 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     show_default=True,
     help="The engine on so many trivial cells, beside plain Ray Tune (repeatable).",
 )
-@click.option("--only", type=click.Choice(["trial", "engine"]), help="Only one training, or only many.")
+@click.option(
+    "--only",
+    type=click.Choice(["trial", "engine", "report"]),
+    help="Only one training, only many, or only the report.",
+)
 def bench(table: Path | None, cells: tuple[int, ...], only: str | None) -> int:
     """Measure this machine: our costs as ratios, beside the limits the project keeps.
 
@@ -596,22 +600,24 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None) -> int:
     from rich.table import Table
 
     from sweeps import bench as measurements
-    from sweeps import bench_engine
+    from sweeps import bench_engine, bench_report
 
     grid = Table(title=measurements.machine(), title_justify="left")
     for head in ("what", "measured", "limit", "how"):
         grid.add_column(head)
     with tempfile.TemporaryDirectory() as folder:
         parts: list[Iterable[measurements.Measurement]] = []
-        if only != "engine":
+        if only in (None, "trial"):
             if table is None:
                 from pm25 import synth
 
                 table = Path(folder) / "synthetic.parquet"  # of the real 2021 table's size
                 _write_panel(synth.synthesize(sites=1414, days=365), table)
             parts.append(measurements.run(table, Path(folder) / "results"))
-        if only != "trial":
+        if only in (None, "engine"):
             parts.append(bench_engine.run(cells, Path(folder)))
+        if only in (None, "report"):
+            parts.append(bench_report.run(Path(folder)))
         for row in chain.from_iterable(parts):
             measured, limit = f"{row.value:.2f} {row.unit}", f"{row.limit:g} {row.unit}"
             click.echo(f"{row.what}: {measured}", err=True)

@@ -18,7 +18,7 @@ import matplotlib.colors
 import matplotlib.style
 import numpy as np
 import pandas as pd
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -35,6 +35,8 @@ from sweeps.stored import Curves
 WIDTH = 7.2
 DPI = 160
 """Of the PNG: as many pixels as the page is wide; for print there is the SVG."""
+MANY = 1000
+"""Cells, more than which are pixels in an SVG too: a mark for each would make it megabytes."""
 FEWEST = 100
 """Samples that a mean of a calibration bin needs to be drawn: a day of smoke is many of them at once."""
 
@@ -105,18 +107,19 @@ def draw(
 ) -> list[Figure]:
     """Every figure that there is data for, in the report's order.
 
-    `contrasts`, `means` and `ranking` as `sweeps.inference` makes them, `rows` as `results.rows`, `predicted`
-    as `predicted.read`, `curves` and `importance` as `stored` reads them, `trials` as
-    `results.search_trials`, `parameters` with the columns arm, parameter, importance, `cuts` as
-    `results.cuts`, and `outlines` as `outlines.read`.
+    `contrasts`, `means` and `ranking` as `sweeps.inference` makes them, of one metric or of several, `rows`
+    as `results.rows`, `predicted` as `predicted.read`, `curves` and `importance` as `stored` reads them,
+    `trials` and `parameters` as `results.search_trials` and `search_parameters`, `cuts` as `results.cuts`,
+    and `outlines` as `outlines.read`. `metric` is the primary one, by which the best encoder is chosen.
     """
+    arms = list(dict.fromkeys(tables.with_arm(rows)["arm"]))  # one look in all figures
     found: list[Figure | None] = []
     if contrasts is not None:
-        found.append(forest(contrasts, metric))
+        found += [forest(contrasts, name) for name in dict.fromkeys(contrasts["metric"])]
     if means is not None:
-        found.append(within_against_outside(means, metric))
+        found += [within_against_outside(means, name, arms) for name in dict.fromkeys(means["metric"])]
     if ranking is not None:
-        found.append(ranks(ranking, metric))
+        found += [ranks(ranking, name) for name in dict.fromkeys(ranking["metric"])]
     for name in ("rmse", "r2"):
         found += [points(rows, name), gap(rows, name)]
     found += [distances(rows, part) for part in ("test", "wr")]
@@ -127,15 +130,15 @@ def draw(
             found.append(difference_map(predicted, best, first_splits(rows), outlines, metric))
         found += error_maps(predicted, first_splits(rows)[-1:], outlines)
         for split in first_splits(rows):
-            found += [density(predicted, split), tail(predicted, split)]
+            found += [density(predicted, split), tail(predicted, split, arms=arms)]
     if curves is not None:
-        found.append(learning(curves))
+        found.append(learning(curves, arms))
     if importance is not None:
-        found.append(permutations(importance))
+        found.append(permutations(importance, arms))
     if trials is not None:
         found.append(search_history(trials))
     if parameters is not None:
-        found.append(parameter_importance(parameters))
+        found.append(parameter_importance(parameters, arms))
     return [figure for figure in found if figure is not None]
 
 
@@ -172,6 +175,7 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
         & (contrasts["part"] != "gap")
         & contrasts["fold"].isna()
         & contrasts["diff"].notna()
+        & contrasts["verdict"].isin([*_VERDICTS])
     ]
     if frame.empty:
         return None
@@ -233,7 +237,9 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
         )
 
 
-def within_against_outside(means: pd.DataFrame, metric: str = "rmse") -> Figure | None:
+def within_against_outside(
+    means: pd.DataFrame, metric: str = "rmse", arms: Sequence[str] = ()
+) -> Figure | None:
     """WR against OoR of the same models, an arm a mark, a panel per split of regions. None without both."""
     frame = means[(means["metric"] == metric) & means["mean"].notna()]
     outer = list(dict.fromkeys(frame.loc[frame["regime"] == tables.OOR, "split"]))
@@ -241,11 +247,11 @@ def within_against_outside(means: pd.DataFrame, metric: str = "rmse") -> Figure 
     for split in outer:
         mine = frame[frame["split"] == split]
         wr, oor = (mine[mine["part"] == part].set_index("arm") for part in ("wr", "test"))
-        if len(arms := [arm for arm in oor.index if arm in wr.index]):
-            both[split] = wr.loc[arms], oor.loc[arms]
+        if len(paired := [arm for arm in oor.index if arm in wr.index]):
+            both[split] = wr.loc[paired], oor.loc[paired]
     if not both:
         return None
-    looks = _looks(means["arm"])
+    looks = _looks((arm for wr, _ in both.values() for arm in wr.index), arms)
     with _style():
         canvas = Canvas(figsize=(WIDTH, 2.6 * len(both) + 0.4), layout="constrained")
         axes = canvas.subplots(len(both), 2, squeeze=False)
@@ -271,9 +277,7 @@ def within_against_outside(means: pd.DataFrame, metric: str = "rmse") -> Figure 
                 ax.set_xlabel(f"WR {tables.title(metric)}")
                 ax.set_ylabel(f"OoR {tables.title(metric)}")
                 _plain(ax, "both")
-        _arm_legend(
-            canvas, {arm: looks[arm] for arm in looks if any(arm in wr.index for wr, _ in both.values())}
-        )
+        _arm_legend(canvas, looks)
         return _finish(
             canvas,
             f"wr-oor-{metric}",
@@ -281,14 +285,14 @@ def within_against_outside(means: pd.DataFrame, metric: str = "rmse") -> Figure 
             f"{tables.title(metric)} of the same models on held-out sites inside the training region (WR) "
             "and in the region held out (OoR), means with intervals (right: without). On the dashed line "
             f"both are equal; {'above' if metric != 'r2' else 'below'} it a model is worse out of region. "
-            "The intervals hold what the test sets differ in, which is the same for every arm: for "
-            "differences between arms see the paired ones.",
+            "Of three test sets or more the interval is over them, paired; of fewer it is the bootstrap's "
+            "over sites or blocks, which holds what all arms share: for differences see the paired ones.",
         )
 
 
 def ranks(ranking: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     """Critical-difference diagrams (Demsar 2006): mean ranks, and bars over arms that are not told apart."""
-    frame = ranking[ranking["mean_rank"].notna()]
+    frame = ranking[(ranking["metric"] == metric) & ranking["mean_rank"].notna()]
     places = list(dict.fromkeys(zip(frame["split"], frame["part"], strict=True)))
     places = [p for p in places if ((frame["split"] == p[0]) & (frame["part"] == p[1])).sum() > 1]
     if not places:
@@ -362,6 +366,8 @@ def _critical_difference(ax: Any, mine: pd.DataFrame) -> None:
         ax.text(1 + critical, 1.25, f"  CD {critical:.2f}", va="center", fontsize=7)
     elif math.isfinite(critical):
         ax.text(1, 1.25, f"CD {critical:.2f}, more than all ranks", va="center", fontsize=7)
+    else:
+        ax.text(1, 1.25, "too few test sets for a test", va="center", fontsize=7)
     ax.set_xlim(1 - 0.85 * span, worst + 0.85 * span)
     ax.set_ylim(-depth - 0.75 * half, 1.7)
     ax.axis("off")
@@ -402,7 +408,8 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             for fold in _folds(mine) if directed else [0]:
                 marker, colour = _fold_style(fold)
                 of_fold = mine["fold"].eq(fold) if directed else mine["fold"].notna()
-                ax.plot(value[of_fold], y[of_fold], marker, color=colour, ms=3.5, alpha=0.75, mec="none")
+                dots = {"ms": 3.5, "alpha": 0.75, "mec": "none", "rasterized": len(cells) > MANY}
+                ax.plot(value[of_fold], y[of_fold], marker, color=colour, **dots)
             for i, label in enumerate(arms):
                 line = lines.loc[label] if label in lines.index else None
                 n = 0 if line is None else int(line["n"])
@@ -442,6 +449,7 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             f"cells-{metric}",
             f"{tables.NAMES[metric]} of every cell by arm and split, with its mean",
             f"{tables.title(metric)} of every cell, one dot each; a bar is the mean of its row.",
+            "png" if len(cells) > MANY else "svg",
         )
 
 
@@ -453,6 +461,7 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     ]
     if cells.empty:
         return None
+    many = len(cells) > MANY
     arms = list(dict.fromkeys(tables.with_arm(rows)["arm"]))
     drawn = list(dict.fromkeys(cells["split"]))
     with _style():
@@ -469,10 +478,17 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
                     pairs = (
                         of_arm.loc[of_arm["fold"] == fold, [f"wr_{metric}", f"test_{metric}"]].to_numpy().T
                     )
-                    if pairs.size:
-                        ax.plot(
-                            [i - 0.22, i + 0.22], pairs, f"{marker}-", color=colour, ms=3.5, lw=1, alpha=0.75
-                        )
+                    x = np.broadcast_to([[i - 0.22], [i + 0.22]], pairs.shape)
+                    lines = LineCollection(
+                        [*np.stack([x, pairs], axis=2).transpose(1, 0, 2)],
+                        colors=colour,
+                        linewidths=1,
+                        alpha=0.75,
+                    )
+                    lines.set_rasterized(many)
+                    ax.add_collection(lines)
+                    ends = {"ms": 3.5, "alpha": 0.75, "mec": "none", "rasterized": many}
+                    ax.plot(x.ravel(), pairs.ravel(), marker, color=colour, **ends)
                 if of_arm.empty:
                     ax.annotate(
                         "no cell",
@@ -494,6 +510,7 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             f"gap-{metric}",
             f"{tables.NAMES[metric]} of every out-of-region cell within and out of region",
             f"{tables.title(metric)} of every out-of-region cell, one line from WR to OoR each.",
+            "png" if many else "svg",
         )
 
 
@@ -548,12 +565,12 @@ def distances(rows: pd.DataFrame, part: str = "test") -> Figure | None:
         )
 
 
-def learning(curves: Curves) -> Figure | None:
+def learning(curves: Curves, arms: Sequence[str] = ()) -> Figure | None:
     """Validation RMSE by epoch, a panel per split, a line per arm with the range of its cells."""
     frame = curves.frame
     if frame.empty:
         return None
-    looks = _looks(frame["arm"])
+    looks = _looks(frame["arm"], arms)
     drawn = list(dict.fromkeys(frame["split"]))
     down, across = _grid(len(drawn))
     with _style():
@@ -775,23 +792,23 @@ def density(predicted: Predicted, split: str, part: str = "test") -> Figure | No
         )
 
 
-def tail(predicted: Predicted, split: str, part: str = "test") -> Figure | None:
+def tail(predicted: Predicted, split: str, part: str = "test", arms: Sequence[str] = ()) -> Figure | None:
     """Calibration by predicted value, and the exceedances that were predicted, by arm."""
-    arms = predicted.arms(split, part)
-    if not arms:
+    shares = {arm: predicted.tail(arm, split, part) for arm in predicted.arms(split, part)}
+    if not shares:
         return None
-    looks = _looks(arms)
-    frames = {arm: predicted.calibration(arm, split, part) for arm in arms}
+    looks = _looks(shares, arms)
+    frames = {arm: predicted.calibration(arm, split, part) for arm in shares}
     shown = {arm: frame[frame["n"] >= FEWEST] for arm, frame in frames.items()}
     with _style():
-        canvas = Canvas(figsize=(WIDTH, max(3.0, 0.9 + 0.3 * len(arms))), layout="constrained")
+        canvas = Canvas(figsize=(WIDTH, max(3.0, 0.9 + 0.3 * len(shares))), layout="constrained")
         grid = canvas.add_gridspec(2, 2, height_ratios=(3, 1), width_ratios=(1.15, 1))
         ax = canvas.add_subplot(grid[0, 0])
         below = canvas.add_subplot(grid[1, 0], sharex=ax)
         right = canvas.add_subplot(grid[:, 1])
         values = [frame[name] for frame in shown.values() for name in ("observed", "predicted")]
         ends = np.concatenate([np.array([0.0, EXCEEDANCE_UGM3 * 1.2]), *values])
-        low, high = min(0.0, float(ends.min())), float(ends.max()) * 1.1
+        low, high = float(ends.min()) - 0.5, float(ends.max()) * 1.1
         ax.plot([low, high], [low, high], color=_INK, lw=0.8)
         for line in (ax.axhline, ax.axvline, below.axvline):
             line(EXCEEDANCE_UGM3, color=_ORANGE, lw=0.6, ls=":")
@@ -808,16 +825,15 @@ def tail(predicted: Predicted, split: str, part: str = "test") -> Figure | None:
         below.set_xlabel("mean predicted, by bin (µg/m³)")
         below.set_ylabel("samples")
         ax.set_title("Calibration")
-        for i, arm in enumerate(arms):
-            found = predicted.tail(arm, split, part)
+        for i, (arm, found) in enumerate(shares.items()):
             marker, colour = looks[arm]
             share = 100 * found.both / found.observed if found.observed else math.nan
             right.plot([0, share], [i, i], color=colour, lw=2.2, alpha=0.5)
             right.plot(share, i, marker, color=colour, ms=5)
             words = f"{found.both:,} of {found.observed:,} seen, {found.predicted - found.both:,} false"
             right.text(0.99, i - 0.33, words, transform=right.get_yaxis_transform(), ha="right", fontsize=7)
-        right.set_yticks(range(len(arms)), arms)
-        right.set_ylim(len(arms) - 0.4, -0.75)
+        right.set_yticks(range(len(shares)), list(shares))
+        right.set_ylim(len(shares) - 0.4, -0.75)
         right.set_xlim(0, max(5.0, 1.15 * right.get_xlim()[1]))
         right.set_xlabel("predicted as such (%)")
         right.set_title(f"Days at or above {EXCEEDANCE_UGM3} µg/m³")
@@ -835,12 +851,12 @@ def tail(predicted: Predicted, split: str, part: str = "test") -> Figure | None:
         )
 
 
-def permutations(importance: pd.DataFrame, most: int = 15) -> Figure | None:
+def permutations(importance: pd.DataFrame, arms: Sequence[str] = (), most: int = 15) -> Figure | None:
     """Rise of the RMSE when one input is permuted, by arm: the `most` that matter most."""
     frame = importance[importance["rmse_increase"].notna()]
     if frame.empty:
         return None
-    looks = _looks(frame["arm"])
+    looks = _looks(frame["arm"], arms)
     drawn = list(dict.fromkeys(frame["split"]))
     order = (
         frame.groupby("what", sort=False)["rmse_increase"].max().sort_values(ascending=False, kind="stable")
@@ -854,10 +870,10 @@ def permutations(importance: pd.DataFrame, most: int = 15) -> Figure | None:
         )
         axes = canvas.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         for ax, split in zip(axes.flat, drawn, strict=False):
-            arms = list(dict.fromkeys(frame.loc[frame["split"] == split, "arm"]))
-            for i, label in enumerate(arms):
+            there = list(dict.fromkeys(frame.loc[frame["split"] == split, "arm"]))
+            for i, label in enumerate(there):
                 mine = frame[(frame["split"] == split) & (frame["arm"] == label) & frame["what"].isin(names)]
-                y = mine["what"].map(names.index) + _dodge(i, len(arms))
+                y = mine["what"].map(names.index) + _dodge(i, len(there))
                 marker, colour = looks[label]
                 sd = mine["sd"].fillna(0)
                 ax.hlines(
@@ -923,12 +939,12 @@ def search_history(trials: pd.DataFrame) -> Figure | None:
         )
 
 
-def parameter_importance(parameters: pd.DataFrame) -> Figure | None:
+def parameter_importance(parameters: pd.DataFrame, arms: Sequence[str] = ()) -> Figure | None:
     """Share of a search's variance that a setting explains, by arm; columns arm, parameter, importance."""
     frame = parameters[parameters["importance"].notna()]
     if frame.empty:
         return None
-    looks = _looks(frame["arm"])
+    looks = _looks(frame["arm"], arms)
     names = list(
         frame.groupby("parameter", sort=False)["importance"]
         .mean()
@@ -1065,6 +1081,7 @@ def _cells(ax: Any, split: splits.CheckerboardSplit, fold: int) -> None:
         _edges(low, high, shift, split.degrees)
         for low, high, shift in ((west, east, shift_east), (south, north, shift_north))
     )
+    shapes: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for left, right in itertools.pairwise(lon_edges):
         for low, high in itertools.pairwise(lat_edges):
             middle = np.array((low + high) / 2), np.array((left + right) / 2)
@@ -1072,8 +1089,12 @@ def _cells(ax: Any, split: splits.CheckerboardSplit, fold: int) -> None:
             along, up = np.linspace(left, right, 24), np.linspace(low, high, 24)
             lon = np.concatenate([along, np.full(24, right), along[::-1], np.full(24, left)])
             lat = np.concatenate([np.full(24, low), up, np.full(24, high), up[::-1]])
-            x, y = _albers(lat, lon)
-            ax.fill(x, y, fc="#f8e3d6" if held_out else "none", ec="#777777", lw=0.6, zorder=1)
+            shapes[held_out].append(np.stack(_albers(lat, lon), axis=1))
+    for held_out, some in shapes.items():
+        tint = "#f8e3d6" if held_out else "none"
+        ax.add_collection(
+            PolyCollection(some, facecolors=tint, edgecolors="#777777", linewidths=0.6, zorder=1)
+        )
 
 
 def _edges(low: float, high: float, shift: float, degrees: float) -> np.ndarray:
@@ -1095,17 +1116,21 @@ def _bent(ax: Any, low: float, high: float, which: str) -> None:
         getattr(ax, f"set_{name}lim")(low, high)
 
 
-def _looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Marker and colour of every arm; 'none' is black. They repeat where nobody tells more apart."""
-    others = [arm for arm in dict.fromkeys(arms) if arm != tables.BASELINE]
+def _looks(of: Iterable[str], arms: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
+    """Marker and colour of every arm, by its place among all `arms`; 'none' is black.
+
+    Looks repeat where nobody tells more apart.
+    """
+    of = dict.fromkeys(of)
     found = {}
-    for arm in dict.fromkeys(arms):
+    others = [arm for arm in dict.fromkeys([*arms, *of]) if arm != tables.BASELINE]
+    for arm in of:
         if arm == tables.BASELINE:
             found[arm] = "h", _INK
         else:
             i = others.index(arm)
-            markers = _LOOKS[(i + i // len(_LOOKS)) % len(_LOOKS)][0]
-            found[arm] = markers, _LOOKS[i % len(_LOOKS)][1]
+            marker = _LOOKS[(i + i // len(_LOOKS)) % len(_LOOKS)][0]
+            found[arm] = marker, _LOOKS[i % len(_LOOKS)][1]
     return found
 
 
@@ -1197,6 +1222,7 @@ def _finish(
     canvas: Canvas, name: str, alt: str, caption: str, embed: Literal["svg", "png"] = "svg"
 ) -> Figure:
     svg, png = io.BytesIO(), io.BytesIO()
-    canvas.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
     canvas.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    canvas.set_layout_engine("none")  # it stands as it was laid out: once is enough
+    canvas.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
     return Figure(name, svg.getvalue(), png.getvalue(), embed, alt, caption)

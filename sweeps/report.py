@@ -62,7 +62,7 @@ class Material:
     searches: pd.DataFrame | None = None
     """Of every arm the budget spent (`results.searches`)."""
     parameters: pd.DataFrame | None = None
-    """Importance of the tuned settings (`optimise.importance`)."""
+    """Importance of the tuned settings (`results.search_parameters`)."""
     pictures: Sequence[Picture] = ()
 
 
@@ -84,10 +84,8 @@ def gather(
     if not brief:
         more["seeds"] = outcome(study, records)
     if not brief and state.searches:
-        from sweeps import optimise
-
         more["searches"] = results.searches(state.searches)
-        more["parameters"] = optimise.importance(state.searches.values())
+        more["parameters"] = results.search_parameters(state.searches)
     return made(
         state.rows() if rows is None else rows,
         state.facts(records),

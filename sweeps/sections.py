@@ -408,14 +408,14 @@ def _search(material: Material) -> Section:
         found.append(Table("arm", [("", name) for name in names], lines, "Tuned settings."))
     if material.parameters is not None and len(material.parameters):
         wide = material.parameters.pivot_table(
-            index="arm", columns=["objective", "parameter"], values="importance", sort=False
+            index="arm", columns="parameter", values="importance", sort=False
         )
         lines = [
             (str(arm), [_plain_number(value) for value in values])
             for arm, values in zip(wide.index, wide.to_numpy(), strict=True)
         ]
         found.append(
-            Table("arm", [tuple(map(str, c)) for c in wide.columns], lines, "Importance of the settings.")  # type: ignore[misc]
+            Table("arm", [("", str(name)) for name in wide.columns], lines, "Importance of the settings.")
         )
     text = (
         "What each arm's search chose on validation data; no search sees a test score. What was not tuned "

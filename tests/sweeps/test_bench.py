@@ -11,7 +11,7 @@ import pytest
 from pm25 import synth
 from pm25.cell import Cell
 from pm25.splits import RandomSplit
-from sweeps import bench, bench_engine, results
+from sweeps import bench, bench_engine, bench_report, results
 from sweeps.bench import peak_mb
 from sweeps.bench_engine import trivial
 from sweeps.store import Store
@@ -58,6 +58,23 @@ def test_the_engine_is_measured_beside_plain_ray_tune(
     assert found["driver's memory, 4 cells"].value < 400
     assert len(list(tmp_path.glob("own-4-0/engine/cells/*/result.json"))) == 5
     assert (tmp_path / "cells.parquet").exists()
+
+
+@pytest.mark.slow
+def test_the_report_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = bench_report.Size(100, 50, 60, 2048)
+    monkeypatch.setattr(bench_report, "SITES", 60)
+    monkeypatch.setattr(bench_report, "SIZES", (size, size._replace(cells=200, predictions=0)))
+    found = {row.what: row for row in bench_report.run(tmp_path)}
+    assert [*found] == [
+        "report of 100 cells with 50 predictions each",
+        "report's memory, 100 cells with 50 predictions each",
+        "report of 200 cells without predictions",
+        "report's memory, 200 cells without predictions",
+    ]
+    assert all(0 < row.value < row.limit for row in found.values())
+    assert (tmp_path / "report-100" / "out" / "figures" / "density-checkerboard-4.svg").exists()
+    assert not list((tmp_path / "report-200" / "out" / "figures").glob("density*"))
 
 
 @pytest.mark.slow

@@ -464,6 +464,18 @@ def test_report_writes_its_files(sweep: Sweep, toy: Path, tmp_path: Path) -> Non
     assert pd.read_csv(out / "cells.csv")["state"].tolist() == ["done", "done", "failed", "missing"]
 
 
+def test_report_refuses_outlines_that_are_none(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
+    file = tmp_path / "states.geojson"
+    file.write_text("{}")
+    ended = sweep("report", toy, "-o", tmp_path / "out", "--outlines", file)
+    assert (ended.status, ended.out) == (2, "")
+    assert (
+        ended.err
+        == f"sweep: {file}: not a GeoJSON file with polygons or lines; name one with state outlines\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_retry_forgets_failed_cells_and_no_others(sweep: Sweep, toy: Path) -> None:
     cells = toy.parent / "results" / "toy" / "cells"
     before = tree(cells)

@@ -78,7 +78,14 @@ def means() -> pd.DataFrame:
 def ranking() -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"arm": arm, "split": split, "part": part, "mean_rank": rank, "critical_difference": 1.5}
+            {
+                "arm": arm,
+                "split": split,
+                "part": part,
+                "metric": "rmse",
+                "mean_rank": rank,
+                "critical_difference": 1.5,
+            }
             | {"friedman_p": 0.04, "n_units": n}
             for _, split, part, n in PLACES
             for arm, rank in zip(ARMS, (2.0, 3.0, 1.0), strict=True)
@@ -272,6 +279,15 @@ def test_no_data_no_figure() -> None:
         assert draw(frame.iloc[:0]) is None
 
 
+def test_a_figure_for_every_metric_that_is_handed_in() -> None:
+    both = pd.concat([contrasts(), contrasts().assign(metric="r2", verdict="equal")])
+    names = [figure.name for figure in figures.draw(rows(), contrasts=both)]
+    assert names[:2] == ["forest-rmse", "forest-r2"]
+    claimed = contrasts().assign(fold=1)  # of one direction: it has its own line in the claims
+    assert figures.forest(claimed) is None
+    assert figures.forest(contrasts().assign(verdict="")) is None  # a bias has no better
+
+
 def test_one_arm_alone(sums: predicted.Predicted) -> None:
     alone = rows()[rows()["variant"] == "none"]
     assert figures.best_encoder(alone) is None
@@ -358,9 +374,13 @@ def test_critical_differences_join_what_is_not_told_apart() -> None:
     assert ax.bars == [[0.96, 2.04], [1.96, 3.04]]
 
 
-def test_no_two_of_twelve_arms_look_alike() -> None:
+def test_an_arm_has_one_look_and_no_two_the_same() -> None:
     looks = figures._looks(["none", *map(str, range(36))])
     assert len({*looks.values()}) == 37
+    assert figures._looks(["7", "none"], list(map(str, range(36)))) == {
+        "7": looks["7"],
+        "none": looks["none"],
+    }
 
 
 def test_svg_letters_are_paths(sums: predicted.Predicted) -> None:

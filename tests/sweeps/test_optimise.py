@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from pm25.settings import ModelSettings, TrainSettings
 from sweeps.design import Arm, Search, within
-from sweeps.optimise import Optimiser, View, distribution, frozen, importance
+from sweeps.optimise import Optimiser, View, distribution, frozen
 from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
 
@@ -582,36 +582,3 @@ def test_whatever_happens_the_journal_follows(
         view.write([trials])
     view.write([trials])
     check_same(view, trials)
-
-
-# Importance of the settings
-
-
-def test_importance_knows_what_the_score_hangs_on() -> None:
-    rates = [0.001 * 2**i for i in range(10)]
-    ended = [record(i, {RATE: rate, DEPTH: 1 + i % 4}, wr=1 + i) for i, rate in enumerate(rates)]
-    found = importance([arm_trials(*ended, arm=LATLON), arm_trials(arm=NONE)])
-    assert {*found["arm"]} == {"lat/lon"}
-    assert {*found["objective"]} == {"wr"}
-    share = found.set_index("parameter")["importance"]
-    assert share.sum() == pytest.approx(1)
-    assert share[RATE] > 0.8
-    assert importance([arm_trials(*ended, arm=LATLON)]).equals(found)
-
-
-def test_importance_needs_trials_and_a_spread() -> None:
-    points = [{RATE: 0.01 * (i + 1), DEPTH: 1} for i in range(6)]
-    few = arm_trials(*(record(i, point, wr=1 + i) for i, point in enumerate(points[:3])))
-    alike = arm_trials(*(record(i, point) for i, point in enumerate(points)))
-    pruned = arm_trials(*(record(i, point, state="pruned") for i, point in enumerate(points)))
-    assert importance([few, alike, pruned]).empty
-    enough = arm_trials(*(record(i, point, wr=1 + i) for i, point in enumerate(points)))
-    assert importance([enough])["parameter"].tolist() == [RATE]  # the depth was the same everywhere
-
-
-def test_importance_of_two_objectives() -> None:
-    points = [{RATE: 0.01 * (i + 1), DEPTH: 1 + i % 4} for i in range(8)]
-    ended = [record(i, point, wr=point[RATE], oor=point[DEPTH]) for i, point in enumerate(points)]
-    found = importance([arm_trials(*ended, **TWO)]).set_index(["objective", "parameter"])["importance"]
-    assert found["wr", RATE] > found["wr", DEPTH]
-    assert found["oor", DEPTH] > found["oor", RATE]

@@ -137,6 +137,8 @@ def test_differences_are_over_cells_that_both_have(store: Store) -> None:
     assert frame["site_id"].tolist() == ["a"]
     assert frame["n"].tolist() == [1]
     assert frame["difference"].tolist() == [pytest.approx(-math.sqrt(5))]
+    back = read(store).site_differences("none", "lat/lon", BOARD)
+    assert back["difference"].tolist() == [pytest.approx(math.sqrt(5))]
 
 
 def test_densities_count_every_prediction_once(store: Store) -> None:

@@ -600,8 +600,8 @@ def test_searches_show_their_budget_and_importance(tmp_path):
         columns=["arm", "trials", "pruned", "failed", "epochs", "hours", "best"],
     )
     importance = pd.DataFrame(
-        [["none", "wr", "train.learning_rate", 0.75], ["none", "wr", "model.dropout", 0.25]],
-        columns=["arm", "objective", "parameter", "importance"],
+        [["none", "train.learning_rate", 0.75], ["none", "model.dropout", 0.25]],
+        columns=["arm", "parameter", "importance"],
     )
     _, text = written(tmp_path, grid(), searches=searches, parameters=importance)
     own = section(text, "Search")

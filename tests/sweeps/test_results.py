@@ -310,3 +310,33 @@ def test_search_trials_are_a_line_per_objective_and_their_budget_one_per_arm() -
     ended[1] |= {"epochs": 2, "seconds": None}
     (line,) = results.searches(searches).to_numpy().tolist()
     assert line == ["GeoCLIP · Hadamard", "2 of 3", 0, 1, 5, "1.50", "RMSE wr 2.00, oor 3.00 (no. 0)"]
+
+
+def test_the_setting_that_decides_is_the_important_one() -> None:
+    search = Search.model_validate(
+        {
+            "trials": 12,
+            "space": {"train.learning_rate": {"float": [0.001, 0.1]}, "model.width": {"int": [32, 64]}},
+            "split": [{"kind": "random", "fold": 0}],
+            "seed": 100,
+        }
+    )
+    arm = Arm("none", None)
+
+    def searched(trials: int, step: float = 0.008) -> pd.DataFrame:
+        ended = [
+            {"number": i, "state": "done", "scores": {"wr": {"rmse": 3.0 + i * step}}, "reported": []}
+            | {"params": {"train.learning_rate": 0.001 + 0.008 * i, "model.width": 32 + (7 * i) % 32}}
+            for i in range(trials)
+        ]
+        return results.search_parameters({arm: ArmTrials(arm, search, search.space, [], ended)})
+
+    frame = searched(12)
+    assert frame["arm"].tolist() == ["none", "none"]
+    assert frame["parameter"].tolist() == ["train.learning_rate", "model.width"]
+    assert frame["importance"].iloc[0] > 0.8
+    assert frame["importance"].sum() == pytest.approx(1)
+    pd.testing.assert_frame_equal(searched(12), frame)
+    assert searched(7).empty  # too few to tell
+    assert searched(12, step=0.0).empty  # nothing to explain
+    assert results.search_parameters({}).empty
