@@ -1,4 +1,4 @@
-"""What an arm's parent run says of a split: means, their intervals and the differences to 'none' as metrics."""
+"""What an arm's parent run says of a split: means, intervals and differences to 'none' as metrics."""
 
 from __future__ import annotations
 

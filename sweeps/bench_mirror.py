@@ -44,8 +44,8 @@ def _measured(where: str, store: Store, uri: str | None) -> Measurement:
     answer = subprocess.run([*command, *([uri] if uri else [])], check=True, capture_output=True, text=True)
     took, busy, again, _ = map(float, answer.stdout.split())
     words = (
-        f"{CELLS:,} runs with tags, numbers, data set and predictions, {1000 * busy / CELLS:.0f} ms of this side's "
-        f"processor each; synced again in {again:.1f} s"
+        f"{CELLS:,} runs with tags, numbers, data set and predictions, {1000 * busy / CELLS:.0f} ms of "
+        f"this side's processor each; synced again in {again:.1f} s"
     )
     return Measurement(f"a cell mirrored to {where}", 1000 * took / CELLS, "ms", LIMITS[where], words)
 

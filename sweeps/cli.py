@@ -527,8 +527,11 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
 @cli.command()
 @study_argument
 def sync(study: str, overrides: tuple[str, ...]) -> None:
-    """Rebuild the MLflow view, and Optuna's journal of the searches, from the store."""
-    from sweeps import aggregates, report
+    """Rebuild the MLflow view, and Optuna's journal of the searches, from the store.
+
+    The winner of each arm whose weights are stored is registered as a model.
+    """
+    from sweeps import aggregates, report, winners
     from sweeps.hold import Hold
     from sweeps.optimise import View
     from sweeps.tracking import Tracker
@@ -545,6 +548,8 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
         found = aggregates.of_rows(rows, declared.analysis, declared.claims, declared.design.looks)
         tracker.answer(found | searched)
         tracker.describe(report.brief(report.gather(state, records=records, rows=rows, brief=True)))
+        for winner in winners.winners(state, records):
+            tracker.register(winner, winners.example(state, winner))
         journal = View(state.store)
         journal.write(state.searches.values())
         if journal.behind:

@@ -109,7 +109,7 @@ def draw(
 
     `contrasts`, `means` and `ranking` as `sweeps.inference` makes them, of one metric or of several, `rows`
     as `results.rows`, `predicted` as `predicted.read`, `curves` and `importance` as `stored` reads them,
-    `trials` as `results.search_trials`, `parameters` as `optimise.importance`, `cuts` as `results.cuts`,
+    `trials` and `parameters` as `results.search_trials` and `search_parameters`, `cuts` as `results.cuts`,
     and `outlines` as `outlines.read`. `metric` is the primary one, by which the best encoder is chosen.
     """
     arms = list(dict.fromkeys(tables.with_arm(rows)["arm"]))  # one look in all figures
@@ -940,10 +940,8 @@ def search_history(trials: pd.DataFrame) -> Figure | None:
 
 
 def parameter_importance(parameters: pd.DataFrame, arms: Sequence[str] = ()) -> Figure | None:
-    """Share of a search's variance that a setting explains, by arm (`optimise.importance`): of the scores
-    within region, where the search has these."""
+    """Share of a search's variance that a setting explains, by arm; columns arm, parameter, importance."""
     frame = parameters[parameters["importance"].notna()]
-    frame = frame[frame["objective"] == frame["objective"].max()]  # wr comes after oor
     if frame.empty:
         return None
     looks = _looks(frame["arm"], arms)

@@ -133,7 +133,7 @@ def grids(rows: pd.DataFrame) -> dict[str, Grid]:
 
 
 def means(
-    rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse", sums: Sums | None = None
+    rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse", sums: Sums | Resampled | None = None
 ) -> pd.DataFrame:
     """One line per arm x split x part, in the order of the rows; numbers in the metric's unit.
 
@@ -142,7 +142,7 @@ def means(
     interquartile mean of cells; rank the mean rank over units, 1 the best. boot_low and boot_high are
     percentiles of the mean over resampled sites, out of region over blocks of them.
     """
-    resampled = _Resampled(rows, analysis, metric, sums)
+    resampled = sums if isinstance(sums, Resampled) else Resampled(rows, analysis, metric, sums)
     lines: list[dict[str, Any]] = []
     for grid in grids(rows).values():
         state, marked = grid.column("state", ""), grid.column("marked", "")
@@ -193,7 +193,7 @@ def contrasts(
     analysis: Analysis,
     claims: Sequence[Claim] = (),
     metric: str = "rmse",
-    sums: Sums | None = None,
+    sums: Sums | Resampled | None = None,
     looks: Sequence[int] = (),
     records: Mapping[str, Record] | None = None,
     also: Sequence[Spec] = (),
@@ -237,7 +237,7 @@ def contrasts(
             _settle([line], analysis, family=False)
         if not has_merit(line["spec"].part, line["spec"].metric):
             line["verdict"], line["more_seeds"] = "", None
-    resampled = _Resampled(rows, analysis, metric, sums)
+    resampled = sums if isinstance(sums, Resampled) else Resampled(rows, analysis, metric, sums)
     texts = _texts(rows, records)
     lines = []
     for line in judged:
@@ -275,10 +275,15 @@ def claims(
     The verdict is on the claim: 'supported' (better), 'refuted' (worse, or practically equal), 'undecided',
     'too few' or 'no cells'.
     """
-    by_metric = {
+    by_metric: dict[str, pd.DataFrame] = {
         metric: contrasts(rows, analysis, declared, metric, sums, looks, records)
         for metric in dict.fromkeys(claim.metric for claim in declared)
     }
+    return claims_of(by_metric, declared)
+
+
+def claims_of(by_metric: Mapping[str, pd.DataFrame], declared: Sequence[Claim]) -> pd.DataFrame:
+    """`claims` of contrasts that are there already, by metric."""
     outcomes = {"better": "supported", "worse": "refuted", "equal": "refuted"}
     lines = []
     for claim in declared:
@@ -489,8 +494,8 @@ def _settle(lines: list[dict[str, Any]], analysis: Analysis, *, family: bool) ->
             line["more_seeds"] = statistics.more_seeds(line["matrix"], line["overlap"], line["rope"], level)
 
 
-class _Resampled:
-    """Metrics of single trainings on resampled clusters, made when they are asked for."""
+class Resampled:
+    """One metric of single trainings on resampled clusters; in place of sums it serves many frames."""
 
     def __init__(self, rows: pd.DataFrame, analysis: Analysis, metric: str, sums: Sums | None) -> None:
         self._sums, self._metric, self._resamples = sums, metric, analysis.bootstrap

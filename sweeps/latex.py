@@ -155,11 +155,7 @@ def _width(table: Table, column: int) -> int:
 def _float(table: Table, label: str) -> str:
     """One table with its caption above and its notes below."""
     columns = [_column(table, i) for i in range(len(table.heads))]
-    first = (
-        ">{\\raggedright\\arraybackslash}p{0.18\\linewidth}"
-        if any(len(own) > LONG for own, e in table.lines if e)
-        else "l"
-    )
+    first = _LINES if _breaks(table) else "l"
     spec = "@{}" + first + "".join(columns) + "@{}"
     counts = [_count(table, i) for i in range(len(table.heads))]
     heads, body = _heads(table, counts), list(_body(table, counts))

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import optuna
-import pandas as pd
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, JournalStorage
@@ -22,7 +22,6 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweeps import tables
 from sweeps.design import Arm, Parameter, Search, meant
 from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
@@ -155,7 +154,7 @@ def frozen(record: Record, trials: ArmTrials) -> FrozenTrial:
         intermediate_values={step: value for step, value in enumerate(reported, 1) if value is not None},
         user_attrs={name: record[name] for name in told if name in record},
     )
-    # Optuna's clock reads are local and without a zone; its timeline shows them.
+    # Optuna's times are local and without a zone; its timeline shows them.
     trial.datetime_start, trial.datetime_complete = (
         datetime.fromisoformat(record[stamp]).astimezone().replace(tzinfo=None)
         for stamp in ("started", "ended")
@@ -172,38 +171,6 @@ def distribution(parameter: Parameter) -> BaseDistribution:
     return FloatDistribution(*parameter.float_, log=parameter.log, step=parameter.step)
 
 
-def importance(searches: Iterable[ArmTrials]) -> pd.DataFrame:
-    """Columns arm, objective, parameter, importance: its share of the variance of the trials' scores.
-
-    By fANOVA (Hutter et al. 2014), of the settings that every finished trial has; a search with too few
-    trials, or without any spread in their scores, has none.
-    """
-    lines = []
-    for trials in searches:
-        study = optuna.create_study(directions=directions(trials.search))
-        study.add_trials([frozen(record, trials) for record in trials.ended])
-        done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        common = set.intersection(*(set(trial.params) for trial in done)) if done else set()
-        names = sorted(name for name in common if len({trial.params[name] for trial in done}) > 1)
-        for i, regime in enumerate(trials.search.objective):
-            scores = [trial.values[i] for trial in done]  # noqa: PD011
-            if len(done) < EXPLAINED or not names or len(set(scores)) < 2:
-                continue
-
-            def score(trial: FrozenTrial, i: int = i) -> float:
-                return float(trial.values[i])  # noqa: PD011
-
-            found = optuna.importance.get_param_importances(
-                study,
-                evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
-                params=names,
-                target=score,
-            )
-            label = tables.arm(trials.arm.variant, trials.arm.fusion)
-            lines += [(label, regime, name, float(found[name])) for name in names]
-    return pd.DataFrame(lines, columns=["arm", "objective", "parameter", "importance"])
-
-
 def _suggested(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
     if parameter.choice is not None:
         return trial.suggest_categorical(name, parameter.choice)
@@ -212,6 +179,22 @@ def _suggested(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
         return trial.suggest_int(name, low, high, log=parameter.log, step=int(parameter.step or 1))
     assert parameter.float_ is not None
     return trial.suggest_float(name, *parameter.float_, log=parameter.log, step=parameter.step)
+
+
+def importances(trials: ArmTrials) -> dict[str, float]:
+    """Share of the first objective's variance that each setting explains, the largest first: fANOVA.
+
+    Over the trials that are done, of the settings that all of them have (Hutter, Hoos, Leyton-Brown 2014).
+    Empty where there is nothing to explain: fewer than `EXPLAINED` trials, or all with one score.
+    """
+    done = [record for record in trials.ended if record["state"] == "done"]
+    if len(done) < EXPLAINED or len({trials.values(record)[0] for record in done}) < 2:
+        return {}
+    study = optuna.create_study(directions=directions(trials.search))
+    for record in done:
+        study.add_trial(frozen(record, trials))
+    evaluator = FanovaImportanceEvaluator(seed=0)
+    return get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[0])
 
 
 class View:

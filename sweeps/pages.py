@@ -1,7 +1,7 @@
 """What MLflow's pages show of an experiment at first: the saved views of its UI (3.17), as plain values.
 
-The UI keeps a view as an experiment tag `mlflow.sharedViewState.<id>` and opens it by that id: what it calls
-`ExperimentPageUIState` and `ExperimentPageSearchFacetsState`, of which what is not given stays at its default.
+The UI keeps a view as an experiment tag `mlflow.sharedViewState.<id>` and opens it by that id: what it
+calls `ExperimentPageUIState` and `ExperimentPageSearchFacetsState`; what is not given stays at its default.
 """
 
 from typing import Any, NamedTuple

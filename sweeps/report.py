@@ -61,7 +61,7 @@ class Material:
     searches: pd.DataFrame | None = None
     """Of every arm the budget spent (`results.searches`)."""
     parameters: pd.DataFrame | None = None
-    """Importance of the tuned settings (`optimise.importance`)."""
+    """Importance of the tuned settings (`results.search_parameters`)."""
     pictures: Sequence[Picture] = ()
 
 
@@ -82,10 +82,8 @@ def gather(
     if not brief:
         more["seeds"] = outcome(study, records)
     if not brief and state.searches:
-        from sweeps import optimise
-
         more["searches"] = results.searches(state.searches)
-        more["parameters"] = optimise.importance(state.searches.values())
+        more["parameters"] = results.search_parameters(state.searches)
     return made(
         state.rows() if rows is None else rows,
         state.facts(records),
@@ -121,9 +119,10 @@ def made(
     pairs = {} if brief else _pairs(rows)
     regions = tables.directions(rows)
     tail = {} if brief else _tail(rows, analysis)
+    drawn = {name: inference.Resampled(rows, analysis, name, sums) for name in metrics}
     contrasts = {
         name: inference.contrasts(
-            rows, analysis, claims, name, sums, looks, records, _specs(rows, pairs, name)
+            rows, analysis, claims, name, drawn[name], looks, records, _specs(rows, pairs, name)
         )
         for name in metrics
     }
@@ -132,19 +131,19 @@ def made(
         facts=facts,
         analysis=analysis,
         metric=metric,
-        means={name: inference.means(rows, analysis, name, sums) for name in metrics},
+        means={name: inference.means(rows, analysis, name, drawn[name]) for name in metrics},
         contrasts=contrasts,
-        directions={} if brief else {m: inference.means(regions, analysis, m, sums) for m in metrics},
+        directions={} if brief else {m: inference.means(regions, analysis, m, drawn[m]) for m in metrics},
         direction_contrasts={}
         if brief
         else {
-            m: inference.contrasts(regions, analysis, (), m, sums, (), records).assign(
+            m: inference.contrasts(regions, analysis, (), m, drawn[m], (), records).assign(
                 declared=False, p_adjusted=float("nan")
             )
             for m in metrics
         },
         tail=tail,
-        claims=inference.claims(rows, analysis, claims, sums, looks, records),
+        claims=inference.claims_of(contrasts, claims),
         ranking=inference.ranking(rows, analysis, metric),
         pairs=pairs,
         **more,

@@ -234,3 +234,18 @@ def searches(found: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
         told = (states.count("pruned"), states.count("failed"), trials.epochs, f"{hours:.2f}", scores)
         lines.append((tables.arm(trials.arm.variant, trials.arm.fusion), count, *told))
     return pd.DataFrame(lines, columns=columns)
+
+
+def search_parameters(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
+    """How much of an arm's validation scores each tuned setting explains: arm, parameter, importance.
+
+    The importances of an arm add up to 1 (`optimise.importances`); of two objectives the first counts.
+    """
+    lines = []
+    if searches:
+        from sweeps import optimise  # and Optuna, which no other table needs
+
+        for trials in searches.values():
+            label = tables.arm(trials.arm.variant, trials.arm.fusion)
+            lines += [(label, name, share) for name, share in optimise.importances(trials).items()]
+    return pd.DataFrame(lines, columns=["arm", "parameter", "importance"])

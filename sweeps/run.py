@@ -31,7 +31,7 @@ def train(
     keeper.tidy(state.cells, records)
     recorded = [*records.values(), *state.trials()]
     writer = Writer(state.store, state.study.tracking, recorded, state.data())
-    from sweeps import report, runner  # Ray, while the writer's process imports MLflow
+    from sweeps import report, runner, winners  # Ray, while the writer's process imports MLflow
     from sweeps.optimise import View
 
     journal = View(state.store)
@@ -55,6 +55,8 @@ def train(
         keeper.tidy(state.cells, records)
         mlflow.plan(state)
         mlflow.describe(report.brief(report.gather(state, records=records, brief=True)))
+        for winner in winners.winners(state, records):
+            mlflow.register(winner, winners.example(state, winner))
     return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
 
 

@@ -63,12 +63,12 @@ def sections(material: Material) -> list[Section]:
         *_ablations(material),
         _tail(material),
         _ranks(material),
-        _errors(material),
-        _maps(material),
-        _training(material),
         _search(material),
         _claims(material),
         _published(material),
+        _errors(material),
+        _maps(material),
+        _training(material),
         _audit(material),
         _fairness(material),
         _completeness(material),
@@ -407,14 +407,14 @@ def _search(material: Material) -> Section:
         found.append(Table("arm", [("", name) for name in names], lines, "Tuned settings."))
     if material.parameters is not None and len(material.parameters):
         wide = material.parameters.pivot_table(
-            index="arm", columns=["objective", "parameter"], values="importance", sort=False
+            index="arm", columns="parameter", values="importance", sort=False
         )
         lines = [
             (str(arm), [_plain_number(value) for value in values])
             for arm, values in zip(wide.index, wide.to_numpy(), strict=True)
         ]
         found.append(
-            Table("arm", [tuple(map(str, c)) for c in wide.columns], lines, "Importance of the settings.")  # type: ignore[misc]
+            Table("arm", [("", str(name)) for name in wide.columns], lines, "Importance of the settings.")
         )
     text = (
         "What each arm's search chose on validation data; no search sees a test score. What was not tuned "
@@ -602,7 +602,8 @@ def _testing(material: Material) -> Section:
     if material.seeds:
         lines = [
             (
-                f"{one['arm']} − {one['other']}",
+                f"{tables.arm(one['variant'], one['fusion'])} − "
+                f"{tables.arm(one['other_variant'], one['other_fusion'])}",
                 [
                     Entry(one["split"] + (", inside" if one["part"] == "wr" else "")),
                     Entry(tables.NAMES[one["metric"]]),

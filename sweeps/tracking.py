@@ -1,6 +1,7 @@
 """The MLflow view of the store; the only module that imports mlflow."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -34,12 +35,18 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+import pm25
 from pm25.cell import Cell
 from pm25.errors import InputError
 from sweeps import tables
 from sweeps.aggregates import Aggregates
 from sweeps.pages import pages
 from sweeps.store import Record, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sweeps.winners import Winner
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -197,8 +204,8 @@ class Tracker:
                 runs.setdefault(tags.get("key", ""), []).append(run)
         self._parents = {}
         for place, found in parents.items():
-            good = [run for run in found if run.data.tags.get("view") == VIEW]
-            first = min(good, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+            ours = [run for run in found if run.data.tags.get("view") == VIEW]
+            first = min(ours, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
             for run in found:
                 if run is not first:
                     self._remove(run)
@@ -389,6 +396,46 @@ class Tracker:
             envelope = {"name": page.name, "createdAt": 0, "state": json.dumps(page.state)}
             self._tag(f"mlflow.sharedViewState.{key}", json.dumps(envelope))
 
+    def register(self, winner: "Winner", example: "pd.DataFrame") -> str | None:
+        """Register an arm's model as `<study>.<arm>`, its card as its description; returns the new version.
+
+        The newest has the alias `winner`. None where that is this very training's. `example` is a row that
+        the model takes.
+        """
+        with _told_in_one_line(self.uri):
+            return self._register(winner, example)
+
+    def _register(self, winner: "Winner", example: "pd.DataFrame") -> str | None:
+        from sweeps.work import WEIGHTS
+
+        name = f"{self._store.study}.{winner.name}"
+        weights = hashlib.sha256(self._store.read_file(winner.key, WEIGHTS) or b"").hexdigest()
+        tags = {**winner.tags, "key": winner.key, "weights": weights}
+        if not self._client.search_registered_models(f"name = '{name}'"):
+            self._client.create_registered_model(
+                name, description=f"The best of {winner.arm} in the study {self._store.study}."
+            )
+        for version in self._client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get("key") == winner.key and version.tags.get("weights") == weights:
+                if version.description != winner.card:
+                    self._client.update_model_version(name, version.version, winner.card)
+                self._name_winner(name, version.version)
+                return None
+        (run,) = self._runs(f"tags.key = '{winner.key}'")
+        with tempfile.TemporaryDirectory() as folder:
+            _save_model(Path(folder), winner, example)
+            repository = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.uri)
+            repository.log_artifacts(f"{folder}/model", "model")
+        made = self._client.create_model_version(
+            name, f"{run.info.artifact_uri}/model", run.info.run_id, tags, description=winner.card
+        )
+        self._name_winner(name, made.version)
+        return str(made.version)
+
+    def _name_winner(self, name: str, version: str) -> None:
+        if str(self._client.get_registered_model(name).aliases.get("winner")) != str(version):
+            self._client.set_registered_model_alias(name, "winner", str(version))
+
     def links(self) -> dict[str, str]:
         """Pages of the UI, after its address: what each shows, and where it is."""
         with _told_in_one_line(self.uri):
@@ -416,6 +463,30 @@ class Tracker:
                 f"/#/compare-runs?runs={runs}&experiments={experiments}&{face}"
             )
         return {**found, "Every run": f"{page}?{face}"}
+
+
+def _save_model(folder: Path, winner: "Winner", example: "pd.DataFrame") -> None:
+    """Write `folder/model`: the training, the code that reads it, and what they need; no run is opened."""
+    from mlflow import pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    from sweeps.winners import requirements
+
+    winner.write(folder / "training")
+    kinds = {kind: DataType[kind] for kind in ("double", "long", "string")}
+    kinds["array"] = Array(DataType.double)
+    inputs = [ColSpec(kinds[kind], column) for column, kind in winner.inputs.items()]
+    pyfunc.save_model(
+        str(folder / "model"),
+        loader_module="pm25.predictor",
+        data_path=str(folder / "training"),
+        code_paths=[str(Path(pm25.__file__).parent)],
+        pip_requirements=requirements(),
+        signature=ModelSignature(Schema(inputs), Schema([ColSpec(DataType.float, "pm25_ugm3")])),
+        input_example=example,
+    )
 
 
 class _Told(NamedTuple):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,8 +21,11 @@ from pm25.errors import InputError
 from sweeps.store import Record, Store
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sweeps.state import State
     from sweeps.tracking import Tracker
+    from sweeps.winners import Winner
 
 PAUSE_S = 30.0
 """For so long nothing is asked of a tracking store that has just failed: it may make us wait each time.
@@ -34,6 +37,10 @@ OPENS_S = 20.0
 connection and says nothing would hold it up for minutes."""
 ANSWERS_S = 60.0
 """How often, at most, the arms are compared anew while a study runs."""
+
+
+_WINNER = ("arm", "name", "key", "card", "tags", "inputs", "encoder_options")
+"""What of a winner travels as it is."""
 
 
 class Writer:
@@ -101,6 +108,11 @@ class Writer:
         """As Tracker.describe."""
         self._send("describe", markdown)
 
+    def register(self, winner: "Winner", example: "pd.DataFrame") -> None:
+        """As Tracker.register, once all else is written."""
+        told = {name: getattr(winner, name) for name in _WINNER} | {"cell": winner.cell.resolved()}
+        self._send("register", [told, example.to_dict("split", index=False)])
+
     def close(self) -> None:
         """Wait until everything handed in is written."""
         self._send("close")
@@ -119,7 +131,7 @@ class Writer:
         """Waits for nothing that is asked of MLflow: the process listens all the while."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it was killed, as `close` will say
-            self._process.stdin.write(json.dumps([verb, value]) + "\n")
+            self._process.stdin.write(json.dumps([verb, value], default=str) + "\n")  # paths
             self._process.stdin.flush()
 
     def _hear(self) -> None:
@@ -151,6 +163,7 @@ def serve() -> None:
         return
     answer("open")
     verb, note, last = "", None, time.monotonic()
+    models: list[Any] = []
     while verb != "close":
         try:
             verb, value = told.get(timeout=PAUSE_S)
@@ -160,6 +173,8 @@ def serve() -> None:
             note = value  # that of a view which is whole
         elif verb == "plan":
             view.plan = value
+        elif verb == "register":
+            models.append(value)
         elif verb in ("recorded", "write"):
             view.missed.append(value)
         # What was recorded before waits for the first news: Ray starts meanwhile, and wants the processor.
@@ -170,7 +185,7 @@ def serve() -> None:
         elif time.monotonic() - last > TOLD_EVERY_S:
             last = time.monotonic()
             answer("left", told.qsize())
-    view.finish(note)
+    view.finish(note, models)
     answer("closed", view.behind)
 
 
@@ -211,11 +226,11 @@ class _View:
         if time.monotonic() >= self._rests_until:
             self._try(partial(self._write, at_leisure and time.monotonic() >= self._answers_at))
 
-    def finish(self, note: str | None) -> None:
-        """The last attempt; `note` is for a view that is whole (`Tracker.describe`)."""
-        self._try(partial(self._write, True, note))
+    def finish(self, note: str | None, models: Sequence[Any] = ()) -> None:
+        """The last attempt; `note` and `models` are for a view that is whole (`Tracker.describe`)."""
+        self._try(partial(self._write, True, note, models))
 
-    def _write(self, answers: bool, note: str | None = None) -> None:
+    def _write(self, answers: bool, note: str | None = None, models: Sequence[Any] = ()) -> None:
         self._tracker = self._tracker or self._open()
         if self._in_step:
             self._tracker.write(self.missed)
@@ -226,6 +241,16 @@ class _View:
             self._answer(self._tracker)
         if note is not None:
             self._tracker.describe(note)
+        for told, example in models:
+            self._register(self._tracker, told, example)
+
+    def _register(self, tracker: "Tracker", told: dict[str, Any], example: dict[str, Any]) -> None:
+        import pandas as pd
+
+        from sweeps.winners import Winner
+
+        winner = Winner(**told | {"cell": Cell.model_validate(told["cell"]), "store": self._store})
+        tracker.register(winner, pd.DataFrame(**example))
 
     def _answer(self, tracker: "Tracker") -> None:
         """From the store, so that no record is kept here; it takes a twentieth of the time at most."""

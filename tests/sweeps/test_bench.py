@@ -1,5 +1,6 @@
 """The measurements: each is made, and of what it says."""
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from pm25 import synth
 from pm25.cell import Cell
 from pm25.splits import RandomSplit
-from sweeps import bench, bench_engine, bench_report, results
+from sweeps import bench, bench_engine, bench_mirror, bench_report, results
 from sweeps.bench import peak_mb
 from sweeps.bench_engine import trivial
 from sweeps.store import Store
@@ -92,3 +93,14 @@ def test_a_trial_is_measured_beside_a_bare_loop(tmp_path: Path, monkeypatch: pyt
         "sweep status",
     ]
     assert all(row.value > 0 for row in found)
+
+
+@pytest.mark.slow
+def test_mirrored_cells_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_mirror, "CELLS", 12)
+    (found,) = bench_mirror.run(tmp_path)
+    assert found.what == "a cell mirrored to SQLite"
+    assert found.value > 0
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        kinds = database.execute("select value, count(*) from tags where key = 'kind' group by value")
+        assert dict(kinds.fetchall()) == {"cell": 12, "arm": 8}

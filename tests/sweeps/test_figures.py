@@ -128,7 +128,7 @@ def trials() -> pd.DataFrame:
 def parameters() -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"arm": arm, "objective": "wr", "parameter": name, "importance": share}
+            {"arm": arm, "parameter": name, "importance": share}
             for arm in ARMS
             for name, share in (("train.learning_rate", 0.7), ("model.width", 0.3))
         ]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +21,7 @@ from optuna.trial import TrialState
 
 from pm25.settings import ModelSettings, TrainSettings
 from sweeps.design import Arm, Search, within
-from sweeps.optimise import Optimiser, View, distribution, frozen, importance
+from sweeps.optimise import Optimiser, View, distribution, frozen
 from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
 
@@ -124,7 +123,7 @@ def test_the_study_knows_what_the_records_say(way: dict[str, Any]) -> None:
         *(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE)
     ]
     assert [trial.params for trial in study.trials] == [r["params"] for r in ENDED]
-    assert [study.trials[i].values for i in (0, 3)] == [[5.0], [4.0]]  # noqa: PD011
+    assert [study.trials[i].values for i in (0, 3)] == [[5.0], [4.0]]
     assert study.best_trial.number == 3
     assert [trial.intermediate_values for trial in study.trials] == [
         {1: 15.0, 2: 10.0, 3: 5.0},
@@ -588,23 +587,3 @@ def test_whatever_happens_the_journal_follows(
         view.write([trials])
     view.write([trials])
     check_same(view, trials)
-
-
-# What explains the scores
-
-
-def test_the_setting_that_decides_is_the_important_one() -> None:
-    def explained(trials: int, step: float = 0.008) -> pd.DataFrame:
-        ended = [record(i, point(0.01 + 0.08 * i, 1 + (3 * i) % 4), 3.0 + i * step) for i in range(trials)]
-        return importance([arm_trials(*ended)])
-
-    frame = explained(12)
-    assert frame["arm"].tolist() == ["none", "none"]
-    assert frame["objective"].tolist() == ["wr", "wr"]
-    shares = frame.set_index("parameter")["importance"]
-    assert shares[RATE] > 0.8
-    assert shares.sum() == pytest.approx(1)
-    pd.testing.assert_frame_equal(explained(12), frame)
-    assert explained(7).empty  # too few to tell
-    assert explained(12, step=0.0).empty  # nothing to explain
-    assert importance([]).empty

@@ -578,8 +578,9 @@ def test_published_values_are_marked_and_in_no_mean(tmp_path):
 
 def test_adaptive_seeds_and_the_rule_are_told(tmp_path):
     one = {
-        "arm": "lat/lon", "other": "none", "split": "random", "part": "test", "metric": "rmse",
-        "looks": [1, 2], "seeds": 2, "max": 2, "stopped": "decided",
+        "arm": "latlon", "variant": "latlon", "fusion": None, "other": "none", "other_variant": "none",
+        "other_fusion": None, "split": "random", "part": "test", "metric": "rmse", "looks": [1, 2],
+        "seeds": 2, "max": 2, "stopped": "decided",
     }  # fmt: skip
     _, text = written(tmp_path, grid(), seeds=[one], rule="Every arm has 1 seed.", looks=(1, 2))
     own = section(text, "How it was tested")
@@ -609,8 +610,8 @@ def test_searches_show_their_budget_and_importance(tmp_path):
         columns=["arm", "trials", "pruned", "failed", "epochs", "hours", "best"],
     )
     importance = pd.DataFrame(
-        [["none", "wr", "train.learning_rate", 0.75], ["none", "wr", "model.dropout", 0.25]],
-        columns=["arm", "objective", "parameter", "importance"],
+        [["none", "train.learning_rate", 0.75], ["none", "model.dropout", 0.25]],
+        columns=["arm", "parameter", "importance"],
     )
     _, text = written(tmp_path, grid(), searches=searches, parameters=importance)
     own = section(text, "Search")

@@ -216,6 +216,18 @@ def test_facts_tell_where_the_numbers_come_from(panel: Panel) -> None:
     assert facts["settings"]["channels"] == ", ".join(panel.channels)
 
 
+def test_facts_name_the_commits_of_the_cells(panel: Panel) -> None:
+    assert results.facts(TOY, panel, {k: done(k) for k in CELLS})["commits"] == {}
+    records = {
+        "k0": done("k0") | {"commit": "b" * 40, "dirty": True},
+        "k1": done("k1") | {"commit": "a" * 40, "dirty": False},
+        "k2": done("k2") | {"commit": "a" * 40, "dirty": False},
+        "k3": done("k3"),
+    }
+    found = results.facts(TOY, panel, records)["commits"]
+    assert found == {"a" * 40: "2 cells", "b" * 40 + "+": "1 cells", "not recorded": "1 cells"}
+
+
 def test_facts_name_the_neighbour_feature_and_the_protocol(panel: Panel) -> None:
     assert "neighbours" not in results.facts(TOY, panel, {})["settings"]
     changed = TOY.model_copy(update={"neighbours": NeighbourSettings(k=4), "protocol": "paper"})
@@ -271,7 +283,7 @@ def test_cuts_say_what_each_site_is_for(panel: Panel) -> None:
     assert (held_out == (roles["role"] == "test")).all()
 
 
-def test_search_trials_are_a_line_per_objective() -> None:
+def test_search_trials_are_a_line_per_objective_and_their_budget_one_per_arm() -> None:
     assert len(results.search_trials({})) == 0
     search = Search.model_validate(
         {
@@ -287,9 +299,45 @@ def test_search_trials_are_a_line_per_objective() -> None:
     scores = {"wr": {"rmse": 2.0}, "oor": {"rmse": 3.0}}
     ended = [{"number": 0, "state": "done", "scores": scores}, {"number": 1, "state": "failed"}]
     arm = Arm("geoclip", "hadamard")
-    frame = results.search_trials({arm: ArmTrials(arm, search, search.space, [], ended)})
+    searches = {arm: ArmTrials(arm, search, search.space, [], ended)}
+    frame = results.search_trials(searches)
     assert set(frame["arm"]) == {"GeoCLIP · Hadamard"}
     assert frame["number"].tolist() == [0, 0, 1, 1]
     assert frame["objective"].tolist() == ["WR RMSE (µg/m³)", "OoR RMSE (µg/m³)"] * 2
     assert frame["value"].fillna(-1).tolist() == [2.0, 3.0, -1, -1]
     assert frame["smaller_is_better"].all()
+    ended[0] |= {"epochs": 3, "seconds": 5400.0, "params": {}}
+    ended[1] |= {"epochs": 2, "seconds": None}
+    (line,) = results.searches(searches).to_numpy().tolist()
+    assert line == ["GeoCLIP · Hadamard", "2 of 3", 0, 1, 5, "1.50", "RMSE wr 2.00, oor 3.00 (no. 0)"]
+
+
+def test_the_setting_that_decides_is_the_important_one() -> None:
+    search = Search.model_validate(
+        {
+            "trials": 12,
+            "space": {"train.learning_rate": {"float": [0.001, 0.1]}, "model.width": {"int": [32, 64]}},
+            "split": [{"kind": "random", "fold": 0}],
+            "seed": 100,
+        }
+    )
+    arm = Arm("none", None)
+
+    def searched(trials: int, step: float = 0.008) -> pd.DataFrame:
+        ended = [
+            {"number": i, "state": "done", "scores": {"wr": {"rmse": 3.0 + i * step}}, "reported": []}
+            | {"params": {"train.learning_rate": 0.001 + 0.008 * i, "model.width": 32 + (7 * i) % 32}}
+            | dict.fromkeys(("started", "ended"), "2026-01-02T03:04:05+00:00")
+            for i in range(trials)
+        ]
+        return results.search_parameters({arm: ArmTrials(arm, search, search.space, [], ended)})
+
+    frame = searched(12)
+    assert frame["arm"].tolist() == ["none", "none"]
+    assert frame["parameter"].tolist() == ["train.learning_rate", "model.width"]
+    assert frame["importance"].iloc[0] > 0.8
+    assert frame["importance"].sum() == pytest.approx(1)
+    pd.testing.assert_frame_equal(searched(12), frame)
+    assert searched(7).empty  # too few to tell
+    assert searched(12, step=0.0).empty  # nothing to explain
+    assert results.search_parameters({}).empty

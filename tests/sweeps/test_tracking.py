@@ -6,6 +6,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -338,7 +339,7 @@ def closed_server() -> Iterator[str]:
 
 
 def test_a_refused_user_is_told_what_to_set(store: Store, closed_server: str) -> None:
-    with pytest.raises(InputError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD$") as found:
+    with pytest.raises(InputError, match=r"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD$") as found:
         Tracker(store, closed_server)
     assert not isinstance(found.value, Unreachable)
 
@@ -347,3 +348,51 @@ def test_a_server_that_is_down_may_answer_later(store: Store, monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(Unreachable, match="cannot be opened"):
         Tracker(store, "http://127.0.0.1:9")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # what MLflow's models warn of
+def test_a_winner_is_registered_once(store: Store, client: MlflowClient) -> None:
+    from mlflow import pyfunc
+
+    from sweeps import winners, work
+    from sweeps.state import State
+
+    study = {
+        "study": "toy",
+        "storage": store.storage,
+        "keep_weights": True,
+        "data": {"synthetic": {"sites": 12, "days": 40}},
+        "design": {"variant": ["none"], "split": [{"kind": "random", "folds": 2, "fold": 0}], "seed": [0, 1]},
+        "model": {"width": 4, "depth": 1, "attention_units": 4},
+        "train": {"max_epochs": 1},
+    }
+    file = Path(store.storage) / "toy.yaml"
+    file.write_text(json.dumps(study))
+    state = State(str(file))
+    for key, cell in state.cells.items():
+        work.run_and_record(cell, key, state.panel, store, keep_weights=True)
+    records = state.records()
+    (winner,) = winners.winners(state, records)
+    example = winners.example(state, winner)
+    tracker = Tracker(store, None, state.data())
+    tracker.sync(records.values())
+
+    assert tracker.register(winner, example) == "1"
+    version = client.get_model_version_by_alias("toy.none", "winner")
+    assert version.description == winner.card
+    assert version.tags["key"] == winner.key
+    model = pyfunc.load_model(version.source)
+    expected = winner.predictor().predict_frame(example)
+    assert model.predict(model.input_example).tolist() == pytest.approx(expected.tolist())
+
+    for again in (tracker, opened(store)):
+        assert again.register(winner, example) is None
+    changed = replace(winner, card="another card")
+    assert tracker.register(changed, example) is None
+    assert client.get_model_version_by_alias("toy.none", "winner").description == "another card"
+    (other,) = state.cells.keys() - {winner.key}
+    assert tracker.register(replace(winner, key=other), example) == "2"
+    assert str(client.get_model_version_by_alias("toy.none", "winner").version) == "2"
+    assert tracker.register(winner, example) is None, "the first again"
+    assert str(client.get_model_version_by_alias("toy.none", "winner").version) == "1"

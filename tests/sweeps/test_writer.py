@@ -19,6 +19,7 @@ from pm25.splits import RandomSplit
 from sweeps import writer
 from sweeps.aggregates import Aggregates
 from sweeps.bench_engine import trivial
+from sweeps.claims import Analysis
 from sweeps.store import Record, Store
 from sweeps.writer import Writer, _View
 
@@ -45,7 +46,8 @@ def runs(store: Store) -> list[tuple[str, str]]:
 def planned(*records: Record) -> Any:
     """Of a state what `Writer.plan` looks at: these cells and no searches."""
     cells = {record["key"]: Cell.model_validate(record["cell"]) for record in records}
-    return SimpleNamespace(cells=cells, waiting=[], searched=list)
+    study = SimpleNamespace(analysis=Analysis(), claims=(), design=SimpleNamespace(looks=()))
+    return SimpleNamespace(cells=cells, waiting=[], searched=list, study=study)
 
 
 def finished(*records: Record) -> list[tuple[str, str]]:
@@ -124,7 +126,8 @@ def test_a_store_that_does_not_answer_holds_up_no_training(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "OPENS_S", 0.2)
-    monkeypatch.setattr(subprocess, "Popen", partial(_silent, subprocess.Popen))
+    # As one whose server accepts a connection and does not answer.
+    monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, "import time; time.sleep(60)"))
     made = Writer(store, "http://127.0.0.1:9", [])
     made.opened()
     made._process.kill()
@@ -132,9 +135,19 @@ def test_a_store_that_does_not_answer_holds_up_no_training(
     assert made.behind == "its process ended with -9"
 
 
-def _silent(popen: Any, command: list[str], **options: Any) -> Any:
-    """A process that says nothing, as one whose server accepts a connection and does not answer."""
-    return popen([command[0], "-c", "import time; time.sleep(60)"], **options)
+def test_a_process_that_dies_at_once_is_told_at_the_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, "import sys; sys.exit(3)"))
+    made = Writer(store, None, [])
+    made.opened()
+    made.close()
+    assert made.behind == "its process ended with 3"
+
+
+def _other(popen: Any, code: str, command: list[str], **options: Any) -> Any:
+    """Another process in the writer's place."""
+    return popen([command[0], "-c", code], **options)
 
 
 class Tracker:
@@ -218,7 +231,7 @@ def test_the_arms_are_compared_at_leisure_and_at_the_end(tracker: Tracker, store
     view.catch_up(at_leisure=True)
     assert [what for what, _ in tracker.asked] == ["sync"], "nothing is planned as yet"
     cells = {record["key"]: record["cell"], other.key("f"): other.resolved()}
-    view.plan = [cells, [], [["none", {"n": 3.0}]]]
+    view.plan = [cells, [], [["none", {"n": 3.0}]], {}, [], []]
     view.missed.append(record)
     view.catch_up(at_leisure=False)
     assert [what for what, _ in tracker.asked][1:] == ["write"]
