@@ -672,17 +672,20 @@ def test_unfair_contrasts_are_marked_and_explained(tmp_path, capsys, monkeypatch
     assert "−0.50\\*‡ \\[−0.65, −0.35\\]" in text
     assert "0.50 µg/m³ lower‡ (95% interval" in text
     assert answer.cautions(made(rows)) == [
-        "4 of 6 contrasts are unfair, for more differs than the declared factor: ‡ stands at their "
+        "6 of 6 contrasts are unfair, for more differs than the declared factor: ‡ stands at their "
         "differences."
     ]
     head, _, *lines = lines_of(section(text, "Fair comparison"))
     assert head == ["arm", "against", "split", "what else differs"]
     assert sorted(lines) == [
+        # By how either differs from 'none': in the pairs in which lat/lon has the same torch as 'none'.
+        ["GeoCLIP · Hadamard", "lat/lon", "checkerboard-16", f"in 2 of 4 pairs: {TORCH}"],
+        ["GeoCLIP · Hadamard", "lat/lon", "random", f"in 8 of 10 pairs: {TORCH}"],
         ["GeoCLIP · Hadamard", "none", "random, checkerboard-16", f"in every pair: {TORCH}"],
         ["lat/lon", "none", "checkerboard-16", f"in 2 of 4 pairs: {TORCH}"],
         ["lat/lon", "none", "random", f"in 2 of 10 pairs: {TORCH}"],
     ]
-    assert page.split('id="fairness"')[1].split("</section>")[0].count(TORCH) == 3
+    assert page.split('id="fairness"')[1].split("</section>")[0].count(TORCH) == 5
     reason = f"‡ GeoCLIP · Hadamard against none on random, checkerboard-16: in every pair: {TORCH}"
     report.terminal(made(rows, brief=True))
     assert reason in capsys.readouterr().out.splitlines()
