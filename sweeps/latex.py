@@ -138,6 +138,12 @@ def _breaks(table: Table) -> bool:
     return any(len(label) > LABEL for label in _labels(table))
 
 
+def _tall(table: Table) -> bool:
+    """Whether some text takes several lines: a line of its own for the intervals would lie far below."""
+    long = (len(entry.text) > LONG for _, entries in table.lines for entry in entries)
+    return _breaks(table) or any(long)
+
+
 def _columns(table: Table, start: int, end: int) -> Table:
     lines = [(label, entries[start:end]) for label, entries in table.lines]
     caption = table.caption if (start, end) == (0, len(table.heads)) else f"{table.caption} (In parts.)"
@@ -205,6 +211,8 @@ def _column(table: Table, column: int) -> str:
     entries = [entries[column] for _, entries in table.lines if entries]
     if any(len(entry.text) > LONG for entry in entries):
         return _LINES
+    if _tall(table) and any(entry.interval for entry in entries):
+        return f">{{\\raggedleft\\arraybackslash}}p{{{0.5 * _width(table, column) + 0.5:.1f}em}}"
     numbers = [entry.text[:1] in "+−<>0123456789–" for entry in entries if entry.text and not entry.absent]
     return "r" if numbers and all(numbers) else "l"
 
@@ -238,6 +246,7 @@ def _heads(table: Table, counts: Sequence[str]) -> list[str]:
 
 
 def _body(table: Table, counts: Sequence[str]) -> Iterator[str]:
+    tall = _tall(table)
     for i, (label, entries) in enumerate(table.lines):
         if not entries:
             if i:
@@ -246,9 +255,12 @@ def _body(table: Table, counts: Sequence[str]) -> Iterator[str]:
                 [f"\\multicolumn{{{len(table.heads) + 1}}}{{@{{}}l@{{}}}}{{\\emph{{{escape(label)}}}}}"]
             )
             continue
-        yield _row([escape(label), *map(_number, entries)])
+        numbers = [_number(entry) for entry in entries]
         below = [_interval(entry, count) for entry, count in zip(entries, counts, strict=True)]
-        if any(below):
+        if tall:
+            numbers = [r" \linebreak ".join(filter(None, pair)) for pair in zip(numbers, below, strict=True)]
+        yield _row([escape(label), *numbers])
+        if any(below) and not tall:
             yield _row(["", *below])
             if i + 1 < len(table.lines) and table.lines[i + 1][1]:
                 yield r"\addlinespace[2pt]"

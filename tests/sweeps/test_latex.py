@@ -111,6 +111,21 @@ def test_a_wide_table_is_cut_and_a_tall_one_breaks() -> None:
     assert r"\begin{table}" not in files["oor.tex"]
 
 
+def test_an_interval_stays_with_its_number_where_texts_take_several_lines() -> None:
+    entry = Entry("−0.39", "[−0.48, −0.31]", "5", "*")
+    lines = [("One beats another, on a split whose name is long", [Entry("supported"), entry])]
+    text = latex.files({"claims": [Table("claim", [("", "verdict"), ("", "difference")], lines)]})[
+        "claims.tex"
+    ]
+    row = next(line for line in text.splitlines() if "beats" in line)
+    assert (
+        r"supported & $-$0.39\textsuperscript{\textasteriskcentered{}} \linebreak {\scriptsize {[}$-$0.48"
+        in row
+    )
+    below = latex.files({"wr": [table()]})["wr.tex"]
+    assert "& {\\scriptsize {[}7.10, 7.74{]}}" in below
+
+
 def test_without_a_table_it_says_so() -> None:
     assert "No cell is done." in latex.files({})["all.tex"]
 
