@@ -12,7 +12,7 @@ import pytest
 from pm25 import synth
 from pm25.cell import Cell
 from pm25.splits import RandomSplit
-from sweeps import bench, bench_engine, bench_report, results
+from sweeps import bench, bench_engine, bench_mirror, bench_report, results
 from sweeps.bench import peak_mb
 from sweeps.bench_engine import trivial
 from sweeps.store import Store
