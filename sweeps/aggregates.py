@@ -10,6 +10,7 @@ import pandas as pd
 
 from sweeps import inference, tables
 from sweeps.claims import Analysis, Claim
+from sweeps.store import Store
 
 Aggregates = dict[tuple[str, str | None], dict[str, float]]
 """By arm (its label) and split; None is the arm's search."""
@@ -57,6 +58,28 @@ def of_rows(
         pd.concat([inference.means(rows, analysis, metric) for metric in metrics]),
         pd.concat([inference.contrasts(rows, analysis, claims, metric, looks=looks) for metric in metrics]),
     )
+
+
+def pictures(
+    store: Store,
+    rows: pd.DataFrame,
+    analysis: Analysis,
+    claims: Sequence[Claim] = (),
+    looks: Sequence[int] = (),
+) -> dict[str, bytes]:
+    """The report's figures that need no predictions, as PNG by file name."""
+    from sweeps import figures, stored
+
+    metric = analysis.metric
+    drawn = figures.draw(
+        rows,
+        metric,
+        contrasts=inference.contrasts(rows, analysis, claims, metric, looks=looks),
+        means=inference.means(rows, analysis, metric),
+        ranking=inference.ranking(rows, analysis, metric),
+        curves=stored.curves(store, rows),
+    )
+    return {f"{figure.name}.png": figure.png for figure in drawn}
 
 
 def _interval(name: str, line: Mapping[Any, Any]) -> dict[str, Any]:

@@ -544,9 +544,9 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
         records, rows = state.records(), state.rows()
         written = tracker.sync([*records.values(), *state.trials()])
         searched = {(arm, None): counts for arm, counts in state.searched()}
-        declared = state.study
-        found = aggregates.of_rows(rows, declared.analysis, declared.claims, declared.design.looks)
-        tracker.answer(found | searched)
+        how = state.study.analysis, state.study.claims, state.study.design.looks
+        tracker.answer(aggregates.of_rows(rows, *how) | searched)
+        tracker.show(aggregates.pictures(state.store, rows, *how))
         tracker.describe(report.brief(report.gather(state, records=records, rows=rows, brief=True)))
         for winner in winners.winners(state, records):
             tracker.register(winner, winners.example(state, winner))

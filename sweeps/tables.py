@@ -281,7 +281,9 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     for text in ("marked", "unfair", "tuned"):
         cells[text] = cells[text].astype("object").fillna("").astype("str") if text in cells else ""
     scores = [f"{prefix}_{metric}" for prefix in ("test", "wr") for metric in METRICS]
-    scores += [column for column in cells if column not in scores and column.startswith(("test_", "wr_"))]
+    scores += [
+        column for column in map(str, cells) if column not in scores and column.startswith(("test_", "wr_"))
+    ]
     for column in scores:
         number = (
             cells[column].astype("float64") if column in cells else pd.Series(math.nan, index=cells.index)

@@ -360,17 +360,28 @@ class Tracker:
         # What `MlflowClient.log_artifact` does, without the request that asks for the run's own address.
         get_artifact_repository(artifacts, tracking_uri=self.uri).log_artifact(path)
 
-    def answer(self, aggregates: Aggregates, figures: Mapping[str, bytes] | None = None) -> None:
+    def answer(self, aggregates: Aggregates) -> None:
         """Put what an arm's cells say together on its parents, as far as it has changed.
 
         Metrics of step 0, so that the UI draws bars of them, and not lines; a number that is no more is
-        NaN. A parent has finished when no cell of it is missing. Every parent shows the `figures`, by
-        file name.
+        NaN. A parent has finished when no cell of it is missing.
         """
         with _told_in_one_line(self.uri):
-            self._answer(aggregates, figures or {})
+            self._answer(aggregates)
 
-    def _answer(self, aggregates: Aggregates, figures: Mapping[str, bytes]) -> None:
+    def show(self, figures: Mapping[str, bytes]) -> None:
+        """Put figures, by file name, on every arm's parents: in place of those of before."""
+        if not figures:
+            return
+        with _told_in_one_line(self.uri), tempfile.TemporaryDirectory() as folder:
+            for name, content in figures.items():
+                Path(folder, name).write_bytes(content)
+            for (_, split), parent in (self._parents or {}).items():
+                if split is not None:
+                    repository = get_artifact_repository(parent.artifacts, tracking_uri=self.uri)
+                    repository.log_artifacts(folder, "figures")
+
+    def _answer(self, aggregates: Aggregates) -> None:
         for place, numbers in aggregates.items():
             parent = (self._parents or {}).get(place)
             if parent is None:  # none of its cells has ended
@@ -390,8 +401,6 @@ class Tracker:
             elif not whole and parent.status != "RUNNING":
                 self._client.update_run(parent.run_id, "RUNNING")
                 parent.status = "RUNNING"
-            for name, content in figures.items():
-                self._attach(parent.artifacts, name, content)
         for key, page in pages().items():
             envelope = {"name": page.name, "createdAt": 0, "state": json.dumps(page.state)}
             self._tag(f"mlflow.sharedViewState.{key}", json.dumps(envelope))

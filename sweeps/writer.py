@@ -238,7 +238,7 @@ class _View:
             self._tracker.sync(self.missed)
         self.missed, self._in_step = [], True
         if answers and self.plan is not None:
-            self._answer(self._tracker)
+            self._answer(self._tracker, last=note is not None)
         if note is not None:
             self._tracker.describe(note)
         for told, example in models:
@@ -252,8 +252,11 @@ class _View:
         winner = Winner(**told | {"cell": Cell.model_validate(told["cell"]), "store": self._store})
         tracker.register(winner, pd.DataFrame(**example))
 
-    def _answer(self, tracker: "Tracker") -> None:
-        """From the store, so that no record is kept here; it takes a twentieth of the time at most."""
+    def _answer(self, tracker: "Tracker", last: bool) -> None:
+        """From the store, so that no record is kept here; it takes a twentieth of the time at most.
+
+        The `last` time with figures.
+        """
         from sweeps import aggregates, results
         from sweeps.claims import Analysis, Claim
 
@@ -262,9 +265,11 @@ class _View:
         cells = {key: Cell.model_validate(cell) for key, cell in planned.items()}
         records = self._store.records(cells)
         rows = results.rows(cells, records, [Cell.model_validate(cell) for cell in waiting])
-        declared = [Claim.model_validate(claim) for claim in claims]
-        found = aggregates.of_rows(rows, Analysis.model_validate(analysis), declared, looks)
+        judge, declared = Analysis.model_validate(analysis), [Claim.model_validate(claim) for claim in claims]
+        found = aggregates.of_rows(rows, judge, declared, looks)
         tracker.answer(found | {(arm, None): counts for arm, counts in searched})
+        if last:
+            tracker.show(aggregates.pictures(self._store, rows, judge, declared, looks))
         end = time.monotonic()
         self._answers_at = end + max(ANSWERS_S, 20 * (end - begin))
 

@@ -212,7 +212,8 @@ def test_what_the_arms_say_is_put_in_place(store: Store, runs: Any, client: Mlfl
     more = {"wr_rmse_mean": 4.0, "n": 2.0, "n_failed": 0.0, "n_expected": 2.0}
     for again in (tracker, opened(store)):
         again.sync([first, second])
-        again.answer({("none", "random"): more}, {"figure.svg": b"<svg/>"})
+        again.answer({("none", "random"): more})
+        again.show({"forest.png": b"png"})
         (parent,) = runs("arm")
         assert (parent.info.status, parent.info.end_time) == (
             "FINISHED",
@@ -222,7 +223,8 @@ def test_what_the_arms_say_is_put_in_place(store: Store, runs: Any, client: Mlfl
         assert parent.data.metrics == more
         history = client.get_metric_history(parent.info.run_id, "wr_rmse_mean")
         assert [(point.step, point.value) for point in history] == [(0, 5.0), (0, 4.0)]
-    assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["figure.svg"]
+    shown = [artifact.path for artifact in client.list_artifacts(parent.info.run_id, "figures")]
+    assert shown == ["figures/forest.png"]
 
     tracker.answer({("none", "random"): more | {"n_expected": 3.0}})  # a seed is added
     assert runs("arm")[0].info.status == "RUNNING"

@@ -171,6 +171,9 @@ class Tracker:
     def answer(self, aggregates: Aggregates) -> None:
         self._ask("answer", aggregates)
 
+    def show(self, figures: dict[str, bytes]) -> None:
+        self._ask("show", sorted(figures))
+
     def describe(self, markdown: str) -> None:
         self._ask("describe", markdown)
 
@@ -243,4 +246,5 @@ def test_the_arms_are_compared_at_leisure_and_at_the_end(tracker: Tracker, store
     view.catch_up(at_leisure=True)  # not again so soon
     assert [what for what, _ in tracker.asked[asked:]] == ["write"]
     view.finish("note")
-    assert [what for what, _ in tracker.asked[asked:]] == ["write", "write", "answer", "describe"]
+    assert [what for what, _ in tracker.asked[asked:]] == ["write", "write", "answer", "show", "describe"]
+    assert "cells-rmse.png" in tracker.asked[-2][1]
