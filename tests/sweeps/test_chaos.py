@@ -139,7 +139,11 @@ def test_every_cell_is_done_exactly_once_whatever_is_killed(tmp_path: Path) -> N
             assert time.monotonic() < until, (tmp_path / "log").read_text()[-3000:]
             time.sleep(0.02)
         time.sleep(dice.uniform(0, 1.5))
-        if kill_worker and (alive := workers_of(driver)):
+        if kill_worker:
+            while not (alive := workers_of(driver)):  # one is being started
+                assert driver.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                assert time.monotonic() < until, "no worker is started"
+                time.sleep(0.02)
             dice.choice(alive).kill()
             workers += 1
             time.sleep(dice.uniform(0, 3))

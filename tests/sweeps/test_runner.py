@@ -349,8 +349,8 @@ def test_seeds_that_a_look_asks_for_are_run_in_the_same_run(tmp_path: Path) -> N
     claim |= {"on": {"split": "random"}, "metric": "rmse"}
     sweep = Sweep(tmp_path, design=design, claims=[claim])
     undecided = (
-        "import sys, types, sweeps, sweeps.cli\n"
-        "sweeps.statistics = types.SimpleNamespace(stopped=lambda differences, **how: False)\n"
+        "import sweeps.cli, sweeps.statistics\n"
+        "sweeps.statistics.stopped = lambda *differences, **how: False\n"
         "sweeps.cli.main()"
     )
     command = [sys.executable, "-c", undecided, "run", "tiny.yaml"]

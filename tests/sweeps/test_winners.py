@@ -435,7 +435,7 @@ def saved(ran: State, winner: Winner, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # what MLflow's imports warn of
+@pytest.mark.filterwarnings("ignore")  # what MLflow's imports, and its checks of an example, warn of
 @pytest.mark.parametrize("name", ["geoclip-hadamard", "table-hadamard"])
 def test_mlflow_loads_a_winner(ran: State, chosen: list[Winner], tmp_path: Path, name: str) -> None:
     """In a process elsewhere, asked by frame and by JSON, and as its card says."""
@@ -458,7 +458,7 @@ def test_mlflow_loads_a_winner(ran: State, chosen: list[Winner], tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_a_served_winner_answers(ran: State, chosen: list[Winner], tmp_path: Path) -> None:
     """`mlflow models serve` on this machine: the example by HTTP, and what is wrong with a bad one."""
     winner = by_name(chosen, "none")
