@@ -41,7 +41,9 @@ def run(folder: Path, server: str | None = None) -> Iterator[Measurement]:
 def _measured(where: str, store: Store, uri: str | None) -> Measurement:
     """In a process of its own, as the writer is; importing MLflow and opening the store are not counted."""
     command = [sys.executable, "-W", "ignore", "-m", "sweeps.bench_mirror", store.storage, store.study]
-    answer = subprocess.run([*command, *([uri] if uri else [])], check=True, capture_output=True, text=True)
+    answer = subprocess.run([*command, *([uri] if uri else [])], capture_output=True, text=True)
+    if answer.returncode:
+        raise RuntimeError(answer.stderr[-2000:])
     took, busy, again, _ = map(float, answer.stdout.split())
     words = (
         f"{CELLS:,} runs with tags, numbers, data set and predictions, {1000 * busy / CELLS:.0f} ms of "

@@ -157,6 +157,8 @@ class Tracker:
         self._store = store
         self._data = data
         self._parents: dict[tuple[str, str | None], _Parent] | None = None
+        self._datasets: set[str] = set()
+        """Fingerprints of the data sets that the server is known to have."""
         self.uri = uri or default_uri(store.storage)
         artifacts = None if uri else Path(store.storage).resolve().joinpath("mlflow-artifacts").as_uri()
         with _told_in_one_line(self.uri):
@@ -293,8 +295,14 @@ class Tracker:
             for record, parent in jobs:
                 self._write(record, parent)
             return
+        # The server adds a data set at its first run: two at once would both, and one would fail.
+        first = {record["data"]: (record, parent) for record, parent in reversed(jobs) if "data" in record}
+        alone = [job for data, job in first.items() if data not in self._datasets]
+        for record, parent in alone:
+            self._write(record, parent)
+            self._datasets.add(record["data"])
         with ThreadPoolExecutor(WRITERS) as pool:
-            futures = [pool.submit(self._write, record, parent) for record, parent in jobs]
+            futures = [pool.submit(self._write, *job) for job in jobs if job not in alone]
             try:
                 for future in futures:
                     future.result()
@@ -326,7 +334,7 @@ class Tracker:
         self._client.log_batch(run_id, params=params, metrics=points[: PAGE - len(params)])
         for at in range(PAGE - len(params), len(points), PAGE):
             self._client.log_batch(run_id, metrics=points[at : at + PAGE])
-        if self._data is not None:
+        if self._data is not None and "data" in record:  # a trial that failed at its very beginning has none
             self._client.log_inputs(run_id, [_dataset(record["data"], self._data)])
         if told.tags["kind"] == "cell" and record["state"] == "done":
             self._attach_predictions(run.info.artifact_uri, record["key"])

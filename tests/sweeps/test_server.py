@@ -8,11 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 import yaml
+
+from pm25.cell import Cell
+from pm25.splits import RandomSplit
+from sweeps.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +129,26 @@ def test_a_trial_logs_through_it_and_only_with_a_password(server: Server, study:
         assert refused.returncode == 2
         assert len(refused.stderr.splitlines()) == 1
     assert server.runs() == runs
+
+
+def test_many_cells_at_once_are_the_first_of_their_data_set(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL two requests that both add a data set would collide."""
+    from sweeps.bench_engine import trivial
+    from sweeps.tracking import Tracker
+
+    for name, value in zip(("USERNAME", "PASSWORD"), ADMIN, strict=True):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    store, panel = Store(str(tmp_path), "many"), SimpleNamespace(fingerprint="0123456789abcdef")
+    cells = [Cell(variant="none", split=RandomSplit(), fold=0, seed=seed) for seed in range(16)]
+    records = [trivial(cell, cell.key(panel.fingerprint), panel, store) for cell in cells]  # type: ignore[arg-type]
+    data = {"name": "panel", "source": {"uri": "panel.parquet"}, "schema": {}, "profile": {}}
+    before = len(server.runs())
+    assert Tracker(store, server.url, data).sync(records) == 16
+    inputs = [run["inputs"]["dataset_inputs"] for run in server.runs() if run.get("inputs")]
+    assert len(server.runs()) == before + 16 + 1  # and their parent
+    assert sum(found[0]["dataset"]["name"] == "panel" for found in inputs if found) == 16
 
 
 def test_a_stranger_is_refused(server: Server) -> None:
