@@ -167,9 +167,10 @@ def _said(line: Line, alpha: float, among: str, pairs: str) -> str:
             bounds = tables.interval(line["boot_low"], line["boot_high"], metric, sign=True)
             boot = f"; {1 - alpha:.0%} bootstrap interval over {kind} {bounds}, given these trainings"
         better = f"better in {line['n_better']} of {line['n_pairs']} pairs"
-        sets = _count(int(line["n_units"]), "test set")
+        n = int(line["n_units"])
+        few = f"{_count(n, 'test set')} {'is' if n == 1 else 'are'} too few"
         return (
-            f"nothing is tested, for {sets} are too few: {arm}{among} against {other}, {differs} "
+            f"nothing is tested, for {few}: {arm}{among} against {other}, {differs} "
             f"({better}{pairs}{boot})"
         )
     numbers = (

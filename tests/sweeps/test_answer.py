@@ -65,6 +65,11 @@ def test_a_declared_contrast_without_all_its_cells_is_told_with_its_pairs() -> N
     assert rest == "Open: of 20 cells 1 failed, and an arm without all its cells is not ranked."
 
 
+def test_one_test_set_is_too_few() -> None:
+    within, _ = answer(study(lost={"geoclip": 8}), claim())
+    assert "nothing is tested, for 1 test set is too few: 'GeoCLIP · Hadamard'" in within
+
+
 def test_a_declared_contrast_that_lost_its_test_sets_is_too_few() -> None:
     within, rest = answer(study(lost={"geoclip": 6}), claim())
     assert within == (
