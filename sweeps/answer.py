@@ -170,8 +170,7 @@ def _said(line: Line, alpha: float, among: str, pairs: str) -> str:
         n = int(line["n_units"])
         few = f"{_count(n, 'test set')} {'is' if n == 1 else 'are'} too few"
         return (
-            f"nothing is tested, for {few}: {arm}{among} against {other}, {differs} "
-            f"({better}{pairs}{boot})"
+            f"nothing is tested, for {few}: {arm}{among} against {other}, {differs} ({better}{pairs}{boot})"
         )
     numbers = (
         f"{1 - alpha:.0%} interval {tables.interval(line['low'], line['high'], metric, sign=True)}; "
