@@ -497,9 +497,10 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
     from sweeps import report as writer
 
     state = _state(study, overrides)
-    frame = state.rows()
+    records = state.records()
+    frame = state.rows(records)
     predictions = predicted.read(state.store, frame)
-    material = writer.gather(state, rows=frame, predicted=predictions)
+    material = writer.gather(state, records=records, rows=frame, predicted=predictions)
     pictures = figures.draw(
         frame,
         material.metric,
@@ -541,7 +542,8 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
     with Hold(state.store):  # a run writes the same views
         state.refresh()
         tracker = Tracker(state.store, state.study.tracking, state.data())
-        records, rows = state.records(), state.rows()
+        records = state.records()
+        rows = state.rows(records)
         written = tracker.sync([*records.values(), *state.trials()])
         searched = {(arm, None): counts for arm, counts in state.searched()}
         how = state.study.analysis, state.study.claims, state.study.design.looks

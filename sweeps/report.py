@@ -85,7 +85,7 @@ def gather(
         more["searches"] = results.searches(state.searches)
         more["parameters"] = results.search_parameters(state.searches)
     return made(
-        state.rows() if rows is None else rows,
+        state.rows(records) if rows is None else rows,
         state.facts(records),
         study.analysis,
         study.claims,

@@ -179,9 +179,12 @@ class State:
 
         return results.facts(self.study, self.panel, records, self.known_to_search())
 
-    def rows(self) -> "pd.DataFrame":
-        """One row per cell (`results.rows`), those of waiting arms at their places in the grid's order."""
+    def rows(self, records: Mapping[str, Record] | None = None) -> "pd.DataFrame":
+        """One row per cell (`results.rows`), those of waiting arms at their places in the grid's order.
+
+        `records` (`State.records`) spares reading them once more.
+        """
         from sweeps import results
 
-        rows = results.rows(self.cells, self.records(), self.waiting)
+        rows = results.rows(self.cells, self.records() if records is None else records, self.waiting)
         return rows.iloc[np.argsort(self._places)].reset_index(drop=True) if self.waiting else rows

@@ -132,7 +132,7 @@ def winners(state: "State", records: Mapping[str, Record]) -> list[Winner]:
     from sweeps import tables
 
     held, chosen = state.store.holding(WEIGHTS), best(state.study, state.cells, records)
-    rows = state.rows()
+    rows = state.rows(records)
     facts = state.facts(records)
     found = []
     for arm in state.study.arms():
