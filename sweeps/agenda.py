@@ -134,6 +134,19 @@ class Agenda:
         arms = [*self.searches, *(Arm.of(cell) for _, _, cell in self._ready), *map(Arm.of, later)]
         return {arm.variant for arm in arms if arm.variant in ENCODERS}
 
+    def to_come(self) -> Iterator[Cell]:
+        """The cells that may be trained, those too that no look asks for yet.
+
+        Of an arm that is searched with the study's own settings.
+        """
+        yield from (cell for _, _, cell in self._ready)
+        yield from (cell for _, cell in self._held)
+        yield from (cell for cell in self._state.waiting if self._selects(cell))
+
+    def stop(self, why: str) -> None:
+        """Nothing more is begun."""
+        self.stopped = self.stopped or why
+
     def next(self, asker: Asker) -> Work | None:
         """What to begin now; None where there is nothing, or not yet."""
         self._judge()

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.fs
@@ -28,6 +28,7 @@ from pm25.errors import InputError
 from pm25.panel import Panel
 from pm25.settings import ENCODERS, ModelSettings
 from sweeps import store as files
+from sweeps import work
 from sweeps.estimate import Calibration, CutTime, Estimate, Room, Shape, ShapeTime
 from sweeps.state import State
 from sweeps.store import Store
@@ -40,6 +41,8 @@ STEPS = (2, 16)
 LONG_S = 0.25
 TIMED_S = 1.0
 """After so long nothing is timed again."""
+FOOTPRINT_STEPS = 3
+"""Of an epoch whose memory is measured: what a step needs beside the one before it is there by then."""
 VALIDATED = 256
 """Windows scored after each of these epochs."""
 PROBE = {"model": ModelSettings(width=2, depth=1, attention_units=1)}
@@ -48,15 +51,24 @@ PROBE_TRAIN = {"max_epochs": 1, "batch_size": 4096}
 PROBE_WINDOWS = 20_000
 
 
-def gpus() -> list[str]:
-    """Names of the GPUs that a run would find on this machine."""
+class Device(NamedTuple):
+    """A GPU."""
+
+    name: str
+    memory_mb: float
+    """Of the whole device."""
+
+
+def devices(*, hidden: bool = False) -> list[Device]:
+    """The GPUs that a run would find on this machine; all of them with those `hidden` from this process."""
     if shutil.which("nvidia-smi") is None:
         return []
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    names = answer.stdout.splitlines() if answer.returncode == 0 else []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return names if visible is None else names[: len(list(filter(None, visible.split(","))))]
+    lines = answer.stdout.splitlines() if answer.returncode == 0 else []
+    visible = None if hidden else os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = lines if visible is None else lines[: len(list(filter(None, visible.split(","))))]
+    return [Device(name, float(mib) * 2**20 / 1e6) for name, mib in (line.rsplit(", ", 1) for line in found)]
 
 
 def processor() -> str:
@@ -89,7 +101,7 @@ def read(store: Store, room: Room) -> Calibration | None:
 
 def can_measure(room: Room) -> bool:
     """Whether this machine has the device that the plan is for."""
-    return not room.gpu or bool(gpus())
+    return not room.gpu or bool(devices())
 
 
 def measure_in_child(study: str, overrides: Sequence[str], room: Room) -> None:
@@ -139,24 +151,15 @@ def time_shape(cell: Cell, shape: Shape, n_train: int, panel: Panel, device: str
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    embedding = None
-    if cell.variant in ENCODERS:
-        embedding = np.ones((len(panel.site_id), shape.embedding_dim), np.float32)
-
-    def shortened(windows: int) -> Cell:
-        # A rate at which nothing diverges, and no end but ours.
-        settings = {"max_epochs": 1_000_000, "patience": 1_000_000, "learning_rate": 1e-6}
-        limits = {"max_windows": windows, "max_validation_windows": VALIDATED}
-        return cell.model_copy(update={"train": cell.train.model_copy(update=settings | limits)})
-
+    embedding = _vectors(cell, shape, panel)
     for steps in STEPS:
         windows = min(steps * shape.batch_size, n_train)
-        training = trial.Training(shortened(windows), panel, embedding=embedding, device=device)
+        training = trial.Training(_shortened(cell, windows), panel, embedding=embedding, device=device)
         training.epoch()  # the first is slower: memory is laid out, kernels are chosen
         epochs = _timed(training.epoch)
         if min(epochs) > LONG_S:
             break
-    made = trial.prepare(shortened(shape.batch_size), panel, embedding=embedding, device=device)
+    made = trial.prepare(_shortened(cell, shape.batch_size), panel, embedding=embedding, device=device)
     flat = made.parts.train[:SCORING_BATCH]
     made.predict(flat)
     scored_s = min(_timed(lambda: made.predict(flat))) / len(flat)
@@ -166,15 +169,38 @@ def time_shape(cell: Cell, shape: Shape, n_train: int, panel: Panel, device: str
         shape=shape,
         step_s=tuple(max(s - validation_s, 0.1 * s) / batches for s in epochs),
         scored_s=scored_s,
-        memory_mb=_memory_mb(device),
+        memory_mb=work.held_mb(device),
         date=_today(),
     )
 
 
+def footprint_mb(cell: Cell, shape: Shape, panel: Panel, device: str) -> float:
+    """The most memory that a training of this shape holds: of a GPU, the driver's context included."""
+    from pm25 import trial
+
+    short = _shortened(cell, FOOTPRINT_STEPS * shape.batch_size)
+    train = short.train.model_copy(update={"max_epochs": 2})  # the optimiser's state comes with the first
+    cell = short.model_copy(update={"train": train})
+    trial.run(cell, panel, embedding=_vectors(cell, shape, panel), device=device)
+    return work.held_mb(device)
+
+
+def _shortened(cell: Cell, windows: int) -> Cell:
+    """The cell with so many training windows, a rate at which nothing diverges, and no end but ours."""
+    settings = {"max_epochs": 1_000_000, "patience": 1_000_000, "learning_rate": 1e-6}
+    limits = {"max_windows": windows, "max_validation_windows": VALIDATED}
+    return cell.model_copy(update={"train": cell.train.model_copy(update=settings | limits)})
+
+
+def _vectors(cell: Cell, shape: Shape, panel: Panel) -> np.ndarray | None:
+    """In the place of an encoder's; they mean nothing."""
+    if cell.variant not in ENCODERS:
+        return None
+    return np.ones((len(panel.site_id), shape.embedding_dim), np.float32)
+
+
 def time_cut(cell: Cell, panel: Panel, device: str, plan: Estimate) -> float:
     """Seconds of a cell beside its network: those of a whole one, stored too, with next to no network."""
-    from sweeps import work
-
     train = cell.train.model_copy(
         update=PROBE_TRAIN | {"max_windows": min(PROBE_WINDOWS, cell.train.max_windows or PROBE_WINDOWS)}
     )
@@ -219,7 +245,7 @@ def _write(store: Store, found: Calibration) -> None:
 
 def _name(room: Room) -> str:
     """Of this machine's device that the plan is for; empty for a GPU where there is none."""
-    return next(iter(gpus()), "") if room.gpu else processor()
+    return next((device.name for device in devices()), "") if room.gpu else processor()
 
 
 def _timed(call: Callable[[], object]) -> list[float]:
@@ -230,16 +256,6 @@ def _timed(call: Callable[[], object]) -> list[float]:
         call()
         found.append(time.perf_counter() - begin)
     return found
-
-
-def _memory_mb(device: str) -> float:
-    """The most until now: of this process, or on a GPU of its tensors."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _today() -> str:

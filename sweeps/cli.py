@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, groupby
@@ -28,8 +29,17 @@ FAILURES_SHOWN = 8
 """Lines that `sweep status` gives to failures at most."""
 
 
+class Terminated(KeyboardInterrupt):
+    """A batch system, or whoever stops a job, asks the process to end."""
+
+
+def _end(*_: Any) -> None:
+    raise Terminated
+
+
 def main() -> None:
-    """Run the command line: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    """Run the command line: 0 done, 1 a cell failed, 2 bad input, 130 interrupted, 143 told to end."""
+    signal.signal(signal.SIGTERM, _end)
     try:
         status = cli(standalone_mode=False)
     except InputError as error:
@@ -38,9 +48,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         status = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         click.echo("sweep: interrupted; the same command goes on with what is missing", err=True)
-        status = 130
+        status = 143 if isinstance(error.__cause__ or error, Terminated) else 130  # click makes it an Abort
     sys.exit(status)
 
 
@@ -117,7 +127,7 @@ def plan(
     state = _state(study, overrides)
     records, parts = state.records(), state.parts()
     cpus = cpus or len(os.sched_getaffinity(0))
-    gpus = len(calibrate.gpus()) if gpus is None else gpus
+    gpus = len(calibrate.devices()) if gpus is None else gpus
     room = Room.of(state.study, cpus, gpus)
     estimate = Estimate(state, records, parts, room, calibrate.read(state.store, room))
     if any(estimate.uncalibrated()) and not no_calibrate and calibrate.can_measure(room):
@@ -261,6 +271,14 @@ def _ranged(value: dict[str, float], unit: str = "") -> str:
 @cli.command()
 @study_argument
 @click.option("--address", metavar="A", help="Join the Ray cluster at A ('auto', or host:port).")
+@click.option(
+    "--wait-for-nodes",
+    is_flag=True,
+    help="Nodes that can hold a training may still have to come, as where an autoscaler begins with none.",
+)
+@click.option(
+    "--require-tracking", is_flag=True, help="Begin nothing where the tracking server does not answer."
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Begin at most N cells and trials.")
 @click.option(
     "--only",
@@ -272,6 +290,8 @@ def run(
     study: str,
     overrides: tuple[str, ...],
     address: str | None,
+    wait_for_nodes: bool,
+    require_tracking: bool,
     limit: int | None,
     only: str | None,
     dry_run: bool,
@@ -299,7 +319,7 @@ def run(
         agenda = Agenda(state, selects=selects, limit=limit, stopped=lambda: hold.lost)
         size = f"{state.panel.name}, {_size(state.panel)}"
         click.echo(f"{state.study.study}: {size}; {agenda.outline}", err=True)
-        for notice in train(state, agenda, address):
+        for notice in train(state, agenda, address, waits=wait_for_nodes, needs_tracking=require_tracking):
             click.echo(f"sweep: {notice}", err=True)
     report.terminal(report.gather(state, brief=True))
     for trials in state.searches.values():

@@ -215,7 +215,7 @@ class ShapeTime(Settings):
     scored_s: float
     """Seconds of a scored window."""
     memory_mb: float
-    """The most that the process took until then, or on a GPU its tensors."""
+    """The most that the process took until then; of a GPU what it held, CUDA's context included."""
     date: str
 
 

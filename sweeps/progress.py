@@ -34,9 +34,6 @@ class RunProgress:
     def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
-        else:
-            what = "cells and search trials" if self._trials else "cells"
-            self._console.print(f"{self.total} {what} to run", highlight=False)
         return self
 
     def __exit__(
@@ -44,7 +41,12 @@ class RunProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        self._print()
+        if self._most:
+            self._print()
+
+    def notice(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, key: str, kind: str = "cell") -> None:
         self._running.add(key)

@@ -20,11 +20,15 @@ def train(
     agenda: Agenda,
     address: str | None = None,
     *,
+    waits: bool = False,
+    needs_tracking: bool = False,
     train_cell: Callable[..., Record] = work.run_and_record,
 ) -> list[str]:
     """Do what is on the agenda, and say what the user should know of it.
 
     Nothing is lost where it is interrupted: what has ended is recorded. `state` is brought up to date.
+    `waits` is as of `runner.run`. Raises InputError; with `needs_tracking` also for a tracking server that
+    does not answer at the begin.
     """
     records = state.records()
     keeper = Keeper(state.study, state.store)
@@ -39,7 +43,7 @@ def train(
         mlflow.plan(state)
         journal.write(state.searches.values())
         if agenda.total:
-            with _Observer(agenda, mlflow, journal, keeper) as observer:
+            with _Observer(agenda, mlflow, journal, keeper, needs_tracking) as observer:
                 runner.run(
                     agenda,
                     state.panel,
@@ -47,6 +51,7 @@ def train(
                     state.study,
                     observer,
                     address=address,
+                    waits=waits,
                     train_cell=train_cell,
                 )
         state.refresh()
@@ -77,13 +82,16 @@ def _notices(agenda: Agenda, behind: Mapping[str, str], records: Mapping[str, Re
 class _Observer(RunProgress):
     """Shows the progress, and hands on what has ended."""
 
-    def __init__(self, agenda: Agenda, mlflow: Writer, journal: "View", keeper: Keeper) -> None:
+    def __init__(
+        self, agenda: Agenda, mlflow: Writer, journal: "View", keeper: Keeper, needs_tracking: bool
+    ) -> None:
         super().__init__(agenda.total, agenda.trials)
         self._agenda, self._mlflow, self._journal, self._keeper = agenda, mlflow, journal, keeper
+        self._needs_tracking = needs_tracking
 
     def begins(self) -> None:
         """Raises InputError for a tracking store that no waiting will open: before anything is trained."""
-        self._mlflow.opened()
+        self._mlflow.opened(needed=self._needs_tracking)
 
     def ended(self, kind: str, record: Record) -> None:
         self._mlflow.add(record)

@@ -6,12 +6,15 @@ import json
 import logging
 import math
 import os
+import signal
+import socket
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -31,24 +34,33 @@ if "mlflow" not in sys.modules:
 
     del sys.modules["mlflow"]
 
+import grpc
 import ray
 from ray import cloudpickle, tune
+from ray._private import services
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.tune.experiment import Trial
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import pm25
+import sweeps
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.panel import Panel
-from sweeps import work
+from sweeps import calibrate, nodes, work
 from sweeps.agenda import Agenda, Work
 from sweeps.design import Arm
+from sweeps.estimate import Shape
+from sweeps.nodes import Cluster, Mark, Node
+from sweeps.packing import Footprint, Shares
 from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
-from sweeps.study import Resources, Study
+from sweeps.study import Study
 from sweeps.work import Embedded
 
 # A trial that ends in an error is recorded and reported by ourselves.
@@ -67,6 +79,9 @@ class Observer(Protocol):
     def begins(self) -> None:
         """Ray is up, and nothing is handed out yet; what this raises ends the run."""
 
+    def notice(self, text: str) -> None:
+        """What the user should know of the cluster."""
+
     def started(self, key: str, kind: str) -> None: ...
 
     def ended(self, kind: str, record: Record) -> None: ...
@@ -80,32 +95,47 @@ def run(
     observer: Observer,
     *,
     address: str | None = None,
+    waits: bool = False,
     train_cell: Callable[..., Record] = work.run_and_record,
 ) -> None:
     """Train what the agenda hands out, and record each in the store as it ends.
 
     Starts a Ray of its own, or joins the one at `address`. The panel and the embeddings are put into the
-    object store once, and every node's workers share one read-only copy. `train_cell` is called for grid
-    cells as `work.run_and_record` is. Raises InputError when no node can hold a training.
+    object store once, and every node's workers share one read-only copy. With `waits` nodes that can hold a
+    training may still have to come. `train_cell` is called for grid cells as `work.run_and_record` is.
+    Raises InputError when no node can hold a training, or one does not see the storage.
     """
-    with _connected(address, panel):
-        share = _share(study.resources)
+    joined = address is not None
+    with _connected(address, panel), contextlib.ExitStack() as ending:
+        cluster = Cluster(_nodes, _everywhere, observer.notice, joined=joined, waits=waits)
+        cluster.check(study.resources)
+        mark = None
+        if joined:
+            mark = Mark.put(store)
+            ending.callback(mark.remove)
+            cluster.look(mark)
+        observer.begins()
         used = sorted(agenda.encoders())
         embeddings = _embed({name: study.encoder_options(name) for name in used}, panel)
+        shared = ray.put((panel, embeddings))
+        if joined:
+            cluster.spread(_arrived, shared, panel, embeddings)
+        shares = Shares(study, panel, cluster)
+        shares.measure(agenda, store, partial(_footprints, shared), observer.notice)
         trainable = tune.with_resources(
             tune.with_parameters(
                 StudyTrainable,
-                panel=panel,
-                embeddings=embeddings,
+                shared={"panel and embeddings": shared},  # in a dict, a reference stays one
                 store=store,
                 keeps_weights=study.keeps_weights,
                 checkpoint_seconds=study.checkpoint_seconds,
                 train_cell=train_cell,
+                mark=mark,
+                pretended=nodes.pretended_mb() is not None,
             ),
-            partial(_resources, share),
+            partial(_resources, study.resources.cpu),
         )
-        observer.begins()
-        queue = StudyQueue(agenda, store, share, observer, grows=address is not None)
+        queue = StudyQueue(agenda, store, shares, observer, cluster)
         with tempfile.TemporaryDirectory(prefix="sweep-tune-") as scratch:
             tuner = tune.Tuner(
                 trainable,
@@ -126,6 +156,8 @@ def run(
                 ),
             )
             tuner.fit()
+        if queue.refused:
+            raise InputError(queue.refused)
 
 
 class StudyQueue(Searcher):
@@ -142,13 +174,13 @@ class StudyQueue(Searcher):
     """
 
     def __init__(
-        self, agenda: Agenda, store: Store, share: Mapping[str, float], observer: Observer, *, grows: bool
+        self, agenda: Agenda, store: Store, shares: Shares, observer: Observer, cluster: Cluster
     ) -> None:
-        """`grows` says that the cluster may get more nodes than it has."""
         super().__init__(metric="ended", mode="max")
-        self._grows = grows
-        self._holds, self._counted = _holds(share), time.monotonic()
-        self._agenda, self._store, self._share, self._observer = agenda, store, share, observer
+        self._agenda, self._store, self._shares, self._observer = agenda, store, shares, observer
+        self._cluster, self._last_share = cluster, shares.whole
+        self.refused = ""
+        """Why the study cannot go on with this cluster; empty while it can."""
         self._arms = {arm: _ArmQueue(trials) for arm, trials in agenda.searches.items()}
         self._again: deque[tuple[Work, dict[str, Any]]] = deque()
         self._running: dict[str, tuple[Work, dict[str, Any]]] = {}
@@ -166,21 +198,30 @@ class StudyQueue(Searcher):
             if found is None:
                 more = self._running or (self._again and not self._agenda.stopped)
                 return None if more else Searcher.FINISHED
-            work_, config = found, {"kind": found.kind, "key": found.key, "gpu": self._share["gpu"]}
+            config = {"kind": found.kind, "key": found.key, "gpu": self._shares.gpu(found)}
+            work_ = found
             config["cells"] = [cell.model_dump_json() for cell in found.cells]
             config["more"] = json.dumps(dict(found.more))
+        self._last_share = config["gpu"]
         self._running[trial_id] = work_, config
         self._waiting[trial_id] = time.monotonic()
         return config
 
     def _has_room(self) -> bool:
-        now = time.monotonic()
-        if self._grows and now - self._counted > NODES_EVERY_S:
-            self._holds, self._counted = _holds(self._share), now
+        self._cluster.count()
+        counted = Counter(config["gpu"] for _, config in self._running.values())
+        holds = {
+            share: self._cluster.holds(self._shares.cpu, share) for share in {*counted, self._last_share}
+        }
+        if self._cluster.autoscales and len(self._waiting) < max(8, holds[self._last_share]):
+            return True  # an autoscaler brings as many nodes as what waits would fill
+        if not all(holds.values()):
+            return not self._waiting
+        taken = math.fsum(number / holds[share] for share, number in counted.items())
         if not self._waiting:
-            return len(self._running) <= self._holds
-        overdue = now - next(iter(self._waiting.values())) > WORKER_STARTS_S
-        return len(self._running) < self._holds and not overdue
+            return taken < 1 + 1e-9
+        overdue = time.monotonic() - next(iter(self._waiting.values())) > WORKER_STARTS_S
+        return taken < 1 - 1e-9 and not overdue
 
     def started(self, trial_id: str) -> None:
         """It has a worker."""
@@ -204,6 +245,7 @@ class StudyQueue(Searcher):
     def ended(self, trial_id: str, record: Record) -> None:
         """It is recorded."""
         work_, _ = self._pop(trial_id)
+        self._shares.learn(work_, record)
         if work_.kind == "trial":
             self.tell(work_.arm, work_.asked, record)
         self._agenda.ended(work_, record)
@@ -225,6 +267,12 @@ class StudyQueue(Searcher):
         """It ran out of a shared GPU's memory: it is tried again on a whole one."""
         work_, config = self._pop(trial_id)
         self._again.append((work_, config | {"gpu": float(math.ceil(max(config["gpu"], 0.5)))}))
+
+    def refuse(self, trial_id: str, why: str) -> None:
+        """A node cannot work for the study, and says why: nothing more is begun, what runs is finished."""
+        self._again.append(self._pop(trial_id))
+        self.refused = self.refused or why
+        self._agenda.stop(why)
 
     def work(self, trial_id: str) -> Work:
         return self._running[trial_id][0]
@@ -330,25 +378,39 @@ class StudyTrainable(tune.Trainable):
     def setup(
         self,
         config: dict[str, Any],
-        panel: Panel,
-        embeddings: dict[str, Embedded],
+        shared: dict[str, ray.ObjectRef],
         store: Store,
         keeps_weights: Callable[[Cell], bool],
         checkpoint_seconds: float,
         train_cell: Callable[..., Record],
+        mark: Mark | None,
+        pretended: bool,
     ) -> None:
         import torch
 
         torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
-        self._panel, self._embeddings, self._store = panel, embeddings, store
+        self._store = store
         self._keeps_weights, self._checkpoint_seconds = keeps_weights, checkpoint_seconds
         self._train_cell = train_cell
-        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._gpus = [str(gpu) for gpu in ray.get_gpu_ids()]
+        self._device = "cuda" if self._gpus and not pretended else "cpu"
         self._trial: work.SearchTrial | None = None
+        self._refusal = ""
+        if self._device == "cuda" and not torch.cuda.is_available():
+            self._refusal = (
+                f"node {ray.util.get_node_ip_address()}: Ray gives a GPU that torch {torch.__version__} "
+                "cannot use; install the CUDA build of torch there, or --set resources.gpu=0"
+            )
+        elif mark is not None and (problem := mark.problem()):  # of a node that joined later
+            self._refusal = str(nodes.refusal(ray.util.get_node_ip_address(), socket.gethostname(), problem))
+        else:
+            self._panel, self._embeddings = ray.get(shared["panel and embeddings"])
 
     def step(self) -> dict[str, Any]:
         import torch
 
+        if self._refusal:
+            return {"state": REFUSED, "why": self._refusal, "ended": 1, "done": True}
         # A worker may be lost after it recorded and before Tune heard of it.
         if self._trial is not None or self._records.record(self.config["key"]) is None:
             try:
@@ -381,6 +443,7 @@ class StudyTrainable(tune.Trainable):
         share = self.trial_resources.required_resources
         more = json.loads(self.config["more"])
         more["share"] = {"cpu": share.get("CPU", 0.0), "gpu": share.get("GPU", 0.0)}
+        more["placement"] = {"node": ray.util.get_node_ip_address(), "gpus": self._gpus}
         how = {
             "embedded": self._embeddings.get(cells[0].variant),
             "device": self._device,
@@ -433,13 +496,16 @@ class StudyTrainable(tune.Trainable):
 TOLD_EVERY_S = 0.5
 """Shorter epochs of a search trial are told several at a time: a report costs Tune some 10 ms."""
 
-NODES_EVERY_S = 5.0
-"""How often a cluster that may grow is asked for its nodes."""
+NODE_ANSWERS_S = 120.0
+"""A node makes the code's environment first, and starts a process that imports it."""
 
 WORKER_STARTS_S = 60.0
 """What waits longer, in a cluster that others use too, takes the next worker that is free."""
 
 SHARED_GPU_IS_FULL = "shared GPU is full"
+
+REFUSED = "refused"
+"""By the worker's node, which cannot work for the study."""
 
 
 class _Ear(tune.Callback):
@@ -462,6 +528,9 @@ class _Ear(tune.Callback):
         if result.get("state") == SHARED_GPU_IS_FULL:
             self._queue.alone(trial.trial_id)
             return
+        if result.get("state") == REFUSED:
+            self._queue.refuse(trial.trial_id, result["why"])
+            return
         record = self._records(trial).record(trial.config["key"])
         if record is None:  # ended by the scheduler
             draft = {**json.loads(result["draft"]), "state": "pruned"}
@@ -472,7 +541,7 @@ class _Ear(tune.Callback):
         records = self._records(trial)
         record = records.record(trial.config["key"])
         if record is None:
-            if self._queue.lost(trial.trial_id, frozenset(node["NodeID"] for node in _nodes())):
+            if self._queue.lost(trial.trial_id, frozenset(node.id for node in _nodes())):
                 return
             begun = self._queue.work(trial.trial_id)
             own = {"cell": begun.cells[0].resolved()} if begun.kind == "cell" else work.NOTHING_SPENT
@@ -492,20 +561,6 @@ class _Ear(tune.Callback):
         self._observer.ended(trial.config["kind"], record)
 
 
-def _nodes() -> list[dict[str, Any]]:
-    """Those that live."""
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _holds(share: Mapping[str, float]) -> int:
-    """How many trainings the nodes have room for."""
-    asked = {"CPU": share["cpu"], "GPU": share["gpu"]}
-    return sum(
-        min(int(node["Resources"].get(name, 0) / each + 1e-9) for name, each in asked.items() if each)
-        for node in _nodes()
-    )
-
-
 def _error(trial: Trial) -> BaseException | None:
     """What Tune knows of a lost trial; its own way to it looks where nothing is uploaded to."""
     if trial.pickled_error_file is None:
@@ -515,8 +570,8 @@ def _error(trial: Trial) -> BaseException | None:
     return found
 
 
-def _resources(share: Mapping[str, float], config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    return _bundle(share["cpu"], config["gpu"])
+def _resources(cpu: float, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    return _bundle(cpu, config["gpu"])
 
 
 @functools.cache
@@ -539,6 +594,71 @@ def _embed(encoders: Mapping[str, dict[str, Any]], panel: Panel) -> dict[str, Em
         raise
 
 
+def _nodes() -> list[Node]:
+    """Those that live."""
+    return [
+        Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _everywhere(living: Sequence[Node], call: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What a call answers on each node. Raises InputError for one that does not answer."""
+    asked = {}
+    for node in living:
+        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(call)
+        asked[task.remote(*arguments)] = node
+    _, silent = ray.wait([*asked], num_returns=len(asked), timeout=NODE_ANSWERS_S)
+    if silent:
+        raise InputError(
+            f"node {asked[silent[0]].outline} does not answer within {NODE_ANSWERS_S:g} s; mend it or stop it"
+        )
+    found = []
+    for task, node in asked.items():
+        try:
+            found.append(ray.get(task))
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"node {node.outline} runs no task ({reason}); mend it or stop it") from None
+    return found
+
+
+def _arrived(shared: Any) -> None:
+    """Ray brings a task's arguments to its node first."""
+
+
+@ray.remote(num_gpus=1, max_calls=1, max_retries=3)  # its process ends with it, and gives the GPU back
+def _footprint(shared: tuple[Panel, Any], cell: Cell, shape: Shape, pretended_mb: float | None) -> Footprint:
+    """Measured on a whole GPU."""
+    import torch
+
+    if pretended_mb is not None:
+        held, name = calibrate.footprint_mb(cell, shape, shared[0], "cpu"), "pretended"
+        return Footprint(shape=shape, memory_mb=held, context_mb=0, gpu=name, gpu_mb=pretended_mb)
+    held, name = calibrate.footprint_mb(cell, shape, shared[0], "cuda"), torch.cuda.get_device_name()
+    whole_mb, context_mb = torch.cuda.mem_get_info()[1] / 1e6, work.context_mb()
+    return Footprint(shape=shape, memory_mb=held, context_mb=context_mb, gpu=name, gpu_mb=whole_mb)
+
+
+def _footprints(shared: ray.ObjectRef, kinds: Mapping[Shape, Cell]) -> Iterator[Footprint]:
+    """Of each shape, as many side by side as there are GPUs."""
+    tasks = {
+        _footprint.remote(shared, cell, shape, nodes.pretended_mb()): cell for shape, cell in kinds.items()
+    }
+    left = [*tasks]
+    while left:
+        (done,), left = ray.wait(left, num_returns=1)
+        try:
+            yield ray.get(done)
+        except ray.exceptions.RayError as error:
+            reason = str(getattr(error, "cause", error)).strip().splitlines()[-1]
+            raise InputError(
+                f"resources.gpu: auto could not measure {tasks[done].label} ({reason}); --set resources.gpu=1"
+            ) from None
+
+
 @contextlib.contextmanager
 def _connected(address: str | None, panel: Panel) -> Iterator[None]:
     if address is None:
@@ -550,28 +670,62 @@ def _connected(address: str | None, panel: Panel) -> Iterator[None]:
             "object_store_memory": room,
         }
     else:
-        options = {"address": address}
+        if "://" in address:
+            raise InputError(
+                f"--address {address}: give the head's HOST:6379, or auto on a machine of the cluster; from "
+                "elsewhere `sweep submit STUDY --address http://HOST:8265`"
+            )
+        _check_answers(address)
+        options = {"address": address, "runtime_env": _environment()}
+    ends = signal.getsignal(signal.SIGTERM)  # Ray puts its own in the place
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:  # of another Python, for one
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+    signal.signal(signal.SIGTERM, ends)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _share(resources: Resources) -> dict[str, float]:
-    """CPU and GPU of one cell; raises InputError when no node of the cluster has as much."""
-    nodes = [node["Resources"] for node in _nodes()]
-    gpu = resources.gpu
-    if gpu == "auto":
-        gpu = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    if not any(node.get("CPU", 0) >= resources.cpu and node.get("GPU", 0) >= gpu for node in nodes):
-        largest = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
+def _environment() -> dict[str, Any]:
+    """Of the workers in a cluster that others started: our code, and no GPU where none was asked for."""
+    names = [name for name in os.environ if name in (nodes.PRETEND, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")]
+    made: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in names}}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has brought its code
+        made["py_modules"] = [str(Path(str(package.__file__)).parent) for package in (pm25, sweeps)]
+        made["excludes"] = ["**/__pycache__"]
+    return made
+
+
+def _check_answers(address: str) -> None:
+    """That a cluster of this Ray version answers, and to our token; Ray itself tries and warns for 20 s.
+
+    Raises InputError.
+    """
+    found = services.canonicalize_bootstrap_address(address)
+    if found is None:
+        raise InputError(f"--address {address}: no Ray runs on this machine; give the head's HOST:6379")
+    head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(init_grpc_channel(found))
+    try:
+        answer = head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=HEAD_ANSWERS_S)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise InputError(
+                f"--address {address}: the cluster refuses the token, or the lack of one; set "
+                "RAY_AUTH_MODE=token and the cluster's own RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH"
+            ) from None
+        reason = str(error.details()).rpartition("last error: ")[2].strip().rstrip(".")
         raise InputError(
-            f"resources: a cell wants {resources.cpu:g} CPU and {gpu:g} GPU, "
-            f"and no node has them ({largest}); --set resources.cpu=1 --set resources.gpu=0"
+            f"--address {address}: no Ray head answers there ({reason}); give the head's HOST:6379"
+        ) from None
+    if answer.ray_version != ray.__version__:
+        raise InputError(
+            f"--address {address}: the cluster has Ray {answer.ray_version} and this process "
+            f"{ray.__version__}; install the same on both"
         )
-    return {"cpu": resources.cpu, "gpu": gpu}
+
+
+HEAD_ANSWERS_S = 10.0

@@ -8,8 +8,10 @@ import json
 import math
 import os
 import platform
+import resource
 import socket
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,6 +91,7 @@ def run_and_record(
         **more,
     }
     checkpoints = _Checkpoints(store, key, record, checkpoint_seconds)
+    _forget_held(device)
     try:
         training = trial.Training(
             cell, panel, **trial_arguments(embedded), device=device, state=checkpoints.found
@@ -104,6 +107,7 @@ def run_and_record(
         if record["metrics"]["test_rmse"] is None:
             raise ArithmeticError(f"test RMSE is {result.metrics['test_rmse']}")
         record |= {"counts": result.counts, "audit": result.audit, "seconds": round(result.seconds, 3)}
+        record |= _held(device)
     except Exception as error:
         if isinstance(error, raises):
             raise
@@ -146,6 +150,7 @@ class SearchTrial:
         self._begin = [*zip(cells, found["trainings"], strict=True)]
         self._how = {**trial_arguments(embedded), "device": device}
         self._trainings: list[Training] = []
+        _forget_held(device)
         if found["reported"]:
             self.draft["resumed"] = len(found["reported"])
         self.draft |= {name: found[name] for name in ("reported", "seconds")} | {"epochs": 0}
@@ -181,7 +186,8 @@ class SearchTrial:
                 if not math.isfinite(mean):
                     raise ArithmeticError(f"validation {name} ({regime}) is {mean}")
                 scores.setdefault(regime, {})[name] = mean
-        return end_trial(self.draft | {"state": "done", "scores": scores}, self._store)
+        scored = {"state": "done", "scores": scores, **_held(self._how["device"])}
+        return end_trial(self.draft | scored, self._store)
 
     def _prepare(self) -> None:
         from pm25 import trial
@@ -276,6 +282,40 @@ def _place(panel: Panel, device: str) -> dict[str, Any]:
         },
         "started": _now(),
     }
+
+
+def held_mb(device: str) -> float:
+    """The most memory until now: of this process, or of a GPU what PyTorch reserved, and CUDA's context."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_reserved() / 1e6 + context_mb()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def context_mb() -> float:
+    """What CUDA itself holds of a GPU that no other process uses; another's memory would count as ours."""
+    import torch
+
+    free, whole = torch.cuda.mem_get_info()
+    return max(whole - free - torch.cuda.memory_reserved(), 0) / 1e6
+
+
+def _forget_held(device: str) -> None:
+    """A worker trains one cell after another: what one held is not the next one's."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _held(device: str) -> dict[str, float]:
+    """What PyTorch reserved of the GPU at most, without CUDA's context: of a shared one that is not known."""
+    import torch
+
+    return {"gpu_memory_mb": round(torch.cuda.max_memory_reserved() / 1e6, 1)} if device == "cuda" else {}
 
 
 @functools.cache

@@ -70,6 +70,7 @@ class Writer:
         )
         self._answered: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._hear, daemon=True).start()
+        self._uri = uri
         self._send("open", [store.storage, store.study, uri, data])
         self._recorded = recorded
 
@@ -83,14 +84,21 @@ class Writer:
     ) -> None:
         self.close()
 
-    def opened(self) -> None:
-        """Wait until it is known, but not long; raises InputError for a store that no waiting will open."""
-        with contextlib.suppress(queue.Empty):
+    def opened(self, *, needed: bool = False) -> None:
+        """Wait until it is known, but not long; raises InputError for a store that no waiting will open.
+
+        Where the view is `needed` also for one that does not answer now.
+        """
+        try:
             answer = self._answered.get(timeout=OPENS_S)
-            if answer is None:
-                self._answered.put(None)  # it has died, as `close` will say
-            elif answer[0] == "refused":
-                raise InputError(answer[1])
+        except queue.Empty:
+            if needed:
+                raise InputError(f"tracking: {self._uri} does not answer within {OPENS_S:g} s") from None
+            return
+        if answer is None:
+            self._answered.put(None)  # it has died, as `close` will say
+        elif answer[0] == "refused" or (needed and answer[1]):
+            raise InputError(answer[1])
 
     def add(self, record: Record) -> None:
         """A cell or a search trial has ended."""
@@ -161,7 +169,7 @@ def serve() -> None:
         answer("refused", str(error))
         listener.join()
         return
-    answer("open")
+    answer("open", view.behind)
     verb, note, last = "", None, time.monotonic()
     models: list[Any] = []
     while verb != "close":

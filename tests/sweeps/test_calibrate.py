@@ -43,7 +43,7 @@ def toy(
     table.to_parquet(tmp_path / "panel.parquet", index=False)
     (tmp_path / "toy.yaml").write_text(STUDY)
     monkeypatch.setattr(calibrate, "TIMED_S", 0.01)
-    monkeypatch.setattr(calibrate, "gpus", list)
+    monkeypatch.setattr(calibrate, "devices", list)
     threads = torch.get_num_threads()
     yield lambda *overrides: State(str(tmp_path / "toy.yaml"), overrides)
     torch.set_num_threads(threads)
@@ -149,7 +149,7 @@ def test_a_gpu_elsewhere_is_better_than_none(
     assert found is not None
     assert found.name == "Tesla T4"  # the last that was measured
     assert not calibrate.can_measure(ONE_GPU)
-    monkeypatch.setattr(calibrate, "gpus", lambda: ["NVIDIA H200"])
+    monkeypatch.setattr(calibrate, "devices", lambda: [calibrate.Device("NVIDIA H200", 1.5e5)])
     found = calibrate.read(store, ONE_GPU)
     assert found is not None
     assert found.name == "NVIDIA H200"  # this machine's own
@@ -236,15 +236,16 @@ def test_gpus_are_those_that_a_run_would_find(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert calibrate.gpus() == []
+    assert calibrate.devices() == []
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho NVIDIA H200\necho NVIDIA H200\n")
+    tool.write_text("#!/bin/sh\necho NVIDIA H200, 1000\necho NVIDIA H200, 1000\n")
     tool.chmod(0o755)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert calibrate.gpus() == names
+    assert calibrate.devices() == [(name, 1048.576) for name in names]  # nvidia-smi counts in MiB
+    assert len(calibrate.devices(hidden=True)) == 2
     tool.write_text("#!/bin/sh\necho no driver\nexit 9\n")
-    assert calibrate.gpus() == []
+    assert calibrate.devices() == []
 
 
 def test_the_processor_has_a_name() -> None:

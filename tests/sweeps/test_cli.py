@@ -323,7 +323,7 @@ def test_plan_names_a_broken_calibration(sweep: Sweep, toy: Path, tmp_path: Path
 
 
 def test_plan_for_gpus_that_nobody_measured(sweep: Sweep, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.calibrate.gpus", list)
+    monkeypatch.setattr("sweeps.calibrate.devices", list)
     ended = sweep("plan", toy, "--gpus", "8", "--cpus", "32")
     assert (ended.status, ended.err) == (0, "")
     assert "  speed   of 1: NOT measured: operation counts at 2 to 15 TFLOP/s" in ended.out

@@ -74,7 +74,6 @@ def test_without_a_terminal_lines_are_few_and_plain(clock: Clock) -> None:
             shown.ended("cell", record(str(i), "done"))
             shown.started(str(i + 1), "cell")
     lines = text.getvalue().splitlines()
-    assert lines[0] == "100 cells to run"
     assert lines[-1].startswith("100/100 done")
     assert 10 <= len(lines) <= 100 / progress.PLAIN_EVERY_S + 2
     assert "\x1b" not in text.getvalue()
@@ -114,6 +113,13 @@ def test_on_a_terminal_the_line_lives() -> None:
     assert last.startswith("0/2 done, 0 running, 1 failed")
 
 
+def test_of_a_run_that_never_began_nothing_is_said() -> None:
+    console, text = plain()
+    with RunProgress(2, console=console) as shown:
+        shown.notice("2 nodes with s3://bucket/results: [a], b")
+    assert text.getvalue() == "2 nodes with s3://bucket/results: [a], b\n"
+
+
 def test_nothing_is_said_twice(clock: Clock) -> None:
     console, text = plain()
     with RunProgress(1, console=console) as shown:
@@ -121,7 +127,6 @@ def test_nothing_is_said_twice(clock: Clock) -> None:
         clock.now += progress.PLAIN_EVERY_S + 1
         shown.ended("cell", record("a", "done"))
     assert text.getvalue().splitlines() == [
-        "1 cells to run",
         "1/1 done, 0 running, 0 failed, 10.0 cells/min",
     ]
 
@@ -134,8 +139,7 @@ def test_a_cell_that_takes_no_time_has_no_rate(clock: Clock) -> None:
 
 
 def test_search_trials_are_counted_beside_the_cells(clock: Clock) -> None:
-    console, text = plain()
-    with RunProgress(5, 3, console) as shown:
+    with RunProgress(5, 3, plain()[0]) as shown:
         for key, kind, state in (
             *(("a", "trial", "done"), ("b", "trial", "pruned"), ("c", "trial", "failed")),
             ("d", "cell", "done"),
@@ -143,6 +147,5 @@ def test_search_trials_are_counted_beside_the_cells(clock: Clock) -> None:
             shown.started(key, kind)
             clock.now += 15
             shown.ended(kind, record(key, state))
-    assert text.getvalue().splitlines()[0] == "5 cells and search trials to run"
     # A trial that was pruned has ended as it should. 4 in 60 s: the last one takes 15 s.
     assert shown.line() == "3/5 done, 0 running, 1 failed, 3/3 search trials, 4.0/min, 0:00:15 left"

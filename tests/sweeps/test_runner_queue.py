@@ -1,5 +1,6 @@
 """What is handed to Ray Tune, and what becomes of a training whose worker or memory was lost."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,9 +8,10 @@ from ray.tune.search import Searcher
 
 from pm25.cell import Cell
 from pm25.splits import RandomSplit
-from sweeps import runner
+from sweeps import nodes, runner
 from sweeps.agenda import Work
 from sweeps.design import Arm
+from sweeps.nodes import Cluster, Node
 from sweeps.runner import LOSSES_BORNE, StudyQueue
 from sweeps.store import Record, Store
 
@@ -32,6 +34,9 @@ class Agenda:
     def ended(self, work: Work, record: Record) -> None:
         self.told.append(record)
 
+    def stop(self, why: str) -> None:
+        self.stopped = why
+
 
 def long_agenda() -> Agenda:
     agenda = Agenda()
@@ -42,25 +47,55 @@ def long_agenda() -> Agenda:
 class Observer:
     def begins(self) -> None: ...
 
+    def notice(self, text: str) -> None: ...
+
     def started(self, key: str, kind: str) -> None: ...
 
     def ended(self, kind: str, record: Record) -> None: ...
 
 
-def queue(agenda: Agenda, gpu: float = 0.0) -> StudyQueue:
-    store, share = Store("nowhere", "study"), {"cpu": 1.0, "gpu": gpu}
-    return StudyQueue(agenda, store, share, Observer(), grows=False)  # type: ignore[arg-type]
+class Shares:
+    """The same for all, unless a key has its own."""
+
+    def __init__(self, cpu: float, gpu: float, **own: float) -> None:
+        self.cpu, self.whole, self.own = cpu, gpu, own
+        self.learnt: list[Record] = []
+
+    def gpu(self, work: Work) -> float:
+        return self.own.get(work.key, self.whole)
+
+    def learn(self, work: Work, record: Record) -> None:
+        self.learnt.append(record)
 
 
-@pytest.fixture(autouse=True)
-def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+@pytest.fixture
+def there() -> list[Node]:
     """Two nodes with room for four, or for four to a GPU."""
-    found = [{"NodeID": name, "Resources": {"CPU": 2.0, "GPU": 1.0}} for name in ("n1", "n2")]
-    monkeypatch.setattr(runner, "_nodes", lambda: found)
-    return found
+    return [Node(name, name, {"CPU": 2.0, "GPU": 1.0}) for name in ("n1", "n2")]
 
 
-def test_everything_is_handed_out_once_and_the_end_comes_after_the_last() -> None:
+@pytest.fixture
+def queue(there: list[Node]) -> Callable[..., StudyQueue]:
+    def make(
+        agenda: Agenda,
+        gpu: float = 0.0,
+        cpu: float = 1.0,
+        *,
+        joined: bool = False,
+        waits: bool = False,
+        **own: float,
+    ) -> StudyQueue:
+        cluster = Cluster(lambda: [*there], lambda *_: [], print, joined=joined, waits=waits)
+        shares: Any = Shares(cpu, gpu, **own)
+        return StudyQueue(agenda, Store("nowhere", "study"), shares, Observer(), cluster)  # type: ignore[arg-type]
+
+    return make
+
+
+Make = Callable[..., StudyQueue]
+
+
+def test_everything_is_handed_out_once_and_the_end_comes_after_the_last(queue: Make) -> None:
     agenda = Agenda()
     made = queue(agenda)
     configs = [made.suggest("a"), made.suggest("b")]
@@ -74,7 +109,7 @@ def test_everything_is_handed_out_once_and_the_end_comes_after_the_last() -> Non
     assert agenda.told == [{"key": "k0"}, {"key": "k1"}]
 
 
-def test_a_worker_that_dies_too_often_on_living_nodes_is_given_up() -> None:
+def test_a_worker_that_dies_too_often_on_living_nodes_is_given_up(queue: Make) -> None:
     made = queue(Agenda())
     for attempt in range(LOSSES_BORNE):
         assert made.suggest(f"t{attempt}")["key"] == "k0"  # type: ignore[index, call-overload]
@@ -85,7 +120,7 @@ def test_a_worker_that_dies_too_often_on_living_nodes_is_given_up() -> None:
     made.ended("last", {"key": "k0"})
 
 
-def test_the_loss_of_a_node_is_not_counted() -> None:
+def test_the_loss_of_a_node_is_not_counted(queue: Make) -> None:
     made = queue(Agenda())
     alive = {"head", *(f"spot-{i}" for i in range(10))}
     for attempt in range(10):  # every time the node of the worker dies with it, as is found out later
@@ -95,18 +130,18 @@ def test_the_loss_of_a_node_is_not_counted() -> None:
     assert made.suggest("again")["key"] == "k0"  # type: ignore[index, call-overload]
 
 
-def test_on_a_full_shared_gpu_it_is_tried_again_on_a_whole_one() -> None:
+def test_on_a_full_shared_gpu_it_is_tried_again_on_a_whole_one(queue: Make) -> None:
     made = queue(Agenda(), gpu=0.25)
     first = made.suggest("a")
     assert first["gpu"] == 0.25  # type: ignore[index, call-overload]
     made.alone("a")
     again = made.suggest("b")
     assert again == {**first, "gpu": 1.0}  # type: ignore[dict-item]
-    assert runner._resources({"cpu": 1.0}, again).required_resources == {"CPU": 1.0, "GPU": 1.0}  # type: ignore[arg-type]
+    assert runner._resources(1.0, again).required_resources == {"CPU": 1.0, "GPU": 1.0}  # type: ignore[arg-type]
     assert made.suggest("c")["gpu"] == 0.25  # type: ignore[index, call-overload]
 
 
-def test_what_was_lost_is_not_begun_again_after_a_stop() -> None:
+def test_what_was_lost_is_not_begun_again_after_a_stop(queue: Make) -> None:
     agenda = Agenda()
     made = queue(agenda)
     made.suggest("a")
@@ -125,9 +160,8 @@ def test_only_a_shared_gpu_excuses_memory_that_runs_out(gpu: float, raised: bool
 @pytest.mark.parametrize(
     ("cpu", "gpu", "holds"), [(1.0, 0.0, 4), (2.0, 0.0, 2), (0.5, 0.25, 8), (1.0, 1.0, 2)]
 )
-def test_one_more_is_handed_out_than_the_nodes_hold(cpu: float, gpu: float, holds: int) -> None:
-    store, share = Store("nowhere", "study"), {"cpu": cpu, "gpu": gpu}
-    made = StudyQueue(long_agenda(), store, share, Observer(), grows=False)  # type: ignore[arg-type]
+def test_one_more_is_handed_out_than_the_nodes_hold(queue: Make, cpu: float, gpu: float, holds: int) -> None:
+    made = queue(long_agenda(), gpu, cpu)
     assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == holds
     for i in range(holds):
         made.started(f"t{i}")
@@ -139,7 +173,7 @@ def test_one_more_is_handed_out_than_the_nodes_hold(cpu: float, gpu: float, hold
     assert made.suggest("after") is not None
 
 
-def test_a_worker_that_is_being_started_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_being_started_is_waited_for(queue: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A free worker goes to what comes next, unless the cluster seems to have no room for what waits."""
     made = queue(long_agenda())
     for name in ("quick", "slow"):
@@ -156,11 +190,51 @@ def test_a_worker_that_is_being_started_is_waited_for(monkeypatch: pytest.Monkey
 
 
 def test_a_cluster_that_grows_is_looked_at_again(
-    nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    queue: Make, there: list[Node], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, share = Store("nowhere", "study"), {"cpu": 1.0, "gpu": 0.0}
-    made = StudyQueue(long_agenda(), store, share, Observer(), grows=True)  # type: ignore[arg-type]
+    made = queue(long_agenda(), joined=True)
     assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 4
-    nodes.append({"NodeID": "n3", "Resources": {"CPU": 2.0}})
-    monkeypatch.setattr(runner, "NODES_EVERY_S", -1.0)
+    there.append(Node("n3", "10.0.0.3", {"CPU": 2.0}))
+    monkeypatch.setattr(nodes, "EVERY_S", -1.0)
     assert sum(made.suggest(f"u{i}") is not None for i in range(20)) == 2
+    assert capsys.readouterr().out == "node 10.0.0.3 (2 CPU) joined; 3 nodes now\n"
+    del there[0]
+    assert made.suggest("v") is None
+    assert capsys.readouterr().out == "node n1 (2 CPU, 1 GPU) left; 2 nodes now\n"
+
+
+def test_unequal_shares_fill_what_the_nodes_have(queue: Make) -> None:
+    """Two GPUs: one whole, and two halves of the other; then two waiting quarters would be too many."""
+    agenda = long_agenda()
+    made = queue(agenda, 0.5, 0.1, k0=1.0)
+    handed = [made.suggest(f"t{i}") for i in range(5)]
+    assert [config and config["gpu"] for config in handed] == [1.0, 0.5, 0.5, None, None]  # type: ignore[index, call-overload]
+    made.ended("t0", {"key": "k0"})
+    assert [made.suggest(f"u{i}") is not None for i in range(3)] == [True, True, False]
+
+
+def test_an_autoscaler_is_shown_what_there_is_to_do(queue: Make, there: list[Node]) -> None:
+    """It starts nodes for what waits: none of them is there yet, or four trainings run on two."""
+    there.clear()
+    made = queue(long_agenda(), 1.0, waits=True)
+    assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 8
+
+
+def test_a_node_that_cannot_work_ends_the_run_and_its_cell_stays_missing(queue: Make) -> None:
+    agenda = Agenda()
+    made = queue(agenda)
+    made.suggest("a"), made.suggest("b")
+    made.refuse("a", "node n1: Ray gives a GPU that torch cannot use")
+    agenda.left = []
+    assert made.suggest("c") is None  # the other one is finished
+    made.ended("b", {"key": "k1"})
+    assert made.suggest("c") == Searcher.FINISHED
+    assert made.refused == agenda.stopped == "node n1: Ray gives a GPU that torch cannot use"
+    assert agenda.told == [{"key": "k1"}]
+
+
+def test_what_ended_tells_what_it_held(queue: Make) -> None:
+    made = queue(Agenda())
+    made.suggest("a")
+    made.ended("a", {"key": "k0", "gpu_memory_mb": 900.0})
+    assert made._shares.learnt == [{"key": "k0", "gpu_memory_mb": 900.0}]  # type: ignore[attr-defined]
