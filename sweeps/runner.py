@@ -250,14 +250,16 @@ class StudyQueue(Searcher):
             self.tell(work_.arm, work_.asked, record)
         self._agenda.ended(work_, record)
 
-    def lost(self, trial_id: str, nodes: frozenset[str]) -> bool:
+    def lost(self, trial_id: str, nodes: frozenset[str], *, announced: bool = False) -> bool:
         """The worker died and left no record: whether it is tried again, or given up.
 
-        `nodes` are those that live. Ray says of a worker only that it is gone, and of its node a while
-        later; so a loss is forgiven when a node that lived then lives no more.
+        `announced` says that its node was to go, as a spot instance that is taken back. Else `nodes`, those
+        that live, must tell: Ray says of a worker only that it is gone, and of its node a while later; so a
+        loss is forgiven when a node that lived then lives no more.
         """
         losses = self._losses[self._running[trial_id][0].key]
-        losses.append(nodes)
+        if not announced:
+            losses.append(nodes)
         if sum(then <= nodes for then in losses) > LOSSES_BORNE:
             return False
         self._again.append(self._pop(trial_id))
@@ -541,7 +543,9 @@ class _Ear(tune.Callback):
         records = self._records(trial)
         record = records.record(trial.config["key"])
         if record is None:
-            if self._queue.lost(trial.trial_id, frozenset(node.id for node in _nodes())):
+            living = frozenset(node.id for node in _nodes())
+            announced = bool(getattr(_error(trial), "preempted", False))
+            if self._queue.lost(trial.trial_id, living, announced=announced):
                 return
             begun = self._queue.work(trial.trial_id)
             own = {"cell": begun.cells[0].resolved()} if begun.kind == "cell" else work.NOTHING_SPENT

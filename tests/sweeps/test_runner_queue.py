@@ -130,6 +130,15 @@ def test_the_loss_of_a_node_is_not_counted(queue: Make) -> None:
     assert made.suggest("again")["key"] == "k0"  # type: ignore[index, call-overload]
 
 
+def test_a_loss_that_was_announced_is_not_counted(queue: Make) -> None:
+    made = queue(Agenda())
+    for attempt in range(10):
+        made.suggest(f"t{attempt}")
+        assert made.lost(f"t{attempt}", frozenset({"n1", "n2"}), announced=True)
+    made.suggest("t")
+    assert made.lost("t", frozenset({"n1", "n2"}))
+
+
 def test_on_a_full_shared_gpu_it_is_tried_again_on_a_whole_one(queue: Make) -> None:
     made = queue(Agenda(), gpu=0.25)
     first = made.suggest("a")
