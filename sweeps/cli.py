@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import re
 import shlex
@@ -25,32 +26,37 @@ if TYPE_CHECKING:
     from sweeps.store import Record
 
 
+CLUSTER_LOST = 3
+"""Exit status."""
+
 FAILURES_SHOWN = 8
 """Lines that `sweep status` gives to failures at most."""
 
 
-class Terminated(KeyboardInterrupt):
-    """A batch system, or whoever stops a job, asks the process to end."""
-
-
-def _end(*_: Any) -> None:
-    raise Terminated
-
-
 def main() -> None:
-    """Run the command line: 0 done, 1 a cell failed, 2 bad input, 130 interrupted, 143 told to end."""
-    signal.signal(signal.SIGTERM, _end)
+    """Run the command line: 0 done, 1 a cell failed, 2 bad input, 3 no cluster any more, 130 or 143 ended."""
+    asked: list[int] = []
+
+    def end(number: int, _: Any) -> None:
+        """A batch system, or whoever stops a job, asks for it. Ray makes any error a KeyboardInterrupt."""
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
     try:
         status = cli(standalone_mode=False)
     except InputError as error:
         click.echo(f"sweep: {' '.join(str(error).split())}", err=True)
-        status = 2
+        status = getattr(error, "status", 2)
     except click.ClickException as error:
         error.show()
         status = 2
-    except (KeyboardInterrupt, click.Abort) as error:
+    except (KeyboardInterrupt, click.Abort):
         click.echo("sweep: interrupted; the same command goes on with what is missing", err=True)
-        status = 143 if isinstance(error.__cause__ or error, Terminated) else 130  # click makes it an Abort
+        status = 143 if asked else 130
+    if status == CLUSTER_LOST:  # Ray's own end would wait for a head that is gone
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
 
 
@@ -118,8 +124,6 @@ def plan(
 
     What no stored cell tells is measured once, on a few batches of every kind of network.
     """
-    import os
-
     from sweeps import calibrate
     from sweeps.design import Arm
     from sweeps.estimate import Estimate, Room
@@ -659,8 +663,6 @@ def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
 @click.option("--port", type=int, default=5000, show_default=True)
 def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     """Open the MLflow UI on the study's runs."""
-    import os
-
     from sweeps import study as studies
     from sweeps.store import Store
     from sweeps.tracking import Tracker

@@ -36,6 +36,12 @@ NAMED = 8
 """Nodes in one line."""
 
 
+class HeadLost(InputError):
+    """The cluster is gone; what was recorded stays."""
+
+    status = 3
+
+
 class Node(NamedTuple):
     """One that lives."""
 
@@ -78,6 +84,14 @@ class Cluster:
     def autoscales(self) -> bool:
         """Whether nodes come by themselves when there is work for them."""
         return self._waits or bool(self._types)
+
+    @property
+    def outline(self) -> str:
+        """The nodes, in one line."""
+        listed = ", ".join(node.outline for node in self._nodes[:NAMED])
+        return (
+            f"{listed} and {len(self._nodes) - NAMED} more" if len(self._nodes) > NAMED else listed or "none"
+        )
 
     @property
     def has_gpus(self) -> bool:
@@ -144,10 +158,8 @@ class Cluster:
             for device in (report.gpus if node.resources.get("GPU") else ())
         ]
         self.gpu_mb = pretended_mb() or min(told, default=None)
-        listed = ", ".join(node.outline for node in self._nodes[:NAMED])
-        more = f" and {len(self._nodes) - NAMED} more" if len(self._nodes) > NAMED else ""
         took = time.monotonic() - begin
-        self._notice(f"{_counted(self._nodes)} with {mark.store.storage} ({took:.1f} s): {listed}{more}")
+        self._notice(f"{_counted(self._nodes)} with {mark.store.storage} ({took:.1f} s): {self.outline}")
 
     def spread(
         self, arrived: Callable[..., None], shared: Any, panel: Panel, embeddings: Mapping[str, Embedded]

@@ -10,11 +10,13 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -34,6 +36,7 @@ if "mlflow" not in sys.modules:
 
     del sys.modules["mlflow"]
 
+import click
 import grpc
 import ray
 from ray import cloudpickle, tune
@@ -56,7 +59,7 @@ from sweeps import calibrate, nodes, work
 from sweeps.agenda import Agenda, Work
 from sweeps.design import Arm
 from sweeps.estimate import Shape
-from sweeps.nodes import Cluster, Mark, Node
+from sweeps.nodes import Cluster, HeadLost, Mark, Node
 from sweeps.packing import Footprint, Shares
 from sweeps.search import ArmTrials
 from sweeps.store import Record, Store
@@ -179,6 +182,7 @@ class StudyQueue(Searcher):
         super().__init__(metric="ended", mode="max")
         self._agenda, self._store, self._shares, self._observer = agenda, store, shares, observer
         self._cluster, self._last_share = cluster, shares.whole
+        self._said = -math.inf
         self.refused = ""
         """Why the study cannot go on with this cluster; empty while it can."""
         self._arms = {arm: _ArmQueue(trials) for arm, trials in agenda.searches.items()}
@@ -209,6 +213,7 @@ class StudyQueue(Searcher):
 
     def _has_room(self) -> bool:
         self._cluster.count()
+        self._say_what_waits()
         counted = Counter(config["gpu"] for _, config in self._running.values())
         holds = {
             share: self._cluster.holds(self._shares.cpu, share) for share in {*counted, self._last_share}
@@ -223,9 +228,23 @@ class StudyQueue(Searcher):
         overdue = time.monotonic() - next(iter(self._waiting.values())) > WORKER_STARTS_S
         return taken < 1 - 1e-9 and not overdue
 
+    def _say_what_waits(self) -> None:
+        """Where nothing trains, and no worker comes."""
+        now = time.monotonic()
+        if not self._waiting or len(self._waiting) < len(self._running) or now - self._said < SAID_EVERY_S:
+            return
+        trial_id, since = next(iter(self._waiting.items()))
+        if now - since > WORKER_STARTS_S:
+            self._said = now
+            gpu = self._running[trial_id][1]["gpu"]
+            self._observer.notice(
+                f"{len(self._waiting)} trainings wait for a node with {self._shares.cpu:g} CPU, {gpu:g} GPU; "
+                f"there are {self._cluster.outline}"
+            )
+
     def started(self, trial_id: str) -> None:
-        """It has a worker."""
-        del self._waiting[trial_id]
+        """It has a worker; one whose node's loss was announced gets another from Tune itself."""
+        self._waiting.pop(trial_id, None)
 
     def ask(self, arm: Arm) -> tuple[str, dict[str, Any]]:
         """A point of the arm's space that Optuna wants to know of next."""
@@ -504,6 +523,9 @@ NODE_ANSWERS_S = 120.0
 WORKER_STARTS_S = 60.0
 """What waits longer, in a cluster that others use too, takes the next worker that is free."""
 
+SAID_EVERY_S = 300.0
+"""How often, while nothing trains, it is said what is waited for."""
+
 SHARED_GPU_IS_FULL = "shared GPU is full"
 
 REFUSED = "refused"
@@ -689,9 +711,71 @@ def _connected(address: str | None, panel: Panel) -> Iterator[None]:
         raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from None
     signal.signal(signal.SIGTERM, ends)
     try:
-        yield
-    finally:
+        with _Watch(address) if address is not None else contextlib.nullcontext():
+            yield
+    except HeadLost:
+        raise  # where nobody answers, nobody can be told that this driver leaves
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+class _Watch:
+    """Raises HeadLost in the main thread when the head answers no more; used as a context.
+
+    Ray itself waits for a minute, then ends the process without any Python. Where it keeps the main thread
+    waiting, the process is ended here, with the same line and status: what was recorded stays.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address, self._lost = address, False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="head", daemon=True)
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGUSR2, signal.default_int_handler)
+        self._thread.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._lost:
+            raise self._error from None
+        signal.signal(signal.SIGUSR2, self._before)
+
+    @property
+    def _error(self) -> HeadLost:
+        return HeadLost(
+            f"--address {self._address}: the head has not answered for {HEAD_SILENT_S:g} s; start the cluster "
+            "again, and the same command goes on with what is missing"
+        )
+
+    def _look(self) -> None:
+        head = _head(ray.get_runtime_context().gcs_address)
+        since = time.monotonic()
+        while not self._stop.wait(HEAD_EVERY_S):
+            try:
+                head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=HEAD_EVERY_S)
+                since = time.monotonic()
+            except grpc.RpcError:
+                if time.monotonic() - since > HEAD_SILENT_S:
+                    self._lost = True
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+                    if not self._stop.wait(HEAD_EVERY_S):
+                        click.echo(f"sweep: {self._error}", err=True)
+                        os._exit(HeadLost.status)
+                    return
+
+
+HEAD_EVERY_S = 3.0
+HEAD_SILENT_S = 20.0
+"""A head that is busy, or started again with its memory kept, may be silent for some seconds."""
+
+
+def _head(address: str) -> Any:
+    return gcs_service_pb2_grpc.NodeInfoGcsServiceStub(init_grpc_channel(address))
 
 
 def _environment() -> dict[str, Any]:
@@ -712,9 +796,8 @@ def _check_answers(address: str) -> None:
     found = services.canonicalize_bootstrap_address(address)
     if found is None:
         raise InputError(f"--address {address}: no Ray runs on this machine; give the head's HOST:6379")
-    head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(init_grpc_channel(found))
     try:
-        answer = head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=HEAD_ANSWERS_S)
+        answer = _head(found).CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=HEAD_ANSWERS_S)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             raise InputError(

@@ -113,6 +113,7 @@ def run_and_record(
             raise
         return _record_failure(record, store, error)
     if (first := store.record(key)) is not None:  # as in `_end`, and its files are not to be replaced
+        store.delete_file(key, CHECKPOINT)
         return first
     store.write_table(key, "predictions", predictions_table(result))
     names = [field.name for field in dataclasses.fields(trial.Epoch)]
@@ -422,6 +423,7 @@ def _record_failure(record: Record, store: Store, error: Exception) -> Record:
 def _end(record: Record, store: Store) -> Record:
     first = store.record(record["key"])
     if first is not None and first["state"] != "failed":  # an orphan of a killed run was quicker
+        store.delete_file(record["key"], CHECKPOINT)
         return first
     record = record | {"ended": _now()}
     if "reported" in record:  # where log1p is undone an RMSE may be infinite: no number in JSON, nor a score

@@ -196,6 +196,11 @@ def test_interrupt_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) ->
     assert "the same command goes on" in err
     assert "Traceback" not in err
     kept = sweep.records()
+    driver = sweep.start("run", "tiny.yaml")
+    wait_for(lambda: len(sweep.records()) > len(kept))
+    driver.terminate()  # as a batch system ends a job
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 143, err
     sweep("run", "tiny.yaml")
     after = sweep.records()
     assert len(after) == 8

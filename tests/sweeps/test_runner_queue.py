@@ -229,6 +229,22 @@ def test_an_autoscaler_is_shown_what_there_is_to_do(queue: Make, there: list[Nod
     assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 8
 
 
+def test_what_is_waited_for_is_said_now_and_then(queue: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, said = queue(Agenda(), 4.0, waits=True), []
+    monkeypatch.setattr(made._observer, "notice", said.append)
+    made.suggest("a"), made.suggest("b"), made.suggest("c")
+    assert not said
+    monkeypatch.setattr(runner, "WORKER_STARTS_S", -1.0)
+    made.suggest("c"), made.suggest("c")
+    assert said == [
+        "2 trainings wait for a node with 1 CPU, 4 GPU; there are n1 (2 CPU, 1 GPU), n2 (2 CPU, 1 GPU)"
+    ]
+    monkeypatch.setattr(runner, "SAID_EVERY_S", -1.0)
+    made.started("a")
+    made.suggest("c")
+    assert len(said) == 1  # something trains
+
+
 def test_a_node_that_cannot_work_ends_the_run_and_its_cell_stays_missing(queue: Make) -> None:
     agenda = Agenda()
     made = queue(agenda)
