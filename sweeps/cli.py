@@ -405,8 +405,11 @@ def submit(
     if ask:
         if job is None:
             raise InputError(f"{address}: has no job of {named}; `{again}` starts one")
-        found = {"study": declared.study, "storage": declared.storage, **dataclasses.asdict(job)}
-        click.echo(json.dumps(found, default=str) if as_json else f"{job.line}; {cluster.page(job.id)}")
+        if as_json:
+            found = {"study": declared.study, "storage": declared.storage, **dataclasses.asdict(job)}
+            click.echo(json.dumps(found, default=lambda moment: moment.isoformat()))
+        else:
+            click.echo(f"{job.line}; {cluster.page(job.id)}")
         return 0
     if stop:
         if job is None or not job.runs:

@@ -368,7 +368,7 @@ def _reason(error: BaseException) -> str:
 
 def _short(error: BaseException) -> str:
     """In one line; of a traceback, which the cluster may send, its last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")] or [type(error).__name__]
     told = lines[-1] if "Traceback (" in str(error) else " ".join(lines)
     return told[:300].rstrip(".")
 

@@ -1,0 +1,450 @@
+"""A run as a job: what is sent, how it is followed, what is refused; and on a real head with a token."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import requests
+import yaml
+from aiohttp import web
+
+from sweeps import cli, study, submit, work
+from sweeps.submit import Cluster
+
+# Of Ray's client: it asks aiohttp in a way that is going away, and leaves a stream that broke unclosed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning"),
+]
+
+ROOT = Path(__file__).parents[2]
+TOY = {
+    "study": "toy",
+    "data": {"synthetic": {"sites": 24, "days": 60}},
+    "design": {
+        "variant": ["none", "latlon", "sincos"],
+        "split": [{"kind": "random", "folds": 2, "fold": 0}],
+        "seed": [0, 1],
+    },
+    "model": {"width": 8, "depth": 1, "attention_units": 8},
+    "train": {"max_epochs": 20, "patience": 20},
+}
+CELLS = 6
+LONG = {**TOY, "study": "long", "train": {"max_epochs": 100_000, "patience": 100_000}}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A client's folder, with two studies in it."""
+    for content in (TOY, LONG):
+        (tmp_path / f"{content['study']}.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def sweep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`sweep submit` with these arguments, in this process: status, output, errors."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sweep", "submit", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert isinstance(left.value.code, int)
+        return left.value.code, *capsys.readouterr()
+
+    return call
+
+
+# What is sent
+
+
+def test_the_code_and_the_study_are_sent_and_nothing_else(here: Path, tmp_path: Path) -> None:
+    for stray in ("panel.parquet", ".git", "results", ".venv"):
+        (here / stray).mkdir()
+    overrides = ["design.variant=[none, latlon]", "storage=mine"]
+    declared, content = study.resolve("demo", overrides)
+    with submit.staged(declared, content) as (folder, shipment):
+        sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        found = study.load(str(folder / "demo.yaml"))
+        assert (shipment.files, shipment.bytes) == (
+            len(sent),
+            sum((folder / name).stat().st_size for name in sent),
+        )
+        assert (folder / "sweeps" / "cli.py").read_bytes() == Path(cli.__file__).read_bytes()
+    assert not folder.exists()
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    globs = {name: ("*.py", *built["package-data"].get(name, ())) for name in built["packages"]}
+    assert {package.name: files for package, files in submit.SHIPPED.items()} == globs, "as in the wheel"
+    assert sent == {"demo.yaml"} | {
+        path.relative_to(ROOT).as_posix()
+        for name, listed in globs.items()
+        for glob in listed
+        for path in (ROOT / name).glob(glob)
+    }
+    assert found == declared
+    assert found.storage == str(here / "mine")
+
+
+def test_the_job_s_command_passes_on_what_chooses_cells() -> None:
+    demo = study.load("demo")
+    plain = "python -m sweeps run demo.yaml --address auto --require-tracking"
+    assert submit.command(demo, None, None) == plain
+    assert submit.command(demo, "variant=none|latlon", 3) == f"{plain} --only 'variant=none|latlon' --limit 3"
+
+
+def test_a_job_has_of_the_environment_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    monkeypatch.setattr(work, "commit", lambda: {"commit": "a" * 40, "dirty": True})
+    plain = submit.environment([])
+    assert json.loads(plain.pop("SWEEP_COMMIT")) == {"commit": "a" * 40, "dirty": True}
+    assert [*plain] == ["RAY_JOB_STOP_WAIT_TIME_S"]
+    assert submit.environment(["AWS_SECRET_ACCESS_KEY"])["AWS_SECRET_ACCESS_KEY"] == "hidden"
+    monkeypatch.setattr(work, "commit", dict)
+    assert "SWEEP_COMMIT" not in submit.environment([])
+
+
+# What is refused: one line, nothing sent
+
+
+class Toy:
+    """A job server of few words: it notes what it is asked, and breaks its streams as it is told."""
+
+    def __init__(self) -> None:
+        self.version: Any = {"version": "4", "ray_version": ray.__version__}
+        self.log = "first\nsecond\nthird\n"
+        self.streams: list[tuple[int, str]] = []
+        """Of each stream: how much of the log it tells, and how it ends: break, end, hang or interrupt."""
+        self.end: dict[str, Any] = {"status": "FAILED", "driver_exit_code": 1}
+        """What becomes of the job after its last stream."""
+        self.dead = False
+        self.jobs: list[dict[str, Any]] = []
+        self.refusal = ""
+        self.asked: list[str] = []
+        self.sent: dict[str, Any] = {}
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def add(self, status: str, code: int | None = None, storage: str = "") -> None:
+        self.jobs.append(
+            {
+                "type": "SUBMISSION",
+                "submission_id": f"toy-{len(self.jobs)}",
+                "status": status,
+                "entrypoint": "",
+                "message": "told\nat length",
+                "metadata": {"study": "toy", "storage": storage or f"{Path.cwd()}/results"},
+                "start_time": 1_000 * len(self.jobs),
+                "driver_exit_code": code,
+            }
+        )
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        path = request.path
+        self.asked.append(f"{request.method} {path}")
+        if self.dead:
+            assert request.transport is not None
+            request.transport.abort()
+        if path == "/api/version":
+            known = isinstance(self.version, dict)
+            return web.json_response(self.version) if known else web.Response(text=self.version)
+        if path == "/api/jobs/" and request.method == "POST":
+            if self.refusal:
+                return web.Response(status=500, text=self.refusal)
+            self.sent = await request.json()
+            return web.json_response({"job_id": "", "submission_id": self.sent["submission_id"]})
+        if path == "/api/jobs/":
+            return web.json_response(self.jobs)
+        if path.endswith("/logs/tail"):
+            return await self.stream(request)
+        if path.endswith("/logs"):
+            return web.json_response({"logs": self.log})
+        if path.endswith("/stop"):
+            self.jobs[-1]["status"] = "STOPPED"
+            return web.json_response({"stopped": True})
+        if path.startswith("/api/jobs/"):
+            if not self.streams and self.jobs[-1]["status"] == "RUNNING":  # the last is over
+                self.jobs[-1] |= self.end
+            return web.json_response(self.jobs[-1])
+        return web.Response()  # a package, which is there
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        told, ends = self.streams.pop(0)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str(self.log[:3])
+        await socket.send_str(self.log[3:told])
+        if ends in ("break", "die"):
+            self.dead = ends == "die"
+            assert request.transport is not None
+            request.transport.abort()
+        elif ends in ("hang", "interrupt"):
+            if ends == "interrupt":
+                os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.5)
+        return socket
+
+
+@pytest.fixture
+def toy() -> Iterator[Toy]:
+    served, loop, ready = Toy(), asyncio.new_event_loop(), threading.Event()
+
+    async def start() -> web.AppRunner:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", served.answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        served.port = runner.addresses[0][1]
+        return runner
+
+    def serve() -> None:
+        runner = loop.run_until_complete(start())
+        ready.set()
+        loop.run_forever()
+        loop.run_until_complete(runner.cleanup())
+        loop.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert ready.wait(10)
+    yield served
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:8265", "no URL of a Ray dashboard; write it as http://HOST:8265"),
+        ("ray://127.0.0.1:10001", "no URL of a Ray dashboard"),
+        ("auto", "no URL of a Ray dashboard"),
+        ("http://", "no URL of a Ray dashboard"),
+        ("http://127.0.0.1:99999", "no URL of a Ray dashboard"),
+        ("http://[::1", "no URL of a Ray dashboard"),
+        ("http://127.0.0.1:1", "nobody answers there (Connection refused)"),
+        ("http://no-such-host.invalid:8265", "nobody answers there"),
+    ],
+)
+def test_an_address_where_nothing_is(sweep: Any, here: Path, address: str, said: str) -> None:
+    status, out, err = sweep("toy.yaml", "--address", address)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"sweep: --address {address}: {said}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("page", ["<html>a page</html>", {"version": "4"}, {"ray_version": "?"}])
+def test_an_address_where_something_else_answers(sweep: Any, here: Path, toy: Toy, page: Any) -> None:
+    toy.version = page
+    status, _, err = sweep("toy.yaml", "--address", toy.address)
+    assert status == 2
+    assert err.startswith(f"sweep: --address {toy.address}: what answers there is no Ray dashboard")
+    assert err.count("\n") == 1
+
+
+def test_an_address_where_nobody_says_anything(
+    sweep: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "TIMEOUT_S", (0.2, 0.2))
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        status, _, err = sweep("toy.yaml", "--address", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+    assert status == 2
+    assert "nobody answers there (no answer within 0.2 s)" in err
+
+
+def test_the_address_that_is_given_is_the_one(here: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's client prefers these variables, which are set on machines of a cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    assert Cluster(f"{toy.address}/").address == toy.address
+    assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:1"
+
+
+def test_another_version_of_ray_is_sent_nothing(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.version["ray_version"] = "2.31.0"
+    status, _, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert status == 2
+    assert err == (
+        f"sweep: --address {toy.address}: Ray 2.31.0 is there and {ray.__version__} is here; "
+        "pip install 'ray[default,tune]==2.31.0' here, or the same as here on every node\n"
+    )
+    assert {ask.split()[0] for ask in toy.asked} == {"GET"}
+    assert not any("packages" in ask for ask in toy.asked)
+    toy.add("RUNNING")
+    assert sweep("toy.yaml", "--address", toy.address, "--stop")[0] == 0, (
+        "what runs can be stopped all the same"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "train.max_epoch=3"], "unknown key; did you mean train.max_epochs?"),
+        (["--only", "variant=geoclip"], "geoclip"),
+        (["--env", "NO_SUCH_VARIABLE"], "--env NO_SUCH_VARIABLE: no such variable is set here"),
+        (["--status", "--stop"], "give one of --follow, --status and --stop"),
+        (["--json"], "--json: is of --status"),
+    ],
+)
+def test_a_client_finds_what_is_wrong_before_it_asks(
+    sweep: Any, here: Path, toy: Toy, more: list[str], said: str
+) -> None:
+    status, _, err = sweep("toy.yaml", "--address", toy.address, *more)
+    assert status == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert toy.asked == []
+
+
+def test_a_refusal_is_one_line(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.refusal = "Traceback (most recent call last):\n  File x\nRuntimeError: no room\n"
+    status, _, err = sweep("toy.yaml", "--address", toy.address)
+    assert status == 2
+    assert err == f"sweep: --address {toy.address}: refused (RuntimeError: no room)\n"
+
+
+# One job at a time
+
+
+def test_what_a_job_is_sent(sweep: Any, here: Path, toy: Toy) -> None:
+    status, out, err = sweep("toy.yaml", "--address", toy.address, "--limit", "2")
+    assert status == 0
+    name = toy.sent["submission_id"]
+    assert err.startswith(f"{name}: submitted with ")
+    assert f"{toy.address}/#/jobs/{name}\n" in err
+    assert f"  storage  {here}/results\n" in err
+    assert f"sweep submit toy.yaml --address {toy.address} --follow" in out
+    assert toy.sent["metadata"] == {"study": "toy", "storage": f"{here}/results"}
+    assert toy.sent["entrypoint"].endswith(" run toy.yaml --address auto --require-tracking --limit 2")
+    assert name.startswith("toy-")
+    assert len(name) == len("toy-") + 6
+
+
+def test_a_second_job_is_refused_and_told_of_the_first(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.add("SUCCEEDED", 0)
+    toy.add("RUNNING", storage="/elsewhere/results")
+    assert sweep("toy.yaml", "--address", toy.address)[0] == 0, "an ended one, and one of another storage"
+    toy.add("PENDING")
+    status, _, err = sweep("toy.yaml", "--address", toy.address)
+    assert status == 2
+    assert err.startswith("sweep: toy-2: pending since 1970-01-01 00:00:02 UTC: ")
+    assert "--follow joins it, --stop ends it" in err
+
+
+def test_status_is_of_the_job_that_runs_or_the_last(sweep: Any, here: Path, toy: Toy) -> None:
+    ask = ("toy.yaml", "--address", toy.address, "--status")
+    status, _, err = sweep(*ask)
+    assert status == 2
+    assert f"has no job of study toy with storage {here}/results" in err
+    toy.add("RUNNING")
+    toy.add("FAILED", -9)
+    assert sweep(*ask)[1].startswith("toy-0: running since 1970-01-01 00:00:00 UTC;")
+    toy.jobs[0] |= {"status": "STOPPED"}
+    told = json.loads(sweep(*ask, "--json")[1])
+    assert told == {
+        "study": "toy",
+        "storage": f"{here}/results",
+        "id": "toy-1",
+        "status": "failed",
+        "message": "told",
+        "since": "1970-01-01T00:00:01+00:00",
+        "ended": None,
+        "exit_status": 137,
+    }
+
+
+def test_there_must_be_something_to_stop(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.add("FAILED", 1)
+    status, _, err = sweep("toy.yaml", "--address", toy.address, "--stop")
+    assert status == 2
+    assert "runs; toy-0: failed" in err
+    toy.add("RUNNING")
+    status, out, _ = sweep("toy.yaml", "--address", toy.address, "--stop")
+    assert status == 0
+    assert out.startswith("toy-1: stopped ")
+
+
+# A log that is followed
+
+
+def test_a_log_is_written_once_whatever_breaks(
+    sweep: Any, here: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "PAUSE_S", 0.01)
+    monkeypatch.setattr(submit, "SILENCE_S", 0.2)
+    toy.add("RUNNING")
+    toy.streams = [(8, "break"), (4, "end"), (15, "hang"), (15, "break")]
+    status, out, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert out == toy.log, "the end comes from the job's whole log"
+    assert status == 1, "the run's own"
+    assert err.startswith("sweep: joined toy-0: running since")
+    assert len([ask for ask in toy.asked if ask.endswith("/tail")]) == 4
+
+
+def test_a_cluster_that_is_gone_is_waited_for_and_then_told(
+    sweep: Any, here: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "PATIENCE_S", 0.5)
+    toy.add("RUNNING")
+    toy.streams = [(8, "die")]
+    status, out, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert (status, out) == (2, toy.log[:8])
+    assert "nobody answers there (" in err
+    assert toy.asked.count("GET /api/jobs/toy-0") > 1
+
+
+def test_ctrl_c_leaves_the_job_alone(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.add("RUNNING")
+    toy.streams = [(8, "interrupt")]
+    status, _, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert status == 130
+    assert "sweep: toy-0 goes on; `sweep submit toy.yaml" in err
+    assert not any(ask.endswith("/stop") for ask in toy.asked)
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        ({"status": "SUCCEEDED", "driver_exit_code": 0}, 0, None),
+        ({"status": "STOPPED"}, 130, "sweep: toy-0: stopped 1970-01-01 00:00:00 UTC with exit status 130"),
+        ({"status": "FAILED", "driver_exit_code": -9}, 137, "sweep: toy-0: failed"),
+        ({"status": "FAILED"}, 2, "sweep: toy-0: failed 1970-01-01 00:00:00 UTC (told); `sweep submit"),
+    ],
+)
+def test_a_job_ends_as_its_run_did(
+    sweep: Any, here: Path, toy: Toy, end: dict[str, Any], status: int, said: str | None
+) -> None:
+    toy.add("RUNNING")
+    toy.streams, toy.end = [(19, "end")], end
+    ended, _, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert ended == status
+    joined, *more = err.splitlines()
+    assert joined.startswith("sweep: joined")
+    assert len(more) == (said is not None)
+    assert not more or more[0].startswith(said)
