@@ -402,7 +402,7 @@ def test_paths_in_a_file_are_relative_to_it_and_overrides_to_the_current_folder(
         ("demo", ["design.variant=[none, latlon]", "train.max_epochs=3"]),  # one claim of two goes
         ("demo", ["design.variant=[none, sincos]"]),  # both
         ("quick", ["data.table=panel.parquet", "storage=s3://bucket/x", "title='On: off'"]),
-        ("paper2025", ["encoders.satclip.checkpoint=~/weights.ckpt", "data.table=panel.parquet"]),
+        ("paper2025", ["encoders.satclip={checkpoint: ~/weights.ckpt}", "data.table=panel.parquet"]),
         ("toy.yaml", ["design.seed=[3]"]),
     ],
 )

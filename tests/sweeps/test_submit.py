@@ -448,3 +448,204 @@ def test_a_job_ends_as_its_run_did(
     assert joined.startswith("sweep: joined")
     assert len(more) == (said is not None)
     assert not more or more[0].startswith(said)
+
+
+# A real head, with its dashboard and a token
+
+
+class Head:
+    """`ray start --head` in a folder of its own; whatever it starts is known by the token it has."""
+
+    def __init__(self, free_port: Callable[[], int]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="sj"))  # short: sockets lie below it
+        self._token = secrets.token_hex(16)
+        self.address = f"http://127.0.0.1:{(port := free_port())}"
+        ports = {"port": free_port(), "dashboard-port": port, "dashboard-agent-listen-port": free_port()}
+        ports |= {"ray-client-server-port": free_port(), "min-worker-port": 0, "max-worker-port": 0}
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+        command += [f"--{name}={number}" for name, number in ports.items()]
+        command += ["--num-cpus=2", "--num-gpus=0", f"--object-store-memory={100 * 2**20}"]
+        command += ["--dashboard-host=127.0.0.1", f"--temp-dir={self._folder}/r", "--disable-usage-stats"]
+        # Its `python` is the environment's, and the code that it has installed is not the client's.
+        environment = self.environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment.pop("PYTHONPATH", None)
+        with (self._folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=self._folder, start_new_session=True
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def environment(self, **more: str) -> dict[str, str]:
+        known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return {**known, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token, **more}
+
+    def _wait(self) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            assert self._process.poll() is None, (self._folder / "log").read_text()
+            with contextlib.suppress(requests.RequestException):
+                token = {"Authorization": f"Bearer {self._token}"}
+                if requests.get(f"{self.address}/api/version", headers=token, timeout=5).ok:
+                    return
+            time.sleep(0.2)
+        raise TimeoutError((self._folder / "log").read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """All that were started by the head, however far down; without clients, which have ended."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RAY_AUTH_TOKEN") == self._token:
+                    found.append(process)
+        return found
+
+    def stop(self) -> None:
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(20)
+        for process in (left := self.processes()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        _, alive = psutil.wait_procs(left, timeout=10)
+        shutil.rmtree(self._folder)
+        assert not alive
+
+
+@pytest.fixture(scope="module")
+def head(free_port: Callable[[], int]) -> Iterator[Head]:
+    started = Head(free_port)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A client's checkout, whose code is not quite what the cluster has installed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for package, globs in submit.SHIPPED.items():
+        for path in (path for glob in globs for path in package.glob(glob)):
+            target = folder / path.relative_to(package.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    main = folder / "sweeps" / "__main__.py"
+    on_cluster = (
+        'import os\nif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:\n    print("the code of the client")\n'
+    )
+    main.write_text(main.read_text().replace("main()", f"{on_cluster}main()"))
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "as sent"]):
+        subprocess.run(["git", "-C", str(folder), *who, *words], check=True)
+    return folder
+
+
+@pytest.fixture
+def client(head: Head, code: Path, here: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """`sweep submit` in a process of its own, its output in a file that is named first."""
+
+    def start(log: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "sweeps", "submit", *arguments]
+        with (here / log).open("w") as out:
+            return subprocess.Popen(
+                command,
+                env=head.environment(PYTHONPATH=str(code), PYTHONUNBUFFERED="1", **environment),
+                cwd=here,
+                stdout=out,
+                stderr=out,
+                text=True,
+            )
+
+    return start
+
+
+def until(true: Callable[[], Any], what: Callable[[], str], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, what()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_job_outlives_its_client_and_is_joined_by_another(
+    head: Head, code: Path, here: Path, client: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    first = client("first", "toy.yaml", "--address", head.address, "--follow")
+    cells = here / "results" / "toy" / "cells"
+
+    def said(log: str) -> str:
+        return (here / log).read_text()
+
+    until(lambda: [*cells.glob("*/result.json")] or first.poll() is not None, lambda: said("first"))
+    assert first.poll() is None, said("first")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert len([*cells.glob("*/result.json")]) < CELLS, "it was half-way"
+
+    ask = client("ask", "toy.yaml", "--address", head.address, "--status", "--json")
+    again = client("again", "toy.yaml", "--address", head.address)
+    second = client("second", "toy.yaml", "--address", head.address, "--follow")
+    assert ask.wait(30) == 0
+    assert again.wait(30) == 2
+    assert second.wait(90) == 0, said("second")
+    told = json.loads(said("ask"))
+    assert (told["study"], told["storage"], told["status"]) == ("toy", f"{here}/results", "running")
+    assert said("again").startswith(f"sweep: {told['id']}: running since ")
+    assert said("second").startswith(f"sweep: joined {told['id']}: running since ")
+    assert "the code of the client" in said("second"), "from the log's beginning, and not the installed code"
+    assert f"{CELLS} of {CELLS} cells done, 0 failed" in said("second")
+
+    records = [json.loads(path.read_text()) for path in cells.glob("*/result.json")]
+    commit = subprocess.run(
+        ["git", "-C", str(code), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert len(records) == CELLS
+    assert {(record["state"], record["commit"], record["dirty"]) for record in records} == {
+        ("done", commit, False)
+    }
+    ask = client("ask", "toy.yaml", "--address", head.address, "--status", "--json")
+    assert ask.wait(30) == 0
+    assert json.loads(said("ask")) | {"status": "succeeded", "exit_status": 0} == json.loads(said("ask"))
+
+
+@pytest.mark.slow
+def test_a_job_is_stopped(head: Head, here: Path, client: Callable[..., "subprocess.Popen[str]"]) -> None:
+    started = client("long", "long.yaml", "--address", head.address, "--follow")
+    holder = here / "results" / "long" / "driver.json"
+    until(lambda: holder.exists() or started.poll() is not None, lambda: (here / "long").read_text())
+    assert client("stop", "long.yaml", "--address", head.address, "--stop").wait(60) == 0
+    assert (here / "stop").read_text().startswith("long-")
+    assert ": stopped " in (here / "stop").read_text()
+    assert not [p for p in head.processes() if {"run", "long.yaml"} <= {*p.cmdline()}], (
+        "and with it its driver"
+    )
+    assert started.wait(30) == 130
+    assert client("stop", "long.yaml", "--address", head.address, "--stop").wait(30) == 2
+    assert "no job of study long" in (here / "stop").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RAY_AUTH_TOKEN": "wrong"}, "the cluster knows another token than the one sent"),
+        ({"RAY_AUTH_MODE": "disabled"}, "the cluster wants a token, and none was sent"),
+        (
+            {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "no-such-file"},
+            "no token is in no-such-file, which RAY_AUTH_TOKEN_PATH names",
+        ),
+    ],
+)
+def test_a_token_is_asked_for(
+    head: Head,
+    here: Path,
+    client: Callable[..., "subprocess.Popen[str]"],
+    environment: dict[str, str],
+    said: str,
+) -> None:
+    assert client("log", "toy.yaml", "--address", head.address, **environment).wait(30) == 2
+    told = (here / "log").read_text()
+    assert told.startswith(f"sweep: --address {head.address}: {said}; export RAY_AUTH_MODE=token")
+    assert told.count("\n") == 1
