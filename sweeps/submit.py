@@ -61,6 +61,7 @@ class Job:
     status: str
     """pending, running, stopped, succeeded or failed."""
     message: str
+    """One line; of a run that failed the last of its log."""
     since: datetime | None
     ended: datetime | None
     exit_status: int | None
@@ -73,9 +74,12 @@ class Job:
             code = 130
         elif code is not None and code < 0:  # killed by a signal; as a shell tells it
             code = 128 - code
-        said = (details.message or "").splitlines() or [""]
+        said = [line.strip() for line in (details.message or "").splitlines() if line.strip()] or [""]
+        told = said[-1] if "last available logs" in said[0] else said[0]
+        if code == 127 or told.startswith("ModuleNotFoundError"):
+            told += "; on the head node, start Ray where the first `python` on the path has the dependencies"
         since, ended = map(_moment, (details.start_time, details.end_time))
-        return cls(details.submission_id, status, said[0], since, ended, code)
+        return cls(details.submission_id, status, told, since, ended, code)
 
     @property
     def runs(self) -> bool:
@@ -90,7 +94,7 @@ class Job:
             told.append(f"to {_told(self.ended)}")
         if self.exit_status is not None:
             told.append(f"with exit status {self.exit_status}")
-        elif not self.runs:
+        if self.status == "failed":
             told.append(f"({self.message})")
         return " ".join(told)
 

@@ -379,6 +379,28 @@ def test_status_is_of_the_job_that_runs_or_the_last(sweep: Any, here: Path, toy:
     }
 
 
+@pytest.mark.parametrize(
+    ("code", "last", "said"),
+    [
+        (2, "sweep: storage: /x cannot be written", "sweep: storage: /x cannot be written)"),
+        (1, "ModuleNotFoundError: No module named 'click'", "'click'; on the head node, start Ray where"),
+        (127, "/bin/sh: 1: python: not found", "python: not found; on the head node, start Ray where"),
+    ],
+)
+def test_why_a_job_failed_is_the_last_line_of_its_log(
+    sweep: Any, here: Path, toy: Toy, code: int, last: str, said: str
+) -> None:
+    toy.add("FAILED", code)
+    # As Ray words it.
+    toy.jobs[0]["message"] = (
+        f"Job entrypoint command failed with exit code {code}, last available logs (truncated to 20,000 "
+        f"chars):\nRunning entrypoint for job toy-0\n{last}\n"
+    )
+    out = sweep("toy.yaml", "--address", toy.address, "--status")[1]
+    assert f"with exit status {code} (" in out
+    assert said in out
+
+
 def test_there_must_be_something_to_stop(sweep: Any, here: Path, toy: Toy) -> None:
     toy.add("FAILED", 1)
     status, _, err = sweep("toy.yaml", "--address", toy.address, "--stop")
