@@ -286,7 +286,6 @@ def _ranged(value: dict[str, float], unit: str = "") -> str:
     help="Only these cells, such as variant=geoclip,split=random|spatial; and the searches they need.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be run, in its order, and run nothing.")
-@click.option("--require-tracking", is_flag=True, help="Run nothing unless the tracking server answers.")
 def run(
     study: str,
     overrides: tuple[str, ...],
@@ -296,7 +295,6 @@ def run(
     limit: int | None,
     only: str | None,
     dry_run: bool,
-    require_tracking: bool,
 ) -> int:
     """Search, train and record whatever is missing; the same command resumes."""
     from sweeps import where
@@ -337,6 +335,7 @@ def run(
 @click.option("--follow", is_flag=True, help="Show the run's log to its end; a job that runs is joined.")
 @click.option("--status", "ask", is_flag=True, help="Say how the study's job is; start nothing.")
 @click.option("--stop", is_flag=True, help="End the study's job, and wait until it has ended.")
+@click.option("--wait-for-nodes", is_flag=True, help="As of `sweep run`.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="As of `sweep run`.")
 @click.option("--only", metavar="FILTER", help="As of `sweep run`.")
 @click.option(
@@ -355,6 +354,7 @@ def submit(
     follow: bool,
     ask: bool,
     stop: bool,
+    wait_for_nodes: bool,
     limit: int | None,
     only: str | None,
     env: tuple[str, ...],
@@ -395,7 +395,7 @@ def submit(
     if only:
         where.parse(only, declared.cells())
 
-    from sweeps.submit import Cluster, environment, staged
+    from sweeps.submit import Cluster, command, environment, staged
 
     variables = environment(env)
     cluster = Cluster(address)
@@ -424,7 +424,8 @@ def submit(
         name = job.id
     else:
         with staged(declared, content) as (folder, shipment):
-            name = cluster.submit(folder, declared, only=only, limit=limit, env=variables)
+            line = command(declared, only=only, limit=limit, wait_for_nodes=wait_for_nodes)
+            name = cluster.submit(folder, declared, line, variables)
         click.echo(f"{name}: submitted with {shipment}; {cluster.page(name)}", err=True)
         if declared.data.table is not None:
             click.echo(f"  data     {declared.data.table} is read on the cluster", err=True)
@@ -435,11 +436,11 @@ def submit(
         return 0
     try:
         ended = cluster.follow(name, lambda text: click.echo(text, nl=False))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         click.echo(
             f"\nsweep: {name} goes on; `{again} --follow` joins it again, `{again} --stop` ends it", err=True
         )
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
     if ended.exit_status is None:
         raise InputError(f"{ended.line}; `{again}` goes on with what is missing")
     if ended.status != "succeeded":

@@ -134,10 +134,13 @@ def environment(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def command(study: Study, only: str | None, limit: int | None) -> str:
+def command(
+    study: Study, *, only: str | None = None, limit: int | None = None, wait_for_nodes: bool = False
+) -> str:
     """What the job runs: `python` is the cluster's, and the job's folder, where it runs, comes first."""
     words = ["python", "-m", "sweeps", "run", f"{study.study}.yaml", "--address", "auto"]
     words.append("--require-tracking")
+    words += ["--wait-for-nodes"] if wait_for_nodes else []
     words += ["--only", only] if only else []
     words += ["--limit", str(limit)] if limit else []
     return shlex.join(words)
@@ -190,23 +193,15 @@ class Cluster:
                 f"pip install 'ray[default,tune]=={self._version}' here, or the same as here on every node"
             )
 
-    def submit(
-        self,
-        folder: Path,
-        study: Study,
-        *,
-        only: str | None = None,
-        limit: int | None = None,
-        env: Mapping[str, str] | None = None,
-    ) -> str:
-        """Send what `stage` put into `folder` and start it; returns the job's id."""
+    def submit(self, folder: Path, study: Study, line: str, variables: Mapping[str, str]) -> str:
+        """Send what `stage` put into `folder` and start it there with `line`; returns the job's id."""
         self.check_version()
         name = f"{study.study}-{secrets.token_hex(3)}"
         self._ask(
             lambda: self._client.submit_job(
-                entrypoint=command(study, only, limit),
+                entrypoint=line,
                 submission_id=name,
-                runtime_env={"working_dir": str(folder), "env_vars": dict(env or {})},
+                runtime_env={"working_dir": str(folder), "env_vars": dict(variables)},
                 metadata=_metadata(study),
                 entrypoint_num_cpus=0,  # the driver waits more than it computes
             )

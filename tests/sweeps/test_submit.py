@@ -109,8 +109,9 @@ def test_the_code_and_the_study_are_sent_and_nothing_else(here: Path, tmp_path: 
 def test_the_job_s_command_passes_on_what_chooses_cells() -> None:
     demo = study.load("demo")
     plain = "python -m sweeps run demo.yaml --address auto --require-tracking"
-    assert submit.command(demo, None, None) == plain
-    assert submit.command(demo, "variant=none|latlon", 3) == f"{plain} --only 'variant=none|latlon' --limit 3"
+    assert submit.command(demo) == plain
+    chosen = submit.command(demo, only="variant=none|latlon", limit=3, wait_for_nodes=True)
+    assert chosen == f"{plain} --wait-for-nodes --only 'variant=none|latlon' --limit 3"
 
 
 def test_a_job_has_of_the_environment_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,7 +584,7 @@ def client(head: Head, code: Path, here: Path) -> Callable[..., "subprocess.Pope
     return start
 
 
-def until(true: Callable[[], Any], what: Callable[[], str], seconds: float = 90) -> None:
+def until(true: Callable[[], Any], what: Callable[[], str], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, what()
@@ -609,9 +610,9 @@ def test_a_job_outlives_its_client_and_is_joined_by_another(
     ask = client("ask", "toy.yaml", "--address", head.address, "--status", "--json")
     again = client("again", "toy.yaml", "--address", head.address)
     second = client("second", "toy.yaml", "--address", head.address, "--follow")
-    assert ask.wait(30) == 0
-    assert again.wait(30) == 2
-    assert second.wait(90) == 0, said("second")
+    assert ask.wait(60) == 0
+    assert again.wait(60) == 2
+    assert second.wait(240) == 0, said("second")
     told = json.loads(said("ask"))
     assert (told["study"], told["storage"], told["status"]) == ("toy", f"{here}/results", "running")
     assert said("again").startswith(f"sweep: {told['id']}: running since ")
@@ -628,7 +629,7 @@ def test_a_job_outlives_its_client_and_is_joined_by_another(
         ("done", commit, False)
     }
     ask = client("ask", "toy.yaml", "--address", head.address, "--status", "--json")
-    assert ask.wait(30) == 0
+    assert ask.wait(60) == 0
     assert json.loads(said("ask")) | {"status": "succeeded", "exit_status": 0} == json.loads(said("ask"))
 
 
@@ -643,8 +644,8 @@ def test_a_job_is_stopped(head: Head, here: Path, client: Callable[..., "subproc
     assert not [p for p in head.processes() if {"run", "long.yaml"} <= {*p.cmdline()}], (
         "and with it its driver"
     )
-    assert started.wait(30) == 130
-    assert client("stop", "long.yaml", "--address", head.address, "--stop").wait(30) == 2
+    assert started.wait(60) == 130
+    assert client("stop", "long.yaml", "--address", head.address, "--stop").wait(60) == 2
     assert "no job of study long" in (here / "stop").read_text()
 
 
@@ -667,7 +668,7 @@ def test_a_token_is_asked_for(
     environment: dict[str, str],
     said: str,
 ) -> None:
-    assert client("log", "toy.yaml", "--address", head.address, **environment).wait(30) == 2
+    assert client("log", "toy.yaml", "--address", head.address, **environment).wait(60) == 2
     told = (here / "log").read_text()
     assert told.startswith(f"sweep: --address {head.address}: {said}; export RAY_AUTH_MODE=token")
     assert told.count("\n") == 1
