@@ -45,6 +45,7 @@ TOY = {
     },
     "model": {"width": 8, "depth": 1, "attention_units": 8},
     "train": {"max_epochs": 20, "patience": 20},
+    "keep_weights": False,
 }
 CELLS = 6
 LONG = {**TOY, "study": "long", "train": {"max_epochs": 100_000, "patience": 100_000}}
@@ -644,6 +645,7 @@ def test_a_job_is_stopped(head: Head, here: Path, client: Callable[..., "subproc
     assert not [p for p in head.processes() if {"run", "long.yaml"} <= {*p.cmdline()}], (
         "and with it its driver"
     )
+    assert not holder.exists(), "which had the time to let go of the study"
     assert started.wait(60) == 130
     assert client("stop", "long.yaml", "--address", head.address, "--stop").wait(60) == 2
     assert "no job of study long" in (here / "stop").read_text()
