@@ -335,6 +335,125 @@ def run(
 
 @cli.command()
 @study_argument
+@click.option("--address", metavar="URL", required=True, help="The cluster's dashboard: http://HOST:8265.")
+@click.option("--follow", is_flag=True, help="Show the run's log to its end; a job that runs is joined.")
+@click.option("--status", "ask", is_flag=True, help="Say how the study's job is; start nothing.")
+@click.option("--stop", is_flag=True, help="End the study's job, and wait until it has ended.")
+@click.option("--wait-for-nodes", is_flag=True, help="As of `sweep run`.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="As of `sweep run`.")
+@click.option("--only", metavar="FILTER", help="As of `sweep run`.")
+@click.option(
+    "--env",
+    "env",
+    multiple=True,
+    metavar="NAME",
+    help="Give the job this variable of your environment (repeatable). Whoever may open the cluster's "
+    "dashboard can read it there: a role of the machines, or a variable set on them, is better for a secret.",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --status: one JSON object instead of text.")
+def submit(
+    study: str,
+    overrides: tuple[str, ...],
+    address: str,
+    follow: bool,
+    ask: bool,
+    stop: bool,
+    wait_for_nodes: bool,
+    limit: int | None,
+    only: str | None,
+    env: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """`sweep run` as a job on a Ray cluster, which goes on whatever becomes of this machine.
+
+    The job is sent the code that runs here and the study with its overrides; no data, no results, and nothing
+    of the environment but what --env names. On the cluster there must be the dependencies, in the environment
+    whose `python` is the first on the path where the head node starts Ray, and the same Ray as here. A table
+    is read there: data.table is a path of a file system that all machines share, or a URI. So is the storage,
+    relative to this folder unless it is a URI; the job proves that every node reaches it, and that the
+    tracking server answers, before it trains.
+
+    A study has one job at a time, by its name and storage. --follow shows its log and ends with the run's own
+    exit status; Ctrl-C then leaves the job alone (130), as does the loss of this machine, and the same
+    command joins it again. After a job that was stopped or lost, it submits one that goes on with what is
+    missing.
+
+    \b
+      sweep submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --follow
+      sweep submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --status
+      sweep submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --stop
+
+    A cluster with a token (RAY_AUTH_MODE=token there) wants RAY_AUTH_MODE=token here too, and the token as
+    RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token.
+    """
+    import dataclasses
+
+    from sweeps import study as studies
+    from sweeps import where
+
+    if follow + ask + stop > 1:
+        raise InputError("sweep submit: give one of --follow, --status and --stop")
+    if as_json and not ask:
+        raise InputError("--json: is of --status; give both")
+    declared, content = studies.resolve(study, overrides)
+    if only:
+        where.parse(only, declared.cells())
+
+    from sweeps.submit import Cluster, command, environment, staged
+
+    variables = environment(env)
+    cluster = Cluster(address)
+    again = f"{_command('submit', study, overrides)} --address {shlex.quote(address)}"
+    job = cluster.job(declared)
+    named = f"study {declared.study} with storage {declared.storage}"
+    if ask:
+        if job is None:
+            raise InputError(f"{address}: has no job of {named}; `{again}` starts one")
+        if as_json:
+            found = {"study": declared.study, "storage": declared.storage, **dataclasses.asdict(job)}
+            click.echo(json.dumps(found, default=lambda moment: moment.isoformat()))
+        else:
+            click.echo(f"{job.line}; {cluster.page(job.id)}")
+        return 0
+    if stop:
+        if job is None or not job.runs:
+            raise InputError(f"{address}: no job of {named} runs" + (f"; {job.line}" if job else ""))
+        ended = cluster.stop(job.id)
+        click.echo(f"{ended.line}; `{again}` goes on with what is missing")
+        return 0
+    if job is not None and job.runs:
+        if not follow:
+            raise InputError(f"{job.line}: a study has one job at a time; --follow joins it, --stop ends it")
+        click.echo(f"sweep: joined {job.line}, as it was submitted then", err=True)
+        name = job.id
+    else:
+        with staged(declared, content) as (folder, shipment):
+            line = command(declared, only=only, limit=limit, wait_for_nodes=wait_for_nodes)
+            name = cluster.submit(folder, declared, line, variables)
+        click.echo(f"{name}: submitted with {shipment}; {cluster.page(name)}", err=True)
+        if declared.data.table is not None:
+            click.echo(f"  data     {declared.data.table} is read on the cluster", err=True)
+        click.echo(f"  storage  {declared.storage}", err=True)
+    if not follow:
+        for word, told in (("--follow", "shows its log"), ("--status", ""), ("--stop", "ends it")):
+            click.echo(f"  {again} {word}" + (f"  # {told}" if told else ""))
+        return 0
+    try:
+        ended = cluster.follow(name, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt as error:
+        click.echo(
+            f"\nsweep: {name} goes on; `{again} --follow` joins it again, `{again} --stop` ends it", err=True
+        )
+        return 143 if isinstance(error, Terminated) else 130
+    if ended.exit_status is None:
+        raise InputError(f"{ended.line}; `{again}` goes on with what is missing")
+    if ended.status != "succeeded":
+        click.echo(f"sweep: {ended.line}", err=True)
+    return ended.exit_status
+
+
+@cli.command()
+@study_argument
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """How many cells are done, failed and missing; failures that are alike in one line.

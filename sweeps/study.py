@@ -371,6 +371,14 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Study:
     Paths in the file are relative to it; paths in overrides, and in shipped studies, to the current
     folder. Raises InputError with the file, the field, the value and the nearest known key.
     """
+    return resolve(reference, overrides)[0]
+
+
+def resolve(reference: str, overrides: Sequence[str] = ()) -> tuple[Study, dict[str, Any]]:
+    """The same, and the content of a file that declares this study wherever it lies.
+
+    In it the overrides have been made, paths are absolute, and claims are gone that the overrides took out.
+    """
     path, base = _find(reference)
     try:
         content = yaml.load(path.read_text(), _UniqueKeys)
@@ -388,9 +396,12 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Study:
     # A claim of the file is right of the file's own design; what an override takes out, it goes with.
     narrowed = any(re.match(r"design(\.(variant|fusion|head|split))?=", text) for text in overrides)
     try:
-        return Study.model_validate(content, context={"narrowed": narrowed})
+        study = Study.model_validate(content, context={"narrowed": narrowed})
     except ValidationError as error:
         raise InputError(f"{path}: {_one_line(error, content)}") from None
+    kept = {claim.claim for claim in study.claims}
+    content["claims"] = [claim for claim in content.get("claims", ()) if claim["claim"] in kept]
+    return study, content
 
 
 def _find(reference: str) -> tuple[Path, Path]:

@@ -55,6 +55,9 @@ def embed(
     return Embedded(encoder.embed(lat, lon, site_id), encoder.fingerprint, encoder.trained_on_target)
 
 
+COMMIT = "SWEEP_COMMIT"
+"""The environment variable that tells code which came without its checkout what `commit` said of it."""
+
 WEIGHTS = "weights.pt"
 """`weights` and `scaling` of a `pm25.trial.Result`."""
 
@@ -323,7 +326,8 @@ def _held(device: str) -> dict[str, float]:
 def commit() -> dict[str, Any]:
     """The commit of the checkout that this code runs from, and whether files differ from it.
 
-    Empty where there is none, as in an installed wheel; `sweeps` versions are told by the package then.
+    Of code that was sent to a cluster, what the sender found (`COMMIT`). Empty where there is none, as in an
+    installed wheel; `sweeps` versions are told by the package then.
     """
     folder = Path(__file__).parent
 
@@ -335,7 +339,8 @@ def commit() -> dict[str, Any]:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # not some repository around an installation
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
-        return {}
+        found: dict[str, Any] = json.loads(os.environ.get(COMMIT, "{}"))
+        return found
 
 
 def differences(

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -393,6 +394,31 @@ def test_paths_in_a_file_are_relative_to_it_and_overrides_to_the_current_folder(
         assert made.storage == str(here / "mine")
     assert study.load(path, ["storage=/far/away"]).storage == "/far/away"
     assert study.load(path, ["storage=s3://bucket/x"]).storage == "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("reference", "overrides"),
+    [
+        ("demo", ["design.variant=[none, latlon]", "train.max_epochs=3"]),  # one claim of two goes
+        ("demo", ["design.variant=[none, sincos]"]),  # both
+        ("quick", ["data.table=panel.parquet", "storage=s3://bucket/x", "title='On: off'"]),
+        ("paper2025", ["encoders.satclip={checkpoint: ~/weights.ckpt}", "data.table=panel.parquet"]),
+        ("toy.yaml", ["design.seed=[3]"]),
+    ],
+)
+def test_the_resolved_content_is_the_same_study_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, overrides: list[str]
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    write(here)
+    monkeypatch.chdir(here)
+    declared, content = study.resolve(reference, overrides)
+    assert declared == study.load(reference, overrides)
+    monkeypatch.chdir(there)
+    (there / "shipped.yaml").write_text(yaml.safe_dump(content))
+    assert study.load("shipped.yaml") == declared
 
 
 def test_results_stand_beside_the_file_or_in_the_current_folder(

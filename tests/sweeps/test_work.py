@@ -1,6 +1,7 @@
 """One cell or search trial, run and recorded: what is stored, in which order, and what a failure leaves."""
 
 import io
+import json
 import math
 import subprocess
 from collections.abc import Iterator
@@ -281,7 +282,12 @@ def test_the_commit_is_that_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp
     code.write_text("first\n")
     monkeypatch.setattr(work, "__file__", str(code))
     asked = work.commit.__wrapped__
+    monkeypatch.delenv("SWEEP_COMMIT", raising=False)
     assert asked() == {}, "no repository"
+    sent = {"commit": "a" * 40, "dirty": True}
+    monkeypatch.setenv("SWEEP_COMMIT", json.dumps(sent))
+    assert asked() == sent, "what the sender of the code found"
+    monkeypatch.delenv("SWEEP_COMMIT")
 
     def git(*words: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -296,7 +302,8 @@ def test_the_commit_is_that_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "checkout" / "results.csv").write_text("untracked")
     assert asked()["dirty"] is False
     code.write_text("second\n")
-    assert asked()["dirty"] is True
+    monkeypatch.setenv("SWEEP_COMMIT", json.dumps(sent))
+    assert asked() == {"commit": git("rev-parse", "HEAD"), "dirty": True}, "the checkout itself knows better"
 
 
 # Differences
