@@ -748,8 +748,8 @@ class _Watch:
     @property
     def _error(self) -> HeadLost:
         return HeadLost(
-            f"--address {self._address}: the head has not answered for {HEAD_SILENT_S:g} s; start the cluster "
-            "again, and the same command goes on with what is missing"
+            f"--address {self._address}: the head has not answered for {HEAD_SILENT_S:g} s; start the "
+            "cluster again, and the same command goes on with what is missing"
         )
 
     def _look(self) -> None:
