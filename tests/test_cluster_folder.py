@@ -155,7 +155,14 @@ def test_a_launch_takes_the_token_and_what_is_installed_and_nothing_else(
 ) -> None:
     mounts = load(name)["file_mounts"]
     copied = {Path(local).parts[0] for local in mounts.values() if not local.startswith("~")}
-    assert copied - {"cluster"} == {*"pm25 sweeps pyproject.toml constraints.txt README.md LICENSE".split()}
+    assert copied - {"cluster"} == {
+        "pm25",
+        "sweeps",
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+    }
     assert all(remote == f"~/pm25-sweeps/{local}" for remote, local in mounts.items() if local[0] != "~")
     used = {line for each in [*COMMANDS, *STARTS] for line in load(name).get(each, [])}
     scripts = {found for line in used for found in re.findall(r"~/pm25-sweeps/cluster/\S+", line)}
