@@ -345,6 +345,63 @@ def test_machines_have_what_is_said_of_them() -> None:
                 assert said["resources"] == {"CPU": cpu, "GPU": gpu}
 
 
+LAUNCH = """
+import json
+import sys
+
+import boto3
+import yaml
+from moto import mock_aws
+from ray.autoscaler._private import util
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+config = util.prepare_config(yaml.safe_load(sys.stdin))
+kinds = config["available_node_types"]
+with mock_aws():
+    for profile in {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in kinds.values()}:
+        boto3.client("iam").create_instance_profile(InstanceProfileName=profile)
+    unsaid = {name: {**kind, "resources": {}} for name, kind in kinds.items()}
+    known = AWSNodeProvider.fillout_available_node_types_resources({**config, "available_node_types": unsaid})
+    config = AWSNodeProvider.bootstrap_config(config)
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    told = {}
+    for name, kind in config["available_node_types"].items():
+        (machine,) = provider.create_node(kind["node_config"], {"ray-node-name": name}, 1).values()
+        has = known["available_node_types"][name]["resources"]
+        profile = machine.iam_instance_profile["Arn"].split("/")[-1]
+        told[name] = [machine.instance_lifecycle, profile, {each: has.get(each) for each in ("CPU", "GPU")}]
+    groups = boto3.client("ec2").describe_security_groups()["SecurityGroups"]
+    (rules,) = [group["IpPermissions"] for group in groups if config["cluster_name"] in group["GroupName"]]
+with open(sys.argv[1], "w") as file:
+    json.dump([told, [rule["FromPort"] for rule in rules if rule["IpRanges"]]], file)
+"""
+
+
+@pytest.mark.slow
+def test_rays_launcher_starts_the_machines_at_a_toy_of_aws(tmp_path: Path) -> None:
+    filled = {"<REGION>": "us-west-2", "<ZONES>": "us-west-2a,us-west-2b"}
+    said = PLACEHOLDER.sub(lambda found: filled.get(found[0], found[0].strip("<>")), text("aws.yaml"))
+    variables = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **dict.fromkeys(variables, "us-west-2")}
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, tmp_path / "told.json"],
+        input=said,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told, open_ports = json.loads((tmp_path / "told.json").read_text())
+    types = load("aws.yaml")["available_node_types"]
+    assert {*told} == {*types}
+    assert told.pop("head")[:2] == [None, "HEAD_PROFILE"]
+    for name, (lifecycle, profile, resources) in told.items():
+        assert lifecycle == ("spot" if "spot" in name else None)
+        assert profile == "WORKER_PROFILE"
+        assert resources == types[name]["resources"]  # as EC2 knows the instance type
+    assert open_ports == [22]
+
+
 # Kubernetes
 
 
