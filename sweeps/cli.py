@@ -33,16 +33,23 @@ FAILURES_SHOWN = 8
 """Lines that `sweep status` gives to failures at most."""
 
 
+_terminated: list[int] = []
+"""Signals by which a batch system, or whoever stops a job, asked this process to end."""
+
+
+def _end(number: int, _: Any) -> None:
+    _terminated.append(number)
+    raise KeyboardInterrupt  # which Ray makes of any other error
+
+
+def _stopped() -> int:
+    """The exit status of a process that was interrupted."""
+    return 143 if _terminated else 130
+
+
 def main() -> None:
     """Run the command line: 0 done, 1 a cell failed, 2 bad input, 3 no cluster any more, 130 or 143 ended."""
-    asked: list[int] = []
-
-    def end(number: int, _: Any) -> None:
-        """A batch system, or whoever stops a job, asks for it. Ray makes any error a KeyboardInterrupt."""
-        asked.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, _end)
     try:
         status = cli(standalone_mode=False)
     except InputError as error:
@@ -53,7 +60,7 @@ def main() -> None:
         status = 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("sweep: interrupted; the same command goes on with what is missing", err=True)
-        status = 143 if asked else 130
+        status = _stopped()
     if status == CLUSTER_LOST:  # Ray's own end would wait for a head that is gone
         sys.stdout.flush()
         os._exit(status)
@@ -440,11 +447,11 @@ def submit(
         return 0
     try:
         ended = cluster.follow(name, lambda text: click.echo(text, nl=False))
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         click.echo(
             f"\nsweep: {name} goes on; `{again} --follow` joins it again, `{again} --stop` ends it", err=True
         )
-        return 143 if isinstance(error, Terminated) else 130
+        return _stopped()
     if ended.exit_status is None:
         raise InputError(f"{ended.line}; `{again}` goes on with what is missing")
     if ended.status != "succeeded":
