@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import random
 import re
 import shlex
@@ -670,8 +671,9 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
 )
 @click.option(
     "--only",
-    type=click.Choice(["trial", "engine", "mirror", "report"]),
-    help="Only one training, only many, only their runs in MLflow, or only the report.",
+    type=click.Choice(["trial", "engine", "mirror", "report", "busy", "scale"]),
+    help="Only one training, only many, only their runs in MLflow, only the report, only how busy GPUs are "
+    "kept, or only 100,000 cells on 512 GPUs.",
 )
 @click.option("--server", metavar="URI", help="An MLflow server to write 2,000 runs to; SQLite without.")
 def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: str | None) -> int:
@@ -685,7 +687,7 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: 
     from rich.table import Table
 
     from sweeps import bench as measurements
-    from sweeps import bench_engine, bench_mirror, bench_report
+    from sweeps import bench_busy, bench_engine, bench_mirror, bench_report
 
     grid = Table(title=measurements.machine(), title_justify="left")
     for head in ("what", "measured", "limit", "how"):
@@ -705,8 +707,12 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: 
             parts.append(bench_mirror.run(Path(folder), server))
         if only in (None, "report"):
             parts.append(bench_report.run(Path(folder)))
+        if only in (None, "busy"):
+            parts.append(bench_busy.run(Path(folder)))
         for row in chain.from_iterable(parts):
-            measured, limit = f"{row.value:.2f} {row.unit}", f"{row.limit:g} {row.unit}"
+            measured, limit = f"{row.value:,.2f} {row.unit}".strip(), ""
+            if math.isfinite(row.limit):
+                limit = f"{'at least ' if row.at_least else ''}{row.limit:,g} {row.unit}".strip()
             click.echo(f"{row.what}: {measured}", err=True)
             grid.add_row(row.what, measured, limit, row.detail)
     Console(width=None if sys.stdout.isatty() else 140).print(grid)

@@ -21,6 +21,7 @@ def train(
     address: str | None = None,
     *,
     train_cell: Callable[..., Record] = work.run_and_record,
+    search_trial: type[work.SearchTrial] = work.SearchTrial,
 ) -> list[str]:
     """Do what is on the agenda, and say what the user should know of it.
 
@@ -48,6 +49,7 @@ def train(
                     observer,
                     address=address,
                     train_cell=train_cell,
+                    search_trial=search_trial,
                 )
         state.refresh()
         journal.write(state.searches.values())

@@ -81,12 +81,14 @@ def run(
     *,
     address: str | None = None,
     train_cell: Callable[..., Record] = work.run_and_record,
+    search_trial: type[work.SearchTrial] = work.SearchTrial,
 ) -> None:
     """Train what the agenda hands out, and record each in the store as it ends.
 
     Starts a Ray of its own, or joins the one at `address`. The panel and the embeddings are put into the
     object store once, and every node's workers share one read-only copy. `train_cell` is called for grid
-    cells as `work.run_and_record` is. Raises InputError when no node can hold a training.
+    cells as `work.run_and_record` is, and search trials are `search_trial`s. Raises InputError when no node
+    can hold a training.
     """
     with _connected(address, panel):
         share = _share(study.resources)
@@ -101,6 +103,7 @@ def run(
                 keeps_weights=study.keeps_weights,
                 checkpoint_seconds=study.checkpoint_seconds,
                 train_cell=train_cell,
+                search_trial=search_trial,
             ),
             partial(_resources, share),
         )
@@ -336,14 +339,15 @@ class StudyTrainable(tune.Trainable):
         keeps_weights: Callable[[Cell], bool],
         checkpoint_seconds: float,
         train_cell: Callable[..., Record],
+        search_trial: type[work.SearchTrial],
     ) -> None:
         import torch
 
         torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
         self._panel, self._embeddings, self._store = panel, embeddings, store
         self._keeps_weights, self._checkpoint_seconds = keeps_weights, checkpoint_seconds
-        self._train_cell = train_cell
-        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._train_cell, self._search_trial = train_cell, search_trial
+        self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         self._trial: work.SearchTrial | None = None
 
     def step(self) -> dict[str, Any]:
@@ -409,7 +413,7 @@ class StudyTrainable(tune.Trainable):
         draft: Record = {"key": key, **more, **work.NOTHING_SPENT}
         try:
             if self._trial is None:
-                self._trial = work.SearchTrial(cells, key, self._panel, self._records, more=more, **how)
+                self._trial = self._search_trial(cells, key, self._panel, self._records, more=more, **how)
             draft = self._trial.draft
             begin = time.monotonic()
             while not self._trial.finished:
