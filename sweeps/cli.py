@@ -676,10 +676,17 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     "kept, or only 100,000 cells on 512 GPUs.",
 )
 @click.option("--server", metavar="URI", help="An MLflow server to write 2,000 runs to; SQLite without.")
-def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: str | None) -> int:
+@click.option(
+    "--recorded",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A study's folder in a storage, whose seconds the simulated cells take.",
+)
+def bench(
+    table: Path | None, cells: tuple[int, ...], only: str | None, server: str | None, recorded: Path | None
+) -> int:
     """Measure this machine: our costs as ratios, beside the limits the project keeps.
 
-    A quarter of an hour on two cores, most of it plain Ray Tune's.
+    20 minutes on two cores, most of it plain Ray Tune's.
     """
     import tempfile
 
@@ -687,7 +694,7 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: 
     from rich.table import Table
 
     from sweeps import bench as measurements
-    from sweeps import bench_busy, bench_engine, bench_mirror, bench_report
+    from sweeps import bench_busy, bench_engine, bench_mirror, bench_report, bench_scale
 
     grid = Table(title=measurements.machine(), title_justify="left")
     for head in ("what", "measured", "limit", "how"):
@@ -709,6 +716,8 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: 
             parts.append(bench_report.run(Path(folder)))
         if only in (None, "busy"):
             parts.append(bench_busy.run(Path(folder)))
+        if only in (None, "scale"):
+            parts.append(bench_scale.run(Path(folder), recorded))
         for row in chain.from_iterable(parts):
             measured, limit = f"{row.value:,.2f} {row.unit}".strip(), ""
             if math.isfinite(row.limit):

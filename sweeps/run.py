@@ -32,6 +32,7 @@ def train(
     keeper.tidy(state.cells, records)
     recorded = [*records.values(), *state.trials()]
     writer = Writer(state.store, state.study.tracking, recorded, state.data())
+    del records, recorded  # `Writer` lets go of them too, once it has sent them
     from sweeps import report, runner, winners  # Ray, while the writer's process imports MLflow
     from sweeps.optimise import View
 
