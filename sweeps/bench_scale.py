@@ -1,5 +1,6 @@
-"""What 100,000 cells on 512 GPUs ask of the one driver: simulated, measured, and where marked extrapolated."""
+"""What 100,000 cells on 512 GPUs ask of the one driver, measured and simulated."""
 
+import gc
 import json
 import math
 import statistics
@@ -18,7 +19,7 @@ import yaml
 from sweeps.bench import Measurement, peak_mb
 from sweeps.bench_engine import trivial
 from sweeps.state import State
-from sweeps.store import Record, Store
+from sweeps.store import READERS, Record, Store
 
 CELLS = 100_000
 NODES, GPUS = 64, 8
@@ -51,9 +52,7 @@ def run(folder: Path, recorded: Path | None = None) -> Iterator[Measurement]:
     yield from _told_of_store(folder / "full")
     yield from _told_of_mlflow(folder, seen["makespan_s"])
     for row in _part("optuna", folder / "optuna", *ASKED)["rows"]:
-        words = (
-            f"TPE, two settings, median of {ASKS}; its journal then takes {row['journal_ms']:.1f} ms a trial"
-        )
+        words = f"TPE, two settings, median of {ASKS}; the journal takes {row['journal_ms']:.1f} ms a trial"
         yield Measurement(f"Optuna asked after {row['trials']:,} trials", row["ask_ms"], "ms", 1000, words)
 
 
@@ -64,17 +63,16 @@ def _told_of_tune(tune: dict[str, Any]) -> Iterator[Measurement]:
         f"would add {CELLS / 1000 * tune['mb_per_1000']:,.0f} MB (extrapolated)"
     )
     yield Measurement("memory that 1,000 ended cells leave", tune["mb_per_1000"], "MB", 5, words)
-    words = (
-        f"on two workers; {1000 * tune['early_s']:.1f} ms at first and {1000 * tune['late_s']:.1f} ms at last"
-    )
+    words = f"{1000 * tune['early_s']:.1f} ms at first and {1000 * tune['late_s']:.1f} ms at last"
     yield Measurement("driver's processor a cell, Tune's", 1000 * tune["cpu_s"], "ms", 15, words)
 
 
 def _told_of_simulation(seen: dict[str, Any], tune_s: float) -> Iterator[Measurement]:
     gpus = NODES * GPUS
     words = (
-        f"simulated: {seen['ended']:,} pieces, {seen['trials']} of them search trials, of {seen['mean_s']:.0f} s "
-        f"on average ({seen['source']}), to the last beginning; {seen['busy_to_the_end']:.3f} to the end; "
+        f"simulated: {seen['ended']:,} pieces, {seen['trials']} of them search trials, of "
+        f"{seen['mean_s']:.0f} s on average ({seen['source']}), to the last beginning; "
+        f"{seen['busy_to_the_end']:.3f} to the end; "
         f"{seen['workers_lost']} workers and {seen['nodes_lost']} of {NODES} nodes lost"
     )
     yield Measurement(f"busy share of {gpus} GPUs", seen["busy"], "", 0.95, words, at_least=True)
@@ -82,10 +80,10 @@ def _told_of_simulation(seen: dict[str, Any], tune_s: float) -> Iterator[Measure
     yield Measurement("makespan over its lower bound", seen["over_bound"], "x", 1.1, words)
     piece_s = tune_s + seen["hand_ms"] / 1000 + seen["end_ms"] / 1000
     words = (
-        f"simulated with {1000 * tune_s:.1f} ms a piece for Tune; measured beside it {seen['hand_ms']:.2f} ms a "
-        f"hand-out and {seen['end_ms']:.2f} ms an end, {seen['longest_s']:.1f} s at most, when a search is over; "
-        f"the driver is busy all the time at pieces of {gpus * piece_s:.1f} s, at {4 * gpus * piece_s:.0f} s on "
-        f"{4 * gpus:,} GPUs"
+        f"simulated with {1000 * tune_s:.1f} ms a piece for Tune; beside it {seen['hand_ms']:.2f} ms a "
+        f"hand-out and {seen['end_ms']:.2f} ms an end, {seen['longest_s']:.1f} s at most, where a search is "
+        f"over; pieces of {gpus * piece_s:.1f} s would keep the driver busy all the time, and of "
+        f"{4 * gpus * piece_s:.0f} s on {4 * gpus:,} GPUs"
     )
     yield Measurement(f"driver's share of a core, {gpus} GPUs", seen["driver"], "", 0.5, words)
 
@@ -94,10 +92,11 @@ def _told_of_store(folder: Path) -> Iterator[Measurement]:
     _part("fill", folder, CELLS)
     listed = _part("list", folder)
     requests = math.ceil(CELLS / 1000) + CELLS
-    far = requests * REQUEST_S / 16 / 60
+    far = requests * REQUEST_S / READERS / 60
     words = (
-        f"a local folder, keys alone {listed['keys_s']:.1f} s; peak {listed['mb']:,.0f} MB; on object storage "
-        f"{requests:,} requests, {far:.0f} min at {1000 * REQUEST_S:.0f} ms and 16 at a time (computed)"
+        f"a local folder, {listed['cpu_s']:.1f} s of the processor, keys alone {listed['keys_s']:.1f} s; "
+        f"on object storage {requests:,} requests, {far:.0f} min at {1000 * REQUEST_S:.0f} ms and {READERS} "
+        f"at a time (computed)"
     )
     yield Measurement(f"{CELLS:,} records read", listed["records_s"], "s", 30, words)
     begin = time.perf_counter()
@@ -105,7 +104,10 @@ def _told_of_store(folder: Path) -> Iterator[Measurement]:
     subprocess.run(command, check=True, capture_output=True)
     yield Measurement(f"sweep status, {CELLS:,} finished", time.perf_counter() - begin, "s", 60, "one call")
     full = _part("begin", folder, CELLS)
-    words = "State, Agenda and the records for MLflow, before Ray is started; once"
+    words = (
+        f"State, Agenda and the records for MLflow, before Ray is started: {full['cpu_s']:.1f} s of the "
+        f"processor; once"
+    )
     yield Measurement(f"restart on {CELLS:,} finished", full["wall_s"], "s", 60, words)
     words = f"peak; {full['kept_mb']:,.0f} MB when the records are let go"
     yield Measurement(f"driver's memory, {CELLS:,} finished", full["mb"], "MB", 2048, words)
@@ -118,7 +120,8 @@ def _told_of_mlflow(folder: Path, makespan_s: float) -> Iterator[Measurement]:
     hours = CELLS * mirrored.value / 3.6e6
     words = (
         f"extrapolated from {mirrored.value:.0f} ms a run to SQLite, one process beside the run; "
-        f"{CELLS * SERVER_MS / 3.6e6:.1f} h to a server at {SERVER_MS} ms; the run itself {makespan_s / 3600:.1f} h"
+        f"{CELLS * SERVER_MS / 3.6e6:.1f} h to a server at {SERVER_MS} ms; the run takes "
+        f"{makespan_s / 3600:.1f} h"
     )
     yield Measurement(f"{CELLS:,} cells mirrored in MLflow", hours, "h", 3, words)
 
@@ -245,9 +248,10 @@ def _list(folder: Path) -> dict[str, Any]:
     store = Store(str(folder), "scale")
     begin = time.perf_counter()
     keys = store.keys()
-    listed = time.perf_counter()
+    listed, busy = time.perf_counter(), time.process_time()
     store.records(keys)
-    return {"keys_s": listed - begin, "records_s": time.perf_counter() - listed, "mb": peak_mb()}
+    cpu = time.process_time() - busy
+    return {"keys_s": listed - begin, "records_s": time.perf_counter() - listed, "cpu_s": cpu}
 
 
 def _optuna(folder: Path, *trials: str) -> dict[str, Any]:
@@ -303,6 +307,8 @@ class _Meter:
     def __init__(self, at: set[int]) -> None:
         self._at, self._ended = at, 0
         self.seen: dict[int, tuple[float, float]] = {}
+        self.kept = 0
+        """How many of Tune's trials there are in memory."""
 
     def begins(self) -> None:
         pass
@@ -314,6 +320,7 @@ class _Meter:
         self._ended += 1
         if self._ended in self._at:
             self.seen[self._ended] = _resident_mb(), time.process_time()
+            self.kept = sum(type(one).__name__ == "Trial" for one in gc.get_objects())
 
 
 def _tune(folder: Path, first: str, last: str) -> dict[str, Any]:
@@ -329,6 +336,7 @@ def _tune(folder: Path, first: str, last: str) -> dict[str, Any]:
     runner.run(Agenda(state), state.panel, state.store, state.study, meter, train_cell=trivial)
     (mb, cpu), (_, middle), (more_mb, more_cpu) = meter.seen.values()
     return {
+        "kept": meter.kept,
         "mb": more_mb,
         "mb_per_1000": 1000 * (more_mb - mb) / (end - begin),
         "cpu_s": (more_cpu - cpu) / (end - begin),

@@ -139,8 +139,8 @@ class Simulation:
         if agenda.stopped or not self._finished:
             raise RuntimeError(f"stopped: {agenda.stopped}")
         seen = self.outcome
-        seen.makespan = self._now
-        seen.lived += [(since, self._now) for since, _ in self._nodes.values()]
+        seen.makespan = max(self._now, self._driver_free)
+        seen.lived += [(since, seen.makespan) for since, _ in self._nodes.values()]
         return seen
 
     def _alive(self) -> list[dict[str, Any]]:
