@@ -69,6 +69,7 @@ class Agenda:
         """Arms whose search ended without a single score."""
         self.handed = 0
         self._in_flight: dict[Arm, set[int]] = {}
+        self._tuning: dict[Arm, dict[str, Any]] = {}
         self._ready: list[tuple[int, str, Cell]] = []
         records = state.records()
         self._recorded, self._cells_in_flight = len(records), 0
@@ -169,7 +170,9 @@ class Agenda:
             arm = Arm.of(cell)
             self.handed += 1
             self._cells_in_flight += 1
-            return Work("cell", key, arm, (cell,), self._state.tuning(arm))
+            if arm not in self._tuning:  # whose search is over: all its cells say the same of it
+                self._tuning[arm] = self._state.tuning(arm)
+            return Work("cell", key, arm, (cell,), self._tuning[arm])
         return None
 
     def ended(self, work: Work, record: Record) -> None:
@@ -244,9 +247,11 @@ class Agenda:
             self.cells -= self.waiting[arm]
             self.blocked[arm] = f"none of {len(self.searches[arm].ended)} trials has a score"
             return
-        looks = self._state.looks
-        cells = enumerate(self._state.study.cells({arm: point}))
-        own = [(i, cell) for i, cell in cells if Arm.of(cell) == arm and self._selects(cell)]
+        looks, arms = self._state.looks, self._state.study.arms()
+        cells = enumerate(self._state.study.cells({arm: point}, arm))
+        # Every arm's cells have the same order, and stand side by side in the grid.
+        placed = ((i * len(arms) + arms.index(arm), cell) for i, cell in cells)
+        own = [(place, cell) for place, cell in placed if self._selects(cell)]
         now = [(i, cell) for i, cell in own if looks is None or looks.asks_for(cell)]
         self._held += [(i, cell) for i, cell in own if looks is not None and not looks.asks_for(cell)]
         self.cells += self._take_up(now) - len(now)  # the same settings may have been chosen before

@@ -39,8 +39,10 @@ class Measurement(NamedTuple):
     value: float
     unit: str
     limit: float
-    """What the project promises to stay below."""
+    """What the project promises to stay below; infinite where it promises nothing."""
     detail: str
+    at_least: bool = False
+    """The limit is what it promises to reach."""
 
 
 def run(table: Path, storage: Path) -> list[Measurement]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -818,14 +819,22 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
 )
 @click.option(
     "--only",
-    type=click.Choice(["trial", "engine", "mirror", "report"]),
-    help="Only one training, only many, only their runs in MLflow, or only the report.",
+    type=click.Choice(["trial", "engine", "mirror", "report", "busy", "scale"]),
+    help="Only one training, only many, only their runs in MLflow, only the report, only how busy GPUs are "
+    "kept, or only 100,000 cells on 512 GPUs.",
 )
 @click.option("--server", metavar="URI", help="An MLflow server to write 2,000 runs to; SQLite without.")
-def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: str | None) -> int:
+@click.option(
+    "--recorded",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A study's folder in a storage, whose seconds the simulated cells take.",
+)
+def bench(
+    table: Path | None, cells: tuple[int, ...], only: str | None, server: str | None, recorded: Path | None
+) -> int:
     """Measure this machine: our costs as ratios, beside the limits the project keeps.
 
-    A quarter of an hour on two cores, most of it plain Ray Tune's.
+    20 minutes on two cores, most of it plain Ray Tune's.
     """
     import tempfile
 
@@ -833,7 +842,7 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: 
     from rich.table import Table
 
     from sweeps import bench as measurements
-    from sweeps import bench_engine, bench_mirror, bench_report
+    from sweeps import bench_busy, bench_engine, bench_mirror, bench_report, bench_scale
 
     grid = Table(title=measurements.machine(), title_justify="left")
     for head in ("what", "measured", "limit", "how"):
@@ -853,8 +862,14 @@ def bench(table: Path | None, cells: tuple[int, ...], only: str | None, server: 
             parts.append(bench_mirror.run(Path(folder), server))
         if only in (None, "report"):
             parts.append(bench_report.run(Path(folder)))
+        if only in (None, "busy"):
+            parts.append(bench_busy.run(Path(folder)))
+        if only in (None, "scale"):
+            parts.append(bench_scale.run(Path(folder), recorded))
         for row in chain.from_iterable(parts):
-            measured, limit = f"{row.value:.2f} {row.unit}", f"{row.limit:g} {row.unit}"
+            measured, limit = f"{row.value:,.2f} {row.unit}".strip(), ""
+            if math.isfinite(row.limit):
+                limit = f"{'at least ' if row.at_least else ''}{row.limit:,g} {row.unit}".strip()
             click.echo(f"{row.what}: {measured}", err=True)
             grid.add_row(row.what, measured, limit, row.detail)
     Console(width=None if sys.stdout.isatty() else 140).print(grid)

@@ -60,6 +60,10 @@ class Optimiser:
             if not any(all(old.get(name) == value for name, value in point.items()) for old in known):
                 self._study.enqueue_trial(point)
 
+    def ask(self) -> optuna.Trial:
+        """The next trial, whose point `suggest` draws."""
+        return self._study.ask()
+
     def suggest(self, trial: optuna.Trial) -> dict[str, int]:
         """The space as Optuna's define-by-run function; what it returns says which trial was asked."""
         point: dict[str, Any] = {}

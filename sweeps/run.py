@@ -23,6 +23,7 @@ def train(
     waits: bool = False,
     needs_tracking: bool = False,
     train_cell: Callable[..., Record] = work.run_and_record,
+    search_trial: type[work.SearchTrial] = work.SearchTrial,
 ) -> list[str]:
     """Do what is on the agenda, and say what the user should know of it.
 
@@ -35,6 +36,7 @@ def train(
     keeper.tidy(state.cells, records)
     recorded = [*records.values(), *state.trials()]
     writer = Writer(state.store, state.study.tracking, recorded, state.data())
+    del records, recorded  # `Writer` lets go of them too, once it has sent them
     from sweeps import report, runner, winners  # Ray, while the writer's process imports MLflow
     from sweeps.optimise import View
 
@@ -53,6 +55,7 @@ def train(
                     address=address,
                     waits=waits,
                     train_cell=train_cell,
+                    search_trial=search_trial,
                 )
         state.refresh()
         journal.write(state.searches.values())

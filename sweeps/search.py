@@ -115,7 +115,8 @@ def pareto(losses: list[tuple[float, ...]]) -> list[int]:
     def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
         return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
-    return [i for i, own in enumerate(losses) if not any(beats(other, own) for other in losses)]
+    among = [min(losses)] if losses and len(losses[0]) == 1 else losses  # of one objective the best will do
+    return [i for i, own in enumerate(losses) if not any(beats(other, own) for other in among)]
 
 
 def pick(front: list[tuple[float, ...]], search: Search) -> int:

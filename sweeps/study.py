@@ -298,14 +298,20 @@ class Study(Settings):
             tuning=tuning,
         )
 
-    def cells(self, tuned: Mapping[Arm, Mapping[str, Any]] = MappingProxyType({})) -> list[Cell]:
+    def cells(
+        self,
+        tuned: Mapping[Arm, Mapping[str, Any]] = MappingProxyType({}),
+        only: Arm | None = None,
+    ) -> list[Cell]:
         """The grid, ordered so that every arm has an early picture: first seeds and folds first.
 
         Of adaptive seeds all that may be run; which of them are, `sweeps.adaptive` tells.
         `tuned` are the points that the searches chose; an arm without one has the study's settings.
+        `only` leaves out the other arms.
         """
         most = max(len(factor.folds) for factor in self.design.split)
-        arms = {arm: settings_at(arm, tuned.get(arm, {}), self.model, self.train) for arm in self.arms()}
+        among = self.arms() if only is None else [only]
+        arms = {arm: settings_at(arm, tuned.get(arm, {}), self.model, self.train) for arm in among}
         return list(
             dict.fromkeys(
                 self._cell(arm, factor.split, fold, seed, settings)

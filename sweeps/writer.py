@@ -77,6 +77,7 @@ class Writer:
     def __enter__(self) -> Self:
         for record in self._recorded:
             self._send("recorded", record)
+        self._recorded = ()  # 100,000 of them would be a gigabyte for as long as the study runs
         return self
 
     def __exit__(
