@@ -321,7 +321,8 @@ def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.M
     system, path = store.location("cells", "k1")
 
     class Full:
-        create_dir, move, delete_file = system.create_dir, system.move, system.delete_file
+        type_name, create_dir = system.type_name, system.create_dir
+        move, delete_file = system.move, system.delete_file
 
         def open_output_stream(self, path: str) -> Any:
             Path(path).write_text("{")
