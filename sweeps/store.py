@@ -1,10 +1,8 @@
 """The store: the truth about which cells are done, on any file system that pyarrow opens."""
 
 import contextlib
-import functools
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 
+from pm25 import address
 from pm25.errors import InputError
 
 Record = dict[str, Any]
@@ -55,7 +54,7 @@ class Store:
         """File system and path of something below the study's folder. Raises InputError."""
         if "://" in self.storage:
             try:
-                system, root = _open(self.storage)
+                system, root = address.open_system(self.storage)
             except StorageError as error:
                 raise self.refusal("opened", error) from None
         else:
@@ -64,8 +63,9 @@ class Store:
 
     def refusal(self, what: str, error: Exception, mend: str | None = None) -> InputError:
         """That the storage cannot be `what` ('read', 'written')."""
-        mend = _mend(self.storage, error) if mend is None else mend
-        return InputError(f"storage: {self.storage} cannot be {what} ({reason(error)}){mend}")
+        if mend is None:
+            mend = address.mend(self.storage, error) or "; --set storage=FOLDER"
+        return InputError(f"storage: {self.storage} cannot be {what} ({address.reason(error)}){mend}")
 
     def prepare(self) -> None:
         """Make the study's folders and prove that they can be written. Raises InputError."""
@@ -73,7 +73,7 @@ class Store:
             system, folder = self.location(name)
             probe = f"{folder}/.probe-{secrets.token_hex(4)}"
             try:
-                _meet(self.storage, folder)
+                address.meet(self.storage, folder)
                 write(system, probe, b"probe")
                 system.delete_file(probe)
             except StorageError as error:
@@ -83,7 +83,7 @@ class Store:
         """Keys of all that have a record or the beginnings of one. Raises InputError."""
         system, folder = self.location(self.folder)
         try:
-            _meet(self.storage, folder)
+            address.meet(self.storage, folder)
             found = system.get_file_info(pyarrow.fs.FileSelector(folder))
         except FileNotFoundError:
             return set()
@@ -199,7 +199,7 @@ class Store:
         if system.type_name == "s3" and len(content) >= PART_BYTES:
             # In parts, and begun before the content is sent: of one that begins with the first part and
             # fails at that, pyarrow leaves an empty object.
-            system, _ = _open(self.storage, at_once=False)
+            system, _ = address.open_system(self.storage, at_once=False)
         write(system, path, content)
 
     def delete_file(self, key: str, name: str) -> None:
@@ -249,54 +249,12 @@ def _put(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) -
         stream.write(content)
 
 
-def reason(error: Exception) -> str:
-    """What a file system says, in one line and without the number that a server gives to a request."""
-    return " ".join(re.sub(r"\(Request ID: [^)]*\)", "", str(error)).split()).rstrip(".")
-
-
 def _keeps_whole_objects(system: pyarrow.fs.FileSystem) -> bool:
     """Whether a file appears with its last byte, and a folder is but a name.
 
     So it is on S3 and Google's storage. On Azure's pyarrow makes an empty file before it writes.
     """
     return system.type_name in ("s3", "gcs")
-
-
-@functools.lru_cache(8)
-def _open(uri: str, at_once: bool = True) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Opened once in a process: every new client of object storage makes new connections.
-
-    `at_once` writes what is less than PART_BYTES in one request, and not in three.
-    """
-    if at_once and uri.startswith("s3://"):
-        uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
-    return pyarrow.fs.FileSystem.from_uri(uri)
-
-
-@functools.lru_cache(8)
-def _meet(storage: str, folder: str) -> None:
-    """Raise soon where no S3 answers: in all its attempts a request may wait for five minutes."""
-    # Of these options the copy below knows nothing, and would refuse a certificate.
-    if not storage.startswith("s3://") or "tls_verify_certificates" in storage or "tls_ca_dir" in storage:
-        return
-    make, (options,) = _open(storage)[0].__reduce__()
-    hasty = make({**options, "retry_strategy": pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=2)})
-    hasty.get_file_info(folder)
-
-
-def _mend(storage: str, error: Exception) -> str:
-    """What to do about a storage that cannot be used."""
-    if not storage.startswith("s3://"):
-        return "; --set storage=FOLDER"
-    text = str(error)
-    if "NO_SUCH_BUCKET" in text or "not found" in text:
-        return "; make the bucket first, or --set storage=s3://ANOTHER"
-    if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE|UNRECOGNIZED_CLIENT|credential", text):
-        return "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to those of a user who may"
-    if "NETWORK_CONNECTION" in text:
-        address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return f"; AWS_ENDPOINT_URL is {address}" if address else "; set AWS_ENDPOINT_URL, if it is not AWS"
-    return "; --set storage=FOLDER"
 
 
 def _is_part(name: str) -> bool:
