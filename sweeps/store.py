@@ -249,6 +249,19 @@ def _put(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) -
         stream.write(content)
 
 
+def default_tracking(storage: str) -> str:
+    """MLflow's `<storage>/mlflow.db`, absolute: a relative SQLite address is another file in every process.
+
+    Raises InputError where the storage is no folder.
+    """
+    if "://" in storage:
+        raise InputError(
+            f"tracking: storage {storage} cannot hold a SQLite file; --set tracking=http://HOST:5000, "
+            "or sqlite:////FOLDER/mlflow.db on the driver's machine"
+        )
+    return f"sqlite:///{os.path.join(os.path.realpath(storage), 'mlflow.db')}"
+
+
 def _keeps_whole_objects(system: pyarrow.fs.FileSystem) -> bool:
     """Whether a file appears with its last byte, and a folder is but a name.
 

@@ -41,7 +41,7 @@ from pm25.errors import InputError
 from sweeps import tables
 from sweeps.aggregates import Aggregates
 from sweeps.pages import pages
-from sweeps.store import Record, Store
+from sweeps.store import Record, Store, default_tracking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,16 +106,6 @@ def _told_in_one_line(uri: str) -> Iterator[None]:
         raise _refusal(uri, error) from error
 
 
-def default_uri(storage: str) -> str:
-    """`<storage>/mlflow.db`, absolute: a relative SQLite address is another file in every process."""
-    if "://" in storage:
-        raise InputError(
-            f"tracking: storage {storage} cannot hold a SQLite file; --set tracking=http://HOST:5000, "
-            "or sqlite:////FOLDER/mlflow.db on the driver's machine"
-        )
-    return f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
-
-
 def artifacts_uri(storage: str, uri: str) -> str | None:
     """Where the artifacts of an experiment go; None where a server says so.
 
@@ -176,7 +166,7 @@ class Tracker:
         self._parents: dict[tuple[str, str | None], _Parent] | None = None
         self._datasets: set[str] = set()
         """Fingerprints of the data sets that the server is known to have."""
-        self.uri = uri or default_uri(store.storage)
+        self.uri = uri or default_tracking(store.storage)
         artifacts = artifacts_uri(store.storage, self.uri)
         with _told_in_one_line(self.uri):
             self._client = MlflowClient(tracking_uri=self.uri)
