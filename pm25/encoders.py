@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pm25 import address
 from pm25.errors import InputError
 
 if TYPE_CHECKING:
@@ -289,14 +290,15 @@ class Table:
                 f"encoder table: trained_on_target is {trained_on_target!r}; true or false is needed"
             )
         try:
-            content = Path(path).read_bytes()
+            content = address.read(path)
         except OSError as error:
             raise InputError(f"{file}: cannot be read: {error.strerror}") from error
         try:
             schema = pq.read_schema(io.BytesIO(content))
         except (ValueError, OSError) as error:
             raise InputError(f"{file}: not a Parquet file: {str(error).splitlines()[0][:120]}") from error
-        said = [Path(path).name, *schema.names, *(repr(pair) for pair in (schema.metadata or {}).items())]
+        name, metadata = address.file_name(path), schema.metadata or {}
+        said = [name, *schema.names, *(repr(pair) for pair in metadata.items())]
         other = path, trained_on_target or any("pdfm" in text.lower() for text in said)
         if "site_id" in schema.names:
             if tolerance_deg is not None:

@@ -1,9 +1,10 @@
 """The panel: a table of daily PM2.5 with covariates as arrays over site, day and channel."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from pm25 import address
 from pm25.errors import InputError
 from pm25.geo import CONUS, inside_conus
 
@@ -78,8 +80,8 @@ class Panel:
         return site.astype(np.int32), (day + window - 1).astype(np.int32)
 
 
-def read(path: Path, channels: Sequence[str] | None = None, groups: Sequence[str] = ()) -> Panel:
-    """Read a Parquet or CSV table with one row per site and day.
+def read(path: Path | str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()) -> Panel:
+    """Read a Parquet or CSV table with one row per site and day, at a path or an address.
 
     `channels` names the columns to feed to the model, in order; None takes every numeric column beside
     the required ones, then the calendar. `groups` names the columns that group sites, such as their state:
@@ -89,33 +91,48 @@ def read(path: Path, channels: Sequence[str] | None = None, groups: Sequence[str
     return from_table(read_table(path, channels, groups), str(path), channels, groups)
 
 
-def read_table(path: Path, channels: Sequence[str] | None = None, groups: Sequence[str] = ()) -> pa.Table:
+def read_table(
+    path: Path | str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
+) -> pa.Table:
     """The table as it stands, or only what `channels` and `groups` need of it.
 
     Raises InputError when it cannot be read.
     """
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such table; give a Parquet or CSV file with columns {', '.join(REQUIRED)}"
-        )
+    name, file = address.file_name(path), _opener(path)
     try:
-        if path.suffix == ".csv":
+        if name.endswith(".csv"):
             # A site_id keeps its leading zeros; an empty cell is missing in a column of text too.
             kinds = dict.fromkeys(["site_id", *(c for c in groups if c not in REQUIRED)], pa.string())
             text = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
-            table = pyarrow.csv.read_csv(path, convert_options=text)
+            table = pyarrow.csv.read_csv(file(), convert_options=text)
             return table.rename_columns(table.column_names)  # which fails here if they are no UTF-8
         columns = None
         if channels is not None:
-            present = set(pyarrow.parquet.read_schema(path).names)
+            present = set(pyarrow.parquet.read_schema(file()).names)
             needed = {*REQUIRED, *channels, *groups} - (set(CALENDAR) - present)
             columns = list(needed) if needed <= present else None  # all of them, to say what there is
-        return pyarrow.parquet.read_table(path, columns=columns)
+        return pyarrow.parquet.read_table(file(), columns=columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
-            f"{path}: cannot be read as {path.suffix[1:] or 'parquet'} ({reason}); write it again"
+            f"{path}: cannot be read as {Path(name).suffix[1:] or 'parquet'} ({reason}); write it again"
         ) from None
+
+
+def _opener(path: Path | str) -> Callable[[], Any]:
+    """What pyarrow reads, each time from the beginning."""
+    missing = f"{path}: no such table; give a Parquet or CSV file with columns {', '.join(REQUIRED)}"
+    if not address.is_address(path):
+        if not Path(path).is_file():
+            raise InputError(missing)
+        return lambda: path
+    try:
+        content = address.read(path)
+    except FileNotFoundError:
+        raise InputError(missing) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return lambda: pa.BufferReader(content)
 
 
 @dataclass(frozen=True)
@@ -255,7 +272,7 @@ def from_table(
     table: pa.Table, source: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
 ) -> Panel:
     """The arrays of a table. Raises InputError for the first problem that `check` finds; says `source`."""
-    name = Path(source).name
+    name = address.file_name(source)
     found = check(table, name, channels, groups)
     if found.problems:
         more = len(found.problems) - 1

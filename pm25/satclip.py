@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pm25 import address
 from pm25.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,12 +79,12 @@ def harmonics(lat: ArrayLike, lon: ArrayLike, L: int, kind: str = "analytic") ->
 
 
 def checkpoint_bytes(checkpoint: str | Path | None, model: str | None) -> bytes:
-    """Read a checkpoint: a local file, or one of MODELS from the Hugging Face hub or its cache."""
+    """Read a checkpoint: a file, at a path or an address, or one of MODELS from the hub or its cache."""
     if (checkpoint is None) == (model is None):
         raise InputError("encoder satclip: give one of checkpoint= (a local file) and model= (a hub name)")
-    path = Path(checkpoint) if checkpoint is not None else _from_hub(str(model))
+    path = checkpoint if checkpoint is not None else _from_hub(str(model))
     try:
-        return path.read_bytes()
+        return address.read(path)
     except OSError as error:
         raise InputError(f"encoder satclip: cannot read checkpoint {path}: {error.strerror}") from error
 

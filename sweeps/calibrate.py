@@ -237,7 +237,6 @@ def _write(store: Store, found: Calibration) -> None:
     system, folder = store.location(FOLDER)
     path = f"{folder}/{hashlib.sha256(identity.encode()).hexdigest()[:20]}.json"
     try:
-        system.create_dir(folder, recursive=True)
         files.write(system, path, found.model_dump_json(indent=1).encode())
     except files.StorageError as error:
         raise store.refusal("written", error, mend="") from None

@@ -882,13 +882,16 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("table")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object, every row named.")
-def check(table: Path, as_json: bool) -> int:
-    """Name every problem of TABLE with its rows and column; exit 2 if there is one."""
-    from pm25 import panel
+def check(table: str, as_json: bool) -> int:
+    """Name every problem of TABLE with its rows and column; exit 2 if there is one.
 
-    found = panel.check(panel.read_table(table), table.name)
+    TABLE is a path, or an address such as s3://bucket/panel.parquet.
+    """
+    from pm25 import address, panel
+
+    found = panel.check(panel.read_table(table), address.file_name(table))
     if as_json:
         faults = {
             kind: [

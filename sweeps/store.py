@@ -1,7 +1,6 @@
 """The store: the truth about which cells are done, on any file system that pyarrow opens."""
 
 import contextlib
-import functools
 import json
 import os
 import secrets
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 
+from pm25 import address
 from pm25.errors import InputError
 
 Record = dict[str, Any]
@@ -25,6 +25,9 @@ StorageError = (OSError, pa.ArrowException)
 
 READERS = 16
 """Records read at a time where each takes a request."""
+
+PART_BYTES = 10 * 2**20
+"""From here on pyarrow uploads an object to S3 in parts of so much, and less in one request."""
 
 _ENDED = {"cells": ("done", "failed"), "search": ("done", "failed", "pruned")}
 
@@ -51,17 +54,18 @@ class Store:
         """File system and path of something below the study's folder. Raises InputError."""
         if "://" in self.storage:
             try:
-                system, root = _open(self.storage)
+                system, root = address.open_system(self.storage)
             except StorageError as error:
-                raise self.refusal("opened", error, mend="") from None
+                raise self.refusal("opened", error) from None
         else:
             system, root = pyarrow.fs.LocalFileSystem(), os.path.abspath(self.storage)
         return system, "/".join([root.rstrip("/"), self.study, *parts])
 
-    def refusal(self, what: str, error: Exception, mend: str = "; --set storage=FOLDER") -> InputError:
+    def refusal(self, what: str, error: Exception, mend: str | None = None) -> InputError:
         """That the storage cannot be `what` ('read', 'written')."""
-        reason = " ".join(str(error).split()).rstrip(".")
-        return InputError(f"storage: {self.storage} cannot be {what} ({reason}){mend}")
+        if mend is None:
+            mend = address.mend(self.storage, error) or "; --set storage=FOLDER"
+        return InputError(f"storage: {self.storage} cannot be {what} ({address.reason(error)}){mend}")
 
     def prepare(self) -> None:
         """Make the study's folders and prove that they can be written. Raises InputError."""
@@ -69,7 +73,7 @@ class Store:
             system, folder = self.location(name)
             probe = f"{folder}/.probe-{secrets.token_hex(4)}"
             try:
-                system.create_dir(folder, recursive=True)
+                address.meet(self.storage, folder)
                 write(system, probe, b"probe")
                 system.delete_file(probe)
             except StorageError as error:
@@ -79,6 +83,7 @@ class Store:
         """Keys of all that have a record or the beginnings of one. Raises InputError."""
         system, folder = self.location(self.folder)
         try:
+            address.meet(self.storage, folder)
             found = system.get_file_info(pyarrow.fs.FileSelector(folder))
         except FileNotFoundError:
             return set()
@@ -133,6 +138,8 @@ class Store:
         text = json.dumps(record, indent=1, allow_nan=False)
         self.write_file(record["key"], "result.json", text.encode())
         system, folder = self.location(self.folder, record["key"])
+        if _keeps_whole_objects(system):  # where nothing is begun under another name
+            return
         for info in system.get_file_info(pyarrow.fs.FileSelector(folder)):
             if _is_part(info.base_name):
                 with contextlib.suppress(FileNotFoundError):
@@ -174,7 +181,10 @@ class Store:
 
     def read_table(self, key: str, name: str, columns: list[str] | None = None) -> pa.Table:
         system, path = self.location(self.folder, key, f"{name}.parquet")
-        return pyarrow.parquet.read_table(path, columns=columns, filesystem=system)
+        if isinstance(system, pyarrow.fs.LocalFileSystem):
+            return pyarrow.parquet.read_table(path, columns=columns)
+        # Whole: that takes two requests, and a table of some kB column by column five.
+        return pyarrow.parquet.read_table(pa.BufferReader(read(system, path)), columns=columns)
 
     def read_file(self, key: str, name: str) -> bytes | None:
         """One of a cell's files, or None where there is none."""
@@ -185,9 +195,12 @@ class Store:
 
     def write_file(self, key: str, name: str, content: bytes | pa.Buffer) -> None:
         """Write one of a cell's files, whole or not at all."""
-        system, folder = self.location(self.folder, key)
-        system.create_dir(folder, recursive=True)
-        write(system, f"{folder}/{name}", content)
+        system, path = self.location(self.folder, key, name)
+        if system.type_name == "s3" and len(content) >= PART_BYTES:
+            # In parts, and begun before the content is sent: of one that begins with the first part and
+            # fails at that, pyarrow leaves an empty object.
+            system, _ = address.open_system(self.storage, at_once=False)
+        write(system, path, content)
 
     def delete_file(self, key: str, name: str) -> None:
         """Drop one of a cell's files, if it is there."""
@@ -206,9 +219,16 @@ def read(system: pyarrow.fs.FileSystem, path: str) -> bytes:
 
 
 def write(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
-    """Write a file whole or not at all; its folder exists."""
+    """Write a file whole or not at all, and its folder where there are such."""
+    if _keeps_whole_objects(system):
+        # pyarrow ends an object also when it leaves by an exception, with what it has by then. Ctrl-C raises
+        # one anywhere, but in the main thread only.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(_put, system, path, content).result()
+        return
     folder, name = path.rsplit("/", 1)
     part = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
+    system.create_dir(folder, recursive=True)
     try:
         if isinstance(system, pyarrow.fs.LocalFileSystem):
             with open(part, "wb") as file:
@@ -216,8 +236,7 @@ def write(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) 
                 file.flush()
                 os.fsync(file.fileno())  # else a power failure may leave the name without the content
         else:
-            with system.open_output_stream(part) as stream:
-                stream.write(content)
+            _put(system, part, content)
         system.move(part, path)
     except StorageError:
         with contextlib.suppress(*StorageError):  # a full disk needs the room
@@ -225,10 +244,30 @@ def write(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) 
         raise
 
 
-@functools.lru_cache(8)
-def _open(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Opened once in a process: every new client of object storage makes new connections."""
-    return pyarrow.fs.FileSystem.from_uri(uri)
+def _put(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+    with system.open_output_stream(path) as stream:
+        stream.write(content)
+
+
+def default_tracking(storage: str) -> str:
+    """MLflow's `<storage>/mlflow.db`, absolute: a relative SQLite address is another file in every process.
+
+    Raises InputError where the storage is no folder.
+    """
+    if "://" in storage:
+        raise InputError(
+            f"tracking: storage {storage} cannot hold a SQLite file; --set tracking=http://HOST:5000, "
+            "or sqlite:////FOLDER/mlflow.db on the driver's machine"
+        )
+    return f"sqlite:///{os.path.join(os.path.realpath(storage), 'mlflow.db')}"
+
+
+def _keeps_whole_objects(system: pyarrow.fs.FileSystem) -> bool:
+    """Whether a file appears with its last byte, and a folder is but a name.
+
+    So it is on S3 and Google's storage. On Azure's pyarrow makes an empty file before it writes.
+    """
+    return system.type_name in ("s3", "gcs")
 
 
 def _is_part(name: str) -> bool:

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from pm25 import protocol
+from pm25 import address, protocol
 from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
 from pm25.neighbours import NeighbourSettings
@@ -48,6 +49,17 @@ KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit)
 SHIPPED = resources.files("sweeps") / "studies"
 
 
+def _place(value: Any) -> Path | str:
+    """An address stays a text: as a path s3:// would lose a slash."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"give a path, or an address such as s3://bucket/file, got {value!r}")
+    return value if address.is_address(value) else Path(value)
+
+
+Place = Annotated[Path | str, PlainValidator(_place)]
+"""A file: a path, or an address that pyarrow opens."""
+
+
 class Synthetic(Settings):
     """A panel made by `pm25.synth.synthesize`."""
 
@@ -59,7 +71,7 @@ class Synthetic(Settings):
 class Data(Settings):
     """The table, or the synthetic panel, that the study is about."""
 
-    table: Path | None = None
+    table: Place | None = None
     synthetic: Synthetic | None = None
     channels: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(listed)] = (
         None
@@ -79,7 +91,7 @@ class Data(Settings):
 class SatCLIPOptions(Settings):
     """Where the published weights are: a checkpoint on disk, or a model on the Hugging Face hub."""
 
-    checkpoint: Path | None = None
+    checkpoint: Place | None = None
     model: str | None = None
 
     @model_validator(mode="after")
@@ -92,7 +104,7 @@ class SatCLIPOptions(Settings):
 class TableOptions(Settings):
     """A Parquet of precomputed vectors, keyed by site_id or by lat and lon."""
 
-    path: Path
+    path: Place
     tolerance_deg: PositiveFloat | None = None
     """How far a place may lie from its row; means nothing for a table keyed by site_id."""
     trained_on_target: bool = False

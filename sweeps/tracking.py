@@ -41,7 +41,7 @@ from pm25.errors import InputError
 from sweeps import tables
 from sweeps.aggregates import Aggregates
 from sweeps.pages import pages
-from sweeps.store import Record, Store
+from sweeps.store import Record, Store, default_tracking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,11 +106,18 @@ def _told_in_one_line(uri: str) -> Iterator[None]:
         raise _refusal(uri, error) from error
 
 
-def default_uri(storage: str) -> str:
-    """`<storage>/mlflow.db`, absolute: a relative SQLite address is another file in every process."""
-    if "://" in storage:
-        raise InputError(f"tracking: storage {storage} is no folder; --set tracking=URI of an MLflow server")
-    return f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
+def artifacts_uri(storage: str, uri: str) -> str | None:
+    """Where the artifacts of an experiment go; None where a server says so.
+
+    MLflow itself would put those of a database into the folder that the process stands in.
+    """
+    if uri.startswith("http"):
+        return None
+    if "://" not in storage:
+        return Path(storage).resolve().joinpath("mlflow-artifacts").as_uri()
+    if uri.startswith("sqlite:///"):
+        return Path(uri.removeprefix("sqlite:///")).resolve().with_name("mlflow-artifacts").as_uri()
+    return f"{storage.partition('?')[0].rstrip('/')}/mlflow-artifacts"
 
 
 class Unreachable(InputError):
@@ -159,8 +166,8 @@ class Tracker:
         self._parents: dict[tuple[str, str | None], _Parent] | None = None
         self._datasets: set[str] = set()
         """Fingerprints of the data sets that the server is known to have."""
-        self.uri = uri or default_uri(store.storage)
-        artifacts = None if uri else Path(store.storage).resolve().joinpath("mlflow-artifacts").as_uri()
+        self.uri = uri or default_tracking(store.storage)
+        artifacts = artifacts_uri(store.storage, self.uri)
         with _told_in_one_line(self.uri):
             self._client = MlflowClient(tracking_uri=self.uri)
             experiment = self._client.get_experiment_by_name(store.study)
@@ -584,7 +591,8 @@ def _place(record: Record, kind: str) -> dict[str, str]:
 def _dataset(fingerprint: str, data: Mapping[str, Any]) -> DatasetInput:
     """MLflow finds a data set by its name and digest, of at most 36 characters."""
     told = {name: json.dumps(data[name]) for name in ("source", "schema", "profile")}
-    kind = "code" if "synthetic" in data["source"] else "local"
+    uri = data["source"].get("uri")
+    kind = "code" if uri is None else uri.partition("://")[0] if "://" in uri else "local"
     dataset = Dataset(data["name"], fingerprint[:36], kind, **told)
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 

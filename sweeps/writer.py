@@ -18,7 +18,7 @@ import click
 
 from pm25.cell import Cell
 from pm25.errors import InputError
-from sweeps.store import Record, Store
+from sweeps.store import Record, Store, default_tracking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,8 @@ class Writer:
         recorded: Iterable[Record],
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """`data` is what `Tracker` shows of the panel."""
+        """`data` is what `Tracker` shows of the panel. Raises InputError where there is no place for it."""
+        uri = uri or default_tracking(store.storage)
         self.behind = ""
         """Known when it is closed."""
         self._process = subprocess.Popen(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pm25.errors import InputError
-from sweeps.store import Store
+from sweeps import store as files_
+from sweeps.store import PART_BYTES, Store
 
 RECORD = {"key": "k1", "state": "done", "metrics": {"test_rmse": 1.5, "test_r2": None}}
 
@@ -35,6 +37,23 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     place = tmp_path / "results"
     kind = Elsewhere if request.param == "elsewhere" else Store
     return kind(place.as_uri() if request.param == "uri" else str(place), "toy")
+
+
+@pytest.fixture(params=["folder", "uri", "elsewhere", "bucket"])
+def any_store(request: pytest.FixtureRequest) -> Store:
+    if request.param == "bucket":
+        return Store(f"{request.getfixturevalue('objects').bucket()}/results", "toy")
+    place: Path = request.getfixturevalue("tmp_path") / "results"
+    kind = Elsewhere if request.param == "elsewhere" else Store
+    return kind(place.as_uri() if request.param == "uri" else str(place), "toy")
+
+
+@pytest.fixture
+def bucket_store(objects: Any) -> Store:
+    store = Store(f"{objects.bucket()}/results", "toy")
+    store.location()[0].get_file_info("meet")  # pyarrow asks first who it is that answers
+    objects.asked.clear()
+    return store
 
 
 def files(folder: Path) -> list[str]:
@@ -58,25 +77,25 @@ def test_a_second_record_replaces_the_first(store: Store, tmp_path: Path) -> Non
     assert files(tmp_path) == ["results/toy/cells/k1/result.json"]
 
 
-def test_a_forgotten_cell_has_not_ended(store: Store) -> None:
+def test_a_forgotten_cell_has_not_ended(any_store: Store) -> None:
     for key in ("k1", "k2"):
-        store.write_table(key, "history", {"epoch": [1]})
-        store.write_record(RECORD | {"key": key})
-    store.forget("k1")
-    assert store.record("k1") is None
-    assert [*store.records(["k1", "k2"])] == ["k2"]
+        any_store.write_table(key, "history", {"epoch": [1]})
+        any_store.write_record(RECORD | {"key": key})
+    any_store.forget("k1")
+    assert any_store.record("k1") is None
+    assert [*any_store.records(["k1", "k2"])] == ["k2"]
 
 
-def test_nothing_of_a_forgotten_cell_is_left(store: Store) -> None:
-    store.write_record(RECORD | {"state": "failed"})
-    store.write_file("k1", "checkpoint.pt", b"epoch 3")
-    store.write_file("k2", "checkpoint.pt", b"epoch 1")
-    store.forget("k1")
-    assert store.keys() == {"k2"}
-    assert store.read_file("k1", "checkpoint.pt") is None
-    store.forget("k2")  # which has no record
-    store.forget("k3")  # nor anything else
-    assert store.keys() == set()
+def test_nothing_of_a_forgotten_cell_is_left(any_store: Store) -> None:
+    any_store.write_record(RECORD | {"state": "failed"})
+    any_store.write_file("k1", "checkpoint.pt", b"epoch 3")
+    any_store.write_file("k2", "checkpoint.pt", b"epoch 1")
+    any_store.forget("k1")
+    assert any_store.keys() == {"k2"}
+    assert any_store.read_file("k1", "checkpoint.pt") is None
+    any_store.forget("k2")  # which has no record
+    any_store.forget("k3")  # nor anything else
+    assert any_store.keys() == set()
 
 
 def test_a_cell_half_forgotten_has_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,16 +118,16 @@ def test_a_cell_half_forgotten_has_no_record(tmp_path: Path, monkeypatch: pytest
     assert files(tmp_path) == ["toy/cells/k1/history.parquet"]
 
 
-def test_files_come_and_go(store: Store) -> None:
-    assert store.read_file("k1", "checkpoint.pt") is None
-    store.delete_file("k1", "checkpoint.pt")
+def test_files_come_and_go(any_store: Store) -> None:
+    assert any_store.read_file("k1", "checkpoint.pt") is None
+    any_store.delete_file("k1", "checkpoint.pt")
     for content in (b"epoch 1", b"", b"epoch 2\0"):
-        store.write_file("k1", "checkpoint.pt", content)
-        assert store.read_file("k1", "checkpoint.pt") == content
-    store.write_record(RECORD)
-    store.delete_file("k1", "checkpoint.pt")
-    assert store.read_file("k1", "checkpoint.pt") is None
-    assert store.record("k1") == RECORD
+        any_store.write_file("k1", "checkpoint.pt", content)
+        assert any_store.read_file("k1", "checkpoint.pt") == content
+    any_store.write_record(RECORD)
+    any_store.delete_file("k1", "checkpoint.pt")
+    assert any_store.read_file("k1", "checkpoint.pt") is None
+    assert any_store.record("k1") == RECORD
 
 
 def test_search_trials_lie_beside_the_cells(store: Store, tmp_path: Path) -> None:
@@ -143,13 +162,13 @@ def test_what_another_process_does_is_seen(store: Store, tmp_path: Path) -> None
     assert found["k2"]["seen"] == 1
 
 
-def test_tables_keep_their_columns(store: Store) -> None:
-    store.write_table("k1", "history", {"epoch": [1, 2], "train_loss": [0.5, 0.25]})
+def test_tables_keep_their_columns(any_store: Store) -> None:
+    any_store.write_table("k1", "history", {"epoch": [1, 2], "train_loss": [0.5, 0.25]})
     table = pa.table({"part": pa.array(["test", "wr", "test"]).dictionary_encode()})
-    store.write_table("k1", "predictions", table)
-    assert store.read_table("k1", "history").to_pydict() == {"epoch": [1, 2], "train_loss": [0.5, 0.25]}
-    assert store.read_table("k1", "history", ["epoch"]).column_names == ["epoch"]
-    assert store.read_table("k1", "predictions")["part"].to_pylist() == ["test", "wr", "test"]
+    any_store.write_table("k1", "predictions", table)
+    assert any_store.read_table("k1", "history").to_pydict() == {"epoch": [1, 2], "train_loss": [0.5, 0.25]}
+    assert any_store.read_table("k1", "history", ["epoch"]).column_names == ["epoch"]
+    assert any_store.read_table("k1", "predictions")["part"].to_pylist() == ["test", "wr", "test"]
 
 
 def test_beginnings_are_no_record(store: Store, tmp_path: Path) -> None:
@@ -162,12 +181,12 @@ def test_beginnings_are_no_record(store: Store, tmp_path: Path) -> None:
     assert store.records(["k1"]) == {}
 
 
-def test_records_come_in_the_order_asked_for(store: Store) -> None:
+def test_records_come_in_the_order_asked_for(any_store: Store) -> None:
     names = [f"k{i}" for i in range(40)]
     for name in names:
-        store.write_record(RECORD | {"key": name})
+        any_store.write_record(RECORD | {"key": name})
     asked = [*reversed(names[:30]), "unknown", *names[35:]]
-    found = store.records(asked)
+    found = any_store.records(asked)
     assert [*found] == [name for name in asked if name != "unknown"]
     assert all(record["key"] == key for key, record in found.items())
 
@@ -192,21 +211,21 @@ def test_the_size_is_that_of_the_cells_asked_for(store: Store, tmp_path: Path) -
     assert store.size([]) == 0
 
 
-def test_who_holds_a_file(store: Store, tmp_path: Path) -> None:
-    assert store.holding("weights.pt") == set()
+def test_who_holds_a_file(any_store: Store) -> None:
+    assert any_store.holding("weights.pt") == set()
     for key in ("k1", "k2"):
-        store.write_file(key, "weights.pt", b"weights")
-    store.write_file("k3", ".weights.pt.77.part", b"half")
-    store.search.write_file("k4", "weights.pt", b"weights")
-    store.write_file("k5", "result.json", b"{}")
-    assert store.holding("weights.pt") == {"k1", "k2"}
-    assert store.search.holding("weights.pt") == {"k4"}
+        any_store.write_file(key, "weights.pt", b"weights")
+    any_store.write_file("k3", ".weights.pt.77.part", b"half")
+    any_store.search.write_file("k4", "weights.pt", b"weights")
+    any_store.write_file("k5", "result.json", b"{}")
+    assert any_store.holding("weights.pt") == {"k1", "k2"}
+    assert any_store.search.holding("weights.pt") == {"k4"}
 
 
-def test_a_store_travels_as_a_value(store: Store) -> None:
-    store.write_record(RECORD)
-    assert pickle.loads(pickle.dumps(store)).record("k1") == RECORD
-    assert store == type(store)(store.storage, "toy")
+def test_a_store_travels_as_a_value(any_store: Store) -> None:
+    any_store.write_record(RECORD)
+    assert pickle.loads(pickle.dumps(any_store)).record("k1") == RECORD
+    assert any_store == type(any_store)(any_store.storage, "toy")
 
 
 @settings(deadline=None)  # a disk takes its time
@@ -229,10 +248,10 @@ def test_a_record_is_read_to_the_last_bit(content: dict[str, Any]) -> None:
         assert repr(store.record("k1")) == repr(record)
 
 
-def test_no_number_but_a_finite_one(store: Store) -> None:
+def test_no_number_but_a_finite_one(any_store: Store) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        store.write_record(RECORD | {"metrics": {"test_rmse": float("nan")}})
-    assert store.record("k1") is None
+        any_store.write_record(RECORD | {"metrics": {"test_rmse": float("nan")}})
+    assert any_store.record("k1") is None
 
 
 # Whole or not at all
@@ -240,7 +259,8 @@ def test_no_number_but_a_finite_one(store: Store) -> None:
 
 _DIES = """
 import builtins, os, signal, sys
-from sweeps.store import Store
+from sweeps import store as files_
+from sweeps.store import PART_BYTES, Store
 
 class File:
     def __init__(self, file): self.file = file
@@ -321,7 +341,8 @@ def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.M
     system, path = store.location("cells", "k1")
 
     class Full:
-        create_dir, move, delete_file = system.create_dir, system.move, system.delete_file
+        type_name, create_dir = system.type_name, system.create_dir
+        move, delete_file = system.move, system.delete_file
 
         def open_output_stream(self, path: str) -> Any:
             Path(path).write_text("{")
@@ -333,6 +354,141 @@ def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     assert store.record("k1") == RECORD
     assert files(tmp_path) == ["toy/cells/k1/result.json"]  # which gives the room back
+
+
+# In a bucket
+
+
+def test_a_file_in_a_bucket_is_one_request(bucket_store: Store, objects: Any) -> None:
+    """Without a part and its copy, without an object for each folder, without a look around."""
+    bucket = bucket_store.storage.removeprefix("s3:/").removesuffix("/results")
+    place = f"{bucket}/results/toy/cells/k1"
+    bucket_store.write_table("k1", "history", {"epoch": [1]})
+    bucket_store.write_record(RECORD)
+    assert objects.asked == [f"PUT {place}/history.parquet", f"PUT {place}/result.json"]
+    objects.asked.clear()
+    bucket_store.delete_file("k1", "checkpoint.pt")
+    assert bucket_store.record("k1") == RECORD
+    assert bucket_store.read_table("k1", "history").num_rows == 1
+    assert objects.asked == [
+        f"HEAD {place}/checkpoint.pt",
+        *(
+            f"{verb} {place}/{name}"
+            for name in ("result.json", "history.parquet")
+            for verb in ("HEAD", "GET")
+        ),
+    ]
+
+
+def test_a_look_at_a_bucket_s_cells_is_one_request(bucket_store: Store, objects: Any) -> None:
+    """For a thousand objects."""
+    keys = [f"k{number}" for number in range(30)]
+    for key in keys:
+        bucket_store.write_record(RECORD | {"key": key})
+        bucket_store.write_file(key, "weights.pt", b"weights")
+    bucket_store.keys()  # which meets it for the first time
+    for look in (bucket_store.keys, lambda: bucket_store.holding("weights.pt")):
+        objects.asked.clear()
+        assert look() == {*keys}
+        assert len(objects.asked) == 1
+    objects.asked.clear()
+    assert bucket_store.size(["k7"]) == len(json.dumps(RECORD | {"key": "k7"}, indent=1)) + len(b"weights")
+    assert len(objects.asked) == 1
+    assert [*bucket_store.records(["k7", "k29", "unknown"])] == ["k7", "k29"]
+    assert len(objects.asked) == 1 + 1 + 2 * 2  # who there is, then size and content of each
+
+
+class Interrupted:
+    """A bucket while whose object is written somebody presses Ctrl-C."""
+
+    type_name = "s3"
+
+    def __init__(self, system: pyarrow.fs.FileSystem) -> None:
+        self._system = system
+
+    def open_output_stream(self, path: str) -> Any:
+        stream = self._system.open_output_stream(path)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)  # the interpreter's main thread hears of it
+        return stream
+
+
+def test_what_is_interrupted_is_whole_in_a_bucket(bucket_store: Store) -> None:
+    system, path = bucket_store.location("cells", "k1", "result.json")
+    with pytest.raises(KeyboardInterrupt):
+        files_.write(Interrupted(system), path, b"all of it")
+    assert files_.read(system, path) == b"all of it"
+
+
+@pytest.mark.parametrize("before", [None, b"old"], ids=["new", "over an old one"])
+@pytest.mark.parametrize(
+    ("size", "fails"),
+    [(1000, "PUT"), (PART_BYTES, "?uploads"), (PART_BYTES, "?partNumber=1"), (PART_BYTES, "POST")],
+    ids=["at once", "parts not begun", "a part", "parts not ended"],
+)
+def test_an_object_that_cannot_be_written_is_none(
+    bucket_store: Store, objects: Any, before: bytes | None, size: int, fails: str
+) -> None:
+    """pyarrow leaves an empty one where an upload that it could send at once fails to begin in parts."""
+    if before is not None:
+        bucket_store.write_file("k1", "weights.pt", before)
+    begins = "?uploads" in fails
+    objects.refused = lambda request: fails in request and (begins or "?uploads" not in request)
+    with pytest.raises(OSError, match="ACCESS_DENIED"):
+        bucket_store.write_file("k1", "weights.pt", b"x" * size)
+    objects.refused = lambda request: False
+    assert bucket_store.read_file("k1", "weights.pt") == before
+
+
+def test_a_large_object_is_whole(bucket_store: Store) -> None:
+    for size in (PART_BYTES - 1, PART_BYTES, 2 * PART_BYTES + 5):
+        bucket_store.write_file("k1", "weights.pt", content := os.urandom(size))
+        assert bucket_store.read_file("k1", "weights.pt") == content
+
+
+def test_a_bucket_that_is_not_there_is_told(objects: Any) -> None:
+    store = Store("s3://nobodys/results", "toy")
+    for call, what in (
+        (store.prepare, "written"),
+        (store.keys, "read"),
+        (lambda: store.records(["k"]), "read"),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        text = str(caught.value)
+        assert text.startswith(f"storage: s3://nobodys/results cannot be {what} (")
+        assert text.endswith("does not exist); make the bucket first, or name another")
+        assert "\n" not in text
+        assert "Request ID" not in text
+
+
+def test_wrong_credentials_are_told(bucket_store: Store, objects: Any) -> None:
+    objects.checks_users(True)
+    try:
+        for call in (bucket_store.prepare, bucket_store.keys, lambda: bucket_store.record("k1")):
+            with pytest.raises(
+                InputError, match=r"; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) as caught:
+                call()
+            assert str(caught.value).startswith(f"storage: {bucket_store.storage} cannot be ")
+    finally:
+        objects.checks_users(False)
+
+
+def test_storage_that_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=r"cannot be written .*; AWS_ENDPOINT_URL is http://127\.0\.0\.1:9$"):
+        Store("s3://unanswered/results", "toy").prepare()
+    assert time.monotonic() - begin < 10
+
+
+def test_a_prepared_bucket_can_be_used(bucket_store: Store) -> None:
+    bucket_store.prepare()
+    assert bucket_store.keys() == bucket_store.search.keys() == set()
+    bucket_store.write_record(RECORD)
+    bucket_store.prepare()
+    assert bucket_store.keys() == {"k1"}
 
 
 # Bad places and bad content

@@ -120,6 +120,16 @@ def test_the_shipped_studies_are_these() -> None:
     assert sorted(file.name for file in study.SHIPPED.iterdir()) == [f"{name}.yaml" for name in SHIPPED]
 
 
+def test_an_address_stays_one() -> None:
+    uri = "s3://bucket/a/panel.parquet"
+    told = [f"data.table={uri}", f"encoders.table.path={uri}", f"encoders.satclip.checkpoint={uri}"]
+    made = study.load("quick", told)
+    assert made.data.table == uri
+    assert made.encoder_options("table")["path"] == made.encoder_options("satclip")["checkpoint"] == uri
+    with pytest.raises(InputError, match=r"data\.table: give a path, or an address such as .*, got 5$"):
+        study.load("quick", ["data.table=5"])
+
+
 def test_quick_names_channels_of_the_real_table() -> None:
     table = SHARED / "data" / "conus_daily_2021.parquet"
     if not table.is_file():

@@ -19,7 +19,7 @@ from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.bench_engine import trivial
-from sweeps.store import Record, Store
+from sweeps.store import Record, Store, default_tracking
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -58,7 +58,7 @@ def store(schema: Path, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def client(store: Store) -> MlflowClient:
-    return MlflowClient(tracking.default_uri(store.storage))
+    return MlflowClient(default_tracking(store.storage))
 
 
 @pytest.fixture
@@ -398,3 +398,24 @@ def test_a_winner_is_registered_once(store: Store, client: MlflowClient) -> None
     assert str(client.get_model_version_by_alias("toy.none", "winner").version) == "2"
     assert tracker.register(winner, example) is None, "the first again"
     assert str(client.get_model_version_by_alias("toy.none", "winner").version) == "1"
+
+
+@pytest.mark.parametrize(
+    ("storage", "uri", "place"),
+    [
+        ("/data/results", "sqlite:////data/results/mlflow.db", "file:///data/results/mlflow-artifacts"),
+        ("/data/results", "http://host:5000", None),
+        ("s3://bucket/results", "http://host:5000", None),
+        ("s3://bucket/results", "sqlite:////home/me/mlflow.db", "file:///home/me/mlflow-artifacts"),
+        ("s3://bucket/a/?region=eu", "postgresql://host/mlflow", "s3://bucket/a/mlflow-artifacts"),
+    ],
+)
+def test_artifacts_never_go_into_the_current_folder(storage: str, uri: str, place: str | None) -> None:
+    assert tracking.artifacts_uri(storage, uri) == place
+
+
+def test_a_bucket_holds_no_database() -> None:
+    with pytest.raises(
+        InputError, match=r"^tracking: storage s3://b cannot hold a SQLite file; --set tracking="
+    ):
+        Tracker(Store("s3://b", "toy"), None)

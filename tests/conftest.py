@@ -1,0 +1,81 @@
+"""What the tests of both packages share: object storage that speaks the S3 protocol, in this process."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import requests
+
+
+class Objects:
+    """moto's S3 on a free port: what it was asked, and what it is to refuse."""
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class Quiet(WSGIRequestHandler):
+            def log(self, *_: object) -> None:
+                """A test that fails would show them all."""
+
+        self.asked: list[str] = []
+        """Methods and paths, with their queries."""
+        self.refused: Callable[[str], bool] = lambda request: False
+        """Whether a request gets a 403 instead of an answer."""
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._numbers = itertools.count(1)
+
+    def _answer(self, environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        query = environment["QUERY_STRING"]
+        asked = f"{environment['REQUEST_METHOD']} {environment['PATH_INFO']}{'?' if query else ''}{query}"
+        self.asked.append(asked)
+        if self.refused(asked):
+            start("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
+        answer: Iterable[bytes] = self._moto(environment, start)
+        return answer
+
+    def bucket(self) -> str:
+        """The address of a new bucket."""
+        name = f"bucket-{next(self._numbers)}"
+        requests.put(f"{self.url}/{name}", timeout=20).raise_for_status()
+        return f"s3://{name}"
+
+    def put(self, address: str, content: bytes) -> None:
+        path = address.removeprefix("s3://")
+        requests.put(f"{self.url}/{path}", data=content, timeout=20).raise_for_status()
+
+    def checks_users(self, yes: bool) -> None:
+        """Whether it asks for credentials that exist; it knows none."""
+        requests.post(f"{self.url}/moto-api/reset-auth", data="0" if yes else "inf", timeout=20)
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="session")
+def _objects() -> Iterator[Objects]:
+    server = Objects()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def objects(_objects: Objects, monkeypatch: pytest.MonkeyPatch) -> Objects:
+    """Object storage, with an environment in which pyarrow and child processes find it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _objects.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "user")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    _objects.asked.clear()
+    monkeypatch.setattr(_objects, "refused", lambda request: False)
+    return _objects

@@ -1,0 +1,112 @@
+"""A whole study in a bucket: killed with all its processes, resumed, and read again."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.fs
+import pytest
+
+from sweeps.store import Store
+
+pytestmark = pytest.mark.slow
+
+SMALLER = (
+    "data.synthetic={sites: 60, days: 60, seed: 0}",
+    "search.trials=2",
+    "model={width: 8, attention_units: 8}",
+    "train={learning_rate: 0.003, max_epochs: 5, max_windows: 600, max_validation_windows: 200}",
+    "design.seed=0",
+    "checkpoint_seconds=0",
+)
+ARMS, CELLS = 5, 15
+RECORDS = ARMS * 2 + CELLS
+
+
+class Demo:
+    """The shipped study `demo` in a bucket, smaller than it is."""
+
+    def __init__(self, objects: Any, folder: Path) -> None:
+        self.folder, self.store = folder, Store(f"{objects.bucket()}/results", "demo")
+        self.tracking = f"sqlite:///{folder / 'tracking' / 'mlflow.db'}"
+        (folder / "tracking").mkdir()
+        settings = (*SMALLER, f"storage={self.store.storage}", f"tracking={self.tracking}")
+        self.study = ["demo", *(word for text in settings for word in ("--set", text))]
+
+    def start(self, command: str, *more: str) -> "subprocess.Popen[str]":
+        words = [sys.executable, "-m", "sweeps", command, *self.study, *more]
+        with (self.folder / "log").open("a") as log:
+            return subprocess.Popen(words, stdout=log, stderr=log, text=True, cwd=self.folder)
+
+    def run(self, command: str, *more: str) -> str:
+        words = [sys.executable, "-m", "sweeps", command, *self.study, *more]
+        ended = subprocess.run(words, capture_output=True, text=True, cwd=self.folder)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        return ended.stdout
+
+    def objects(self, name: str) -> dict[str, tuple[int, Any]]:
+        """By path, what is there under a name: size and time."""
+        system, root = self.store.location()
+        selector = pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True)
+        found = [info for info in system.get_file_info(selector) if info.base_name == name]
+        return {info.path: (info.size, info.mtime_ns) for info in found}
+
+    def unfinished(self) -> set[str]:
+        """Trainings with a checkpoint and no record."""
+        began = {path.rsplit("/", 1)[0] for path in self.objects("checkpoint.pt")}
+        return began - {path.rsplit("/", 1)[0] for path in self.objects("result.json")}
+
+    def said(self) -> str:
+        return (self.folder / "log").read_text()[-3000:]
+
+
+def kill(driver: "subprocess.Popen[str]") -> int:
+    """The driver and its Ray, all at once; how many processes that were."""
+    all_ = [process := psutil.Process(driver.pid), *process.children(recursive=True)]
+    for one in all_:
+        one.kill()
+    driver.wait()
+    return len(all_)
+
+
+def test_the_demo_in_a_bucket_is_killed_and_resumed(objects: Any, tmp_path: Path) -> None:
+    demo = Demo(objects, tmp_path)
+    before: dict[str, tuple[int, Any]] = {}
+    for _ in range(4):  # until one is killed amid a training that it had stored
+        driver, until = demo.start("run"), time.monotonic() + 120
+        while len(demo.objects("result.json")) < len(before) + 5 or not demo.unfinished():
+            assert driver.poll() is None, demo.said()
+            assert time.monotonic() < until, demo.said()
+            time.sleep(0.05)
+        assert kill(driver) > 3
+        before = demo.objects("result.json")
+        if left := demo.unfinished():
+            break
+    assert 5 <= len(before) < RECORDS
+    assert left
+
+    assert demo.start("run").wait(timeout=300) == 0, demo.said()
+    after = demo.objects("result.json")
+    assert {path: after[path] for path in before} == before, "a finished record was written again"
+    assert len(after) == RECORDS
+    ended = demo.store.records(demo.store.keys()), demo.store.search.records(demo.store.search.keys())
+    assert [len(records) for records in ended] == [CELLS, RECORDS - CELLS]
+    records = [*ended[0].values(), *ended[1].values()]
+    assert {record["state"] for record in records} <= {"done", "pruned"}
+    assert any("resumed" in record for record in records), "no training went on from its checkpoint"
+    assert not demo.objects("checkpoint.pt")
+    assert len(demo.objects("weights.pt")) == ARMS  # the winners'
+    assert not demo.objects("driver.json")
+
+    counted = json.loads(demo.run("status", "--json"))
+    assert counted["cells"] == {"total": CELLS, "done": CELLS, "failed": 0, "missing": 0}
+    assert counted["search"] == {"total": ARMS * 2, "done": ARMS * 2, "failed": 0}
+    assert f"{CELLS} cells, {CELLS} done" in demo.run("export", "cells.csv")
+    assert demo.run("report", "-o", "report").count("\n") > 10
+    # MLflow's artifacts lie beside its database, and nothing in the folder that the driver stood in.
+    assert {path.name for path in tmp_path.iterdir()} == {"tracking", "log", "cells.csv", "report"}
+    assert {path.name for path in (tmp_path / "tracking").iterdir()} == {"mlflow.db", "mlflow-artifacts"}
