@@ -222,8 +222,7 @@ class Mark:
         system, path = store.location(mark.name)
         folder = path.rsplit("/", 1)[0]
         try:
-            system.create_dir(folder, recursive=True)
-            for info in system.get_file_info(pyarrow.fs.FileSelector(folder)):
+            for info in system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
                 if info.base_name.startswith(PREFIX):
                     system.delete_file(info.path)
             write(system, path, mark.name.encode())

@@ -146,7 +146,6 @@ def _write(store: Store, footprints: Iterable[Footprint]) -> None:
     system, path = store.location(FILE)
     content = _Footprints(footprints=tuple(footprints)).model_dump_json(indent=1)
     try:
-        system.create_dir(path.rsplit("/", 1)[0], recursive=True)
         files.write(system, path, content.encode())
     except files.StorageError as error:
         raise store.refusal("written", error, mend="") from None
