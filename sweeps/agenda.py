@@ -266,10 +266,10 @@ class Agenda:
 
     def _take_up(self, cells: Iterable[tuple[int, Cell]]) -> int:
         """Make those of the cells ready that have no record; how many they are. Each with its place."""
-        present, ready = self._state.store.keys(), 0
-        for place, cell in cells:
-            key = self._state.key(cell)
-            record = self._state.store.record(key) if key in present else None
+        keyed = [(place, self._state.key(cell), cell) for place, cell in cells]
+        records, ready = self._state.store.records(key for _, key, _ in keyed), 0
+        for place, key, cell in keyed:
+            record = records.get(key)
             if record is None:
                 heapq.heappush(self._ready, (place, key, cell))
                 ready += 1

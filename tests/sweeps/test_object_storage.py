@@ -1,4 +1,4 @@
-"""A whole study in a bucket: killed with all its processes, resumed, and read again."""
+"""A whole study in a bucket: held by one driver, killed with all its processes, resumed, and read again."""
 
 import json
 import subprocess
@@ -11,9 +11,10 @@ import psutil
 import pyarrow.fs
 import pytest
 
+from pm25.errors import InputError
+from sweeps import hold
+from sweeps.hold import Hold
 from sweeps.store import Store
-
-pytestmark = pytest.mark.slow
 
 SMALLER = (
     "data.synthetic={sites: 60, days: 60, seed: 0}",
@@ -73,6 +74,7 @@ def kill(driver: "subprocess.Popen[str]") -> int:
     return len(all_)
 
 
+@pytest.mark.slow
 def test_the_demo_in_a_bucket_is_killed_and_resumed(objects: Any, tmp_path: Path) -> None:
     demo = Demo(objects, tmp_path)
     before: dict[str, tuple[int, Any]] = {}
@@ -110,3 +112,24 @@ def test_the_demo_in_a_bucket_is_killed_and_resumed(objects: Any, tmp_path: Path
     # MLflow's artifacts lie beside its database, and nothing in the folder that the driver stood in.
     assert {path.name for path in tmp_path.iterdir()} == {"tracking", "log", "cells.csv", "report"}
     assert {path.name for path in (tmp_path / "tracking").iterdir()} == {"mlflow.db", "mlflow-artifacts"}
+
+
+def test_one_driver_holds_a_study_in_a_bucket(objects: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hold, "SETTLE_S", 0.1)
+    monkeypatch.setattr(hold, "BEAT_S", 0.1)
+    store = Store(f"{objects.bucket()}/results", "demo")
+    with Hold(store) as first:
+        with (
+            pytest.raises(InputError, match=r"driver\.json: process .* has been running study demo since"),
+            Hold(store),
+        ):
+            pass
+        time.sleep(0.5)
+        assert not first.lost
+        system, path = store.location("driver.json")
+        system.delete_file(path)
+        time.sleep(0.5)
+        assert first.lost == f"{path} was removed: somebody ended this run"
+    with Hold(store):  # which is free again
+        pass
+    assert system.get_file_info(path).type == pyarrow.fs.FileType.NotFound

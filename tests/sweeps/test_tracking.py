@@ -415,7 +415,5 @@ def test_artifacts_never_go_into_the_current_folder(storage: str, uri: str, plac
 
 
 def test_a_bucket_holds_no_database() -> None:
-    with pytest.raises(
-        InputError, match=r"^tracking: storage s3://b cannot hold a SQLite file; --set tracking="
-    ):
+    with pytest.raises(InputError, match=r"^tracking: .*s3://b cannot hold a SQLite file; --set tracking="):
         Tracker(Store("s3://b", "toy"), None)
