@@ -57,7 +57,9 @@ class StandIns:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.job = random.randrange(10**8, 10**9)  # suites run side by side, and all in /tmp
-        tell = f'echo "$(basename "$0") $*" >>{folder}/called; echo "$RAY_AUTH_TOKEN" >>{folder}/tokens\n'
+        tell = (
+            f'echo "${{0##*/}} $*" >>{folder}/called; echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>{folder}/tokens'
+        )
         programs = {
             "ray": 'echo "Ray runtime started."; trap "exit 1" TERM; sleep 60 & wait',
             "sweep": '[[ $STATUS == told ]] || exit $STATUS; trap "kill %1; exit 143" TERM; sleep 60 & wait',
@@ -66,7 +68,7 @@ class StandIns:
         }
         (folder / "bin").mkdir()
         for name, does in programs.items():
-            (folder / "bin" / name).write_text(f"#!/bin/bash\n{tell}{does}\n")
+            (folder / "bin" / name).write_text(f"#!/bin/bash\n{tell}\n{does}\n")
             (folder / "bin" / name).chmod(0o755)
 
     def start(
@@ -178,8 +180,9 @@ def test_jobs_on_one_machine_have_their_own_ports_and_tokens(stand_ins: StandIns
     }
     assert len(ports) == 2
     assert ports == joined
-    tokens = set((stand_ins.folder / "tokens").read_text().split())
-    assert {len(token) for token in tokens} == {64}
+    seen = (stand_ins.folder / "tokens").read_text().splitlines()
+    tokens = {line.removeprefix("token ") for line in seen}
+    assert {len(token) for token in tokens} == {64}  # every program has one, and Ray asks for it
     assert len(tokens) == 2
     said = (stand_ins.folder / "called").read_text()
     assert not any(token in said for token in tokens)
