@@ -24,6 +24,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a cell with 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our store and MLflow view replace them
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run at once: nothing done is lost
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE", "1")  # else Tune begins it again behind us
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")  # its snapshots are never restored
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1000000")  # workers start side by side
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
@@ -442,6 +443,7 @@ class StudyTrainable(tune.Trainable):
         self._gpus = [str(gpu) for gpu in ray.get_gpu_ids()]
         self._device = "cuda" if self._gpus and not pretended else "cpu"
         self._trial: work.SearchTrial | None = None
+        self._joined = mark is not None
         self._refusal = ""
         if self._device == "cuda" and not torch.cuda.is_available():
             self._refusal = (
@@ -458,6 +460,9 @@ class StudyTrainable(tune.Trainable):
 
         if self._refusal:
             return {"state": REFUSED, "why": self._refusal, "ended": 1, "done": True}
+        begins = self._trial is None
+        if begins and self._joined and ray.get_runtime_context().get_node_id() in _draining():
+            ray.actor.exit_actor()  # else Tune would give it one piece after another, to the node's end
         # A worker may be lost after it recorded and before Tune heard of it.
         if self._trial is not None or self._records.record(self.config["key"]) is None:
             try:
@@ -601,8 +606,8 @@ class _Ear(tune.Callback):
         records = self._records(trial)
         record = records.record(trial.config["key"])
         if record is None:
-            living = frozenset(node.id for node in _nodes())
-            announced = bool(getattr(_error(trial), "preempted", False))
+            living = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+            announced = bool(getattr(_error(trial), "preempted", False) or _draining())
             if self._queue.lost(trial.trial_id, living, announced=announced):
                 return
             begun = self._queue.work(trial.trial_id)
@@ -654,12 +659,18 @@ def _embed(encoders: Mapping[str, dict[str, Any]], panel: Panel) -> dict[str, Em
 
 
 def _nodes() -> list[Node]:
-    """Those that live."""
+    """Those that live and are to stay."""
+    leave = _draining()
     return [
         Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"])
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in leave
     ]
+
+
+def _draining() -> set[str]:
+    """Nodes that were told that they will go, such as spot instances that are taken back."""
+    return {*ray._private.state.state.get_draining_nodes()}
 
 
 def _everywhere(living: Sequence[Node], call: Callable[..., Any], *arguments: Any) -> list[Any]:
