@@ -243,6 +243,7 @@ class Slurm:
             "SlurmdPidFile": f"{folder}/%n.pid",
             "SlurmdParameters": "config_overrides",
             "SchedulerParameters": "batch_sched_delay=0,sched_interval=1",
+            "JobRequeue": 0,  # the script asks for it
             "KillWait": 20,
         }
         nodes = [
