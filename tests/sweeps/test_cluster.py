@@ -11,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ import pytest
 import yaml
 
 pytestmark = pytest.mark.slow
+
+HEALTH = {
+    f"RAY_health_check_{name}": str(value)
+    for name, value in {
+        "initial_delay_ms": 1000,
+        "period_ms": 1000,
+        "timeout_ms": 3000,
+        "failure_threshold": 4,
+    }.items()
+}
+"""A node that is gone is missed after some seconds; a cluster asks for half a minute by itself."""
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -254,7 +266,7 @@ class Sweep:
 
 @pytest.fixture(scope="module")
 def cluster(free_port: Callable[[], int]) -> Iterator[Cluster]:
-    made = Cluster("127.0.0.10", free_port)
+    made = Cluster("127.0.0.10", free_port, **HEALTH)
     yield made
     made.stop()
 
@@ -304,25 +316,20 @@ def test_trainings_share_gpus_and_each_sees_its_own(nodes: Cluster, tmp_path: Pa
     most = crowds(quarter)
     assert most == {("127.0.0.11", 0): 4, ("127.0.0.12", 0): 1, ("127.0.0.13", 0): 1}  # as many as CPUs
 
-    whole = noted(1, crowd=3, count=3)
-    assert len(whole) == 3
-    assert set(crowds(whole).values()) == {1}
-    assert all(note["visible"] == str(*note["gpus"]) for note in whole)
-
     (none,) = noted(0, crowd=1, count=1)
     assert (none["visible"], none["gpus"]) == ("", [])
-    placed = [(r["placement"], r["share"]) for r in sweep.done(12)]
-    assert Counter(share["gpu"] for _, share in placed) == {0.25: 8, 1.0: 3, 0.0: 1}
+    placed = [(r["placement"], r["share"]) for r in sweep.done(9)]
+    assert Counter(share["gpu"] for _, share in placed) == {0.25: 8, 0.0: 1}
     assert {place["node"] for place, share in placed if share["gpu"]} == {*sizes} - {"127.0.0.14"}
     assert all(len(place["gpus"]) == bool(share["gpu"]) for place, share in placed)
 
 
-def test_a_node_that_dies_is_no_failure_however_often(nodes: Cluster, tmp_path: Path) -> None:
-    """A training whose node is killed again and again goes on elsewhere, from its last epoch."""
+def test_a_training_whose_node_dies_goes_on_elsewhere(nodes: Cluster, tmp_path: Path) -> None:
+    """From its last epoch, twice."""
     nodes.add("127.0.0.21", "127.0.0.22")
     sweep = Sweep(tmp_path, nodes, train={"max_epochs": 500, "patience": 500})
     driver = sweep.start("run", "--limit", "1")
-    for ip in ("127.0.0.23", "127.0.0.24", "127.0.0.25", "127.0.0.26"):  # one more than LOSSES_BORNE
+    for ip in ("127.0.0.23", "127.0.0.24"):  # how often that may be, the queue's own tests say
         doomed = wait_for(
             lambda: sweep.moves() and next((n for n in nodes.nodes if n.workers()), None), "trains"
         )
@@ -339,24 +346,26 @@ def test_a_node_that_joins_takes_work_and_one_that_is_drained_leaves_it(
     nodes: Cluster, tmp_path: Path
 ) -> None:
     (old,) = nodes.add("127.0.0.31")
-    sweep = Sweep(tmp_path, nodes, train={"max_epochs": 80, "patience": 80})
-    driver = sweep.start("run")
+    sweep = Sweep(tmp_path, nodes, train={"max_epochs": 300, "patience": 300})
+    driver = sweep.start("run", "--limit", "10")
     wait_for(sweep.look, "the first record")
-    (new,) = nodes.add("127.0.0.32")
-    wait_for(lambda: len(sweep.checkpoints()) == 2, "both train")
-    processes = {worker.pid for worker in new.workers()}
-    wait_for(lambda: processes & {r["process"] for r in sweep.look().values()}, "the new node's first record")
+    new, third = nodes.add("127.0.0.32", "127.0.0.33")
 
-    nodes.drain(old, seconds=4)
-    told, began = time.monotonic(), {worker.pid for worker in old.workers()}
-    time.sleep(4)
-    assert {worker.pid for worker in old.workers()} <= began, "a node that is to go got another worker"
-    nodes.nodes.remove(old)
-    old.kill()
+    def done_by(node: Node) -> list[dict[str, Any]]:
+        return [r for r in sweep.look().values() if r["placement"]["node"] == node.ip]
+
+    wait_for(lambda: done_by(new) and done_by(third), "the new nodes' first records")
+    nodes.drain(old, seconds=60)
+    told, before = datetime.now(UTC), len(done_by(new))
+    wait_for(lambda: len(done_by(new)) > before, "another record of the new node, which begins the next")
+    nodes.drain(new, seconds=60)
+    nodes.nodes.remove(new)
+    new.kill()  # before its training is done, which was announced
     sweep.end(driver)
-    records = sweep.done(16)
-    assert any(r.get("resumed") for r in records)
-    assert time.monotonic() - told > 4
+    records = sweep.done(10)
+    assert any(r.get("resumed") and r["placement"]["node"] == third.ip for r in records)
+    late = [r for r in records if datetime.fromisoformat(r["started"]) > told]
+    assert old.ip not in {r["placement"]["node"] for r in late}, "a node that is to go got new work"
 
 
 def test_a_head_that_dies_ends_the_run_and_the_same_command_goes_on(
@@ -423,11 +432,8 @@ def test_a_node_that_the_network_loses_changes_nothing_when_it_goes_on(
     """Its training is done elsewhere; what it does itself, later, on the storage that both share, is void."""
     if os.getuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces take root and iproute2")
-    health = {"initial_delay_ms": 1000, "period_ms": 500, "timeout_ms": 1500, "failure_threshold": 4}
     with network() as (net, machine):
-        cluster = Cluster(
-            f"{net}.1", free_port, **{f"RAY_health_check_{k}": str(v) for k, v in health.items()}
-        )
+        cluster = Cluster(f"{net}.1", free_port, **HEALTH)
         try:
             machines = {f"{net}.{last}": machine(last) for last in ("2", "3")}
             for ip, (within, _) in machines.items():
