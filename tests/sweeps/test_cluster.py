@@ -347,7 +347,7 @@ def test_a_node_that_joins_takes_work_and_one_that_is_drained_leaves_it(
 ) -> None:
     (old,) = nodes.add("127.0.0.31")
     sweep = Sweep(tmp_path, nodes, train={"max_epochs": 300, "patience": 300})
-    driver = sweep.start("run", "--limit", "10")
+    driver = sweep.start("run", "--limit", "13")
     wait_for(sweep.look, "the first record")
     new, third = nodes.add("127.0.0.32", "127.0.0.33")
 
@@ -362,7 +362,7 @@ def test_a_node_that_joins_takes_work_and_one_that_is_drained_leaves_it(
     nodes.nodes.remove(new)
     new.kill()  # before its training is done, which was announced
     sweep.end(driver)
-    records = sweep.done(10)
+    records = sweep.done(13)
     assert any(r.get("resumed") and r["placement"]["node"] == third.ip for r in records)
     late = [r for r in records if datetime.fromisoformat(r["started"]) > told]
     assert old.ip not in {r["placement"]["node"] for r in late}, "a node that is to go got new work"
