@@ -163,7 +163,12 @@ def run(
                     callbacks=[_Ear(queue, store, observer, panel), _Silence()],
                 ),
             )
-            tuner.fit()
+            try:
+                tuner.fit()
+            except tune.TuneError as error:  # what a storage that is gone makes our callbacks raise
+                if isinstance(error.__context__, InputError):
+                    raise error.__context__ from None
+                raise
         if queue.refused:
             raise InputError(queue.refused)
 
