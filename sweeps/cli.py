@@ -398,6 +398,7 @@ def submit(
 
     from sweeps import study as studies
     from sweeps import where
+    from sweeps.store import default_tracking
 
     if follow + ask + stop > 1:
         raise InputError("sweep submit: give one of --follow, --status and --stop")
@@ -406,6 +407,8 @@ def submit(
     declared, content = studies.resolve(study, overrides)
     if only:
         where.parse(only, declared.cells())
+    if declared.tracking is None and not (ask or stop):
+        default_tracking(declared.storage)  # a bucket has none
 
     from sweeps.submit import Cluster, command, environment, staged
 

@@ -312,6 +312,10 @@ def test_another_version_of_ray_is_sent_nothing(sweep: Any, here: Path, toy: Toy
         (["--env", "NO_SUCH_VARIABLE"], "--env NO_SUCH_VARIABLE: no such variable is set here"),
         (["--status", "--stop"], "give one of --follow, --status and --stop"),
         (["--json"], "--json: is of --status"),
+        (
+            ["--set", "storage=s3://lab/results"],
+            "tracking: storage s3://lab/results cannot hold a SQLite file",
+        ),
     ],
 )
 def test_a_client_finds_what_is_wrong_before_it_asks(
