@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/sweep report demo -o results/demo/report
 
 test: unit
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 unit: setup
 	$(BIN)/python -m pytest -m 'not slow' -n auto
