@@ -68,7 +68,7 @@ class Cluster:
         joined: bool,
         waits: bool = False,
     ) -> None:
-        """`everywhere(nodes, call, *arguments)` is what a call answers on each of the nodes.
+        """`everywhere(nodes, call, *arguments)` is what a call answers on each of the nodes, None if it left.
 
         `joined` says that the cluster is not our own, `waits` that nodes may still have to come.
         """
@@ -148,15 +148,15 @@ class Cluster:
     def look(self, mark: "Mark") -> None:
         """Ask every node whether it sees the driver's storage. Raises InputError for one that does not."""
         begin = time.monotonic()
-        reports: list[Report] = self._everywhere(self._nodes, look, mark)
+        reports: list[Report | None] = self._everywhere(self._nodes, look, mark)
+        told = []
         for node, report in zip(self._nodes, reports, strict=True):
+            if report is None:
+                continue
             if report.problem:
                 raise refusal(node.address, report.host, report.problem)
-        told = [
-            device.memory_mb
-            for node, report in zip(self._nodes, reports, strict=True)
-            for device in (report.gpus if node.resources.get("GPU") else ())
-        ]
+            if node.resources.get("GPU"):
+                told += [device.memory_mb for device in report.gpus]
         self.gpu_mb = pretended_mb() or min(told, default=None)
         took = time.monotonic() - begin
         self._notice(f"{_counted(self._nodes)} with {mark.store.storage} ({took:.1f} s): {self.outline}")

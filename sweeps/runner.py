@@ -679,7 +679,7 @@ def _draining() -> set[str]:
 
 
 def _everywhere(living: Sequence[Node], call: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What a call answers on each node. Raises InputError for one that does not answer."""
+    """What a call answers on each node, None of one that has left. Raises InputError for a silent one."""
     asked = {}
     for node in living:
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
@@ -694,6 +694,8 @@ def _everywhere(living: Sequence[Node], call: Callable[..., Any], *arguments: An
     for task, node in asked.items():
         try:
             found.append(ray.get(task))
+        except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
+            found.append(None)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(f"node {node.outline} runs no task ({reason}); mend it or stop it") from None

@@ -77,12 +77,18 @@ def test_who_waits_for_nodes_says_what_they_have() -> None:
 
 def test_every_node_is_asked_and_named(tmp_path: Path) -> None:
     mark = Mark.put(Store(str(tmp_path), "toy"))
-    reports = [Report("a", (Device("A10", 24e3),), ""), Report("b", (Device("T4", 16e3),), "")]
+    reports: list[Report | None] = [
+        Report("a", (Device("A10", 24e3),), ""),
+        Report("b", (Device("T4", 16e3),), ""),
+    ]
     said: list[str] = []
     found = cluster((8, 1), (8, 0), said=said, everywhere=lambda *_: reports)
     found.look(mark)
     assert found.gpu_mb == 24e3  # the second gives none of its GPUs to Ray
     assert f"2 nodes with {tmp_path} (0.0 s): 10.0.0.0 (8 CPU, 1 GPU), 10.0.0.1 (8 CPU)" in said
+    reports[0] = None  # it has left meanwhile
+    found.look(mark)
+    assert found.gpu_mb is None
     reports[1] = Report("gpu-07", (), "/data there is not the driver's")
     with pytest.raises(
         InputError, match=r"storage: on node 10.0.0.1 \(gpu-07\) /data there is not .*--set storage="
