@@ -63,8 +63,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def sweep(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """`sweep submit` with these arguments, in this process: status, output, errors."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's workers are deaf to it
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sweep", "submit", *arguments])
@@ -74,7 +75,8 @@ def sweep(
         assert isinstance(left.value.code, int)
         return left.value.code, *capsys.readouterr()
 
-    return call
+    yield call
+    signal.signal(signal.SIGINT, before)
 
 
 # What is sent
