@@ -108,6 +108,22 @@ def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(store: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("needed", [False, True])
+def test_a_server_that_does_not_answer_is_refused_only_where_it_is_needed(
+    store: Store, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    made = Writer(store, "http://127.0.0.1:9", [])
+    with made:
+        if needed:
+            with pytest.raises(InputError, match=r"^tracking: http://127.0.0.1:9"):
+                made.opened(needed=True)
+        else:
+            made.opened()
+    assert made.behind
+
+
+@pytest.mark.slow
 def test_it_ends_with_its_driver(store: Store) -> None:
     code = (
         "import sys, time; from sweeps.store import Store; from sweeps.writer import Writer\n"
