@@ -1,12 +1,19 @@
-"""What the tests of both packages share: object storage that speaks the S3 protocol, in this process."""
+"""What the tests of both packages share: object storage that speaks the S3 protocol, and Ctrl-C."""
 
 import itertools
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 import requests
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Deaf to Ctrl-C, and what they start would be so too; tests interrupt themselves and others.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Objects:

@@ -63,9 +63,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def sweep(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
+) -> Callable[..., tuple[int, str, str]]:
     """`sweep submit` with these arguments, in this process: status, output, errors."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's workers are deaf to it
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sweep", "submit", *arguments])
@@ -75,8 +74,7 @@ def sweep(
         assert isinstance(left.value.code, int)
         return left.value.code, *capsys.readouterr()
 
-    yield call
-    signal.signal(signal.SIGINT, before)
+    return call
 
 
 # What is sent
