@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import requests
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Deaf to Ctrl-C, and what they start would be so too; tests interrupt themselves and others.
     signal.signal(signal.SIGINT, signal.default_int_handler)
