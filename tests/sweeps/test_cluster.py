@@ -417,6 +417,7 @@ def network() -> Iterator[tuple[str, Callable[[str], tuple[list[str], str]]]]:
             ip("netns", "add", space)
             undo.callback(ip, "netns", "del", space)
             ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+            undo.callback(ip, "link", "del", cable)  # else it stays for as long as a process lives there
             ip("link", "set", cable, "master", name, "up")
             ip("-n", space, "addr", "add", f"{net}.{last}/24", "dev", "eth0")
             for link in ("lo", "eth0"):
