@@ -173,15 +173,13 @@ class Breaker:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._counts: Counter[str] = Counter()
+        self.open: str | None = None
+        """Why the run is to stop, in one line; None while it may go on."""
 
     def failed(self, signature: str) -> None:
         """Something failed in this run; equal failures need not follow each other."""
         self._counts[signature] += 1
-
-    @property
-    def open(self) -> str | None:
-        """Why the run is to stop, in one line; None while it may go on."""
-        for signature, count in self._counts.most_common(1):
-            if count >= self.limit:
-                return f"{count} equal failures in this run, {signature}; mend the cause, then `sweep retry`"
-        return None
+        # Told as it was then: others that were running may fail before anybody asks.
+        if self.open is None and self._counts[signature] >= self.limit:
+            count = self._counts[signature]
+            self.open = f"{count} equal failures in this run, {signature}; mend the cause, then `sweep retry`"

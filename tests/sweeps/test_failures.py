@@ -285,3 +285,10 @@ def test_the_breaker_counts_equal_failures_only(signatures: list[str], limit: in
     for signature in signatures:
         breaker.failed(signature)
     assert (breaker.open is not None) == any(signatures.count(s) >= limit for s in "abc")
+
+
+def test_what_fails_after_the_breaker_opened_changes_nothing_that_it_says() -> None:
+    breaker = failures.Breaker(2)
+    for signature in ("a", "a", "a", "b", "b", "b", "b"):
+        breaker.failed(signature)
+    assert breaker.open == "2 equal failures in this run, a; mend the cause, then `sweep retry`"

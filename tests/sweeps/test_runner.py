@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import sqlite3
 import subprocess
@@ -322,9 +321,7 @@ def test_equal_failures_end_the_run_and_so_does_a_budget(tmp_path: Path) -> None
     wild = {"max_epochs": 1, "learning_rate": 1e30, "clip_norm": None}
     sweep = Sweep(tmp_path, design=design, train=wild, max_equal_failures=3)
     _, err = sweep("run", "tiny.yaml", status=1)
-    told = re.search(r"stopped: (\d+) equal failures in this run, Diverged: training loss", err)
-    assert told, err
-    assert int(told[1]) in (3, 4)  # the other worker's may have ended too by the time that the next is begun
+    assert "stopped: 3 equal failures in this run, Diverged: training loss" in err
     assert 3 <= sweep.counts()["failed"] < 24
     (tmp_path / "budget").mkdir()
     sweep = Sweep(tmp_path / "budget", budget={"cells": 2})
