@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pm25.inputs import Windows
 from pm25.metrics import scores
 from pm25.settings import TrainSettings
+from pm25.windows import Windows
 
 SCORING_BATCH = 1024
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from pm25 import address
+from pm25 import uri
 from pm25.errors import InputError
 from pm25.geo import CONUS, inside_conus
 
@@ -98,7 +98,7 @@ def read_table(
 
     Raises InputError when it cannot be read.
     """
-    name, file = address.file_name(path), _opener(path)
+    name, file = uri.file_name(path), _opener(path)
     try:
         if name.endswith(".csv"):
             # A site_id keeps its leading zeros; an empty cell is missing in a column of text too.
@@ -122,12 +122,12 @@ def read_table(
 def _opener(path: Path | str) -> Callable[[], Any]:
     """What pyarrow reads, each time from the beginning."""
     missing = f"{path}: no such table; give a Parquet or CSV file with columns {', '.join(REQUIRED)}"
-    if not address.is_address(path):
+    if not uri.is_address(path):
         if not Path(path).is_file():
             raise InputError(missing)
         return lambda: path
     try:
-        content = address.read(path)
+        content = uri.read(path)
     except FileNotFoundError:
         raise InputError(missing) from None
     except OSError as error:
@@ -272,7 +272,7 @@ def from_table(
     table: pa.Table, source: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
 ) -> Panel:
     """The arrays of a table. Raises InputError for the first problem that `check` finds; says `source`."""
-    name = address.file_name(source)
+    name = uri.file_name(source)
     found = check(table, name, channels, groups)
     if found.problems:
         more = len(found.problems) - 1

@@ -16,9 +16,9 @@ from pm25 import encoders
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.fit import SCORING_BATCH
-from pm25.inputs import Scaler, place_channels
 from pm25.model import network
-from pm25.target import TargetScale
+from pm25.scaling import TargetScale
+from pm25.windows import Scaler, place_channels
 
 if TYPE_CHECKING:
     import pandas as pd

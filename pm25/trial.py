@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from pm25 import encoders, neighbours, protocol, splits
-from pm25.audit import audited, nearest_km
 from pm25.cell import Cell
 from pm25.fit import Epoch, Fit, best_epoch, predict
-from pm25.inputs import Inputs, Windows
+from pm25.leakage import audited, nearest_km
 from pm25.metrics import detailed, scores
 from pm25.model import BiLSTMAttention, initialise, network
 from pm25.panel import Panel
+from pm25.scaling import TargetScale
 from pm25.settings import ENCODERS
-from pm25.target import TargetScale
+from pm25.windows import Inputs, Windows
 
 MATCHED_DIM = 512
 """Length of the constant vector behind a matched head: GeoCLIP's."""

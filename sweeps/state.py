@@ -9,17 +9,18 @@ from pm25 import protocol, splits
 from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.splits import Parts
-from sweeps import search, study
-from sweeps.adaptive import Looks
-from sweeps.design import AdaptiveSeeds, Arm
-from sweeps.search import ArmTrials
-from sweeps.store import Record, Store
-from sweeps.study import Study
+from sweeps.analysis.sequential import Looks
+from sweeps.spec import study
+from sweeps.spec.design import AdaptiveSeeds, Arm
+from sweeps.spec.study import Study
+from sweeps.store import search_trials
+from sweeps.store.records import Record, Store
+from sweeps.store.search_trials import ArmTrials
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sweeps.work import Embedded
+    from sweeps.engine.worker import Embedded
 
 
 TUNING = ("tuned", "search", "searched")
@@ -40,8 +41,8 @@ class State:
 
     def refresh(self) -> None:
         """Look again which searches are over, and which seeds are asked for: so which cells there are."""
-        self.searches: dict[Arm, ArmTrials] = search.read(self.study, self.store, self.key)
-        tuned = search.tuned(self.searches)
+        self.searches: dict[Arm, ArmTrials] = search_trials.read(self.study, self.store, self.key)
+        tuned = search_trials.tuned(self.searches)
         self.cells: dict[str, Cell] = {}
         """The grid's cells whose settings are known, by key, in the grid's order."""
         self.waiting: list[Cell] = []
@@ -132,19 +133,19 @@ class State:
 
     def embedded(self, cell: Cell) -> "Embedded | None":
         """The vectors that the cell's encoder gives the panel's places, made once."""
-        from sweeps import work
+        from sweeps.engine import worker
 
         name = cell.encoder
         if name is None:
             return None
         if name not in self._embedded:
             places = self.panel.lat, self.panel.lon, self.panel.site_id
-            self._embedded[name] = work.embed(name, self.study.encoder_options(name), *places)
+            self._embedded[name] = worker.embed(name, self.study.encoder_options(name), *places)
         return self._embedded[name]
 
     def searched(self) -> list[tuple[str, dict[str, float]]]:
         """Of every arm that is searched its label in tables, and how many of its trials have ended how."""
-        from sweeps import tables
+        from sweeps.report import tables
 
         found = []
         for arm, trials in self.searches.items():
@@ -175,7 +176,7 @@ class State:
 
     def facts(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """Where the numbers come from (`results.facts`)."""
-        from sweeps import results  # and pandas, which most commands do without
+        from sweeps.analysis import results  # and pandas, which most commands do without
 
         return results.facts(self.study, self.panel, records, self.known_to_search())
 
@@ -184,7 +185,7 @@ class State:
 
         `records` (`State.records`) spares reading them once more.
         """
-        from sweeps import results
+        from sweeps.analysis import results
 
         rows = results.rows(self.cells, self.records() if records is None else records, self.waiting)
         return rows.iloc[np.argsort(self._places)].reset_index(drop=True) if self.waiting else rows

@@ -44,9 +44,9 @@ def importers(library: str) -> set[str]:
 
 
 def test_the_modules_are_found() -> None:
-    assert {"pm25/trial.py", "sweeps/cli.py"} <= {*map(name, MODULES)}
-    assert "torch" in {*imported(ROOT / "pm25" / "encoders.py")}  # inside a function
-    assert "pm25.cell" in {*imported(ROOT / "sweeps" / "study.py")}
+    assert {"pm25/trial.py", "sweeps/cli/__init__.py"} <= {*map(name, MODULES)}
+    assert "torch" in {*imported(ROOT / "pm25" / "encoders" / "__init__.py")}  # inside a function
+    assert "pm25.cell" in {*imported(ROOT / "sweeps" / "spec" / "study.py")}
 
 
 def test_one_trial_knows_nothing_of_many() -> None:
@@ -57,9 +57,9 @@ def test_one_trial_knows_nothing_of_many() -> None:
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("ray", {"sweeps/runner.py", "sweeps/submit.py"}),
-        ("mlflow", {"sweeps/tracking.py"}),
-        ("matplotlib", {"sweeps/figures.py"}),
+        ("ray", {"sweeps/engine/ray_tune.py", "sweeps/engine/submit.py"}),
+        ("mlflow", {"sweeps/tracking/mlflow_view.py"}),
+        ("matplotlib", {"sweeps/report/figures/__init__.py"}),
     ],
 )
 def test_a_heavy_library_has_its_door(library: str, modules: set[str]) -> None:
@@ -87,13 +87,20 @@ def test_import_mlflow_means_the_library() -> None:
 
 def test_the_wheel_holds_the_two_packages_and_their_files() -> None:
     built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert built["packages"] == [*PACKAGES]
+    found = built["packages"]["find"]
+    assert found == {"include": ["pm25*", "sweeps*"], "namespaces": False}
+    data = {
+        path
+        for package, globs in built["package-data"].items()
+        for glob in globs
+        for path in (ROOT / package.replace(".", "/")).glob(glob)
+    }
     for package in PACKAGES:
-        folder = ROOT / package
-        shipped = {path for glob in built["package-data"].get(package, []) for path in folder.glob(glob)}
-        there = {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-        # Python files are taken from the packages named, not from folders below them.
-        assert {name(path) for path in there - shipped - {*folder.glob("*.py")}} == set()
+        there = {path for path in (ROOT / package).rglob("*") if path.is_file()}
+        there = {path for path in there if "__pycache__" not in path.parts}
+        modules = {path for path in there if path.suffix == ".py"}
+        assert all((path.parent / "__init__.py").exists() for path in modules), "else it is a namespace"
+        assert {name(path) for path in there - modules - data} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

@@ -10,13 +10,13 @@ from pm25 import trial
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.importance import Importance, importance
-from pm25.inputs import Inputs
 from pm25.metrics import scores
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import RandomSplit, SpatialSplit
 from pm25.trial import Result
+from pm25.windows import Inputs
 
 SITES, DAYS, WINDOW = 12, 40, 3
 EMBEDDING = np.eye(SITES, dtype=np.float32)

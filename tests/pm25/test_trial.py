@@ -13,11 +13,10 @@ from torch import nn
 
 import pm25
 from pm25 import encoders, splits, trial
-from pm25.audit import audit, nearest_km
 from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
 from pm25.fit import Diverged, Epoch, Fit, predict
-from pm25.inputs import Inputs, Windows
+from pm25.leakage import audit, nearest_km
 from pm25.metrics import detailed, scores
 from pm25.model import build, initialise
 from pm25.neighbours import NeighbourSettings
@@ -25,6 +24,7 @@ from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, GroupSplit, RandomSplit, SpatialSplit
 from pm25.trial import Result, Training
+from pm25.windows import Inputs, Windows
 
 SITES, DAYS, WINDOW = 12, 30, 5
 SPLITS = [

@@ -12,9 +12,9 @@ import pyarrow.fs
 import pytest
 
 from pm25.errors import InputError
-from sweeps import hold
-from sweeps.hold import Hold
-from sweeps.store import Store
+from sweeps.store import lock
+from sweeps.store.lock import Hold
+from sweeps.store.records import Store
 
 SMALLER = (
     "data.synthetic={sites: 60, days: 60, seed: 0}",
@@ -115,8 +115,8 @@ def test_the_demo_in_a_bucket_is_killed_and_resumed(objects: Any, tmp_path: Path
 
 
 def test_one_driver_holds_a_study_in_a_bucket(objects: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hold, "SETTLE_S", 0.1)
-    monkeypatch.setattr(hold, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "SETTLE_S", 0.1)
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
     store = Store(f"{objects.bucket()}/results", "demo")
     with Hold(store) as first:
         with (

@@ -1,0 +1,254 @@
+"""The study's results as one table: a row per grid cell, done or not."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+import pm25
+from pm25 import protocol, splits
+from pm25.cell import Cell
+from pm25.panel import Panel
+from pm25.splits import AnySplit
+from sweeps.analysis import comparability
+from sweeps.report import tables
+from sweeps.spec.design import Arm, Search
+from sweeps.spec.study import Study
+from sweeps.store.records import Record
+from sweeps.store.search_trials import ArmTrials
+
+METRICS = [f"{part}_{name}" for part in ("test", "wr", "val") for name in ("rmse", "r2", "mae", "mbe")]
+COUNTS = ["n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"]
+
+_TYPES = {bool: "boolean", int: "Int64", float: "float64"}
+"""Of what an audit measured: a cell without a number changes no column's type."""
+
+
+def rows(
+    cells: Mapping[str, Cell], records: Mapping[str, Record], waiting: Iterable[Cell] = ()
+) -> pd.DataFrame:
+    """One row per cell, in the grid's order; a number exists only where the cell is done.
+
+    After them the cells `waiting` for their arm's search: missing, and without a key as yet.
+
+    Columns: key, variant, fusion, split, regime, fold, seed, state ('done', 'failed', 'missing'), sample
+    counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds, error, marked (the
+    checks that the cell's audit failed, '' for none), unfair and tuned (how it differs from the 'none' that
+    it is paired with, `fairness.differences`, '' for not), folds (how many its split has), then further
+    metrics and what the audit counted.
+    """
+    lines, more = [], dict.fromkeys(METRICS, "float64")
+    against_none = _against_none(cells, records)
+    for key, cell in [*cells.items(), *(("", cell) for cell in waiting)]:
+        record: Mapping[str, Any] = records.get(key, {"state": "missing"})
+        line = {
+            "key": key,
+            "variant": cell.variant,
+            "fusion": cell.fusion,
+            "split": cell.split.label,
+            "regime": cell.split.regime,
+            "fold": cell.fold,
+            "seed": cell.seed,
+            "state": record["state"],
+            "marked": "",
+            "unfair": "",
+            "tuned": "",
+            "folds": cell.split.folds,
+        }
+        if record["state"] == "done":
+            audit = {name: value for name, value in record["audit"].items() if name != "failed"}
+            line["marked"] = "; ".join(record["audit"].get("failed", []))
+            if key in against_none:
+                undeclared, tuned = against_none[key]
+                line |= {"unfair": "; ".join(undeclared), "tuned": "; ".join(tuned)}
+            line |= {**record["counts"], **record["metrics"], **audit, "seconds": record["seconds"]}
+            more |= dict.fromkeys(record["metrics"], "float64")
+            more |= {name: _TYPES[type(value)] for name, value in audit.items()}
+        elif record["state"] == "failed":
+            line["error"] = f"{record['error']['type']}: {record['error']['message']}"
+        lines.append(line)
+    first = ["key", "variant", "fusion", "split", "regime", "fold", "seed", "state"]
+    columns = [*first, *COUNTS, *METRICS, "seconds", "error", "marked", "unfair", "tuned", "folds"]
+    frame = pd.DataFrame(lines, columns=[*columns, *sorted(more.keys() - {*METRICS})])
+    return frame.astype(dict.fromkeys(COUNTS, "Int64") | more)
+
+
+def _against_none(
+    cells: Mapping[str, Cell], records: Mapping[str, Record]
+) -> dict[str, comparability.Difference]:
+    """Of every done cell whose 'none' of the same split, fold and seed is done, by key."""
+    done = {key: cell for key, cell in cells.items() if key in records and records[key]["state"] == "done"}
+    places = {key: (cell.split.label, cell.fold, cell.seed) for key, cell in done.items()}
+    plain = {
+        places[key]: records[key]
+        for key, cell in done.items()
+        if tables.arm(cell.variant, cell.fusion) == tables.BASELINE
+    }
+    return {
+        key: comparability.differences(records[key], plain[place])
+        for key, place in places.items()
+        if place in plain
+    }
+
+
+def facts(
+    study: Study,
+    panel: Panel,
+    records: Mapping[str, Record],
+    known_to_search: Mapping[tuple[str, int], float] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Where the numbers come from, as the report prints it (`State.known_to_search`)."""
+    done = [record for record in records.values() if record["state"] == "done"]
+    versions = {(name, version) for record in done for name, version in record["versions"].items()}
+    tuned: dict[str, dict[str, set[str]]] = {}
+    for record in done:
+        label = tables.arm(record["cell"]["variant"], record["cell"].get("fusion"))
+        for name, value in record.get("tuned", {}).items():
+            tuned.setdefault(label, {}).setdefault(name, set()).add(comparability.shown(value))
+    return {
+        "study": study.study,
+        "title": study.title,
+        "question": study.question,
+        "protocol": study.protocol,
+        "table": panel.name,
+        "data_fingerprint": panel.fingerprint,
+        "sites": len(panel.site_id),
+        "days": len(panel.dates),
+        "observed": panel.observed,
+        "first_day": str(panel.dates[0]),
+        "last_day": str(panel.dates[-1]),
+        "encoders": dict(sorted({(r["cell"]["variant"], r["encoder"]) for r in done if r["encoder"]})),
+        "numerics": pm25.NUMERICS,
+        "commits": _commits(done),
+        "settings": {
+            "channels": ", ".join(panel.channels),
+            "window": study.window,
+            "model": study.model.model_dump(mode="json"),
+            "train": study.train.model_dump(mode="json"),
+            **({"neighbours": study.neighbours.model_dump(mode="json")} if study.neighbours else {}),
+            "split": {f.split.label: f.split.model_dump(mode="json") for f in study.design.split},
+            **({"search": _search(study.search, known_to_search)} if study.search else {}),
+        },
+        "tuned": {
+            label: {name: ", ".join(sorted(values)) for name, values in sorted(chosen.items())}
+            for label, chosen in sorted(tuned.items())
+        },
+        "versions": {
+            name: ", ".join(sorted(v for n, v in versions if n == name)) for name in sorted(dict(versions))
+        },
+    }
+
+
+def _commits(done: Sequence[Record]) -> dict[str, str]:
+    """How many cells were trained by the code of which commit; + where files differed from it."""
+    named = Counter(f"{r['commit']}{'+' * bool(r.get('dirty'))}" for r in done if r.get("commit"))
+    found = {name: f"{n} cells" for name, n in sorted(named.items())}
+    if found and (unknown := len(done) - sum(named.values())):
+        found["not recorded"] = f"{unknown} cells"
+    return found
+
+
+def _search(search: Search, known: Mapping[tuple[str, int], float]) -> dict[str, Any]:
+    """How the arms were tuned, and how much of each test set the search knew."""
+    declared = search.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    shares = {f"{split} fold {fold}": f"{share:.0%}" for (split, fold), share in known.items()}
+    return {**declared, "test samples on a trial's training side": shares}
+
+
+class Cut(NamedTuple):
+    """A split of regions on the panel's sites: by fold a frame site_id, lat, lon, role.
+
+    A role is 'train', 'validation', 'within' (held out inside the training region) or 'test'.
+    """
+
+    split: AnySplit
+    roles: dict[int, pd.DataFrame]
+
+
+def cuts(study: Study, panel: Panel) -> list[Cut]:
+    """The out-of-region splits that the study crosses, the first two folds of each."""
+    found = []
+    for factor in study.design.split:
+        if factor.split.regime != "OoR":
+            continue
+        roles = {}
+        for fold in factor.folds[:2]:
+            parts = splits.cut(factor.split, fold, panel, study.window)
+            if study.protocol == "paper":
+                parts = protocol.paper_parts(parts, panel)
+            roles[fold] = _roles(panel, parts)
+        found.append(Cut(factor.split, roles))
+    return found
+
+
+def _roles(panel: Panel, parts: splits.Parts) -> pd.DataFrame:
+    """Sites with samples; of two parts that one lies in, the later of train, validation, within, test."""
+    role = np.full(len(panel.site_id), "", "U10")
+    for name in ("train", "validation", "within", "test"):
+        part = getattr(parts, name)
+        if part is not None:
+            role[np.unique(part // len(panel.dates))] = name
+    seen = role != ""
+    return pd.DataFrame(
+        {"site_id": panel.site_id[seen], "lat": panel.lat[seen], "lon": panel.lon[seen], "role": role[seen]}
+    )
+
+
+def search_trials(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
+    """A line per ended trial and objective: arm, number, state, objective, value, smaller_is_better.
+
+    The value is a validation score in the metric's unit, NaN where the trial has none.
+    """
+    columns = ["arm", "number", "state", "objective", "value", "smaller_is_better"]
+    lines = []
+    for trials in searches.values():
+        search, label = trials.search, tables.arm(trials.arm.variant, trials.arm.fusion)
+        for record in trials.ended:
+            values = (
+                trials.values(record) if record["state"] == "done" else [math.nan] * len(search.objective)
+            )
+            for regime, value in zip(search.objective, values, strict=True):
+                name = f"{tables.OOR if regime == 'oor' else tables.WR} {tables.title(search.metric)}"
+                lines.append(
+                    (label, record["number"], record["state"], name, value, search.smaller_is_better)
+                )
+    return pd.DataFrame(lines, columns=columns)
+
+
+def searches(found: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
+    """A line per arm: trials, those pruned and failed, epochs, hours, and the chosen trial's scores."""
+    columns = ["arm", "trials", "pruned", "failed", "epochs", "hours", "best"]
+    lines = []
+    for trials in found.values():
+        states = [record["state"] for record in trials.ended]
+        hours = sum(record.get("seconds") or 0.0 for record in trials.ended) / 3600
+        best = trials.best()
+        scores = "–"
+        if best is not None:
+            metric = trials.search.metric
+            values = zip(trials.search.objective, trials.values(best), strict=True)
+            scores = ", ".join(f"{regime} {tables.number(value, metric)}" for regime, value in values)
+            scores = f"{tables.NAMES[metric]} {scores} (no. {best['number']})"
+        count = f"{len(states)} of {trials.search.trials}"
+        told = (states.count("pruned"), states.count("failed"), trials.epochs, f"{hours:.2f}", scores)
+        lines.append((tables.arm(trials.arm.variant, trials.arm.fusion), count, *told))
+    return pd.DataFrame(lines, columns=columns)
+
+
+def search_parameters(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
+    """How much of an arm's validation scores each tuned setting explains: arm, parameter, importance.
+
+    The importances of an arm add up to 1 (`optimise.importances`); of two objectives the first counts.
+    """
+    lines = []
+    if searches:
+        from sweeps.engine import optuna_study  # and Optuna, which no other table needs
+
+        for trials in searches.values():
+            label = tables.arm(trials.arm.variant, trials.arm.fusion)
+            lines += [(label, name, share) for name, share in optuna_study.importances(trials).items()]
+    return pd.DataFrame(lines, columns=["arm", "parameter", "importance"])

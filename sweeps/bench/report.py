@@ -1,0 +1,117 @@
+"""What a report of many cells costs, in time and in memory."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from pm25.cell import Cell
+from pm25.panel import Panel
+from sweeps.bench.engine import trivial
+from sweeps.bench.trial import Measurement
+from sweeps.state import State
+from sweeps.store.records import Store
+
+SITES = 1000
+EPOCHS = 20
+
+REPORT = """
+import sys
+from sweeps.bench.trial import peak_mb
+from sweeps.cli import cli
+cli(sys.argv[1:], standalone_mode=False)
+print(peak_mb())
+"""
+
+
+class Size(NamedTuple):
+    """A study to report, and what its report may take."""
+
+    cells: int
+    """A multiple of 100: five arms on twenty folds of six splits."""
+    predictions: int
+    """Of each cell; with none it has no history either."""
+    seconds: float
+    megabytes: float
+
+
+SIZES = (Size(2000, 2000, 60, 2048), Size(10_000, 0, 30, 2048))
+
+
+def run(folder: Path) -> Iterator[Measurement]:
+    """`sweep report` on finished cells of several sizes, once each; made and written below `folder`."""
+    for size in SIZES:
+        file = make(folder / f"report-{size.cells}", size.cells, size.predictions)
+        seconds, megabytes, written = _report(file)
+        of = f"{size.cells:,} cells"
+        of += f" with {size.predictions:,} predictions each" if size.predictions else " without predictions"
+        words = f"sweep report, a process of its own; {written:.1f} MB written"
+        yield Measurement(f"report of {of}", seconds, "s", size.seconds, words)
+        yield Measurement(f"report's memory, {of}", megabytes, "MB", size.megabytes, "peak")
+
+
+def make(folder: Path, cells: int, predictions: int) -> Path:
+    """A study of so many finished cells; its file. `cells` is a multiple of 100."""
+    folder.mkdir(parents=True)
+    file = folder / "report.yaml"
+    boards = [{"kind": "checkerboard", "degrees": degrees} for degrees in (4, 8, 16, 30)]
+    declared = {
+        "study": "report",
+        "data": {"synthetic": {"sites": SITES, "days": 30}},
+        "design": {
+            "variant": ["none", "latlon", "sincos", "geoclip"],
+            "fusion": ["hadamard", "concat"],
+            "split": [{"kind": "random", "folds": 6}, {"kind": "spatial", "folds": 6}, *boards],
+            "seed": list(range(cells // 100)),
+        },
+        "storage": str(folder),
+    }
+    file.write_text(yaml.safe_dump(declared))
+    state = State(str(file))
+    if len(state.cells) != cells:
+        raise ValueError(f"cells: {cells} is no multiple of 100")
+    for number, (key, cell) in enumerate(state.cells.items()):
+        if predictions:
+            _tables(cell, key, state.panel, state.store, predictions, number)
+        trivial(cell, key, state.panel, state.store, tables=False)
+    return file
+
+
+def _tables(cell: Cell, key: str, panel: Panel, store: Store, predictions: int, number: int) -> None:
+    """A history and predictions as a training leaves them, by chance; of two parts out of region."""
+    rng = np.random.default_rng(number)
+    site = rng.integers(0, len(panel.site_id), predictions)
+    part = rng.integers(0, 2 if cell.split.regime == "OoR" else 1, predictions)
+    truth = rng.gamma(2, 5, predictions).astype("float32")
+    columns = {
+        "part": pa.DictionaryArray.from_arrays(pa.array(part, pa.int32()), ["test", "wr"]),
+        "site_id": pa.array(panel.site_id[site]).dictionary_encode(),
+        "lat": panel.lat[site],
+        "lon": panel.lon[site],
+        "date": panel.dates[rng.integers(0, len(panel.dates), predictions)],
+        "truth": truth,
+        "prediction": (truth * rng.uniform(0.5, 1.3, predictions)).astype("float32"),
+    }
+    store.write_table(key, "predictions", columns)
+    names = ("train_loss", "validation_loss", "learning_rate", "validation_rmse")
+    curves = {name: np.sort(rng.uniform(5, 9, EPOCHS))[::-1] for name in names}
+    store.write_table(key, "history", {"epoch": np.arange(1, EPOCHS + 1), **curves})
+
+
+def _report(file: Path) -> tuple[float, float, float]:
+    """Seconds, peak MB and MB written of a `sweep report`."""
+    out = file.parent / "out"
+    begin = time.perf_counter()
+    command = [sys.executable, "-c", REPORT, "report", str(file), "-o", str(out)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    took = time.perf_counter() - begin
+    if answer.returncode:
+        raise RuntimeError(answer.stderr[-2000:])
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return took, float(answer.stdout.split()[-1]), size / 2**20

@@ -1,0 +1,1 @@
+"""Trains what is missing: Ray Tune, Optuna, GPUs, clusters."""

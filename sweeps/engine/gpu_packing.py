@@ -1,0 +1,246 @@
+"""How many trainings share a GPU where a study says `gpu: auto`: as many as its memory holds."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from pm25.cell import Cell
+from pm25.errors import InputError
+from pm25.panel import Panel
+from pm25.settings import Settings
+from sweeps.engine.cluster import Cluster
+from sweeps.engine.scheduler import Agenda, Work
+from sweeps.plan.cost import Shape
+from sweeps.spec.design import Arm, Space, active, settings_at
+from sweeps.spec.study import Study
+from sweeps.store import records as files
+from sweeps.store.records import Record, Store
+
+MARGIN = 1.15
+"""Of the measured memory: allocators fragment, and a validation batch meets one of another training."""
+SPARE = 0.03
+"""Of a GPU's memory, that is never given out."""
+
+
+class Footprint(Settings):
+    """What one training was measured to hold of a GPU."""
+
+    shape: Shape
+    memory_mb: float
+    context_mb: float
+    """Of this, what CUDA itself holds."""
+    gpu: str
+    """Its name."""
+    gpu_mb: float
+    """Its memory."""
+
+
+class _Footprints(Settings):
+    """The content of a study's `footprints.json`."""
+
+    footprints: tuple[Footprint, ...]
+
+
+class Shares:
+    """What of a node every training takes: as the study says, or of a GPU by what its shape holds."""
+
+    def __init__(self, study: Study, panel: Panel, cluster: Cluster) -> None:
+        self._study, self._panel, self._cluster = study, panel, cluster
+        declared = study.resources.gpu
+        self.cpu = study.resources.cpu
+        self.whole = (1.0 if cluster.has_gpus else 0.0) if declared == "auto" else declared
+        """Of the GPUs, where no shape was measured."""
+        self._packing: Packing | None = None
+        self._shapes: dict[Any, Shape] = {}
+
+    def gpu(self, work: Work) -> float:
+        """The share of a GPU for a piece of work."""
+        return self.whole if self._packing is None else self._packing.share(map(self._shape, work.cells))
+
+    def learn(self, work: Work, record: Record) -> None:
+        """It has ended, and may say what memory it held."""
+        if self._packing is not None:
+            self._packing.learn(map(self._shape, work.cells), record)
+
+    def measure(
+        self,
+        agenda: Agenda,
+        store: Store,
+        footprints: Callable[[Mapping[Shape, Cell]], Iterable[Footprint]],
+        notice: Callable[[str], None],
+    ) -> None:
+        """With `gpu: auto`, learn once what each shape that is to come holds of a GPU, and pack by it.
+
+        `footprints` measures shapes; what it found stays in the store. Raises InputError.
+        """
+        if self._study.resources.gpu != "auto" or not self.whole:
+            return
+        wanted = self._kinds(agenda)
+        known = {found.shape: found for found in read(store)}
+        missing = {shape: cell for shape, cell in wanted.items() if shape not in known}
+        if missing:
+            notice(f"measuring the GPU memory of {len(missing)} shapes of network, once")
+        for found in footprints(missing):
+            known[found.shape] = found
+            _write(store, known.values())
+        own = [known[shape] for shape in wanted]
+        if not own:
+            return
+        told = [self._cluster.gpu_mb] if self._cluster.gpu_mb is not None else []
+        device_mb = min(*told, *(found.gpu_mb for found in own))
+        spread = math.ceil(agenda.total / max(1.0, self._cluster.gpus))  # not on one GPU while others rest
+        most = min(math.floor(self._cluster.cpus_per_gpu / self.cpu + 1e-9), spread)
+        context_mb = max(found.context_mb for found in own)
+        held_mb = {found.shape: found.memory_mb for found in own}
+        self._packing = Packing(device_mb, most, held_mb, context_mb)
+        held, shares = [f.memory_mb / 1000 for f in own], [self._packing.share([f.shape]) for f in own]
+        notice(
+            f"{len(own)} shapes hold {min(held):.1f} to {max(held):.1f} GB of a GPU's "
+            f"{device_mb / 1000:.0f}: {_range(1 / max(shares), 1 / min(shares))} to a GPU"
+        )
+
+    def _kinds(self, agenda: Agenda) -> dict[Shape, Cell]:
+        """A cell of each shape to come; of an arm that is searched the largest of its space."""
+        found: dict[Shape, Cell] = {}
+        for cell in agenda.to_come():
+            trials = agenda.searches.get(Arm.of(cell))
+            one = (
+                cell if trials is None else largest(self._study, trials.arm, trials.space, cell, self._shape)
+            )
+            found.setdefault(self._shape(one), one)
+        return found
+
+    def _shape(self, cell: Cell) -> Shape:
+        what = (cell.variant, cell.fusion, cell.head, cell.model, cell.train.batch_size)
+        if what not in self._shapes:
+            self._shapes[what] = Shape.of(cell, self._panel, self._study.encoders)
+        return self._shapes[what]
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
+
+
+FILE = "footprints.json"
+
+
+def read(store: Store) -> list[Footprint]:
+    """What was measured before. Raises InputError for a file that is none."""
+    system, path = store.location(FILE)
+    try:
+        return [*_Footprints.model_validate_json(files.read(system, path)).footprints]
+    except FileNotFoundError:
+        return []
+    except ValidationError as error:
+        what = error.errors(include_url=False)[0]["msg"]
+        raise InputError(
+            f"{path}: not what was measured of GPUs ({what}); delete it, and it is measured again"
+        ) from None
+    except files.StorageError as error:
+        raise store.refusal("read", error) from None
+
+
+def _write(store: Store, footprints: Iterable[Footprint]) -> None:
+    system, path = store.location(FILE)
+    content = _Footprints(footprints=tuple(footprints)).model_dump_json(indent=1)
+    try:
+        files.write(system, path, content.encode())
+    except files.StorageError as error:
+        raise store.refusal("written", error, mend="") from None
+
+
+class Packing:
+    """The share of a GPU that each training takes.
+
+    Ray counts shares and isolates nothing, so a share is memory: what a training of its shape was measured
+    to hold. Shapes of about the same need take equal shares, for a worker trains the next cell only where
+    that takes what the one before it took; else a worker starts anew, some seconds each time.
+    """
+
+    def __init__(
+        self, device_mb: float, most: int, measured: Mapping[Shape, float], context_mb: float = 0.0
+    ) -> None:
+        """`device_mb` is the smallest GPU's memory, `most` how many trainings are to share one at most."""
+        self._room, self._most = device_mb * (1 - SPARE), max(1, most)
+        self._bound, self._context_mb = dict(measured), context_mb
+        self._exact: dict[Shape, float] = {}
+        self._levels: list[int] = []
+        for count in sorted({self._fit(mb) for mb in measured.values()}):
+            self._level(count)
+
+    def learn(self, shapes: Iterable[Shape], record: Record) -> None:
+        """A training has ended that told what it held; of several side by side, no one's own is known."""
+        reserved, own = record.get("gpu_memory_mb"), list(shapes)
+        if reserved is None:
+            return
+        held = reserved + self._context_mb
+        if len(own) == 1:
+            self._exact[own[0]] = max(held, self._exact.get(own[0], 0.0))
+        else:
+            for shape in own:
+                self._bound[shape] = min(held, self._bound.get(shape, math.inf))
+
+    def share(self, shapes: Iterable[Shape]) -> float:
+        """Of the trainings that run side by side in one worker; a whole GPU where nothing is known of one."""
+        needs = [self._need(shape) for shape in shapes]
+        if None in needs:
+            return 1.0
+        count = self._fit(math.fsum(need for need in needs if need is not None))
+        level = self._level(count)
+        return math.floor(10_000 / level) / 10_000  # Ray counts in ten-thousandths
+
+    def _level(self, count: int) -> int:
+        """How many share a GPU that so many fit on: as many as others, if no half of it is wasted."""
+        below = max((level for level in self._levels if level <= count), default=0)
+        if count < 2 * below:
+            return below
+        self._levels.append(count)
+        return count
+
+    def _fit(self, need_mb: float) -> int:
+        return max(1, min(self._most, math.floor(self._room / (need_mb * MARGIN))))
+
+    def _need(self, shape: Shape) -> float | None:
+        """As measured, else that of the least measured shape that is as large in everything."""
+        if shape in self._exact:
+            return self._exact[shape]
+        if shape in self._bound:
+            return self._bound[shape]
+        return min((mb for known, mb in self._bound.items() if covers(known, shape)), default=None)
+
+
+def covers(larger: Shape, smaller: Shape) -> bool:
+    """Whether one network is as large as another in everything, and of the same parts."""
+    same = ("window", "fusion", "projection", "masked")
+    if any(getattr(larger, name) != getattr(smaller, name) for name in same):
+        return False
+    if len(larger.units) < len(smaller.units):
+        return False
+    pairs = zip(larger.units, smaller.units, strict=False)
+    sizes = ("channels", "attention_units", "embedding_dim", "batch_size")
+    return all(a >= b for a, b in pairs) and all(
+        getattr(larger, name) >= getattr(smaller, name) for name in sizes
+    )
+
+
+def largest(study: Study, arm: Arm, space: Space, cell: Cell, shape: Callable[[Cell], Shape]) -> Cell:
+    """The cell with the point of the arm's space at which its network is largest.
+
+    Every parameter by itself takes the end of its range, or the choice, at which the network has most
+    weights and a batch most windows.
+    """
+    point: dict[str, Any] = {}
+
+    def at(trial: Mapping[str, Any]) -> Cell:
+        model, train = settings_at(arm, active(space, trial), study.model, study.train)
+        return cell.model_copy(update={"model": model, "train": train})
+
+    def size(trial: Mapping[str, Any]) -> tuple[int, int]:
+        found = shape(at(trial))
+        return found.parameters * found.batch_size, found.parameters
+
+    for name, parameter in space.items():
+        point[name] = max(parameter.ends(), key=lambda value: size({**point, name: value}))
+    return at(point)

@@ -1,0 +1,1 @@
+"""Files for readers: HTML, Markdown, LaTeX, figures."""

@@ -1,0 +1,394 @@
+"""The study's report: what it is made of in, its files out, the same bytes for the same input."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sweeps.analysis import inference
+from sweeps.analysis.inference import Spec, Sums
+from sweeps.analysis.sequential import outcome, rule
+from sweeps.report import latex, sections, tables
+from sweeps.report import summary as answers
+from sweeps.report.sections import Section
+from sweeps.report.tables import Table
+from sweeps.spec.claims import Analysis, Claim, Published
+from sweeps.store.records import Record
+
+if TYPE_CHECKING:
+    from sweeps.report.figures import Figure as Picture
+    from sweeps.state import State
+
+PAPER = "published protocol, leaks included"
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that the report is made of."""
+
+    rows: pd.DataFrame
+    """One per cell (`results.rows`)."""
+    facts: Mapping[str, Any]
+    """Where they come from (`results.facts`)."""
+    analysis: Analysis
+    metric: str
+    """The answer's: the study's own, or the claims' where no claim is about that."""
+    means: Mapping[str, pd.DataFrame]
+    """By metric (`inference.means`)."""
+    contrasts: Mapping[str, pd.DataFrame]
+    """By metric (`inference.contrasts`): against 'none', of the claims, and those of `pairs`."""
+    directions: Mapping[str, pd.DataFrame]
+    """By metric the means of every region held out, as a split of its own (`tables.directions`)."""
+    direction_contrasts: Mapping[str, pd.DataFrame]
+    """By metric the contrasts with 'none' in every region held out; of one test set each, so none is "
+    "tested."""
+    tail: Mapping[str, pd.DataFrame]
+    """By score of the tail that there is (`tables.TAIL`), its means."""
+    claims: pd.DataFrame
+    ranking: pd.DataFrame
+    pairs: Mapping[str, Sequence[Spec]] = field(default_factory=dict)
+    """Contrasts of the fusion and encoder ablations and of the controls."""
+    published: Published | None = None
+    seeds: Sequence[Mapping[str, Any]] = ()
+    """How adaptive seeds were settled (`adaptive.outcome`)."""
+    rule: str = ""
+    """The stopping rule in words."""
+    searches: pd.DataFrame | None = None
+    """Of every arm the budget spent (`results.searches`)."""
+    parameters: pd.DataFrame | None = None
+    """Importance of the tuned settings (`results.search_parameters`)."""
+    pictures: Sequence[Picture] = ()
+
+
+def gather(
+    state: State,
+    *,
+    records: Mapping[str, Record] | None = None,
+    rows: pd.DataFrame | None = None,
+    predicted: Sums | None = None,
+    brief: bool = False,
+) -> Material:
+    """The material of a study as its store is now; `brief` has what `brief` and `terminal` show."""
+    from sweeps.analysis import results
+
+    study = state.study
+    records = state.records() if records is None else records
+    more: dict[str, Any] = {}
+    if not brief:
+        more["seeds"] = outcome(study, records)
+    if not brief and state.searches:
+        more["searches"] = results.searches(state.searches)
+        more["parameters"] = results.search_parameters(state.searches)
+    return made(
+        state.rows(records) if rows is None else rows,
+        state.facts(records),
+        study.analysis,
+        study.claims,
+        sums=predicted,
+        looks=study.design.looks,
+        records=records,
+        brief=brief,
+        published=study.published,
+        rule=rule(study),
+        **more,
+    )
+
+
+def made(
+    rows: pd.DataFrame,
+    facts: Mapping[str, Any],
+    analysis: Analysis | None = None,
+    claims: Sequence[Claim] = (),
+    *,
+    sums: Sums | None = None,
+    looks: Sequence[int] = (),
+    records: Mapping[str, Record] | None = None,
+    brief: bool = False,
+    **more: Any,
+) -> Material:
+    """The material of rows; `more` are further fields of it."""
+    analysis = analysis or Analysis()
+    about = list(dict.fromkeys(claim.metric for claim in claims))
+    metric = analysis.metric if analysis.metric in about or not about else about[0]
+    metrics = list(dict.fromkeys([metric, *about])) if brief else tables.METRICS
+    pairs = {} if brief else _pairs(rows)
+    regions = tables.directions(rows)
+    tail = {} if brief else _tail(rows, analysis)
+    drawn = {name: inference.Resampled(rows, analysis, name, sums) for name in metrics}
+    contrasts = {
+        name: inference.contrasts(
+            rows, analysis, claims, name, drawn[name], looks, records, _specs(rows, pairs, name)
+        )
+        for name in metrics
+    }
+    return Material(
+        rows=rows,
+        facts=facts,
+        analysis=analysis,
+        metric=metric,
+        means={name: inference.means(rows, analysis, name, drawn[name]) for name in metrics},
+        contrasts=contrasts,
+        directions={} if brief else {m: inference.means(regions, analysis, m, drawn[m]) for m in metrics},
+        direction_contrasts={}
+        if brief
+        else {
+            m: inference.contrasts(regions, analysis, (), m, drawn[m], (), records).assign(
+                declared=False, p_adjusted=float("nan")
+            )
+            for m in metrics
+        },
+        tail=tail,
+        claims=inference.claims_of(contrasts, claims),
+        ranking=inference.ranking(rows, analysis, metric),
+        pairs=pairs,
+        **more,
+    )
+
+
+def write(material: Material, out: Path) -> list[Path]:
+    """Writes the report's files to `out`, each whole or not at all; the pictures to its folder `figures`.
+
+    index.html, report.md, cells.csv, means.csv, contrasts.csv, claims.csv, and the tables of a paper as
+    LaTeX in the folder `latex`.
+    """
+    parts, said = sections.sections(material), answer(material)
+    cautions = answers.cautions(material)
+    cells = tables.with_arm(material.rows)
+    first = [*material.rows.columns[:1], "arm", *material.rows.columns[1:]]
+    texts = {
+        "index.html": _html(material, said, cautions, parts),
+        "report.md": _markdown(material, said, cautions, parts),
+        "cells.csv": tables.csv(cells[first]),
+        "means.csv": tables.csv(_all_means(material)),
+        "contrasts.csv": tables.csv(_all_contrasts(material)),
+    }
+    if len(material.claims):
+        texts["claims.csv"] = tables.csv(material.claims)
+    texts |= {f"latex/{name}": text for name, text in latex.files(sections.paper(material)).items()}
+    drawn = {
+        f"figures/{picture.name}.{kind}": content
+        for picture in material.pictures
+        for kind, content in (("svg", picture.svg), ("png", picture.png))
+    }
+    for name, content in {**drawn, **{name: text.encode() for name, text in texts.items()}}.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        unfinished = (out / name).with_name(f".{Path(name).name}.{os.getpid()}")
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(out / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return [out / name for name in texts]
+
+
+def answer(material: Material) -> list[str]:
+    """The answer in three sentences made from the numbers: within region, out of it, and what is open."""
+    return answers.sentences(material)
+
+
+def brief(material: Material) -> str:
+    """The question, the answer and the tables of one metric in Markdown, for a page with little room."""
+    question = material.facts.get("question")
+    blocks = [*([str(question)] if question else []), *answer(material), *answers.cautions(material)]
+    blocks = [tables.escape(block) for block in blocks]
+    for table in _small(material):
+        blocks += [tables.in_markdown(table), tables.notes_in_markdown(table.notes)]
+    if reasons := _reasons(material):
+        blocks.append("\n".join(f"- {tables.escape(reason)}" for reason in reasons))
+    return "\n\n".join(blocks)
+
+
+def terminal(material: Material) -> None:
+    """Prints the tables of one metric, and the answer, to the terminal."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a log has no width of its own
+    styles = {0: "", 1: "bold", 2: "underline"}
+    for table in _small(material):
+        grid = Grid(title=table.caption, title_justify="left", title_style="bold")
+        grid.add_column(Text(table.corner), no_wrap=True)
+        for group, head in table.heads:
+            grid.add_column(Text(f"{group}\n{head}" if group else head))
+        for label, entries in table.lines:
+            grid.add_row(Text(label), *(Text(entry.line(), style=styles[entry.place]) for entry in entries))
+        console.print(grid)
+        console.print(Text(" ".join(table.notes), style="dim"))
+    for sentence in [*answer(material), *answers.cautions(material), *_reasons(material)]:
+        console.print(Text(sentence))
+
+
+def _small(material: Material) -> Iterable[Table]:
+    """The means within and out of region, and the paired differences, of the answer's metric."""
+    means, contrasts = material.means[material.metric], material.contrasts[material.metric]
+    name = tables.title(material.metric)
+    outside = sections.outside_columns(means, means[:0])
+    for title, columns in (
+        ("Within region (WR)", sections.within_columns(means)),
+        ("Out of region (OoR)", [("", split, split, part) for split, _, _, part in outside]),
+    ):
+        if columns:
+            yield tables.of_means(means, columns, f"{title}: {name}", sections.legend(material, means))
+    columns = [*sections.within_columns(means), *((tables.OOR, s, s, p) for s, _, _, p in outside)]
+    frame = sections.against_none(contrasts)
+    if len(frame):
+        alpha = material.analysis.alpha
+        notes = sections.legend(material, frame, ranked=False)
+        yield tables.of_differences(frame, columns, alpha, f"Paired differences: {name}", notes)
+
+
+def _reasons(material: Material) -> list[str]:
+    """Why contrasts are unfair, a line each."""
+    found = sections.unfair(material.contrasts[material.metric]).itertuples(index=False)
+    return [
+        f"{tables.UNFAIR} {arm} against {other} on {splits}: {reason}" for arm, other, splits, reason in found
+    ]
+
+
+def _pairs(rows: pd.DataFrame) -> dict[str, list[Spec]]:
+    """Which arms are set against each other beside 'none', on the test part of every split that has both."""
+    cells = tables.with_arm(rows)
+    arms = cells[["arm", "variant", "fusion"]].drop_duplicates("arm").to_dict("records")
+    encoders = [arm for arm in arms if isinstance(arm["fusion"], str) and arm["variant"] != tables.BASELINE]
+    real = [arm for arm in encoders if arm["variant"] not in answers.CONTROLS]
+    raw = [arm for arm in arms if arm["variant"] in ("latlon", "sincos")]
+    controls = [
+        arm
+        for arm in arms
+        if isinstance(arm["fusion"], str) and answers.is_control(arm["arm"], pd.DataFrame(arms))
+    ]
+    found = {
+        "fusion": [
+            (a, b) for i, b in enumerate(encoders) for a in encoders[i + 1 :] if a["variant"] == b["variant"]
+        ],
+        "encoder": [
+            *((a, b) for i, b in enumerate(real) for a in real[i + 1 :] if a["fusion"] == b["fusion"]),
+            *((a, b) for a in real for b in raw),
+        ],
+        "controls": [(a, b) for a in real for b in controls if a["fusion"] == b["fusion"]],
+    }
+    return {
+        name: [Spec(a["arm"], b["arm"], "", "test", "") for a, b in pairs] for name, pairs in found.items()
+    }
+
+
+def _specs(rows: pd.DataFrame, pairs: Mapping[str, Sequence[Spec]], metric: str) -> list[Spec]:
+    """The pairs on every split that has cells of both."""
+    arms_of = {split: {*group["arm"]} for split, group in tables.with_arm(rows).groupby("split", sort=False)}
+    every = dict.fromkeys(spec for specs in pairs.values() for spec in specs)
+    return [
+        spec._replace(split=str(split), metric=metric)
+        for split, arms in arms_of.items()
+        for spec in every
+        if {spec.arm, spec.other} <= arms
+    ]
+
+
+def _tail(rows: pd.DataFrame, analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """Means of the tail's scores that any cell has."""
+    found = {}
+    for name in tables.TAIL:
+        if f"test_{name}" not in rows or not rows[f"test_{name}"].notna().any():
+            continue
+        inside = f"wr_{name}"
+        cells = rows if inside in rows else rows.assign(**{inside: float("nan")})
+        means = inference.means(cells, analysis, name)
+        found[name] = means[means["part"] == "test"].reset_index(drop=True)
+    return found
+
+
+def _all_means(material: Material) -> pd.DataFrame:
+    """Of every metric: by split, then by region held out."""
+    return pd.concat(
+        [*material.means.values(), *material.tail.values(), *material.directions.values()], ignore_index=True
+    )
+
+
+def _all_contrasts(material: Material) -> pd.DataFrame:
+    """Of every metric: by split, then by region held out."""
+    regions = material.direction_contrasts.values()
+    return pd.concat([*material.contrasts.values(), *regions], ignore_index=True)
+
+
+def _markdown(
+    material: Material, said: Sequence[str], cautions: Sequence[str], parts: Sequence[Section]
+) -> str:
+    facts = material.facts
+    blocks = [f"# {tables.escape(_title(facts))}"]
+    if facts.get("protocol") == "paper":
+        blocks.append(f"> **Warning: {PAPER}.** These numbers are not an estimate of error on new data.")
+    if facts.get("question"):
+        blocks.append(tables.escape(str(facts["question"])))
+    blocks += [tables.escape(sentence) for sentence in said]
+    if cautions:
+        blocks.append("\n".join(f"- {tables.escape(sentence)}" for sentence in cautions))
+    for section in parts:
+        if not section.tables and not section.paragraphs:
+            continue
+        blocks.append(f"## {tables.escape(section.title)}")
+        blocks += [tables.escape(text) for text in (section.text, *section.paragraphs) if text]
+        for table in section.tables:
+            if not table.lines:
+                continue
+            blocks += [f"**{tables.escape(table.caption)}**"] if table.caption else []
+            blocks.append(tables.in_markdown(table))
+        if section.notes:
+            blocks.append(tables.notes_in_markdown(section.notes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _html(material: Material, said: Sequence[str], cautions: Sequence[str], parts: Sequence[Section]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("sweeps.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    facts = material.facts
+    return environment.get_template("report.html.j2").render(
+        title=_title(facts),
+        question=facts.get("question"),
+        warning=PAPER if facts.get("protocol") == "paper" else None,
+        sentences=said,
+        cautions=cautions,
+        sections=[
+            (
+                section,
+                [(table, _groups(table)) for table in section.tables],
+                [(_uri(p), p.alt, p.caption, p.name) for p in section.pictures],
+            )
+            for section in parts
+        ],
+        places={0: "", 1: "best", 2: "second"},
+    )
+
+
+def _groups(table: Table) -> list[tuple[str, int]]:
+    """Groups of heads, with how many columns each spans; none where no head has one."""
+    found: list[tuple[str, int]] = []
+    for group, _ in table.heads:
+        span = found.pop()[1] if found and found[-1][0] == group else 0
+        found.append((group, span + 1))
+    return found if any(group for group, _ in found) else []
+
+
+def _uri(picture: Picture) -> str:
+    kind = {"svg": "image/svg+xml", "png": "image/png"}[picture.embed]
+    return f"data:{kind};base64,{base64.b64encode(getattr(picture, picture.embed)).decode()}"
+
+
+def _title(facts: Mapping[str, Any]) -> str:
+    return str(facts.get("title") or facts["study"])

@@ -1,0 +1,185 @@
+"""Which failures are equal: their signature, the groups they make, and the breaker that they trip."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pm25.cell import Cell
+from sweeps.store.records import Record
+
+PACKAGES = ("pm25", "sweeps")
+
+MESSAGE_LENGTH = 120
+"""Characters of a message that count: that CUDA is out of memory, not the list of who holds how much."""
+
+LINE_LENGTH = 160
+"""Characters of an error that a group's line has room for."""
+
+_CHANGING = tuple(
+    (re.compile(pattern), put)
+    for pattern, put in (
+        (r"(?<!\w)(['\"])(?:(?!\1).)*/(?:(?!\1).)*\1(?!\w)", "<path>"),  # quoted, maybe with spaces
+        (r"\b[A-Za-z][\w+.-]*://\S+", "<path>"),
+        (r"(?<![\w./])~?(?:/[^\s/'\",:;()\[\]]+)+/?", "<path>"),  # not ug/m3
+        (r"\b0x[0-9a-fA-F]+", "#"),
+        (r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "#"),
+        (r"(?<![\w.])(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,}\b", "#"),  # a key, or an id of Ray's
+        (r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?", "#"),
+        (r"(?<![A-Za-z_\d])\d+|\d{3,}", "#"),  # site S00012; but float32 and pm25 are names
+        (r"# ?(?:[KMGT]i?B|bytes)\b", "# bytes"),
+    )
+)
+
+
+def signature(error: BaseException) -> str:
+    """What equal failures share: `Type: message [pm25/fit.py:fit]`.
+
+    The message is without what differs from cell to cell (numbers, addresses, paths); the place is the
+    innermost function of this project that the error went through, where there is one.
+    """
+    place = _place(error)
+    return _named(type(error).__name__, str(error)) + (f" [{place}]" if place else "")
+
+
+def signature_of(record: Record) -> str:
+    """A failed cell's; of a record that was written without one, from its type and message."""
+    error = record["error"]
+    return error["signature"] if "signature" in error else _named(error["type"], error["message"])
+
+
+def alike(message: str) -> str:
+    """A message without what differs from cell to cell, in one line."""
+    text = " ".join(message.split())
+    for pattern, put in _CHANGING:
+        text = pattern.sub(put, text)
+    return _cut(text, MESSAGE_LENGTH)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def _named(kind: str, message: str) -> str:
+    return f"{kind}: {alike(message)}".rstrip(": ")
+
+
+def _place(error: BaseException) -> str:
+    """`pm25/fit.py:fit` of the innermost frame that is ours; no line, which any edit moves."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        if module.split(".")[0] in PACKAGES:
+            function = trace.tb_frame.f_code.co_qualname.split(".<locals>")[0]
+            place = f"{module.replace('.', '/')}.py:{function}"
+        trace = trace.tb_next
+    return place
+
+
+def factors(cell: Cell) -> dict[str, str]:
+    """The level of every factor that a study crosses, as a filter names it (`where`)."""
+    return {
+        "variant": cell.variant,
+        "fusion": cell.fusion or "-",
+        "head": cell.head or "plain",
+        "split": cell.split.label,
+        "fold": str(cell.fold),
+        "seed": str(cell.seed),
+    }
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that failed alike."""
+
+    signature: str
+    type: str
+    message: str
+    """As it is stored where all the cells have the same, else without what differs."""
+    keys: tuple[str, ...]
+    """In the grid's order."""
+    shared: Mapping[str, str]
+    """Factor levels that all of these cells have, and not all cells of the study."""
+    hosts: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """For people, in one line."""
+        said = _cut(": ".join(filter(None, (self.type, self.message))), LINE_LENGTH)
+        cells = f"{len(self.keys)} cell{'s' if len(self.keys) > 1 else ''}"
+        levels = ",".join(f"{factor}={level}" for factor, level in self.shared.items())
+        hosts = f" on {', '.join(self.hosts[:3])}" if self.hosts else ""
+        more = f" and {len(self.hosts) - 3} more hosts" if len(self.hosts) > 3 else ""
+        known = _named(self.type, self.message)  # what follows it in the signature is the place
+        place = self.signature[len(known) :] if self.signature.startswith(known) else ""
+        return f"{cells}: {levels + ', ' if levels else ''}{said}{place} ({self.keys[0]}{hosts}{more})"
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "cells": len(self.keys),
+            "where": dict(self.shared),
+            "error": self.type,
+            "message": self.message,
+            "signature": self.signature,
+            "hosts": list(self.hosts),
+            "key": self.keys[0],
+        }
+
+
+def groups(
+    cells: Mapping[str, Cell], records: Mapping[str, Record], waiting: Iterable[Cell] = ()
+) -> list[Group]:
+    """The failed ones of `cells` by signature, the largest group first.
+
+    `waiting` are cells of the study that have no key yet: they too say what not all cells share.
+    """
+    by_signature: dict[str, list[str]] = {}
+    for key in cells:
+        if key in records and records[key]["state"] == "failed":
+            by_signature.setdefault(signature_of(records[key]), []).append(key)
+    if not by_signature:
+        return []
+    everywhere = _common([*cells.values(), *waiting])
+    found = []
+    for name, keys in by_signature.items():
+        failed = [records[key] for key in keys]
+        messages = {record["error"]["message"] for record in failed}
+        common = _common([cells[key] for key in keys])
+        found.append(
+            Group(
+                signature=name,
+                type=failed[0]["error"]["type"],
+                message=messages.pop() if len(messages) == 1 else alike(failed[0]["error"]["message"]),
+                keys=tuple(keys),
+                shared={factor: level for factor, level in common.items() if factor not in everywhere},
+                hosts=tuple(sorted({record["host"] for record in failed if "host" in record})),
+            )
+        )
+    return sorted(found, key=lambda group: -len(group.keys))
+
+
+def _common(cells: Iterable[Cell]) -> dict[str, str]:
+    """The factor levels that all of `cells` have."""
+    first, *others = map(factors, cells)
+    return {f: level for f, level in first.items() if all(other[f] == level for other in others)}
+
+
+class Breaker:
+    """Says when so many trainings of this run have failed alike that the rest would too."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._counts: Counter[str] = Counter()
+        self.open: str | None = None
+        """Why the run is to stop, in one line; None while it may go on."""
+
+    def failed(self, signature: str) -> None:
+        """Something failed in this run; equal failures need not follow each other."""
+        self._counts[signature] += 1
+        # Told as it was then: others that were running may fail before anybody asks.
+        if self.open is None and self._counts[signature] >= self.limit:
+            count = self._counts[signature]
+            self.open = f"{count} equal failures in this run, {signature}; mend the cause, then `sweep retry`"

@@ -1,0 +1,199 @@
+"""Each arm's winner: the cell with the lowest validation error, and what makes a model of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pm25.cell import Cell
+from pm25.errors import InputError
+from sweeps.engine.worker import WEIGHTS, stored_weights
+from sweeps.spec.design import Arm
+from sweeps.spec.study import Study
+from sweeps.store.records import Record, Store
+from sweeps.tracking import model_card
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pm25.predictor import Predictor
+    from sweeps.state import State
+
+
+@dataclass(frozen=True)
+class Winner:
+    """An arm's model to serve."""
+
+    arm: str
+    """As people read it (`tables.arm`)."""
+    name: str
+    """As machines do: `none`, `geoclip-hadamard`."""
+    key: str
+    cell: Cell
+    card: str
+    """Its model card, Markdown."""
+    tags: dict[str, str]
+    inputs: dict[str, str]
+    """The columns that it asks for, with their types: 'double', 'long', 'string', or 'array' (of doubles)."""
+    store: Store
+    encoder_options: dict[str, Any]
+
+    def predictor(self) -> "Predictor":
+        """The model. Raises InputError where its weights are gone."""
+        from pm25 import encoders
+        from pm25.predictor import Predictor
+
+        kept = stored_weights(self.key, self.store)
+        if kept is None:
+            raise InputError(f"{self.key}: its weights are stored no more")
+        name = self.cell.encoder
+        source = None if name is None else encoders.source(name, **self.encoder_options)
+        return Predictor(self.cell, *kept, source)
+
+    def write(self, folder: Path) -> None:
+        """The folder that `pm25.predictor._load_pyfunc` takes."""
+        self.predictor().save(folder)
+
+
+def best(study: Study, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> dict[Arm, str]:
+    """By arm, controls too, the key of its done cell with the lowest validation RMSE.
+
+    On the split `Study.judged_on`; of equal ones the first by key. A test score is not looked at.
+    """
+    return {arm: key for arm, (_, key) in _ranked(study, cells, records).items()}
+
+
+def _ranked(
+    study: Study, cells: Mapping[str, Cell], records: Mapping[str, Record]
+) -> dict[Arm, tuple[float, str]]:
+    found: dict[Arm, tuple[float, str]] = {}
+    for key, cell in cells.items():
+        record = records.get(key)
+        if record is not None and record["state"] == "done" and cell.split == study.judged_on:
+            arm, mine = Arm.of(cell), (_score(record), key)
+            found[arm] = min(mine, found.get(arm, mine))
+    return found
+
+
+def _score(record: Record) -> float:
+    """Validation RMSE; one that is no number is the worst."""
+    rmse = record["metrics"]["val_rmse"]
+    return math.inf if rmse is None else rmse
+
+
+class Keeper:
+    """Leaves the weights of each arm's winner only, where the study says `keep_weights: winners`.
+
+    Weights are deleted of recorded cells alone: what has a record stays done, and what has none may be
+    about to get one.
+    """
+
+    def __init__(self, study: Study, store: Store) -> None:
+        self._study, self._store = study, store
+        self._best: dict[Arm, tuple[float, str]] = {}
+
+    def tidy(self, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> None:
+        """Look at all of the study's cells; those of other settings in the same store are left alone."""
+        if self._study.keep_weights != "winners":
+            return
+        self._best = _ranked(self._study, cells, records)
+        kept = {key for _, key in self._best.values()}
+        for key in self._store.holding(WEIGHTS) & records.keys() - kept:
+            self._store.delete_file(key, WEIGHTS)
+
+    def ended(self, record: Record) -> None:
+        """A cell of the study is recorded: of it and the best of its arm before it the worse loses."""
+        if self._study.keep_weights != "winners" or record["state"] != "done":
+            return
+        cell = Cell.model_validate(record["cell"])
+        if cell.split != self._study.judged_on:
+            return
+        arm, mine = Arm.of(cell), (_score(record), record["key"])
+        before = self._best.get(arm, mine)
+        self._best[arm] = min(mine, before)
+        if before != mine:
+            self._store.delete_file(max(mine, before)[1], WEIGHTS)
+
+
+def lacking(state: "State", records: Mapping[str, Record]) -> dict[str, str]:
+    """By arm's label the key of its winner, where that was trained without keeping its weights."""
+    held = state.store.holding(WEIGHTS)
+    chosen = best(state.study, state.cells, records)
+    return {arm.label: key for arm, key in chosen.items() if key not in held}
+
+
+def winners(state: "State", records: Mapping[str, Record]) -> list[Winner]:
+    """The arms' models in the study's order; none of a control, nor where the winner has no weights."""
+    from pm25 import encoders
+    from sweeps.report import tables
+
+    held, chosen = state.store.holding(WEIGHTS), best(state.study, state.cells, records)
+    rows = state.rows(records)
+    facts = state.facts(records)
+    found = []
+    for arm in state.study.arms():
+        key = chosen.get(arm)
+        if key is None or key not in held or state.cells[key].is_control:
+            continue
+        cell, record = state.cells[key], records[key]
+        options = {} if cell.encoder is None else state.study.encoder_options(cell.encoder)
+        asks: tuple[str, ...] = ()
+        if cell.variant == "table":
+            asks = encoders.load("table", **options).asks  # type: ignore[attr-defined]
+        channels = (*state.panel.channels, *(cell.neighbours.channels if cell.neighbours else ()))
+        kinds = {"lat": "double", "lon": "double", "month": "long", "site_id": "string"}
+        inputs = {name: kinds[name] for name in ("lat", "lon", *asks)} | dict.fromkeys(channels, "array")
+        label = tables.arm(arm.variant, arm.fusion)
+        card = model_card.card(label, cell, record, rows, facts, inputs, state.panel, options)
+        tags = _tags(state.study, arm, record)
+        found.append(Winner(label, arm.label, key, cell, card, tags, inputs, state.store, options))
+    return found
+
+
+def _tags(study: Study, arm: Arm, record: Record) -> dict[str, str]:
+    cell, tags = record["cell"], {"study": study.study, "arm": arm.label, "key": record["key"]}
+    tags |= {name: cell[name] for name in ("variant", "fusion") if name in cell}
+    tags |= {"split": study.judged_on.label, "fold": str(cell["fold"]), "seed": str(cell["seed"])}
+    tags |= {"protocol": study.protocol, "data": record["data"], "numerics": str(record["numerics"])}
+    tags |= {name: record[name] for name in ("encoder", "commit") if record.get(name)}
+    numbers = {name: record["metrics"].get(name) for name in ("val_rmse", "test_rmse", "test_r2")}
+    tags |= {name: f"{value:.4f}" for name, value in numbers.items() if value is not None}
+    if record["audit"]["failed"]:
+        tags["audit"] = "; ".join(record["audit"]["failed"])
+    return tags
+
+
+def example(state: "State", winner: Winner) -> "pd.DataFrame":
+    """One row that the model takes: the test sample of its cell with the fewest missing values."""
+    import pandas as pd
+
+    from pm25 import trial
+
+    panel = state.panel
+    stored = winner.store.read_table(winner.key, "predictions", ["part", "site_id", "date"]).to_pandas()
+    tested = stored[stored["part"] == "test"]
+    site = np.searchsorted(panel.site_id, tested["site_id"].to_numpy(str))
+    day = (tested["date"].to_numpy("datetime64[D]") - panel.dates[0]).astype(int)
+    missing = np.isnan(panel.features).sum(axis=2).cumsum(axis=1)
+    missing = np.pad(missing, ((0, 0), (1, 0)))
+    at = int(np.argmin(missing[site, day + 1] - missing[site, day + 1 - winner.cell.window]))
+    site, day = site[at : at + 1], day[at : at + 1]
+    channels, window = trial.raw_windows(winner.cell, panel, site * len(panel.dates) + day)
+    known: dict[str, Any] = {
+        "lat": panel.lat[site],
+        "lon": panel.lon[site],
+        "month": panel.dates[day].astype("datetime64[M]").astype(int) % 12 + 1,
+        "site_id": panel.site_id[site].astype(object),
+    }
+    known |= {name: [window[0, :, i].astype(float).tolist()] for i, name in enumerate(channels)}
+    return pd.DataFrame({name: known[name] for name in winner.inputs})
+
+
+def requirements() -> list[str]:
+    """What `pm25.predictor` needs to be installed, for pip, at the versions that are installed here."""
+    names = ("torch", "numpy", "pandas", "pyarrow", "pydantic")
+    return [f"{name}=={metadata.version(name).split('+')[0]}" for name in names]

@@ -1,0 +1,95 @@
+"""Addresses: a file in a bucket is what it is in a folder, and one that cannot be read is told."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pm25 import encoders, panel, uri
+from pm25.errors import InputError
+from pm25.sources import synthetic
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return synthetic.synthesize(sites=9, days=30)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize("channels", [None, ["day_cos", "month_sin"]])
+def test_a_table_in_a_bucket_is_the_same_panel(
+    objects: Any, tmp_path: Path, frame: pd.DataFrame, kind: str, channels: list[str] | None
+) -> None:
+    here, there = tmp_path / f"panel.{kind}", f"{objects.bucket()}/tables/panel.{kind}"
+    if kind == "parquet":
+        frame.to_parquet(here)
+    else:
+        frame.to_csv(here, index=False)
+    objects.put(there, here.read_bytes())
+    objects.asked.clear()
+    read, local = panel.read(there, channels), panel.read(here, channels)
+    assert read.fingerprint == local.fingerprint
+    assert read.channels == local.channels
+    assert read.name == local.name == f"panel.{kind}"
+    assert [asked.split()[0] for asked in objects.asked].count("GET") == 1
+
+
+def test_a_table_that_is_not_there(objects: Any) -> None:
+    for place in (f"{objects.bucket()}/panel.parquet", "s3://nobodys/panel.parquet"):
+        with pytest.raises(InputError, match="no such table; give a Parquet or CSV file") as caught:
+            panel.read(place)
+        assert str(caught.value).startswith(f"{place}: ")
+
+
+def test_a_table_that_may_not_be_read(objects: Any) -> None:
+    place = f"{objects.bucket()}/panel.parquet"
+    objects.put(place, b"PAR1")
+    objects.refused = lambda request: "panel.parquet" in request
+    with pytest.raises(
+        InputError, match=r"cannot be read \(.*ACCESS_DENIED.*; set AWS_ACCESS_KEY_ID"
+    ) as caught:
+        panel.read(place)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_table(objects: Any) -> None:
+    place = f"{objects.bucket()}/panel.parquet"
+    objects.put(place, b"no table")
+    with pytest.raises(InputError, match="cannot be read as parquet"):
+        panel.read(place)
+
+
+def test_an_address_of_no_kind() -> None:
+    with pytest.raises(InputError, match=r"^https://host/panel\.csv: cannot be read \("):
+        panel.read("https://host/panel.csv")
+
+
+def test_storage_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"; AWS_ENDPOINT_URL is http://127\.0\.0\.1:9\)$"):
+        panel.read("s3://unanswered/panel.parquet")
+
+
+def test_vectors_in_a_bucket_are_the_same_encoder(objects: Any, tmp_path: Path) -> None:
+    here, there = tmp_path / "vectors.parquet", f"{objects.bucket()}/vectors.parquet"
+    pd.DataFrame({"lat": [40.0, 41.0], "lon": [-90.0, -91.0], "a": [1.0, 2.0]}).to_parquet(here)
+    objects.put(there, here.read_bytes())
+    local, found = (encoders.load("table", path=path) for path in (here, there))
+    assert found.fingerprint == local.fingerprint
+    np.testing.assert_array_equal(found.embed([41.0], [-91.0]), [[2.0]])
+    with pytest.raises(InputError, match=r"encoder table: .*lost\.parquet: cannot be read: No such file"):
+        encoders.load("table", path=there.replace("vectors", "lost"))
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("s3://bucket/a/panel.csv?region=eu-west-1", "panel.csv"),
+        ("/data/panel.parquet", "panel.parquet"),
+        ("gs://bucket/panel.parquet", "panel.parquet"),
+    ],
+)
+def test_the_name_of_a_file(place: str, name: str) -> None:
+    assert uri.file_name(place) == name

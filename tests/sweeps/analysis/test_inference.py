@@ -1,0 +1,599 @@
+"""What a study's cells say: on frames whose answer is known, and on studies with nothing to find."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from sweeps.analysis import inference, statistics
+from sweeps.spec.claims import Analysis, Claim
+
+ANALYSIS = Analysis(rope=0.01)
+NONE, GEOCLIP = ("none", None), ("geoclip", "hadamard")
+# Differences of -0.4 on average with a sum of squares of 0.1: the sample variance over five folds is 0.025.
+FOLD = [-0.4, -0.3, -0.5, -0.2, -0.6]
+
+
+def row(arm: tuple[str, str | None], split: str, fold: int, seed: int = 0, **more: Any) -> dict[str, Any]:
+    board = split.startswith("checkerboard")
+    return {
+        "key": f"{arm[0]}-{arm[1]}-{split}-{fold}-{seed}",
+        "variant": arm[0],
+        "fusion": arm[1],
+        "split": split,
+        "regime": "OoR" if board else "WR",
+        "fold": fold,
+        "seed": seed,
+        "state": "done",
+        "folds": 2 if board else 5,
+        "marked": "",
+        "unfair": "",
+        "tuned": "",
+        **more,
+    }
+
+
+def study(differences: Sequence[float] = FOLD, split: str = "random") -> pd.DataFrame:
+    """'none' at 7 + fold, GeoCLIP so much apart from it, fold by fold."""
+    cells = []
+    for fold, difference in enumerate(differences):
+        cells.append(row(NONE, split, fold, test_rmse=7.0 + fold, wr_rmse=6.0))
+        cells.append(row(GEOCLIP, split, fold, test_rmse=7.0 + fold + difference, wr_rmse=6.0))
+    return pd.DataFrame(cells)
+
+
+def claim(**more: Any) -> Claim:
+    of = {
+        "claim": "GeoCLIP beats no location",
+        "better": {"variant": "geoclip", "fusion": "hadamard"},
+        "than": {"variant": "none"},
+        "on": {"split": "random"},
+        "metric": "rmse",
+    }
+    return Claim.model_validate(of | more)
+
+
+def only(frame: pd.DataFrame) -> pd.Series:
+    assert len(frame) == 1
+    return frame.iloc[0]
+
+
+def test_a_contrast_by_hand() -> None:
+    found = only(inference.contrasts(study(), ANALYSIS))
+    se = math.sqrt((1 / 5 + 1 / 4) * 0.025)
+    assert (found["arm"], found["other"], found["split"], found["part"]) == (
+        "GeoCLIP · Hadamard",
+        "none",
+        "random",
+        "test",
+    )
+    assert found["diff"] == pytest.approx(-0.4)
+    assert (found["mean_arm"], found["mean_other"]) == pytest.approx((8.6, 9.0))
+    assert found["p"] == pytest.approx(2 * stats.t.sf(0.4 / se, 4))
+    half = stats.t.ppf(0.975, 4) * se
+    assert (found["low"], found["high"]) == pytest.approx((-0.4 - half, -0.4 + half))
+    assert found["rope"] == pytest.approx(0.09)  # 1 % of 9
+    assert found["p_better"] == pytest.approx(stats.t.cdf((0.4 - 0.09) / se, 4))
+    assert found["p_better"] + found["p_equal"] + found["p_worse"] == pytest.approx(1)
+    assert found["declared"]
+    assert found["p_adjusted"] == found["p"]  # a family of one
+    assert found["verdict"] == "better"
+    assert (found["n_pairs"], found["n_units"], found["n_seeds"], found["n_better"]) == (5, 5, 1, 5)
+    assert found["test"] == "corrected t"
+    assert found["keys_arm"].split("; ") == [f"geoclip-hadamard-random-{fold}-0" for fold in range(5)]
+    assert found["keys_other"].split("; ") == [f"none-None-random-{fold}-0" for fold in range(5)]
+
+
+def test_more_r2_is_better_and_less_error() -> None:
+    cells = study([-d for d in FOLD])
+    cells["test_r2"], cells["test_mae"] = cells["test_rmse"], cells["test_rmse"]
+    verdict = {m: only(inference.contrasts(cells, ANALYSIS, (), m))["verdict"] for m in ("rmse", "r2", "mae")}
+    assert verdict == {"rmse": "worse", "r2": "better", "mae": "worse"}
+    r2 = only(inference.contrasts(cells, ANALYSIS, (), "r2"))
+    assert r2["rope"] == 0.01
+    assert r2["p_better"] > 0.95
+    assert not r2["declared"], "the primary metric's are"
+    assert math.isnan(r2["p_adjusted"])
+
+
+def test_seeds_are_no_test_sets() -> None:
+    """Ten seeds of two folds are two units, whatever their number: too few for a test."""
+    cells = pd.DataFrame(
+        row(arm, "random", fold, seed, test_rmse=7 + fold + 0.01 * seed - (arm == GEOCLIP))
+        for arm in (NONE, GEOCLIP)
+        for fold in range(2)
+        for seed in range(10)
+    )
+    found = only(inference.contrasts(cells, ANALYSIS))
+    assert (found["n_pairs"], found["n_units"], found["n_seeds"]) == (20, 2, 10)
+    assert found["verdict"] == "too few"
+    assert math.isnan(found["p"])
+    assert math.isnan(found["low"])
+    assert found["diff"] == pytest.approx(-1)
+
+
+def test_five_folds_with_many_seeds_have_four_degrees_of_freedom() -> None:
+    cells = []
+    for (fold, difference), seed in itertools.product(enumerate(FOLD), (0, 1)):
+        noise = 0.05 if seed else -0.05
+        cells.append(row(NONE, "random", fold, seed, test_rmse=7.0 + fold))
+        cells.append(row(GEOCLIP, "random", fold, seed, test_rmse=7.0 + fold + difference + noise))
+    found, plain = (only(inference.contrasts(frame, ANALYSIS)) for frame in (pd.DataFrame(cells), study()))
+    for name in ("diff", "low", "high", "p"):
+        assert found[name] == pytest.approx(plain[name])
+
+
+def test_only_pairs_count() -> None:
+    cells = study()
+    cells.loc[cells["key"] == "none-None-random-3-0", "state"] = "failed"
+    cells.loc[cells["key"] == "geoclip-hadamard-random-4-0", "state"] = "missing"
+    found = only(inference.contrasts(cells, ANALYSIS))
+    assert (found["n_pairs"], found["n_units"]) == (3, 3)
+    assert found["diff"] == pytest.approx(-0.4)
+    means = inference.means(cells, ANALYSIS).set_index("arm")
+    assert list(means["n"]) == [4, 4]
+    assert list(means["n_failed"]) == [1, 0]
+    assert list(means["n_missing"]) == [0, 1]
+    assert means["low"].isna().all(), "an arm without all its cells has no interval beside others"
+    assert means["rank"].isna().all()
+
+
+def test_a_number_beside_a_cell_that_is_not_done_is_none() -> None:
+    cells = study()
+    cells.loc[0, "state"] = "failed"  # its metric is still in the frame
+    assert only(inference.contrasts(cells, ANALYSIS))["n_pairs"] == 4
+    cells.loc[1, "test_rmse"] = math.inf
+    assert only(inference.contrasts(cells, ANALYSIS))["n_pairs"] == 4
+
+
+def test_means_by_hand() -> None:
+    found = inference.means(study(), ANALYSIS).set_index("arm")
+    assert found.loc["none", "mean"] == 9
+    assert found.loc["none", "sd"] == pytest.approx(math.sqrt(2.5))
+    assert found.loc["none", "iqm"] == 9
+    assert list(found["rank"]) == [2, 1]
+    # Without what folds share, the variance is that of half the difference; Morey's factor is 2.
+    half = stats.t.ppf(0.975, 4) * math.sqrt(2 * (1 / 5 + 1 / 4) * 0.025 / 4)
+    assert (found.loc["none", "low"], found.loc["none", "high"]) == pytest.approx((9 - half, 9 + half))
+
+
+def test_more_recall_has_the_better_rank() -> None:
+    cells = study()
+    recall = cells["variant"].map({"none": 0.1, "geoclip": 0.3}).fillna(0.2)
+    frame = inference.means(cells.assign(test_tail_recall=recall), Analysis(), "tail_recall")
+    ranks = frame.set_index("variant")["rank"]
+    assert ranks["none"] == ranks.max() > ranks.min()
+
+
+def test_a_checkerboard_has_three_parts_and_two_units() -> None:
+    cells = study(FOLD[:2], "checkerboard-16")
+    frame = inference.contrasts(cells, ANALYSIS).set_index("part")
+    assert list(frame.index) == ["test", "wr", "gap"]
+    assert list(frame["regime"]) == ["OoR", "WR", "gap"]
+    assert frame["diff"].to_dict() == pytest.approx({"test": -0.35, "wr": 0.0, "gap": -0.35})
+    assert frame["verdict"].to_dict() == {"test": "too few", "wr": "too few", "gap": ""}
+    assert list(frame["declared"]) == [True, False, False]
+    means = inference.means(cells, ANALYSIS)
+    assert means["low"].isna().all()
+    gap = means[means["part"] == "gap"].set_index("arm")["mean"]
+    assert gap["none"] == pytest.approx(1.5)
+
+
+def test_without_none_only_claims_are_contrasts() -> None:
+    cells = study()
+    cells = cells[cells["variant"] != "none"]
+    assert inference.contrasts(cells, ANALYSIS).empty
+    assert len(inference.means(cells, ANALYSIS)) == 1
+    assert only(inference.claims(cells, ANALYSIS, [claim()]))["verdict"] == "no cells"
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        (FOLD, "supported"),
+        ([-d for d in FOLD], "refuted"),
+        ([0.001, -0.001, 0.002, -0.002, 0.0], "refuted"),  # practically equal
+        ([0.3, -0.4, 0.1, -0.2, 0.25], "undecided"),
+        (FOLD[:2], "too few"),
+    ],
+)
+def test_claims(differences: list[float], verdict: str) -> None:
+    found = only(inference.claims(study(differences), ANALYSIS, [claim()]))
+    assert found["verdict"] == verdict
+    assert found["claim"] == "GeoCLIP beats no location"
+    assert len(found["keys_arm"].split("; ")) == len(differences)
+
+
+def test_a_claim_may_turn_a_contrast_round() -> None:
+    turned = claim(better={"variant": "none"}, than={"variant": "geoclip", "fusion": "hadamard"})
+    assert only(inference.claims(study(), ANALYSIS, [turned]))["verdict"] == "refuted"
+    assert len(inference.contrasts(study(), ANALYSIS, [turned])) == 2
+
+
+def test_claims_of_all_metrics_are_one_family() -> None:
+    cells = study()
+    cells["test_r2"] = -cells["test_rmse"]
+    declared = [claim(), claim(claim="by R2", metric="r2")]
+    both = inference.claims(cells, ANALYSIS, declared)
+    alone = inference.claims(cells, ANALYSIS, declared[:1])
+    assert list(both["p_adjusted"]) == pytest.approx([2 * both["p"][0]] * 2)
+    assert alone["p_adjusted"][0] == alone["p"][0]
+    undeclared = inference.contrasts(cells, ANALYSIS, [declared[1]], "rmse")
+    assert not undeclared["declared"].any()
+
+
+def test_a_claim_on_one_fold_is_one_unit() -> None:
+    found = only(inference.claims(study(), ANALYSIS, [claim(on={"split": "random", "fold": 2})]))
+    assert (found["fold"], found["n_pairs"], found["diff"]) == (2, 1, pytest.approx(-0.5))
+    assert found["verdict"] == "too few"
+
+
+def test_holm_is_over_the_declared_alone() -> None:
+    cells = [study()]
+    for i, variant in enumerate(("latlon", "sincos")):
+        arm = study([d * (0.5 - 0.2 * i) for d in FOLD])
+        cells.append(arm[arm["variant"] == "geoclip"].assign(variant=variant, fusion=None))
+        cells[-1]["key"] = variant + cells[-1]["key"]
+    frame = inference.contrasts(pd.concat(cells, ignore_index=True), ANALYSIS)
+    assert frame["declared"].all()
+    assert list(frame["p_adjusted"]) == pytest.approx(list(statistics.holm(frame["p"].tolist())))
+    one = inference.contrasts(pd.concat(cells, ignore_index=True), ANALYSIS, [claim()]).set_index("arm")
+    assert one["declared"].to_dict() == {"GeoCLIP · Hadamard": True, "lat/lon": False, "sin/cos": False}
+    assert one["p_adjusted"].isna().to_dict() == {
+        "GeoCLIP · Hadamard": False,
+        "lat/lon": True,
+        "sin/cos": True,
+    }
+
+
+def test_failed_cells_make_no_family_smaller() -> None:
+    """Of two planned contrasts one has two units left: the other's p counts twice all the same."""
+    other = study([d / 2 for d in FOLD])
+    other = other[other["variant"] == "geoclip"].assign(variant="latlon", fusion=None)
+    other["key"] = "latlon" + other["key"]
+    other.loc[other["fold"] > 1, "state"] = "failed"
+    frame = inference.contrasts(pd.concat([study(), other], ignore_index=True), ANALYSIS).set_index("arm")
+    assert frame.loc["lat/lon", "verdict"] == "too few"
+    assert math.isnan(frame.loc["lat/lon", "p_adjusted"])
+    assert frame.loc["GeoCLIP · Hadamard", "p_adjusted"] == pytest.approx(
+        2 * frame.loc["GeoCLIP · Hadamard", "p"]
+    )
+    # A checkerboard never has enough, so it takes no place.
+    board = pd.concat([study(), study(FOLD[:2], "checkerboard-16")], ignore_index=True)
+    random = inference.contrasts(board, ANALYSIS).iloc[0]
+    assert (random["split"], random["p_adjusted"]) == ("random", random["p"])
+
+
+def test_a_bias_and_a_gap_have_no_better() -> None:
+    cells = study()
+    cells["test_mbe"] = np.where(cells["variant"] == "none", 1.0, -3.0 + 0.01 * cells["fold"])
+    cells.loc[1, "test_mbe"] = -0.5
+    found = only(inference.contrasts(cells, ANALYSIS, (), "mbe"))
+    assert found["n_better"] == 1, "-3 is no better than 1"
+    assert found["p"] < 0.05
+    six = study(FOLD, "checkerboard-16").assign(folds=5)
+    gap = inference.contrasts(six, ANALYSIS).set_index("part").loc["gap"]
+    assert gap["p"] < 0.05
+    for line in (found, gap):
+        assert line["verdict"] == ""
+        assert line[["rope", "p_better", "p_equal", "p_worse"]].isna().all()
+
+
+def test_wilcoxon_instead() -> None:
+    ranks = Analysis(rope=0.0, test="wilcoxon")
+    found = only(inference.contrasts(study(), ranks))
+    assert found["verdict"] == "too few"  # 2 / 2^5 is above 0.05
+    cells = study([*FOLD, -0.1, -0.7])
+    cells["folds"] = 7
+    found = only(inference.contrasts(cells, ranks))
+    assert found["p"] == pytest.approx(2 / 2**7)
+    assert (found["test"], found["verdict"]) == ("Wilcoxon", "better")
+    # Three of the 128 sign patterns have a rank sum of at most 2: two averages are left out at either end.
+    assert (found["low"], found["high"]) == pytest.approx((-0.6, -0.2))
+
+
+def adaptive(seeds: int, differences: Sequence[float], **more: Any) -> pd.DataFrame:
+    return pd.DataFrame(
+        row(arm, "random", fold, seed, test_rmse=7.0 + fold + (arm == GEOCLIP) * difference, **more)
+        for arm in (NONE, GEOCLIP)
+        for fold, difference in enumerate(differences)
+        for seed in range(seeds)
+    )
+
+
+def test_repeated_looks_cost_their_number() -> None:
+    once = only(inference.contrasts(adaptive(3, FOLD), ANALYSIS))
+    found = only(inference.contrasts(adaptive(3, FOLD), ANALYSIS, looks=(3, 6, 12)))
+    assert found["looks"] == 3
+    assert found["p"] == pytest.approx(3 * once["p"])
+    assert found["high"] - found["low"] > once["high"] - once["low"]
+
+
+def test_a_contrast_is_judged_where_its_seeds_stopped() -> None:
+    """It stopped at three; that another contrast asked for more of its cells changes nothing."""
+    strong = [d - 1 for d in FOLD]
+    cells = adaptive(6, strong)
+    late = (cells["seed"] >= 3) & (cells["variant"] == "geoclip")
+    cells.loc[late, "test_rmse"] += 9.0
+    found = only(inference.contrasts(cells, ANALYSIS, looks=(3, 6)))
+    assert (found["n_seeds"], found["verdict"]) == (3, "better")
+    cells.loc[(cells["seed"] == 2) & (cells["variant"] == "none"), "state"] = "missing"
+    assert only(inference.contrasts(cells, ANALYSIS, looks=(3, 6)))["n_seeds"] == 2, "the look is not whole"
+
+
+class Sums:
+    """Ten sites, of which every cell has all; an arm's error at a site is what it is given."""
+
+    lat = np.array([30.0, 30.1, 34.5, 35.0, 40.0, 41.0, 42.0, 45.0, 45.5, 47.0])
+    lon = np.full(10, -100.0)
+
+    def __init__(self, error: dict[str, np.ndarray]) -> None:
+        self._error = error
+
+    def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+        error = self._error[key.split("-")[0]]
+        columns = [np.ones(10), error, np.abs(error), error**2, np.full(10, 5.0), np.full(10, 30.0)]
+        return np.arange(10, dtype=np.int32), np.stack(columns, axis=1)
+
+
+def test_the_bootstrap_is_of_sites_within_region_and_of_blocks_out_of_it() -> None:
+    error = np.array([1.0, 2.0, 1.0, 3.0, 2.0, 1.0, 4.0, 2.0, 1.0, 2.0])
+    sums = Sums({"none": error, "geoclip": error - 0.5})
+    within = only(inference.contrasts(study(), ANALYSIS, sums=sums))
+    assert within["n_clusters"] == 10
+    exact = np.sqrt(np.mean((error - 0.5) ** 2)) - np.sqrt(np.mean(error**2))
+    assert within["boot_low"] < exact < within["boot_high"] < 0
+    outside = inference.contrasts(study(FOLD[:2], "checkerboard-16"), ANALYSIS, sums=sums).set_index("part")
+    # Blocks of four degrees: 28-32 holds two, 32-36 two, 40-44 three, 44-48 three.
+    assert outside.loc["test", "n_clusters"] == 4
+    assert outside.loc["wr", "n_clusters"] == 10
+    same = inference.contrasts(study(), ANALYSIS, sums=Sums({"none": error, "geoclip": error}))
+    assert same["boot_low"][0] == same["boot_high"][0] == 0, "the same draws for both arms"
+
+
+def test_the_bootstrap_of_a_mean_by_hand() -> None:
+    """Errors of two sizes at ten sites: the mean square is that of a binomial count."""
+    error = np.array([1.0] * 5 + [3.0] * 5)
+    found = inference.means(study(), ANALYSIS, sums=Sums({"none": error, "geoclip": error})).set_index("arm")
+    counts = stats.binom.ppf([0.025, 0.975], 10, 0.5)
+    low, high = np.sqrt((10 - counts + 9 * counts) / 10)
+    assert (found.loc["none", "boot_low"], found.loc["none", "boot_high"]) == pytest.approx((low, high))
+
+
+def test_a_cell_without_predictions_leaves_no_bootstrap() -> None:
+    class Some(Sums):
+        def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+            return None if key == "none-None-random-2-0" else super().of(key, part)
+
+    error = np.arange(10.0)
+    found = inference.means(study(), ANALYSIS, sums=Some({"none": error, "geoclip": error})).set_index("arm")
+    assert math.isnan(found.loc["none", "boot_low"])
+    assert found.loc["GeoCLIP · Hadamard", "boot_low"] > 0
+
+
+def test_the_bootstrap_of_one_cluster_is_none() -> None:
+    class One(Sums):
+        lat = np.full(10, 30.0)
+
+    error = np.array([1.0, 2.0, 1.0, 3.0, 2.0, 1.0, 4.0, 2.0, 1.0, 2.0])
+    cells = study(FOLD[:2], "checkerboard-16")
+    frame = inference.contrasts(cells, ANALYSIS, sums=One({"none": error, "geoclip": error - 0.5}))
+    frame = frame.set_index("part")
+    assert frame.loc["test", "n_clusters"] == 1
+    assert math.isnan(frame.loc["test", "boot_low"])
+    assert math.isnan(frame.loc["gap", "boot_low"])
+    assert frame.loc["wr", "boot_low"] < frame.loc["wr", "boot_high"], "ten sites"
+
+
+def test_draws_that_miss_a_cell_are_left_out_up_to_half() -> None:
+    """Five folds of two sites each, of ten: a fold is in 89 % of the draws, all five are in 55 % of them."""
+
+    class Apart(Sums):
+        sites = 2
+
+        def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+            site, totals = super().of(key, part) or (np.empty(0), np.empty(0))
+            fold = int(key.split("-")[-2])
+            mine = site // 2 == fold if self.sites == 2 else site == fold
+            return site[mine], totals[mine]
+
+    class Single(Apart):
+        sites = 1
+
+    error = np.arange(1.0, 11.0)
+    of = {"none": error, "geoclip": error - 0.5}
+    assert only(inference.contrasts(study(), ANALYSIS, sums=Apart(of)))["boot_high"] < 0
+    assert math.isnan(only(inference.contrasts(study(), ANALYSIS, sums=Single(of)))["boot_high"])
+
+
+def test_sites_and_blocks_are_drawn_by_themselves() -> None:
+    """Ten blocks of a site each: were the draws the same, test and WR would move alike, and the gap not."""
+
+    class Far(Sums):
+        lat = np.arange(10) * 4.0 + 1
+
+    error = np.array([1.0, 2.0, 1.0, 3.0, 2.0, 1.0, 4.0, 2.0, 1.0, 2.0])
+    means = inference.means(
+        study(FOLD[:2], "checkerboard-16"), ANALYSIS, sums=Far({"none": error, "geoclip": error})
+    ).set_index(["arm", "part"])
+    width = means["boot_high"] - means["boot_low"]
+    assert width["none", "test"] == pytest.approx(width["none", "wr"], rel=0.15)
+    assert width["none", "gap"] > 1.2 * width["none", "test"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_pairs_without_none_are_unfair_by_themselves(given: bool) -> None:
+    cells = study()
+    other = cells[cells["variant"] == "geoclip"].assign(variant="latlon", fusion=None)
+    other["key"] = "latlon-" + other["key"]
+    torch = "torch 2.12 against 2.13"  # both have the same
+    cells["unfair"] = np.where(cells["variant"] == "geoclip", f"threads 2 against 1; {torch}", "")
+    other["unfair"] = f"device cuda against cpu; {torch}"
+    rows = pd.concat([cells, other], ignore_index=True)
+
+    def record(key: str) -> dict[str, Any]:
+        cuda = key.startswith("latlon")
+        own = {"device": "cuda", "threads": 1} if cuda else {"device": "cpu", "threads": 2}
+        return {"cell": {"variant": key}, "versions": {"torch": "2.12"}, "counts": {}, "audit": {}, **own}
+
+    records = {key: record(key) for key in rows["key"]} if given else None
+    turned = claim(claim="turned", better={"variant": "latlon"}, than=claim().better.model_dump())
+    found = inference.claims(rows, ANALYSIS, [claim(than={"variant": "latlon"}), turned], records=records)
+    assert [set(text.split("; ")) for text in found["unfair"]] == [
+        {"in every pair: device cpu against cuda", "in every pair: threads 2 against 1"},
+        {"in every pair: device cuda against cpu", "in every pair: threads 1 against 2"},
+    ]
+
+
+def test_marks_of_unfair_pairs_stay() -> None:
+    cells = study()
+    cells.loc[cells["variant"] == "geoclip", "unfair"] = "torch 2.12.0 against 2.13.0"
+    assert only(inference.contrasts(cells, ANALYSIS))["unfair"] == (
+        "in every pair: torch 2.12.0 against 2.13.0"
+    )
+
+
+def test_ranking() -> None:
+    frame = inference.ranking(study(), ANALYSIS).set_index("arm")
+    assert frame["mean_rank"].to_dict() == {"none": 2.0, "GeoCLIP · Hadamard": 1.0}
+    assert inference.ranking(study([-0.1]), ANALYSIS)["critical_difference"].isna().all()
+
+
+def test_order_of_rows_changes_nothing() -> None:
+    cells = pd.concat([study(), study(FOLD[:2], "checkerboard-16")], ignore_index=True)
+    mixed = cells.sample(frac=1, random_state=0).reset_index(drop=True)
+    by = ["arm", "split", "part"]
+    for make in (inference.means, inference.contrasts):
+        a, b = (make(frame, ANALYSIS).sort_values(by, ignore_index=True) for frame in (cells, mixed))
+        pd.testing.assert_frame_equal(a, b)
+
+
+# Studies in which there is nothing to find
+
+
+FOLDS, SEEDS, STUDIES = 5, 4, 200
+LOOKS = (2, 4)
+
+
+def null_rmse(rng: np.random.Generator, n: int, columns: int, folds: int, seeds: int) -> np.ndarray:
+    """(3 arms, folds, seeds): arms that differ in columns of pure noise alone, by ridge regression.
+
+    The folds' trainings share samples and an arm's seeds share its test sets, as in a real study; a seed is a
+    bootstrap of the training samples. With a third as many columns as samples, what an arm learns of its
+    noise hangs on them, so that its folds err together: over 600 studies of 60 samples, 20 columns and five
+    folds the differences of two folds are correlated by 0.17; the corrected test takes them for 1/5. With few
+    columns they are not correlated at all, and any test that averages the seeds would do.
+    """
+    x, noise = rng.normal(size=(n, 3)), rng.normal(size=(3, n, columns))
+    y = x @ rng.normal(size=3) + rng.normal(size=n)
+    rmse = np.empty((3, folds, seeds))
+    part = np.array_split(rng.permutation(n), folds)
+    for arm, (fold, test), seed in itertools.product(range(3), enumerate(part), range(seeds)):
+        inputs = np.concatenate([x, noise[arm]], axis=1)
+        drawn = rng.choice(np.setdiff1d(np.arange(n), test), n - len(test))
+        gram = inputs[drawn].T @ inputs[drawn] + np.eye(inputs.shape[1])
+        weights = np.linalg.solve(gram, inputs[drawn].T @ y[drawn])
+        rmse[arm, fold, seed] = np.sqrt(np.mean((inputs[test] @ weights - y[test]) ** 2))
+    return rmse
+
+
+def null_study(rng: np.random.Generator) -> pd.DataFrame:
+    rmse = null_rmse(rng, 60, 20, FOLDS, SEEDS)
+    arms = (NONE, GEOCLIP, ("latlon", None))
+    return pd.DataFrame(
+        row(arms[a], "random", fold, seed, test_rmse=rmse[a, fold, seed])
+        for a, fold, seed in np.ndindex(rmse.shape)
+    )
+
+
+@pytest.fixture(scope="module")
+def null_studies() -> list[pd.DataFrame]:
+    rng = np.random.default_rng(20251125)
+    return [null_study(rng) for _ in range(STUDIES)]
+
+
+def differences(cells: pd.DataFrame, variant: str) -> np.ndarray:
+    """(folds, seeds): the variant minus 'none'."""
+    place = ["variant", "fold", "seed"]
+    rmse = cells.set_index(place)["test_rmse"]
+    return (rmse[variant] - rmse["none"]).to_numpy().reshape(FOLDS, -1)
+
+
+def uncorrected(cells: pd.DataFrame, *, folds_alone: bool) -> bool:
+    """What Student's t-test says after Holm: over folds x seeds, or over folds of averaged seeds."""
+    both = [differences(cells, variant) for variant in ("geoclip", "latlon")]
+    values = [d.mean(axis=1) if folds_alone else d.ravel() for d in both]
+    return bool((statistics.holm([stats.ttest_1samp(v, 0).pvalue for v in values]) <= 0.05).any())
+
+
+MOST = int(stats.binom.ppf(0.999, STUDIES, 0.05))
+"""Of 200 studies at a true rate of 5 % so many are exceeded once in a thousand times: 20."""
+
+
+def test_false_positives_stay_within_the_level(null_studies: list[pd.DataFrame]) -> None:
+    """Of the whole chain: units, overlap, Holm over the family, verdicts and claims."""
+    analysis = Analysis(rope=0.0)
+    declared = [claim(), claim(claim="lat/lon too", better={"variant": "latlon"})]
+    significant = verdicts = supported = 0
+    for cells in null_studies:
+        frame = inference.contrasts(cells, analysis)
+        significant += bool((frame["p_adjusted"] <= analysis.alpha).any())
+        verdicts += bool(frame["verdict"].isin(["better", "worse"]).any())
+        outcome = inference.claims(cells, analysis, declared)["verdict"]
+        supported += bool(outcome.isin(["supported"]).any())
+    assert max(significant, verdicts, supported) <= MOST
+    assert significant == verdicts, "without a region of equivalence they are one test"
+    assert sum(uncorrected(cells, folds_alone=True) for cells in null_studies) > MOST, "overlap matters"
+    assert sum(uncorrected(cells, folds_alone=False) for cells in null_studies) > 2 * MOST, "and seeds more"
+
+
+def test_false_positives_of_adaptive_seeds(null_studies: list[pd.DataFrame]) -> None:
+    """Seeds are added where `statistics.stopped` does not stop a contrast, so each is looked at twice."""
+    analysis = Analysis(rope=0.0)
+    stopped_early = wrong = 0
+    for cells in null_studies:
+        first = cells[cells["seed"] < LOOKS[0]]
+        more = {
+            variant
+            for variant in ("geoclip", "latlon")
+            if not statistics.stopped(differences(first, variant), 0.25, 0.0, analysis.alpha, len(LOOKS), 2)
+        }
+        kept = (cells["seed"] < LOOKS[0]) | cells["variant"].isin(more | {"none"} if more else more)
+        frame = inference.contrasts(cells[kept].reset_index(drop=True), analysis, looks=LOOKS)
+        by_variant = frame["arm"].map({"lat/lon": "latlon", "GeoCLIP · Hadamard": "geoclip"})
+        early = ~by_variant.isin(more)
+        assert (frame.loc[early, "verdict"] != "undecided").all(), "what stopped is decided at the end"
+        assert (frame["n_seeds"] == np.where(early, *LOOKS)).all()
+        stopped_early += bool(early.any())
+        wrong += bool(frame["verdict"].isin(["better", "worse"]).any())
+    assert wrong <= MOST
+    assert stopped_early <= MOST
+
+
+def test_signed_ranks_take_folds_for_independent() -> None:
+    """Wilcoxon's test has no correction for overlap: of folds that err together it finds too much."""
+    rng = np.random.default_rng(20251125)
+    ranks = corrected = 0
+    for _ in range(STUDIES):
+        rmse = null_rmse(rng, 100, 40, folds=8, seeds=3)
+        units = (rmse[1:] - rmse[0]).mean(axis=2)
+        ranks += bool((statistics.holm([statistics.wilcoxon(u) for u in units]) <= 0.05).any())
+        by_t = [statistics.corrected_t(u, 1 / 7).p for u in units]
+        corrected += bool((statistics.holm(by_t) <= 0.05).any())
+    assert ranks > MOST >= corrected
+
+
+def test_a_true_difference_is_found(null_studies: list[pd.DataFrame]) -> None:
+    """The same studies, in which one arm is better by 1, some five standard deviations."""
+    found = 0
+    for cells in null_studies[:50]:
+        cells = cells.copy()
+        cells.loc[cells["variant"] == "geoclip", "test_rmse"] -= 1.0
+        frame = inference.contrasts(cells, Analysis()).set_index("arm")
+        found += frame.loc["GeoCLIP · Hadamard", "verdict"] == "better"
+    assert found > 40

@@ -1,0 +1,629 @@
+"""Seeds that a study adds where its tests leave something open: which, when, and always the same."""
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import yaml
+
+import sweeps.analysis
+from pm25.cell import Cell
+from pm25.panel import Panel
+from sweeps.analysis import sequential
+from sweeps.analysis.sequential import Looks
+from sweeps.engine.scheduler import Agenda, Work
+from sweeps.plan import cost
+from sweeps.spec.design import Arm
+from sweeps.spec.study import Study, Synthetic
+from sweeps.state import State
+from sweeps.store.records import Record, Store
+
+NONE, LATLON, SINCOS = Arm("none", None), Arm("latlon", None), Arm("sincos", None)
+STUDY: dict[str, Any] = {
+    "study": "toy",
+    "data": {"synthetic": {"sites": 12, "days": 30}},
+    "design": {
+        "variant": ["none", "latlon", "sincos"],
+        "split": [{"kind": "random", "folds": 3}, {"kind": "checkerboard", "degrees": 16}],
+        "seed": {"start": 2, "max": 7, "until": "decided"},
+    },
+}
+CLAIM = {
+    "claim": "raw coordinates help",
+    "better": {"variant": "latlon"},
+    "than": {"variant": "none"},
+    "on": {"split": "random"},
+    "metric": "rmse",
+}
+
+
+class Judge:
+    """In the place of `statistics.stopped`: stops what differs by 1 on average, and remembers what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[np.ndarray, dict[str, Any]]] = []
+
+    def stopped(self, differences: np.ndarray, **how: Any) -> bool:
+        self.seen.append((differences, how))
+        return bool(abs(np.nanmean(differences)) >= 1)
+
+
+@pytest.fixture(autouse=True)
+def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
+    made = Judge()
+    monkeypatch.setattr(sweeps.analysis, "statistics", SimpleNamespace(stopped=made.stopped), raising=False)
+    return made
+
+
+def declared(**changes: Any) -> Study:
+    content = STUDY | changes | {"design": STUDY["design"] | changes.get("design", {})}
+    if isinstance(content["data"]["synthetic"], dict):
+        content["data"] = {"synthetic": Synthetic(**content["data"]["synthetic"])}
+    return Study.model_validate(content)
+
+
+Value = Callable[[Cell], float | None]
+"""The RMSE of a cell; None where it fails."""
+
+
+def by_arm(**values: float) -> Value:
+    return lambda cell: values[cell.variant]
+
+
+def record(cell: Cell, value: float | None, key: str = "key") -> Record:
+    """As a worker would write it; R2 is a tenth of the RMSE, and within region all is twice as much."""
+    made: Record = {"key": key, "cell": cell.resolved(), "seconds": 1.0}
+    if value is None:
+        return made | {"state": "failed", "error": {"type": "RuntimeError", "message": "broken"}}
+    metrics = {"test_rmse": value, "test_r2": value / 10, "wr_rmse": 2 * value, "wr_r2": value / 5}
+    return made | {"state": "done", "metrics": metrics}
+
+
+def run(of: Study, value: Value, order: random.Random | None = None) -> tuple[Looks, list[Cell]]:
+    """Everything that is asked for, one cell after the other."""
+    looks, ended = Looks(of), cast(list[Cell], [])
+    while left := [cell for cell in of.cells() if looks.asks_for(cell) and cell not in ended]:
+        cell = order.choice(left) if order else left[0]
+        ended.append(cell)
+        before = {c for c in of.cells() if looks.asks_for(c)}
+        grown = looks.add(cell, record(cell, value(cell)))
+        assert grown == ({c for c in of.cells() if looks.asks_for(c)} != before)
+    return looks, ended
+
+
+def seeds(ended: list[Cell]) -> dict[str, int]:
+    """How many each arm has on each split, in all folds alike."""
+    counts = Counter((cell.variant, cell.split.label, cell.fold) for cell in ended)
+    found: dict[str, set[int]] = {}
+    for (variant, label, _), count in counts.items():
+        found.setdefault(f"{variant} {label}", set()).add(count)
+    assert all(len(each) == 1 for each in found.values())
+    return {name: each.pop() for name, each in found.items()}
+
+
+def stopped(looks: Looks) -> dict[str, str]:
+    return {f"{one.contrast.arm.label} {one.contrast.split}": one.ended for one in looks.ladders}
+
+
+# The looks
+
+
+def test_every_arm_begins_with_the_first_look(judge: Judge) -> None:
+    of = declared()
+    looks = Looks(of)
+    asked = [cell for cell in of.cells() if looks.asks_for(cell)]
+    assert len(asked) == 3 * (3 + 2) * 2  # arms x folds x seeds
+    assert {cell.seed for cell in asked} == {0, 1}
+    # Of the random split alone: 3 arms x 3 folds x 5 more seeds.
+    assert looks.further == 45
+    assert sum(looks.may_ask_for(cell) for cell in of.cells()) == len(asked) + 45
+    assert judge.seen == []
+
+
+def test_what_is_decided_at_the_first_look_gets_no_more_seeds(judge: Judge) -> None:
+    looks, ended = run(declared(), by_arm(none=5, latlon=3, sincos=9))
+    assert set(seeds(ended).values()) == {2}
+    assert looks.further == 0
+    assert [seen.tolist() for seen, _ in judge.seen] == [[[-2, -2]] * 3, [[4, 4]] * 3]
+
+
+def test_what_is_undecided_gets_more_on_its_split_and_no_other_arm_does(judge: Judge) -> None:
+    looks, ended = run(declared(), by_arm(none=5, latlon=3, sincos=5.5))
+    assert seeds(ended) == {
+        "none random": 7,
+        "sincos random": 7,
+        "latlon random": 2,
+        **{f"{arm} checkerboard-16": 2 for arm in ("none", "latlon", "sincos")},
+    }
+    assert [seen.shape for seen, _ in judge.seen] == [(3, 2), (3, 2), (3, 4), (3, 7)]
+    assert stopped(looks) == {
+        "latlon random": sequential.DECIDED,
+        "sincos random": sequential.UNDECIDED,
+        "latlon checkerboard-16": sequential.TOO_FEW,
+        "sincos checkerboard-16": sequential.TOO_FEW,
+    }
+    assert looks.further == 0
+
+
+def test_a_contrast_that_a_later_look_decides_stops_there() -> None:
+    # Two seeds cancel out, four do not.
+    def value(cell: Cell) -> float:
+        return (
+            5.0
+            if cell.variant != "sincos" or cell.split.kind != "random"
+            else 5 + [0.5, 0.5, 3, 3][cell.seed]
+        )
+
+    looks, ended = run(declared(design={"variant": ["none", "sincos"]}), value)
+    assert seeds(ended)["sincos random"] == 4
+    assert stopped(looks)["sincos random"] == sequential.DECIDED
+
+
+def test_a_look_is_judged_with_its_own_seeds_however_many_another_contrast_asked_for(judge: Judge) -> None:
+    # Cell by cell in the grid's order, the other contrast has its seeds before this look is complete.
+    of, ended = declared(design={"split": [{"kind": "random", "folds": 3}]}), cast(list[Cell], [])
+    looks = Looks(of)
+    last = [cell for cell in of.cells() if cell.variant == "latlon" and looks.asks_for(cell)]
+    while left := [c for c in of.cells() if looks.asks_for(c) and c not in (*ended, *last)]:
+        ended.append(left[0])
+        looks.add(left[0], record(left[0], 5.0))
+    assert seeds(ended) == {"none random": 7, "sincos random": 7}
+    assert len(judge.seen) == 3
+    late = {0: 5.0, 1: 5.5, 2: 9.0, 3: 9.0}
+    for cell in last:
+        looks.add(cell, record(cell, late[cell.seed]))
+    assert judge.seen[3][0].tolist() == [[0, 0.5]] * 3
+    asked = Counter(cell.variant for cell in of.cells() if looks.asks_for(cell))
+    assert asked == {"none": 3 * 7, "sincos": 3 * 7, "latlon": 3 * 4}  # it takes no seeds back
+    for cell in [c for c in of.cells() if c.variant == "latlon" and c.seed in (2, 3)]:
+        looks.add(cell, record(cell, late[cell.seed]))
+    assert judge.seen[4][0].tolist() == [[0, 0.5, 4, 4]] * 3
+    assert stopped(looks)["latlon random"] == sequential.DECIDED
+
+
+def test_the_rule_is_told_how_the_contrast_is_judged(judge: Judge) -> None:
+    more = {"alpha": 0.1, "rope": 0.02, "test": "corrected_t"}
+    of = declared(analysis=more, design={"variant": ["none", "latlon"], "seed": {"start": 2, "max": 8}})
+    run(of, lambda cell: (5.0 if cell.variant == "none" else 9.0) + cell.fold + cell.seed)
+    ((differences, how),) = judge.seen
+    assert differences.tolist() == [[4, 4]] * 3
+    # rope: 2 % of the mean RMSE of none, 6.5; overlap: a third is tested and two thirds are trained on.
+    assert how == {
+        "overlap": pytest.approx(1 / 2),
+        "rope": pytest.approx(0.13),
+        "alpha": 0.1,
+        "looks": 3,
+        "family": 2,
+        "test": "corrected_t",
+    }
+
+
+def test_the_range_of_practically_equal_r2_is_absolute(judge: Judge) -> None:
+    run(declared(analysis={"metric": "r2", "rope": 0.02}), by_arm(none=5, latlon=30, sincos=30))
+    assert [how["rope"] for _, how in judge.seen] == [0.02, 0.02]
+    assert judge.seen[0][0].mean() == pytest.approx(2.5)
+
+
+def test_the_folds_of_a_split_overlap_as_it_was_declared_and_not_as_it_is_run(judge: Judge) -> None:
+    split = [{"kind": "random", "folds": 5, "fold": [0, 2, 4]}]
+    run(declared(design={"split": split}), by_arm(none=5, latlon=9, sincos=9))
+    assert judge.seen[0][0].shape == (3, 2)
+    assert judge.seen[0][1]["overlap"] == pytest.approx(1 / 4)
+
+
+# What is declared
+
+
+def test_only_claimed_contrasts_get_more_seeds(judge: Judge) -> None:
+    of = declared(claims=[CLAIM])
+    looks, ended = run(of, by_arm(none=5, latlon=5, sincos=5))
+    assert seeds(ended) == {
+        "none random": 7,
+        "latlon random": 7,
+        "sincos random": 2,
+        **{f"{arm} checkerboard-16": 2 for arm in ("none", "latlon", "sincos")},
+    }
+    assert {how["family"] for _, how in judge.seen} == {1}
+    assert len(looks.ladders) == 1
+
+
+def test_a_claim_is_better_minus_than_in_its_own_metric_and_part(judge: Judge) -> None:
+    clusters = {"kind": "clusters", "folds": 3}
+    claim = CLAIM | {"than": {"variant": "sincos"}, "on": {"split": "clusters", "part": "wr"}, "metric": "r2"}
+    of = declared(design={"split": [clusters]}, claims=[claim])
+    run(of, by_arm(none=0, latlon=30, sincos=5))
+    ((differences, _),) = judge.seen
+    assert differences == pytest.approx(np.full((3, 2), 5.0))  # a fifth of 30 and of 5
+
+
+def test_two_claims_of_one_contrast_are_one_test(judge: Judge) -> None:
+    of = declared(claims=[CLAIM, CLAIM | {"claim": "said again"}])
+    run(of, by_arm(none=5, latlon=9, sincos=5))
+    assert [how["family"] for _, how in judge.seen] == [1]
+    (told,) = sequential.outcome(of, {})
+    assert told["claims"] == ["raw coordinates help", "said again"]
+
+
+# Too few test sets, and failures
+
+
+def test_seeds_make_no_test_sets(judge: Judge) -> None:
+    """Two colours, and one fold, have the first look alone, whatever it shows."""
+    claims = [
+        CLAIM | {"claim": "out of region", "on": {"split": "checkerboard"}},
+        CLAIM | {"claim": "in one fold", "on": {"split": "random", "fold": 1}},
+    ]
+    looks, ended = run(declared(claims=claims), by_arm(none=5, latlon=5, sincos=5))
+    assert set(seeds(ended).values()) == {2}
+    assert judge.seen == []
+    assert {one.ended for one in looks.ladders} == {sequential.TOO_FEW}
+    assert Looks(declared(claims=claims)).further == 0
+
+
+@pytest.mark.parametrize(("folds", "asked"), [(6, 2), (7, 7)])
+def test_signed_ranks_need_seven_test_sets_for_three_looks(folds: int, asked: int) -> None:
+    split = [{"kind": "random", "folds": folds}]
+    of = declared(analysis={"test": "wilcoxon"}, design={"split": split, "variant": ["none", "latlon"]})
+    assert seeds(run(of, by_arm(none=5, latlon=5))[1]) == {"none random": asked, "latlon random": asked}
+
+
+def test_a_failed_cell_ends_a_look_and_its_pair_has_no_number(judge: Judge) -> None:
+    def value(cell: Cell) -> float | None:
+        broken = (cell.variant, cell.fold, cell.seed) == ("latlon", 1, 0)
+        return (
+            None
+            if broken
+            else (5.0 if cell.variant == "none" else 6.0) + 2 * cell.seed * (cell.variant == "latlon")
+        )
+
+    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 3}]})
+    run(of, value)
+    np.testing.assert_array_equal(judge.seen[0][0], [[1, 3], [np.nan, 3], [1, 3]])
+
+
+def test_a_fold_without_a_pair_is_no_test_set(judge: Judge) -> None:
+    def value(cell: Cell) -> float | None:
+        return None if (cell.variant, cell.fold) == ("none", 2) else 5.0 + (cell.variant == "latlon") * 4
+
+    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 4}]})
+    looks, _ = run(of, value)
+    np.testing.assert_array_equal(judge.seen[0][0], [[4, 4], [4, 4], [np.nan, np.nan], [4, 4]])
+    assert judge.seen[0][1]["rope"] == pytest.approx(0.05)  # of the folds that have a pair
+    assert stopped(looks) == {"latlon random": sequential.DECIDED}
+    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 3}]})
+    looks, ended = run(of, value)
+    assert len(judge.seen) == 1
+    assert stopped(looks) == {"latlon random": sequential.TOO_FEW}
+    assert set(seeds(ended).values()) == {2}
+
+
+def test_a_number_that_is_missing_or_infinite_is_no_number(judge: Judge) -> None:
+    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 3}]})
+    cells = [cell for cell in of.cells() if cell.seed < 2]
+    records = {cell: record(cell, 5.0 if cell.variant == "none" else 9.0) for cell in cells}
+    bad = [record for cell, record in records.items() if cell.variant == "latlon" and cell.seed == 1]
+    bad[0]["metrics"]["test_rmse"] = float("inf")
+    bad[1]["metrics"]["test_rmse"] = None
+    del bad[2]["metrics"]["test_rmse"]
+    Looks(of, records.items())
+    np.testing.assert_array_equal(judge.seen[0][0], [[4, np.nan]] * 3)
+
+
+# A function of the records
+
+
+def noise(cell: Cell) -> float | None:
+    """Like that of trainings: of some contrasts the looks decide early, of some late; and some fail."""
+    draw = random.Random(cell.label)
+    return None if draw.random() < 0.1 else 5 + draw.gauss(0, 2) + (cell.variant == "sincos")
+
+
+@pytest.mark.parametrize("order", range(8))
+def test_the_order_in_which_cells_end_changes_nothing(order: int) -> None:
+    of = declared(design={"split": [{"kind": "random", "folds": 3}, {"kind": "spatial", "folds": 4}]})
+    plain, cells = run(of, noise)
+    shuffled, same = run(of, noise, random.Random(order))
+    assert {*same} == {*cells}
+    assert stopped(shuffled) == stopped(plain)
+    again = Looks(of, [(cell, record(cell, noise(cell))) for cell in same])
+    assert stopped(again) == stopped(plain)
+    assert {c for c in of.cells() if again.asks_for(c)} == {*cells}
+
+
+def test_records_that_no_look_asks_for_change_nothing() -> None:
+    of = declared()
+    everything = [(cell, record(cell, noise(cell))) for cell in of.cells()]
+    plain, cells = run(of, noise)
+    looks = Looks(of, everything)
+    assert {c for c in of.cells() if looks.asks_for(c)} == {*cells}
+    assert stopped(looks) == stopped(plain)
+
+
+def test_a_record_that_is_forgotten_takes_back_what_followed_from_it() -> None:
+    of = declared()
+    _, cells = run(of, by_arm(none=5, latlon=5, sincos=5))
+    looks = Looks(of, [(cell, record(cell, 5.0)) for cell in cells[1:]])
+    asked = [cell for cell in of.cells() if looks.asks_for(cell)]
+    assert cells[0] in asked
+    assert {(c.variant, c.split.kind) for c in asked if c.seed > 1} == set()  # it was of none, fold 0
+
+
+# What the report is told
+
+
+def test_the_outcome_of_every_contrast() -> None:
+    of = declared(
+        claims=[CLAIM, CLAIM | {"claim": "there too", "on": {"split": "checkerboard", "part": "wr"}}]
+    )
+    _, cells = run(of, by_arm(none=5, latlon=5, sincos=5))
+    records = {str(i): record(cell, 5.0) for i, cell in enumerate(cells)}
+    first, second = sequential.outcome(of, records)
+    assert first == {
+        "claims": ["raw coordinates help"],
+        "arm": "latlon",
+        "variant": "latlon",
+        "fusion": None,
+        "other": "none",
+        "other_variant": "none",
+        "other_fusion": None,
+        "split": "random",
+        "part": "test",
+        "fold": None,
+        "metric": "rmse",
+        "looks": [2, 4, 7],
+        "seeds": 7,
+        "max": 7,
+        "stopped": "undecided at the most seeds",
+    }
+    assert (second["split"], second["part"], second["looks"], second["stopped"]) == (
+        *("checkerboard-16", "wr", [2]),
+        "too few test sets",
+    )
+    assert json.loads(json.dumps([first, second])) == [first, second]
+    waits = sequential.outcome(of, dict(list(records.items())[:-1]))[0]
+    assert (waits["looks"], waits["seeds"], waits["stopped"]) == ([2, 4, 7], 7, "")
+
+
+def test_the_rule_in_words() -> None:
+    assert sequential.rule(declared()).startswith(
+        "Every arm has 2 seeds. Both arms of a declared contrast get more on its folds, 4, then 7 in all, as "
+        "long as its test does not decide it; each contrast is judged by itself, at a level of 0.05 over 4 "
+        "contrasts and 3 looks."
+    )
+
+
+def test_of_listed_seeds_there_is_nothing_to_tell() -> None:
+    of = declared(design={"seed": [0, 1]})
+    assert (sequential.outcome(of, {}), sequential.rule(of)) == ([], "")
+
+
+def test_neither_tables_nor_networks_are_loaded_for_it() -> None:
+    code = (
+        "import sys, sweeps.analysis.sequential; print({'pandas', 'torch', 'ray', 'scipy'} & {*sys.modules})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"
+
+
+# In a store
+
+
+@pytest.fixture(scope="module")
+def world() -> Panel:
+    return declared().panel()
+
+
+@pytest.fixture
+def same_world(world: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made once for all tests."""
+    monkeypatch.setattr(Study, "panel", lambda self: world)
+
+
+def state(folder: Path, **changes: Any) -> State:
+    content = STUDY | changes | {"design": STUDY["design"] | changes.get("design", {})}
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(content | {"storage": str(folder / "results")}))
+    return State(str(path))
+
+
+def end(agenda: Agenda, of: State, work: Work, value: Value) -> None:
+    """As the runner does it."""
+    made = record(work.cells[0], value(work.cells[0]), work.key)
+    of.store.write_record(made)
+    agenda.ended(work, made)
+
+
+def handed(agenda: Agenda) -> Iterator[Work]:
+    """What comes, until there is nothing more at the moment."""
+    while (work := agenda.next(cast(Any, None))) is not None:
+        yield work
+
+
+def name(cell: Cell) -> str:
+    return f"{cell.variant} {cell.split.kind} {cell.fold} {cell.seed}"
+
+
+@pytest.mark.usefixtures("same_world")
+def test_new_cells_come_as_soon_as_a_look_is_complete(tmp_path: Path) -> None:
+    value = by_arm(none=5, latlon=5, sincos=9)
+    of = state(tmp_path)
+    agenda = Agenda(of)
+    assert agenda.outline == "30 cells, 0 recorded, 30 to run; up to 45 more if undecided"
+    begun = [*handed(agenda)]
+    assert len(begun) == agenda.total == 30
+    random_split = [work for work in begun if work.cells[0].split.kind == "random"]
+    look = [work for work in random_split if work.cells[0].variant in ("none", "latlon")]
+    for work in look[:-1]:
+        end(agenda, of, work, value)
+    assert agenda.next(cast(Any, None)) is None
+    end(agenda, of, look[-1], value)  # while those of sincos and of the checkerboard still run
+    assert agenda.total == 30 + 2 * 3 * 2
+    more = [name(work.cells[0]) for work in handed(agenda)]
+    assert more == [
+        f"{arm} random {fold} {seed}" for seed in (2, 3) for fold in range(3) for arm in ("none", "latlon")
+    ]
+    assert agenda.next(cast(Any, None)) is None
+    for work in (work for work in begun if work not in look):
+        end(agenda, of, work, value)
+    assert agenda.total == 42  # sincos is decided
+
+
+@pytest.mark.usefixtures("same_world")
+def test_a_study_s_cells_are_those_that_its_records_ask_for(tmp_path: Path) -> None:
+    value = by_arm(none=5, latlon=5, sincos=9)
+    of = state(tmp_path)
+    assert (len(of.cells), of.further, of.waiting) == (30, 45, [])
+    agenda = Agenda(of)
+    for work in handed(agenda):
+        end(agenda, of, work, value)
+    of.refresh()
+    assert (len(of.cells), of.further) == (30 + 2 * 3 * 5, 0)
+    assert [*of.cells.values()] == of.grid == [cell for cell in of.study.cells() if cell in of.grid]
+    assert Agenda(of).outline == "60 cells, 60 recorded, 0 to run"
+    assert [one["seeds"] for one in sequential.outcome(of.study, of.records())] == [7, 2, 2, 2]
+
+
+@pytest.mark.usefixtures("same_world")
+@pytest.mark.parametrize("deaths", [[1], [29, 30, 31], [40], [5, 30, 45, 50]])
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, deaths: list[int]) -> None:
+    def all_of(folder: Path, deaths: list[int]) -> dict[str, str]:
+        folder.mkdir()
+        count = 0
+        while True:
+            of = state(folder)
+            agenda = Agenda(of)
+            for work in handed(agenda):
+                end(agenda, of, work, noise)
+                if (count := count + 1) in deaths:
+                    break
+            else:
+                of.refresh()
+                assert not Agenda(of).total
+                return {key: one["state"] for key, one in of.records().items()}
+
+    assert all_of(tmp_path / "killed", deaths) == all_of(tmp_path / "whole", [])
+
+
+@pytest.mark.usefixtures("same_world")
+def test_what_another_study_recorded_is_not_run_again(tmp_path: Path) -> None:
+    value = by_arm(none=5, latlon=5, sincos=9)
+    listed = state(tmp_path, design={"seed": [2, 3], "split": STUDY["design"]["split"][:1]})
+    agenda = Agenda(listed)
+    for work in handed(agenda):
+        end(agenda, listed, work, value)
+    of = state(tmp_path)
+    assert (len(of.cells), of.records()) == (30, {})  # they are seeds of a later look
+    agenda = Agenda(of)
+    names = []
+    for work in handed(agenda):
+        names.append(name(work.cells[0]))
+        end(agenda, of, work, value)
+    assert {one.split()[-1] for one in names if "random" in one} == {"0", "1", "4", "5", "6"}
+    assert agenda.total == len(names) == 30 + 2 * 3 * 3
+    of.refresh()
+    assert len(of.records()) == 60
+
+
+@pytest.mark.usefixtures("same_world")
+def test_a_part_of_the_study_gets_its_part_of_the_seeds(tmp_path: Path) -> None:
+    of = state(tmp_path)
+    agenda = Agenda(
+        of, selects=lambda cell: cell.variant in ("none", "latlon") and cell.split.kind == "random"
+    )
+    assert agenda.outline == "30 cells, 0 recorded, 12 to run; up to 30 more if undecided"
+    for work in handed(agenda):
+        end(agenda, of, work, by_arm(none=5, latlon=5))
+    assert agenda.total == 42
+    assert agenda.handed == 42
+
+
+@pytest.mark.usefixtures("same_world")
+def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
+    search = {
+        "trials": 1,
+        "space": {"train.learning_rate": {"float": [0.001, 1.0]}},
+        "split": [{"kind": "random", "folds": 3, "fold": 0}],
+    }
+    small = {"variant": ["none", "latlon"], "split": STUDY["design"]["split"][:1]}
+    of = state(tmp_path, design=small, search=search)
+    assert (len(of.waiting), of.further) == (12, 30)
+    agenda = Agenda(of)
+    assert (agenda.cells, agenda.trials, agenda.further) == (12, 2, 30)
+    asker = SimpleNamespace(ask=lambda arm: ("asked", {"train.learning_rate": 0.5}), tell=lambda *told: None)
+    names = []
+    while (work := agenda.next(asker)) is not None:
+        if work.kind == "cell":
+            names.append(name(work.cells[0]))
+            end(agenda, of, work, by_arm(none=5, latlon=5))
+            continue
+        trial = {"key": work.key, "state": "done", "epochs": 1, "seconds": 1.0, "reported": []}
+        trial |= {"scores": {"wr": {"rmse": 1.0}}, **work.more}
+        of.store.search.write_record(trial)
+        agenda.ended(work, trial)
+    assert len(names) == len({*names}) == agenda.cells == 2 * 3 * 7
+    of.refresh()
+    assert (len(of.cells), of.waiting, of.further) == (42, [], 0)
+    assert {cell.train.learning_rate for cell in of.cells.values()} == {0.5}
+    # With more trials, and the same point chosen, everything is there already but one seed of the last look.
+    gone = next(
+        key for key, cell in of.cells.items() if (cell.variant, cell.fold, cell.seed) == ("none", 1, 5)
+    )
+    of.store.forget(gone)
+    again = state(tmp_path, design=small, search=search | {"trials": 2})
+    agenda = Agenda(again)
+    assert (agenda.cells, agenda.trials) == (12, 2)
+    names = []
+    while (work := agenda.next(asker)) is not None:
+        if work.kind == "cell":
+            names.append(name(work.cells[0]))
+            continue
+        trial = {"key": work.key, "state": "done", "epochs": 1, "seconds": 1.0, "reported": []}
+        agenda.ended(work, trial | {"scores": {"wr": {"rmse": 1.0}}, **work.more})
+    assert (names, agenda.cells) == (["none random 1 5"], 1)
+
+
+@pytest.mark.usefixtures("same_world")
+def test_vectors_are_made_of_encoders_that_may_get_seeds_later(tmp_path: Path) -> None:
+    small = {"variant": ["none", "geoclip"], "split": STUDY["design"]["split"][:1]}
+    of = state(tmp_path, design=small)
+    agenda = Agenda(of)
+    for work in handed(agenda):
+        if work.cells[0].variant == "geoclip":
+            end(agenda, of, work, lambda cell: 5.0)
+    of.refresh()
+    again = Agenda(of)
+    assert {work.arm.variant for work in handed(again)} == {"none"}
+    assert again.encoders() == {"geoclip"}
+
+
+@pytest.mark.usefixtures("same_world")
+def test_listed_seeds_cost_no_look_at_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def records(self: Store, keys: Any) -> Any:
+        raise AssertionError("records were read")
+
+    monkeypatch.setattr(Store, "records", records)
+    of = state(tmp_path, design={"seed": [0, 1]})
+    assert (len(of.cells), of.further, of.looks) == (30, 0, None)
+    with pytest.raises(AssertionError, match="records were read"):
+        state(tmp_path)
+
+
+@pytest.mark.usefixtures("same_world")
+def test_a_plan_is_of_the_seeds_that_are_asked_for(tmp_path: Path) -> None:
+    of = state(tmp_path, design={"split": STUDY["design"]["split"][:1]})
+    room = cost.Room.of(of.study, 1, 0)
+
+    found = cost.Estimate(of, {}, of.parts(), room)
+    assert len(found.jobs) == 18
+    levels = {level.level: level.jobs for level in found.levels() if level.factor == "seed"}
+    assert levels == {"0": 9, "1": 9}
+    assert found.overrides(cost.Subset(1, 3, 9, cost.NOTHING, {})) == ["design.seed=[0]"]
+    assert found.overrides(cost.Subset(2, 3, 18, cost.NOTHING, {})) == []

@@ -1,0 +1,53 @@
+"""How busy the GPUs are: what is counted, and a whole run in small."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sweeps.bench import busy as bench_busy
+from sweeps.bench.busy import LONGEST_S, SHORTEST_S, Piece, seconds, timeline
+
+
+def test_only_the_time_from_the_warm_up_to_the_last_beginning_is_asked_for() -> None:
+    """Two GPUs: one begins at 0 s, the other at 2 s; the last piece begins at 8 s, and all end at 12 s."""
+    seen = timeline(
+        [
+            Piece("trial", 1, 0, 4, 1),
+            Piece("cell", 1, 5, 12, 1),  # 1 s after
+            Piece("cell", 2, 2, 6, 0.5),
+            Piece("cell", 2, 8, 10, 1),  # 2 s after
+        ],
+        gpus=2,
+    )
+    assert seen.warm == 2
+    assert seen.wall == 10
+    assert seen.busy == pytest.approx((2 + 3 + 0.5 * 4) / (2 * 6))
+    assert seen.busy_to_the_end == pytest.approx((2 + 7 + 0.5 * 4 + 2) / (2 * 10))
+    assert seen.gaps == (1, 2)
+
+
+def test_the_pieces_are_uneven_and_the_same_each_time() -> None:
+    drawn = [seconds(f"piece {i}") for i in range(60)]
+    assert drawn == [seconds(f"piece {i}") for i in range(60)]
+    assert min(drawn) == SHORTEST_S
+    assert max(drawn) > 0.7 * LONGEST_S
+    assert np.std(np.log(drawn)) > 0.5
+
+
+def test_sixty_pieces_are_to_be_done(tmp_path: Path) -> None:
+    from sweeps.engine.scheduler import Agenda
+
+    agenda = Agenda(bench_busy.study(tmp_path))
+    assert (agenda.trials, agenda.cells) == (18, 42)
+
+
+@pytest.mark.slow
+def test_a_run_on_four_pretended_gpus_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("TRIALS", 2), ("FOLDS", 2), ("SEEDS", 1)):
+        monkeypatch.setattr(bench_busy, name, number)
+    busy, to_the_end = bench_busy.run(tmp_path)
+    assert busy.detail.startswith("6 search trials and 6 cells of 1.0 to ")
+    assert 0.5 < to_the_end.value < busy.value <= 1
+    assert busy.at_least
+    assert len(list((tmp_path / "busy" / "busy" / "cells").iterdir())) == 6

@@ -1,0 +1,589 @@
+"""Optuna's part: its study is made again from the records, its pruners end the worse, its journal follows."""
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from pm25.settings import ModelSettings, TrainSettings
+from sweeps.engine.optuna_study import Optimiser, View, distribution, frozen
+from sweeps.spec.design import Arm, Search, within
+from sweeps.store.records import Record, Store
+from sweeps.store.search_trials import ArmTrials
+
+NONE, LATLON = Arm("none", None), Arm("latlon", None)
+RATE, DEPTH = "train.learning_rate", "model.depth"
+SPACE: dict[str, Any] = {RATE: {"float": [0.001, 1.0], "log": True}, DEPTH: {"int": [1, 4]}}
+INNER = {"kind": "random", "inner": {"kind": "checkerboard", "degrees": 8}}
+TWO = {"objective": ["wr", "oor"], "split": [INNER]}
+CONDITIONAL: dict[str, Any] = {
+    RATE: {"float": [0.001, 1.0], "log": True},
+    DEPTH: {"int": [1, 5], "step": 2},
+    "model.width": {"int": [4, 256], "step": 4},
+    "model.dropout": {"float": [0.0, 0.5], "step": 0.1},
+    "train.target": {"choice": [None, "log1p"]},
+    "train.huber_delta": {"float": [0.5, 2.0], "when": {"train.target": "log1p"}},
+    "train.patience": {"int": [1, 40], "log": True, "when": {DEPTH: [1, 3]}},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The sampler gp is torch's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def silence(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Optuna says nothing of its own; that no warning is raised, pytest itself sees to."""
+    yield
+    assert capfd.readouterr() == ("", "")
+
+
+def arm_trials(*ended: Record, arm: Arm = NONE, begun: Any = (), **given_: Any) -> ArmTrials:
+    content = {"trials": 100, "space": SPACE, "split": [{"kind": "random"}]} | given_
+    search = Search.model_validate(content)
+    model, train = ModelSettings(), TrainSettings()
+    space = search.space_of(arm, model, train)
+    first = search.first_points(arm, space, model, train)
+    return ArmTrials(arm, search, space, first, [*ended], [*begun])
+
+
+def record(number: int, params: dict[str, Any], wr: float = 1.0, oor: float = 1.0, **more: Any) -> Record:
+    scores = {regime: {"rmse": loss, "r2": -loss} for regime, loss in (("wr", wr), ("oor", oor))}
+    made = {"key": f"key-{number}", "number": number, "state": "done", "params": params, "scores": scores}
+    made |= {"reported": [3 * wr, 2 * wr, wr], "epochs": 3, "seconds": 1.5, "host": "here"}
+    made |= {name: f"2026-01-02T03:04:0{i}.500+00:00" for i, name in enumerate(("started", "ended"))} | more
+    if made["state"] != "done":
+        del made["scores"]
+    return made
+
+
+def point(rate: float = 0.1, depth: int = 1) -> dict[str, Any]:
+    return {RATE: rate, DEPTH: depth}
+
+
+def study_of(optimiser: Optimiser) -> optuna.Study:
+    """As `OptunaSearch` opens it."""
+    return optuna.load_study(study_name=optimiser.name, storage=optimiser.storage, sampler=optimiser.sampler)
+
+
+def ask(optimiser: Optimiser) -> tuple[optuna.Trial, dict[str, Any]]:
+    trial = study_of(optimiser).ask()
+    assert optimiser.suggest(trial) == {"number": trial.number}
+    return trial, trial.params
+
+
+def asked(optimiser: Optimiser, count: int) -> list[dict[str, Any]]:
+    return [ask(optimiser)[1] for _ in range(count)]
+
+
+def grow(trials: ArmTrials, count: int, loss: Callable[[dict[str, Any]], float]) -> None:
+    """One run: ask, train, tell, with an optimiser that lives through it."""
+    optimiser = Optimiser(trials)
+    for _ in range(count):
+        trial, params = ask(optimiser)
+        made = record(trials.next_number, params, loss(params), 2 - loss(params))
+        study_of(optimiser).tell(trial, trials.values(made))
+        trials.add(made)
+
+
+# Made again from the records
+
+ENDED = [
+    record(0, point(0.1, 1), 5.0),
+    record(1, point(0.2, 2), state="pruned", reported=[9.0, 8.0]),
+    record(2, point(0.3, 3), state="failed", reported=[7.0]),
+    record(3, point(0.4, 4), 4.0),
+]
+EVERY_WAY = [{}, {"sampler": "nsga2"}, {"pruner": "median"}, {"pruner": "asha"}, {"pruner": "hyperband"}]
+
+
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_the_study_knows_what_the_records_say(way: dict[str, Any]) -> None:
+    study = study_of(Optimiser(arm_trials(*ENDED, **way)))
+    assert [trial.state for trial in study.trials] == [
+        *(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE)
+    ]
+    assert [trial.params for trial in study.trials] == [r["params"] for r in ENDED]
+    assert [study.trials[i].values for i in (0, 3)] == [[5.0], [4.0]]
+    assert study.best_trial.number == 3
+    assert [trial.intermediate_values for trial in study.trials] == [
+        {1: 15.0, 2: 10.0, 3: 5.0},
+        {1: 9.0, 2: 8.0},
+        {1: 7.0},
+        {1: 12.0, 2: 8.0, 3: 4.0},
+    ]
+    for trial in study.trials:
+        assert trial.distributions == {
+            RATE: optuna.distributions.FloatDistribution(0.001, 1.0, log=True),
+            DEPTH: optuna.distributions.IntDistribution(1, 4),
+        }
+
+
+def test_numbers_that_are_missing_from_a_curve_are_left_out() -> None:
+    wild = record(0, point(), reported=[None, 3.0, None])
+    assert frozen(wild, arm_trials()).intermediate_values == {2: 3.0}
+
+
+def test_an_objective_that_no_epoch_tells_has_no_curve() -> None:
+    for given_ in ({"metric": "r2"}, TWO):
+        assert frozen(record(0, point()), arm_trials(**given_)).intermediate_values == {}
+
+
+def test_directions() -> None:
+    minimise, maximise = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
+    for given_, directions in (
+        ({}, [minimise]),
+        ({"metric": "mae"}, [minimise]),
+        ({"metric": "r2"}, [maximise]),
+        (TWO, [minimise] * 2),
+    ):
+        assert study_of(Optimiser(arm_trials(**given_))).directions == directions
+    r2 = Optimiser(arm_trials(record(0, point(0.1), 2.0), record(1, point(0.2), 1.0), metric="r2"))
+    assert study_of(r2).best_trial.params[RATE] == 0.2  # r2 is -2 and -1
+
+
+def test_distributions() -> None:
+    space = arm_trials(space=CONDITIONAL).space
+    assert {name: distribution(parameter) for name, parameter in space.items()} == {
+        RATE: optuna.distributions.FloatDistribution(0.001, 1.0, log=True),
+        DEPTH: optuna.distributions.IntDistribution(1, 5, step=2),
+        "model.width": optuna.distributions.IntDistribution(4, 256, step=4),
+        "model.dropout": optuna.distributions.FloatDistribution(0.0, 0.5, step=0.1),
+        "train.target": optuna.distributions.CategoricalDistribution([None, "log1p"]),
+        "train.huber_delta": optuna.distributions.FloatDistribution(0.5, 2.0),
+        "train.patience": optuna.distributions.IntDistribution(1, 40, log=True),
+    }
+
+
+# What is tried first
+
+
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_what_was_begun_comes_first_and_then_the_points_to_try(way: dict[str, Any]) -> None:
+    enqueue = [point(0.5, 3), point(0.6, 4)]
+    begun = [(4, point(0.7, 2)), (5, point(0.8, 1))]
+    optimiser = Optimiser(arm_trials(*ENDED, begun=begun, enqueue=enqueue, **way))
+    assert asked(optimiser, 4) == [point(0.7, 2), point(0.8, 1), *enqueue]
+    (sampled,) = asked(optimiser, 1)
+    assert sampled not in [*enqueue, *(known for _, known in begun)]
+
+
+def test_a_point_to_try_that_was_tried_is_not_tried_again() -> None:
+    enqueue = [point(0.4, 4), point(0.7, 2), point(0.5, 3), {DEPTH: 4}, {DEPTH: 2, RATE: 0.9}]
+    optimiser = Optimiser(arm_trials(*ENDED, begun=[(4, point(0.7, 2))], enqueue=enqueue))
+    assert asked(optimiser, 3) == [point(0.7, 2), point(0.5, 3), point(0.9, 2)]
+
+
+def test_of_a_part_of_a_point_the_rest_is_sampled() -> None:
+    trials = arm_trials(space=CONDITIONAL, enqueue=[{"train.target": "log1p", "train.huber_delta": 1.25}])
+    (params,) = asked(Optimiser(trials), 1)
+    assert (params["train.target"], params["train.huber_delta"]) == ("log1p", 1.25)
+    assert within(trials.space, params)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "nsga2", "cmaes"])
+def test_a_restart_does_not_repeat_the_first_draws(sampler: str) -> None:
+    first = asked(Optimiser(arm_trials(sampler=sampler)), 3)
+    begun = arm_trials(sampler=sampler, begun=[*enumerate(first)])
+    resumed = asked(Optimiser(begun), 6)
+    assert resumed[:3] == first  # they are finished
+    assert not [params for params in resumed[3:] if params in first]
+    ended = arm_trials(*(record(n, params) for n, params in enumerate(first)), sampler=sampler)
+    assert not [params for params in asked(Optimiser(ended), 3) if params in first]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "nsga2", "cmaes"])
+def test_the_same_records_and_seed_ask_the_same(sampler: str) -> None:
+    def of(count: int, **given_: Any) -> list[dict[str, Any]]:
+        ended = [record(n, point(0.01 * (n + 1), 1 + n % 4), abs(n - 7.0)) for n in range(count)]
+        return asked(Optimiser(arm_trials(*ended, sampler=sampler, **given_)), 3)
+
+    assert of(12) == of(12)
+    assert of(0) == of(0)
+    assert of(0) != of(0, sampler_seed=1)
+    assert of(0) != of(0, arm=LATLON)  # every arm draws its own
+
+
+# Samplers
+
+LOSSES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "far": lambda params: abs(math.log10(params[RATE]) + 1.5),
+    "flat": lambda params: 1.0,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("sampler", "given_"),
+    [
+        *((sampler, {"space": CONDITIONAL}) for sampler in ("random", "tpe", "gp", "nsga2")),
+        *((sampler, {"space": CONDITIONAL} | TWO) for sampler in ("random", "tpe", "gp", "nsga2")),
+        ("cmaes", {}),
+        ("cmaes", {"space": {RATE: SPACE[RATE]}}),
+        ("cmaes", {"space": SPACE | {"model.dropout": {"float": [0.0, 0.5], "when": {DEPTH: [1, 2]}}}}),
+        *((sampler, {"space": {DEPTH: {"choice": [2]}}}) for sampler in ("random", "tpe", "gp", "nsga2")),
+    ],
+)
+def test_every_sampler_asks_for_points_of_the_space(sampler: str, given_: Any, loss: str) -> None:
+    trials = arm_trials(sampler=sampler, **given_)
+    of = LOSSES[loss] if RATE in trials.space else LOSSES["flat"]
+    for count in (14, 4):  # and so does one that is made again
+        grow(trials, count, of)
+    assert len(trials.ended) == 18
+    for made in trials.ended:
+        assert within(trials.space, made["params"])
+        assert within(trials.space, json.loads(json.dumps(made["params"])))  # also from the store
+
+
+def late_loss(sampler: str, seed: int) -> float:
+    """The median loss of the last ten of 40 trials, of which every run asks for four."""
+    space = {RATE: SPACE[RATE], "model.dropout": {"float": [0.0, 0.9]}}
+    trials = arm_trials(sampler=sampler, space=space, trials=40, sampler_seed=seed)
+
+    def loss(params: dict[str, Any]) -> float:
+        return abs(math.log10(params[RATE]) + 1.5) + params["model.dropout"]
+
+    for _ in range(10):
+        grow(trials, 4, loss)
+    return statistics.median(loss(made["params"]) for made in trials.ended[-10:])
+
+
+def test_samplers_learn_across_restarts() -> None:
+    late = {
+        sampler: statistics.mean(late_loss(sampler, seed) for seed in range(3))
+        for sampler in ("random", "tpe", "cmaes", "nsga2")
+    }
+    assert max(late["tpe"], late["cmaes"], late["nsga2"]) < 1 < late["random"]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize(("trials", "by_chance"), [(8, 3), (15, 5), (100, 10)])
+def test_a_small_budget_is_not_all_left_to_chance(sampler: str, trials: int, by_chance: int) -> None:
+    for count, models in ((by_chance - 1, False), (by_chance, True)):
+        ended = [record(n, point(0.01 * (n + 1), 1 + n % 4), float(n)) for n in range(count)]
+        trial, _ = ask(Optimiser(arm_trials(*ended, sampler=sampler, trials=trials)))
+        assert bool(trial.relative_params) == models
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "nsga2"])
+def test_a_population_goes_on_after_a_restart(sampler: str) -> None:
+    trials = arm_trials(sampler=sampler, trials=20)  # nsga2: 5 a generation
+    grow(trials, 17, LOSSES["far"])
+
+    def generation(optimiser: Optimiser) -> int:
+        trial, _ = ask(optimiser)
+        notes = study_of(optimiser).trials[trial.number].system_attrs
+        return next((value for name, value in notes.items() if name.endswith(":generation")), 0)
+
+    assert generation(Optimiser(trials)) >= 2
+    assert generation(Optimiser(arm_trials(sampler=sampler, trials=20))) == 0
+
+
+# Pruners
+
+
+def curve(loss: float) -> list[float]:
+    """Of nine epochs: from three times the loss down to it."""
+    return [loss * (3 - epoch / 4) for epoch in range(9)]
+
+
+def pruned_after(optimiser: Optimiser, reported: list[float]) -> int | None:
+    """The epoch at which a trial that reports these is ended; None for never."""
+    trial, _ = ask(optimiser)
+    for epoch, value in enumerate(reported, 1):
+        trial.report(value, epoch)
+        if optimiser.prunes(trial.number):
+            study_of(optimiser).tell(trial, state=TrialState.PRUNED)
+            return epoch
+    study_of(optimiser).tell(trial, reported[-1])
+    return None
+
+
+def six(**given_: Any) -> ArmTrials:
+    """Trials with losses 1 to 6, recorded by an earlier run."""
+    ended = [record(n, point(0.1 * (n + 1)), n + 1.0, reported=curve(n + 1.0)) for n in range(6)]
+    return arm_trials(*ended, **given_)
+
+
+def test_the_median_by_hand() -> None:
+    def of(**given_: Any) -> Optimiser:
+        return Optimiser(six(pruner={"kind": "median", **given_}))
+
+    # After one epoch the others had 3, 6, .. 18: their median is 10.5.
+    assert pruned_after(of(), [10.6]) == 1
+    assert pruned_after(of(), [10.4]) is None
+    assert pruned_after(of(first_epoch=3), curve(6.0)) == 3
+    assert pruned_after(of(trials=7), curve(60.0)) is None  # six have ended
+    assert pruned_after(of(trials=6), curve(60.0)) == 1
+
+
+@pytest.mark.parametrize("kind", ["median", "asha", "hyperband"])
+def test_the_worse_are_ended_and_the_best_never(kind: str) -> None:
+    for _ in range(3):
+        optimiser = Optimiser(six(pruner=kind))
+        assert [pruned_after(optimiser, curve(0.5 - 0.01 * n)) for n in range(8)] == [None] * 8
+        ended = [pruned_after(optimiser, curve(50.0 + n)) for n in range(8)]
+        assert None not in ended
+
+
+def test_asha_by_hand_also_after_a_restart() -> None:
+    """Rungs after 1, 3 and 9 epochs, of which the best third goes on; the rungs are known from the store."""
+    asha = {"kind": "asha", "factor": 3}
+    # Of the six at the first rung, and itself, the best 7 // 3 = 2 go on: those with 3 and 6.
+    assert pruned_after(Optimiser(six(pruner=asha)), [5.9, 5.8, 5.7]) == 3
+    assert pruned_after(Optimiser(six(pruner=asha)), [6.1]) == 1
+    assert pruned_after(Optimiser(six(pruner=asha)), curve(0.9)) is None
+    assert pruned_after(Optimiser(six(pruner=asha | {"first_epoch": 4})), curve(60.0)) == 4
+    assert pruned_after(Optimiser(arm_trials(pruner=asha)), curve(60.0)) is None  # the first of its arm
+
+
+@pytest.mark.parametrize("kind", ["median", "asha", "hyperband"])
+def test_arms_are_not_compared(kind: str) -> None:
+    good, other = Optimiser(six(pruner=kind)), Optimiser(arm_trials(pruner=kind, arm=LATLON))
+    assert pruned_after(other, curve(60.0)) is None
+    assert pruned_after(good, curve(60.0)) is not None
+
+
+def test_without_a_pruner_nothing_is_ended() -> None:
+    assert pruned_after(Optimiser(six()), curve(600.0)) is None
+
+
+# The journal
+
+
+def opened(view: View) -> dict[str, optuna.Study]:
+    """What another program reads in it."""
+    assert view.path is not None
+    storage = JournalStorage(JournalFileBackend(str(view.path)))
+    names = optuna.get_all_study_names(storage)
+    return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
+
+
+def view_in(folder: Path) -> View:
+    (folder / "toy").mkdir(exist_ok=True)
+    return View(Store(str(folder), "toy"))
+
+
+def check_same(view: View, *searches: ArmTrials) -> None:
+    """The journal says what the records say, no less and no more."""
+    assert view.behind == ""
+    found = opened(view)
+    assert {*found} == {f"toy/{trials.arm.label}" for trials in searches}
+    for trials in searches:
+        study = found[f"toy/{trials.arm.label}"]
+        there = {trial.user_attrs["key"]: trial for trial in study.trials}
+        assert len(there) == len(study.trials) == len(trials.ended)
+        for made in trials.ended:
+            trial = there[made["key"]]
+            expected = frozen(made, trials)
+            times = ("datetime_start", "datetime_complete")
+            for name in ("state", "values", "params", "distributions", "intermediate_values", "user_attrs"):
+                assert getattr(trial, name) == getattr(expected, name)
+            told = [datetime.fromisoformat(made[name]).timestamp() for name in ("started", "ended")]
+            assert [getattr(trial, name).timestamp() for name in times] == told
+            assert trial.state.is_finished()
+            assert trial.user_attrs["number"] == made["number"]
+
+
+def test_the_journal_says_what_the_records_say(tmp_path: Path) -> None:
+    view, other = view_in(tmp_path), arm_trials(arm=LATLON, space=CONDITIONAL)
+    grow(other, 3, LOSSES["far"])
+    view.write([])
+    assert view.path is not None
+    assert not view.path.exists()  # a study without a search has none
+    trials = arm_trials(*ENDED[:2], begun=[(9, point())])
+    view.write([trials, other])
+    check_same(view, trials, other)  # what was only begun is not there, and none is running
+    for made in ENDED[2:]:
+        trials.add(made)
+        view.write([trials, other])
+        check_same(view, trials, other)
+
+
+def test_the_best_of_the_journal_is_the_one_that_the_search_chose(tmp_path: Path) -> None:
+    view, trials = view_in(tmp_path), arm_trials(*ENDED)
+    view.write([trials])
+    best = trials.best()
+    assert best is not None
+    assert opened(view)["toy/none"].best_trial.user_attrs["key"] == best["key"]
+
+
+def test_two_objectives_in_the_journal(tmp_path: Path) -> None:
+    view, trials = view_in(tmp_path), arm_trials(**TWO)
+    grow(trials, 5, LOSSES["far"])
+    view.write([trials])
+    check_same(view, trials)
+
+
+def test_writing_again_changes_no_byte(tmp_path: Path) -> None:
+    view, trials = view_in(tmp_path), arm_trials(*ENDED)
+    view.write([trials])
+    assert view.path is not None
+    before = view.path.read_bytes()
+    view.write([trials])
+    view_in(tmp_path).write([trials])
+    assert view.path.read_bytes() == before
+
+
+def test_another_process_goes_on_with_it(tmp_path: Path) -> None:
+    trials = arm_trials(*ENDED[:2])
+    view_in(tmp_path).write([trials])
+    view = view_in(tmp_path)
+    assert view.path is not None
+    before = view.path.read_bytes()
+    trials.add(ENDED[2])
+    view.write([trials])
+    assert view.path.read_bytes().startswith(before)  # nothing is written twice
+    check_same(view, trials)
+
+
+def foreign(folder: Path, study: str = "toy/none", **given_: Any) -> optuna.Study:
+    path = str(folder / "toy" / "optuna.journal")
+    return optuna.create_study(storage=JournalStorage(JournalFileBackend(path)), study_name=study, **given_)
+
+
+def running(folder: Path) -> None:
+    foreign(folder).ask()
+
+
+def strange(folder: Path) -> None:
+    foreign(folder).add_trial(optuna.trial.create_trial(value=1.0))
+
+
+def elsewhere(folder: Path) -> None:
+    foreign(folder, "mine")
+
+
+def turned(folder: Path) -> None:
+    foreign(folder, direction="maximize")
+
+
+def of_old_records(folder: Path) -> None:
+    view_in(folder).write([arm_trials(record(0, point(), key="gone"))])
+
+
+def twice(folder: Path) -> None:
+    study = foreign(folder)
+    for _ in range(2):
+        study.add_trial(frozen(ENDED[0], arm_trials()))
+
+
+def text(content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / "toy" / "optuna.journal").write_bytes(content) and None
+
+
+def cut(folder: Path) -> None:
+    """Killed in the middle of a line."""
+    view = view_in(folder)
+    view.write([arm_trials(*ENDED[:2])])
+    assert view.path is not None
+    view.path.write_bytes(view.path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    "was",
+    [
+        *(running, strange, elsewhere, turned, of_old_records, twice, cut),
+        *(text(b"no journal"), text(b"{}\n"), text(b"[1]\n[2]\n"), text(b"\xff\xfe\n\n"), text(b"\n")),
+        text(b'{"op_code": 99, "worker_id": "x"}\n'),
+    ],
+)
+def test_a_file_that_says_anything_else_is_made_afresh(tmp_path: Path, was: Callable[[Path], None]) -> None:
+    view = view_in(tmp_path)
+    was(tmp_path)
+    trials = arm_trials(*ENDED)
+    view.write([trials])
+    check_same(view, trials)
+
+
+def test_an_arm_that_is_gone_is_gone_from_the_journal(tmp_path: Path) -> None:
+    trials, other = arm_trials(*ENDED), arm_trials(arm=LATLON)
+    view_in(tmp_path).write([trials, other])
+    view = view_in(tmp_path)
+    view.write([trials])
+    check_same(view, trials)
+
+
+def test_a_lock_that_a_killed_run_left_behind_holds_nobody_up(tmp_path: Path) -> None:
+    view, trials = view_in(tmp_path), arm_trials(*ENDED)
+    assert view.path is not None
+    os.symlink(view.path, f"{view.path}.lock")
+    begin = time.monotonic()
+    view.write([trials])
+    assert time.monotonic() - begin < 10  # Optuna's own patience is half a minute
+    check_same(view, trials)
+    assert [path.name for path in view.path.parent.iterdir()] == ["optuna.journal"]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_file_that_cannot_be_written_is_told_and_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    view, trials = view_in(tmp_path), arm_trials(*ENDED[:2])
+    view.write([trials])
+    append = JournalFileBackend.append_logs
+
+    def full(self: Any, logs: Any) -> None:
+        if written:  # and only then does the disk say so
+            append(self, logs)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", full)
+        trials.add(ENDED[2])
+        view.write([trials])
+        assert view.behind == f"{view.path}: No space left on device"
+    trials.add(ENDED[3])
+    view.write([trials])
+    check_same(view, trials)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    view = View(Store(str(tmp_path), "nowhere"))
+    view.write([arm_trials(*ENDED)])
+    assert view.behind == f"{view.path}: No such file or directory"
+
+
+def test_a_storage_that_is_no_folder_has_no_journal() -> None:
+    view = View(Store("s3://bucket/results", "toy"))
+    view.write([arm_trials(*ENDED)])
+    assert (view.path, view.behind) == (None, "")
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.sampled_from(["done", "pruned", "failed", "again"]), max_size=12),
+    st.lists(st.floats(0.1, 9), min_size=12, max_size=12),
+)
+def test_whatever_happens_the_journal_follows(
+    tmp_path_factory: pytest.TempPathFactory, states: list[str], losses: list[float]
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    view, trials = view_in(folder), arm_trials()
+    for number, state in enumerate(states):
+        if state == "again":  # the run was killed, and another goes on
+            view = view_in(folder)
+        else:
+            trials.add(record(number, point(0.01 * (number + 1)), losses[number], state=state))
+        view.write([trials])
+    view.write([trials])
+    check_same(view, trials)

@@ -1,0 +1,266 @@
+"""What is handed to Ray Tune, and what becomes of a training whose worker or memory was lost."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from pm25.cell import Cell
+from pm25.splits import RandomSplit
+from sweeps.engine import cluster as nodes
+from sweeps.engine import ray_tune
+from sweeps.engine.cluster import Cluster, Node
+from sweeps.engine.ray_tune import LOSSES_BORNE, StudyQueue
+from sweeps.engine.scheduler import Work
+from sweeps.spec.design import Arm
+from sweeps.store.records import Record, Store
+
+CELLS = [Cell(variant="none", split=RandomSplit(), fold=0, seed=seed) for seed in range(2)]
+
+
+class Agenda:
+    """Two cells, one after the other."""
+
+    stopped = ""
+    searches: dict[Arm, Any] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.left = [Work("cell", f"k{i}", Arm.of(cell), (cell,), {}) for i, cell in enumerate(CELLS)]
+        self.told: list[Record] = []
+
+    def next(self, asker: object) -> Work | None:
+        return self.left.pop(0) if self.left else None
+
+    def ended(self, work: Work, record: Record) -> None:
+        self.told.append(record)
+
+    def stop(self, why: str) -> None:
+        self.stopped = why
+
+
+def long_agenda() -> Agenda:
+    agenda = Agenda()
+    agenda.left = [Work("cell", f"k{i}", Arm.of(CELLS[0]), (CELLS[0],), {}) for i in range(20)]
+    return agenda
+
+
+class Observer:
+    def begins(self) -> None: ...
+
+    def notice(self, text: str) -> None: ...
+
+    def started(self, key: str, kind: str) -> None: ...
+
+    def ended(self, kind: str, record: Record) -> None: ...
+
+
+class Shares:
+    """The same for all, unless a key has its own."""
+
+    def __init__(self, cpu: float, gpu: float, **own: float) -> None:
+        self.cpu, self.whole, self.own = cpu, gpu, own
+        self.learnt: list[Record] = []
+
+    def gpu(self, work: Work) -> float:
+        return self.own.get(work.key, self.whole)
+
+    def learn(self, work: Work, record: Record) -> None:
+        self.learnt.append(record)
+
+
+@pytest.fixture
+def there() -> list[Node]:
+    """Two nodes with room for four, or for four to a GPU."""
+    return [Node(name, name, {"CPU": 2.0, "GPU": 1.0}) for name in ("n1", "n2")]
+
+
+@pytest.fixture
+def queue(there: list[Node]) -> Callable[..., StudyQueue]:
+    def make(
+        agenda: Agenda,
+        gpu: float = 0.0,
+        cpu: float = 1.0,
+        *,
+        joined: bool = False,
+        waits: bool = False,
+        **own: float,
+    ) -> StudyQueue:
+        cluster = Cluster(lambda: [*there], lambda *_: [], print, joined=joined, waits=waits)
+        shares: Any = Shares(cpu, gpu, **own)
+        return StudyQueue(agenda, Store("nowhere", "study"), shares, Observer(), cluster)  # type: ignore[arg-type]
+
+    return make
+
+
+Make = Callable[..., StudyQueue]
+
+
+def test_everything_is_handed_out_once_and_the_end_comes_after_the_last(queue: Make) -> None:
+    agenda = Agenda()
+    made = queue(agenda)
+    configs = [made.suggest("a"), made.suggest("b")]
+    assert [config["key"] for config in configs] == ["k0", "k1"]  # type: ignore[index, call-overload]
+    assert Cell.model_validate_json(configs[0]["cells"][0]) == CELLS[0]  # type: ignore[index, call-overload]
+    assert made.suggest("c") is None  # one of them may still come back
+    made.ended("a", {"key": "k0"})
+    assert made.suggest("c") is None
+    made.ended("b", {"key": "k1"})
+    assert made.suggest("c") == Searcher.FINISHED
+    assert agenda.told == [{"key": "k0"}, {"key": "k1"}]
+
+
+def test_a_worker_that_dies_too_often_on_living_nodes_is_given_up(queue: Make) -> None:
+    made = queue(Agenda())
+    for attempt in range(LOSSES_BORNE):
+        assert made.suggest(f"t{attempt}")["key"] == "k0"  # type: ignore[index, call-overload]
+        assert made.lost(f"t{attempt}", frozenset({"n1", "n2"}))
+    made.suggest("last")
+    assert not made.lost("last", frozenset({"n1", "n2"}))
+    assert made.work("last").key == "k0"  # the caller records it
+    made.ended("last", {"key": "k0"})
+
+
+def test_the_loss_of_a_node_is_not_counted(queue: Make) -> None:
+    made = queue(Agenda())
+    alive = {"head", *(f"spot-{i}" for i in range(10))}
+    for attempt in range(10):  # every time the node of the worker dies with it, as is found out later
+        made.suggest(f"t{attempt}")
+        assert made.lost(f"t{attempt}", frozenset(alive)), f"given up after {attempt} lost nodes"
+        alive.remove(f"spot-{attempt}")
+    assert made.suggest("again")["key"] == "k0"  # type: ignore[index, call-overload]
+
+
+def test_a_loss_that_was_announced_is_not_counted(queue: Make) -> None:
+    made = queue(Agenda())
+    for attempt in range(10):
+        made.suggest(f"t{attempt}")
+        assert made.lost(f"t{attempt}", frozenset({"n1", "n2"}), announced=True)
+    made.suggest("t")
+    assert made.lost("t", frozenset({"n1", "n2"}))
+
+
+def test_on_a_full_shared_gpu_it_is_tried_again_on_a_whole_one(queue: Make) -> None:
+    made = queue(Agenda(), gpu=0.25)
+    first = made.suggest("a")
+    assert first["gpu"] == 0.25  # type: ignore[index, call-overload]
+    made.alone("a")
+    again = made.suggest("b")
+    assert again == {**first, "gpu": 1.0}  # type: ignore[dict-item]
+    assert ray_tune._resources(1.0, again).required_resources == {"CPU": 1.0, "GPU": 1.0}  # type: ignore[arg-type]
+    assert made.suggest("c")["gpu"] == 0.25  # type: ignore[index, call-overload]
+
+
+def test_what_was_lost_is_not_begun_again_after_a_stop(queue: Make) -> None:
+    agenda = Agenda()
+    made = queue(agenda)
+    made.suggest("a")
+    made.lost("a", frozenset())
+    agenda.stopped, agenda.left = "budget.cells 1 is used up", []
+    assert made.suggest("b") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize(("gpu", "raised"), [(0.0, False), (0.25, True), (1.0, False)])
+def test_only_a_shared_gpu_excuses_memory_that_runs_out(gpu: float, raised: bool) -> None:
+    trainable = ray_tune.StudyTrainable.__new__(ray_tune.StudyTrainable)
+    trainable.config = {"gpu": gpu}
+    assert bool(trainable._to_retry) is raised
+
+
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "holds"), [(1.0, 0.0, 4), (2.0, 0.0, 2), (0.5, 0.25, 8), (1.0, 1.0, 2)]
+)
+def test_one_more_is_handed_out_than_the_nodes_hold(queue: Make, cpu: float, gpu: float, holds: int) -> None:
+    made = queue(long_agenda(), gpu, cpu)
+    assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == holds
+    for i in range(holds):
+        made.started(f"t{i}")
+    assert made.suggest("more") is not None
+    assert made.suggest("after") is None
+    made.ended("t0", {"key": "k0"})
+    assert made.suggest("after") is None, "one that waits for a worker has the free one taken from it"
+    made.started("more")
+    assert made.suggest("after") is not None
+
+
+def test_a_worker_that_is_being_started_is_waited_for(queue: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A free worker goes to what comes next, unless the cluster seems to have no room for what waits."""
+    made = queue(long_agenda())
+    for name in ("quick", "slow"):
+        made.suggest(name)
+    made.started("quick")
+    made.ended("quick", {"key": "k0"})
+    assert made.suggest("next") is not None
+    made.started("next")
+    made.ended("next", {"key": "k2"})
+    monkeypatch.setattr(ray_tune, "WORKER_STARTS_S", -1.0)
+    assert made.suggest("after") is None
+    made.lost("slow", frozenset())
+    assert made.suggest("after")["key"] == "k1"  # type: ignore[index, call-overload]
+
+
+def test_a_cluster_that_grows_is_looked_at_again(
+    queue: Make, there: list[Node], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = queue(long_agenda(), joined=True)
+    assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 4
+    there.append(Node("n3", "10.0.0.3", {"CPU": 2.0}))
+    monkeypatch.setattr(nodes, "EVERY_S", -1.0)
+    assert sum(made.suggest(f"u{i}") is not None for i in range(20)) == 2
+    assert capsys.readouterr().out == "node 10.0.0.3 (2 CPU) joined; 3 nodes now\n"
+    del there[0]
+    assert made.suggest("v") is None
+    assert capsys.readouterr().out == "node n1 (2 CPU, 1 GPU) left; 2 nodes now\n"
+
+
+def test_unequal_shares_fill_what_the_nodes_have(queue: Make) -> None:
+    """Two GPUs: one whole, and two halves of the other; then two waiting quarters would be too many."""
+    agenda = long_agenda()
+    made = queue(agenda, 0.5, 0.1, k0=1.0)
+    handed = [made.suggest(f"t{i}") for i in range(5)]
+    assert [config and config["gpu"] for config in handed] == [1.0, 0.5, 0.5, None, None]  # type: ignore[index, call-overload]
+    made.ended("t0", {"key": "k0"})
+    assert [made.suggest(f"u{i}") is not None for i in range(3)] == [True, True, False]
+
+
+def test_an_autoscaler_is_shown_what_there_is_to_do(queue: Make, there: list[Node]) -> None:
+    """It starts nodes for what waits: none of them is there yet, or four trainings run on two."""
+    there.clear()
+    made = queue(long_agenda(), 1.0, waits=True)
+    assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 8
+
+
+def test_what_is_waited_for_is_said_now_and_then(queue: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, said = queue(Agenda(), 4.0, waits=True), []
+    monkeypatch.setattr(made._observer, "notice", said.append)
+    made.suggest("a"), made.suggest("b"), made.suggest("c")
+    assert not said
+    monkeypatch.setattr(ray_tune, "WORKER_STARTS_S", -1.0)
+    made.suggest("c"), made.suggest("c")
+    assert said == [
+        "2 trainings wait for a node with 1 CPU, 4 GPU; there are n1 (2 CPU, 1 GPU), n2 (2 CPU, 1 GPU)"
+    ]
+    monkeypatch.setattr(ray_tune, "SAID_EVERY_S", -1.0)
+    made.started("a")
+    made.suggest("c")
+    assert len(said) == 1  # something trains
+
+
+def test_a_node_that_cannot_work_ends_the_run_and_its_cell_stays_missing(queue: Make) -> None:
+    agenda = Agenda()
+    made = queue(agenda)
+    made.suggest("a"), made.suggest("b")
+    made.refuse("a", "node n1: Ray gives a GPU that torch cannot use")
+    agenda.left = []
+    assert made.suggest("c") is None  # the other one is finished
+    made.ended("b", {"key": "k1"})
+    assert made.suggest("c") == Searcher.FINISHED
+    assert made.refused == agenda.stopped == "node n1: Ray gives a GPU that torch cannot use"
+    assert agenda.told == [{"key": "k1"}]
+
+
+def test_what_ended_tells_what_it_held(queue: Make) -> None:
+    made = queue(Agenda())
+    made.suggest("a")
+    made.ended("a", {"key": "k0", "gpu_memory_mb": 900.0})
+    assert made._shares.learnt == [{"key": "k0", "gpu_memory_mb": 900.0}]  # type: ignore[attr-defined]

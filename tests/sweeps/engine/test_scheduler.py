@@ -1,0 +1,647 @@
+"""What a run does next: searches before the grids that wait for them, everything once, and where it stops."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pm25.cell import Cell
+from pm25.panel import Panel
+from sweeps.engine import scheduler as agendas
+from sweeps.engine.scheduler import Agenda, Work
+from sweeps.spec.design import Arm
+from sweeps.spec.study import Study, Synthetic
+from sweeps.state import State
+from sweeps.store import search_trials
+from sweeps.store.records import Record, Store
+
+NONE, LATLON = Arm("none", None), Arm("latlon", None)
+RATE = "train.learning_rate"
+STUDY: dict[str, Any] = {
+    "study": "toy",
+    "data": {"synthetic": {"sites": 12, "days": 30}},
+    "design": {"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 2}], "seed": [0, 1]},
+    "search": {
+        "trials": 3,
+        "space": {RATE: {"float": [0.001, 1.0]}},
+        "split": [{"kind": "random", "folds": 2, "fold": 0}],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def world() -> Panel:
+    data = STUDY["data"] | {"synthetic": Synthetic(**STUDY["data"]["synthetic"])}
+    return Study.model_validate(STUDY | {"data": data}).panel()
+
+
+@pytest.fixture(autouse=True)
+def same_world(world: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made once for all tests."""
+    monkeypatch.setattr(Study, "panel", lambda self: world)
+
+
+def state(folder: Path, **changes: Any) -> State:
+    """The toy study in a folder; changes to its search by name, to other blocks as `budget={...}`."""
+    blocks = {n: changes.pop(n) for n in ("design", "budget", "max_equal_failures") if n in changes}
+    content = STUDY | {"search": STUDY["search"] | changes}
+    for name, block in blocks.items():
+        content[name] = STUDY.get(name, {}) | block if isinstance(block, dict) else block
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(content | {"storage": str(folder / "results")}))
+    return State(str(path))
+
+
+def of_study(folder: Path, **content: Any) -> State:
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(content | {"storage": str(folder / "results")}))
+    return State(str(path))
+
+
+class Asker:
+    """Gives what was begun before, then points that were declared, then ever smaller ones."""
+
+    def __init__(self, of: State, points: dict[Arm, list[float]] | None = None, begin: int = 0) -> None:
+        self._begun = {arm: [point for _, point in trials.begun] for arm, trials in of.searches.items()}
+        self._points = {arm: [*rates] for arm, rates in (points or {}).items()}
+        self._count = begin
+        self.told: list[tuple[Arm, str, Record]] = []
+
+    def ask(self, arm: Arm) -> tuple[str, dict[str, Any]]:
+        self._count += 1
+        asked = f"{arm.label}-{self._count}"
+        if self._begun[arm]:
+            return asked, self._begun[arm].pop(0)
+        if self._points.get(arm):
+            return asked, {RATE: self._points[arm].pop(0)}
+        return asked, {RATE: 1 / (1 + self._count)}
+
+    def tell(self, arm: Arm, asked: str, record: Record) -> None:
+        self.told.append((arm, asked, record))
+
+
+def result(work: Work, loss: float = 1.0, **more: Any) -> Record:
+    """As a worker would record it."""
+    if work.kind == "cell":
+        made = {"key": work.key, "state": "done", "cell": work.cells[0].resolved(), "seconds": 1.0}
+    else:
+        made = {"key": work.key, "state": "done", "epochs": 4, "seconds": 1.0, "reported": []}
+        made["scores"] = {"wr": {"rmse": loss}}
+    return made | dict(work.more) | more
+
+
+def failure(work: Work, kind: str = "RuntimeError", message: str = "broken") -> Record:
+    made = result(work, state="failed", error={"type": kind, "message": message})
+    made.pop("scores", None)
+    return made
+
+
+def end(agenda: Agenda, asker: Asker, of: State, work: Work, record: Record) -> None:
+    """As the runner does it."""
+    (of.store if work.kind == "cell" else of.store.search).write_record(record)
+    if work.kind == "trial":
+        asker.tell(work.arm, work.asked, record)
+    agenda.ended(work, record)
+
+
+def name(work: Work | None) -> str | None:
+    if work is None:
+        return None
+    if work.kind == "trial":
+        return f"{work.arm.label} trial {work.more['number']}"
+    cell = work.cells[0]
+    return f"{work.arm.label} cell {cell.fold} {cell.seed}"
+
+
+class Run:
+    """An agenda with a fake asker; what it hands out is named."""
+
+    def __init__(self, of: State, points: dict[Arm, list[float]] | None = None, **options: Any) -> None:
+        self.state, self.asker = of, Asker(of, points)
+        self.agenda = Agenda(of, **options)
+        self.works: dict[str, Work] = {}
+
+    def next(self, count: int | None = None) -> Any:
+        """The names of the next so many; of one without a count."""
+        if count is not None:
+            return [self.next() for _ in range(count)]
+        work = self.agenda.next(self.asker)
+        if work is not None:
+            self.works[str(name(work))] = work
+        return name(work)
+
+    def end(self, one: str, loss: float = 1.0, **more: Any) -> None:
+        work = self.works[one]
+        end(self.agenda, self.asker, self.state, work, result(work, loss, **more))
+
+    def fail(self, one: str, kind: str = "RuntimeError", message: str = "broken") -> None:
+        work = self.works[one]
+        end(self.agenda, self.asker, self.state, work, failure(work, kind, message))
+
+    def all(self, loss: Any = lambda work: 1.0) -> list[str]:
+        """Everything that comes, one after the other, each ended at once."""
+        names = []
+        while (one := self.next()) is not None:
+            names.append(one)
+            self.end(one, loss(self.works[one]))
+        return names
+
+
+def cells_of(arm: Arm) -> list[str]:
+    """In the grid's order: first folds and seeds first."""
+    return [f"{arm.label} cell {fold} {seed}" for seed in (0, 1) for fold in (0, 1)]
+
+
+# The order
+
+
+def test_without_a_search_the_cells_come_at_once_in_the_grid_s_order(tmp_path: Path) -> None:
+    content = {block: value for block, value in STUDY.items() if block != "search"}
+    run = Run(of_study(tmp_path, **content))
+    assert (run.agenda.total, run.agenda.trials) == (8, 0)
+    assert run.all() == [
+        f"{arm} cell {fold} {seed}" for seed in (0, 1) for fold in (0, 1) for arm in ("none", "latlon")
+    ]
+    assert run.next() is None
+    assert run.agenda.stopped == ""
+
+
+def test_a_search_comes_before_its_grid_and_no_arm_waits_for_another(tmp_path: Path) -> None:
+    run = Run(state(tmp_path), {NONE: [0.1, 0.2, 0.3]})
+    assert (run.agenda.total, run.agenda.cells, run.agenda.trials) == (14, 8, 6)
+    assert run.next(2) == ["none trial 0", "latlon trial 0"]  # one of each arm
+    run.end("none trial 0", 3.0)
+    assert run.next() == "none trial 1"
+    run.end("none trial 1", 1.0)
+    assert run.next() == "none trial 2"
+    run.end("none trial 2", 2.0)
+    # The search of none is over: its cells come beside the one trial of latlon.
+    assert run.next(4) == cells_of(NONE)
+    for one in cells_of(NONE):
+        assert run.works[one].cells[0].train.learning_rate == 0.2  # which had the smallest loss
+    # No cell is ready: latlon may have as many as there is room for.
+    assert run.next(3) == ["latlon trial 1", "latlon trial 2", None]
+    for number in (2, 0, 1):
+        run.end(f"latlon trial {number}", float(number))
+    assert run.next(5) == [*cells_of(LATLON), None]
+    assert run.works["latlon cell 0 0"].cells[0].train.learning_rate == pytest.approx(
+        run.works["latlon trial 0"].more["params"][RATE]
+    )
+    assert run.agenda.handed == 14
+
+
+def test_while_no_cell_is_ready_every_arm_has_as_many_trials_as_there_is_room_for(tmp_path: Path) -> None:
+    run = Run(state(tmp_path))
+    assert run.next(7) == [
+        *("none trial 0", "latlon trial 0", "none trial 1", "latlon trial 1"),
+        *("none trial 2", "latlon trial 2", None),
+    ]
+
+
+def test_beside_cells_an_arm_has_one_trial_at_a_time(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, trials=2))
+    assert run.next(2) == ["none trial 0", "latlon trial 0"]
+    run.end("none trial 0")
+    assert run.next() == "none trial 1"
+    run.end("none trial 1")
+    assert run.next() == "none cell 0 0"
+    run.end("latlon trial 0")
+    assert run.next(3) == ["latlon trial 1", "none cell 1 0", "none cell 0 1"]
+
+
+def test_concurrent_bounds_the_trials_of_an_arm(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, concurrent=1))
+    assert run.next(3) == ["none trial 0", "latlon trial 0", None]
+    run.end("latlon trial 0")
+    assert run.next(2) == ["latlon trial 1", None]
+    (tmp_path / "two").mkdir()
+    run = Run(state(tmp_path / "two", concurrent=2))
+    assert run.next(5)[-1] is None
+    assert Counter(work.arm for work in run.works.values()) == {NONE: 2, LATLON: 2}
+
+
+def test_of_arms_that_wait_the_furthest_goes_first(tmp_path: Path) -> None:
+    run = Run(state(tmp_path))
+    run.next(2)
+    run.end("latlon trial 0")
+    # None of them runs, then one of each: of latlon one more has ended.
+    assert run.next(2) == ["latlon trial 1", "latlon trial 2"]
+
+
+def test_a_trial_s_work_is_what_its_record_needs(tmp_path: Path) -> None:
+    of = state(tmp_path, seed=[7, 8])
+    run = Run(of, {NONE: [0.25]})
+    run.next()
+    work = run.works["none trial 0"]
+    assert work.cells == tuple(search_trials.trainings(of.study, NONE, {RATE: 0.25}))
+    digest = search_trials.digest([of.key(cell) for cell in work.cells])
+    assert work.key == search_trials.trial_key(digest, 0)
+    begun = {"kind": "trial", "arm": "none", "number": 0, "params": {RATE: 0.25}, "point": digest}
+    assert dict(work.more) == begun
+    content = of.store.search.read_file(work.key, search_trials.BEGUN)
+    assert content is not None
+    assert json.loads(content) == begun  # it is told before it is handed out
+    assert (work.kind, work.arm, work.asked) == ("trial", NONE, "none-1")
+
+
+def test_a_cell_says_which_search_chose_its_settings(tmp_path: Path) -> None:
+    run = Run(state(tmp_path), {NONE: [0.5, 0.25, 0.125]})
+    run.all(lambda work: work.more["params"][RATE] if work.kind == "trial" else 0.0)
+    more = run.works["none cell 0 0"].more
+    assert more["tuned"] == {RATE: 0.125}
+    assert more["searched"]["trial"] == run.works["none trial 2"].key
+    assert (more["searched"]["trials"], more["searched"]["epochs"]) == (3, 12)
+    assert run.state.store.record(run.works["none cell 0 0"].key) is not None
+
+
+def test_every_arm_has_the_same_budget(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, trials=5))
+    run.all()
+    trials = [work for work in run.works.values() if work.kind == "trial"]
+    assert Counter(work.arm for work in trials) == {NONE: 5, LATLON: 5}
+
+
+def test_a_budget_of_epochs_ends_a_search(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, epochs=8))  # a trial takes 4
+    names = run.all()
+    assert [one for one in names if "trial" in one] == [
+        *("none trial 0", "none trial 1", "latlon trial 0", "latlon trial 1")
+    ]
+    assert [one for one in names if "cell" in one] == [
+        f"{arm} cell {fold} {seed}" for seed in (0, 1) for fold in (0, 1) for arm in ("none", "latlon")
+    ]
+    assert Run(state(tmp_path, epochs=8)).agenda.total == 0
+
+
+# What was there before
+
+
+def test_what_is_recorded_is_not_run_again(tmp_path: Path) -> None:
+    first = Run(state(tmp_path))
+    for _ in range(6):
+        first.end(first.next())
+    assert [one for one in first.works if "cell" in one] == []
+    one_more = first.next()
+    first.end(one_more)
+    second = Run(state(tmp_path))
+    assert (second.agenda.cells, second.agenda.trials) == (7, 0)
+    assert sorted([*second.all(), one_more]) == sorted([*cells_of(NONE), *cells_of(LATLON)])
+    assert Run(state(tmp_path)).agenda.total == 0
+
+
+def test_trials_that_did_not_end_come_first_with_their_numbers(tmp_path: Path) -> None:
+    first = Run(state(tmp_path), {NONE: [0.1, 0.2, 0.3]})
+    assert first.next(4) == ["none trial 0", "latlon trial 0", "none trial 1", "latlon trial 1"]
+    first.end("none trial 0")
+    keys = {one: work.key for one, work in first.works.items()}
+    second = Run(state(tmp_path), {NONE: [0.9], LATLON: [0.7, 0.8]})
+    assert second.agenda.trials == 2 + 3
+    assert second.next(2) == ["none trial 1", "latlon trial 0"]
+    assert second.next(3) == ["none trial 2", "latlon trial 1", "latlon trial 2"]
+    for one in ("none trial 1", "latlon trial 0", "latlon trial 1"):
+        assert second.works[one].key == keys[one]  # and so their checkpoints are found
+    assert second.works["none trial 1"].more["params"] == {RATE: 0.2}
+    assert second.works["none trial 2"].more["params"] == {RATE: 0.9}
+
+
+def test_begun_trials_are_finished_when_the_budget_of_epochs_is_spent(tmp_path: Path) -> None:
+    first = Run(state(tmp_path, epochs=4))
+    first.next(4)
+    first.end("none trial 0")
+    second = Run(state(tmp_path, epochs=4))
+    assert second.next(3) == ["none trial 1", "latlon trial 0", "latlon trial 1"]
+
+
+def test_more_trials_open_the_search_again_and_the_same_winner_runs_no_cell_again(tmp_path: Path) -> None:
+    points = {NONE: [0.1, 0.2, 0.3], LATLON: [0.4, 0.5, 0.6]}
+    first = Run(state(tmp_path), points)
+    first.all(lambda work: work.more["params"][RATE] if work.kind == "trial" else 0.0)
+    more = Run(state(tmp_path, trials=4), {NONE: [0.01], LATLON: [0.7]})
+    assert (more.agenda.cells, more.agenda.trials) == (8, 2)
+    names = more.all(lambda work: work.more["params"][RATE] if work.kind == "trial" else 0.0)
+    # none has a new winner and new cells; latlon's stays, and so do its cells.
+    assert names == ["none trial 3", "latlon trial 3", *cells_of(NONE)]
+    assert more.works["none cell 0 0"].cells[0].train.learning_rate == 0.01
+    assert more.agenda.cells == 4
+
+
+def test_a_cell_that_only_began_is_run(tmp_path: Path) -> None:
+    first = Run(state(tmp_path))
+    first.all(lambda work: 1.0)
+    key = first.works["none cell 0 0"].key
+    first.state.store.delete_file(key, "result.json")
+    first.state.store.write_file(key, "checkpoint.pt", b"x")
+    assert Run(state(tmp_path)).all() == ["none cell 0 0"]
+    # Also where the cells are released while the run goes on.
+    first.state.store.delete_file(key, "result.json")
+    again = Run(state(tmp_path, trials=4), {NONE: [0.9], LATLON: [0.9]})
+    assert again.all(lambda work: 2.0) == ["none trial 3", "latlon trial 3", "none cell 0 0"]
+
+
+# Points that were tried before
+
+
+def test_a_point_that_was_tried_has_its_result_at_once(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, trials=4), {NONE: [0.1, 0.1, 0.1, 0.2]})
+    assert run.next(2) == ["none trial 0", "latlon trial 0"]
+    run.end("none trial 0", 5.0, share={"cpu": 1, "gpu": 1})
+    assert run.next() == "none trial 3"  # 1 and 2 were at the point of 0
+    copies = [record for arm, _, record in run.asker.told[1:] if arm == NONE]
+    assert [record["number"] for record in copies] == [1, 2]
+    for record in copies:
+        assert (record["state"], record["scores"]) == ("done", {"wr": {"rmse": 5.0}})
+        assert (record["epochs"], record["seconds"]) == (0, 0.0)  # nothing was trained
+        assert record["params"] == {RATE: 0.1}
+        assert run.state.store.search.record(record["key"]) == record
+    original = run.works["none trial 0"].key
+    assert copies[0]["same_as"] == original
+    assert run.state.store.search.record(copies[1]["same_as"]) is not None
+    assert len({original, *(record["key"] for record in copies)}) == 3
+    assert [r["number"] for r in run.agenda.searches[NONE].ended] == [0, 1, 2]
+    assert run.agenda.handed == 3
+    # A restart sees the same.
+    assert [r["number"] for r in state(tmp_path, trials=4).searches[NONE].ended] == [0, 1, 2]
+
+
+def test_a_search_may_end_with_points_that_were_tried(tmp_path: Path) -> None:
+    run = Run(state(tmp_path), {NONE: [0.1, 0.1, 0.1], LATLON: [0.2, 0.2, 0.2]})
+    assert run.all() == [
+        *("none trial 0", "latlon trial 0"),
+        *(f"{arm} cell {fold} {seed}" for seed in (0, 1) for fold in (0, 1) for arm in ("none", "latlon")),
+    ]
+    assert len(run.asker.told) == 6
+
+
+@pytest.mark.parametrize(("ended", "copied"), [("failed", True), ("pruned", False)])
+def test_a_failed_point_fails_again_and_a_pruned_one_has_another_chance(
+    tmp_path: Path, ended: str, copied: bool
+) -> None:
+    run = Run(state(tmp_path, trials=2), {NONE: [0.1, 0.1]})
+    run.next()
+    if ended == "failed":
+        run.fail("none trial 0", "Diverged", "training loss is nan")
+    else:
+        run.end("none trial 0", state="pruned")
+    run.next()
+    assert ("none trial 1" not in run.works) == copied
+    if copied:
+        assert [r["state"] for r in run.agenda.searches[NONE].ended] == ["failed", "failed"]
+        assert NONE in run.agenda.blocked
+
+
+def test_a_point_that_is_being_tried_is_tried_twice(tmp_path: Path) -> None:
+    run = Run(state(tmp_path), {NONE: [0.1, 0.1, 0.3]})
+    assert run.next(3) == ["none trial 0", "latlon trial 0", "none trial 1"]
+    assert run.works["none trial 0"].key != run.works["none trial 1"].key
+
+
+# Less than everything
+
+
+def test_selected_cells_and_the_searches_they_wait_for(tmp_path: Path) -> None:
+    run = Run(state(tmp_path), selects=lambda cell: cell.variant == "latlon" and cell.fold == 1)
+    assert (run.agenda.cells, run.agenda.trials) == (2, 3)
+    assert run.agenda.waiting == {LATLON: 2}
+    assert run.all() == [
+        *("latlon trial 0", "latlon trial 1", "latlon trial 2", "latlon cell 1 0", "latlon cell 1 1")
+    ]
+    # Of a search that is over only the cells.
+    after = Run(state(tmp_path), selects=lambda cell: cell.seed == 1 and cell.variant == "latlon")
+    assert (after.agenda.trials, after.all()) == (0, ["latlon cell 0 1"])
+
+
+def test_a_limit_counts_what_is_begun(tmp_path: Path) -> None:
+    run = Run(state(tmp_path), limit=4)
+    assert run.agenda.total == 4
+    assert len(run.all()) == 4
+    assert run.next() is None
+    assert run.agenda.stopped == ""
+    said = "8 cells, 0 recorded, 8 to run; 2 arms to search first, 6 trials; at most 4 now"
+    assert Agenda(state(tmp_path, seed=5), limit=4).outline == said
+    assert Run(state(tmp_path), limit=100).agenda.total == 10
+
+
+def test_what_is_to_be_done_in_words(tmp_path: Path) -> None:
+    of = state(tmp_path, seed=[7, 8])
+    agenda = Agenda(of)
+    assert agenda.outline == "8 cells, 0 recorded, 8 to run; 2 arms to search first, 6 trials"
+    assert [*agenda.lines()] == [
+        "search  none: 3 trials of 2 trainings, then 4 cells",
+        "search  latlon: 3 trials of 2 trainings, then 4 cells",
+    ]
+    assert agenda.encoders() == set()
+    first = Run(of)
+    first.all(lambda work: 1.0)
+    key = first.works["none cell 1 0"].key
+    of.store.forget(key)
+    after = Agenda(state(tmp_path, seed=[7, 8]))
+    assert after.outline == "8 cells, 7 recorded, 1 to run"
+    assert [*after.lines()] == [f"cell    none random fold 1 seed 0 ({key})"]
+
+
+def test_the_encoders_that_are_needed(tmp_path: Path) -> None:
+    of = state(tmp_path, design={"variant": ["none", "geoclip", "random"], "fusion": ["concat"]})
+    assert Agenda(of).encoders() == {"geoclip", "random"}
+    only = Agenda(of, selects=lambda cell: cell.variant == "random")
+    assert only.encoders() == {"random"}
+
+
+# Where it stops
+
+
+def test_a_budget_of_cells_is_never_exceeded(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, budget={"cells": 3}))
+    for _ in range(6):
+        run.end(run.next())
+    assert run.next(4) == ["none cell 0 0", "latlon cell 0 0", "none cell 1 0", None]
+    assert run.agenda.stopped == "budget.cells 3 is used up"
+    run.end("none cell 0 0")
+    assert run.next() is None
+    again = Run(state(tmp_path, budget={"cells": 3}))
+    assert again.next(3) == ["latlon cell 0 0", "none cell 1 0", None]
+    assert Run(state(tmp_path, budget={"cells": 1})).next() is None
+
+
+def test_a_budget_of_gpu_hours_counts_shares_of_trials_and_cells(tmp_path: Path) -> None:
+    half = {"share": {"cpu": 1, "gpu": 0.5}, "seconds": 3600.0}  # half a GPU hour
+    run = Run(state(tmp_path, budget={"gpu_hours": 1.5}))
+    for _ in range(3):
+        one = run.next()
+        assert one is not None
+        run.end(one, **half)
+    assert run.next() is None
+    assert run.agenda.stopped == "budget.gpu_hours 1.5 is used up (1.50 recorded)"
+    again = Run(state(tmp_path, budget={"gpu_hours": 1.5}))
+    assert again.next() is None  # of earlier runs too
+    more = Run(state(tmp_path, budget={"gpu_hours": 10}))
+    for _ in range(3):
+        more.end(more.next(), share={"cpu": 4, "gpu": 0.0}, seconds=36000.0)  # which costs none
+    assert more.next() is not None
+
+
+def test_a_budget_of_wall_time_is_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(agendas.time, "monotonic", lambda: now[0])
+    run = Run(state(tmp_path, budget={"wall_hours": 2}))
+    assert run.next() == "none trial 0"
+    now[0] += 7199
+    assert run.next() == "latlon trial 0"
+    now[0] += 1
+    assert run.next() is None
+    assert run.agenda.stopped == "budget.wall_hours 2 is used up"
+    run.end("none trial 0")  # what runs may end
+    assert Run(state(tmp_path, budget={"wall_hours": 2})).next() is not None
+
+
+def test_the_caller_may_stop_it(tmp_path: Path) -> None:
+    reasons = iter(["", "the hold was taken over"])
+    run = Run(state(tmp_path), stopped=lambda: next(reasons))
+    assert run.next(2) == ["none trial 0", None]
+    assert run.agenda.stopped == "the hold was taken over"
+    assert run.next() is None  # it is not asked again
+
+
+def test_equal_failures_stop_it(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, trials=1, max_equal_failures=3))
+    for _ in range(2):
+        run.end(run.next())
+    for message in ("site 1 has no value", "site 22 has no value", "another", "site 333 has no value"):
+        assert run.agenda.stopped == ""
+        run.fail(run.next(), message=message)
+    assert run.next() is None
+    assert run.agenda.stopped.startswith("3 equal failures in this run, RuntimeError: site # has no value")
+    # They are of this run: the next one tries.
+    assert Run(state(tmp_path, max_equal_failures=3)).next() is not None
+
+
+def test_failures_of_trials_trip_it_too_but_divergence_is_an_answer(tmp_path: Path) -> None:
+    diverging = Run(state(tmp_path, trials=9, max_equal_failures=2))
+    for _ in range(8):
+        diverging.fail(diverging.next(), "Diverged", "training loss is nan")
+    assert diverging.agenda.stopped == ""
+    broken = Run(state(tmp_path, trials=9, max_equal_failures=2))
+    for _ in range(2):
+        broken.fail(broken.next())
+    assert broken.next() is None
+    assert broken.agenda.stopped.startswith("2 equal failures")
+
+
+def test_a_grid_s_divergence_is_a_failure(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, trials=1, max_equal_failures=2))
+    for _ in range(2):
+        run.end(run.next())
+    for _ in range(2):
+        run.fail(run.next(), "Diverged", "training loss is nan")
+    assert run.next() is None
+
+
+def test_without_a_limit_of_failures_all_is_tried(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, trials=1, max_equal_failures=None))
+    for _ in range(2):
+        run.end(run.next())
+    for _ in range(8):
+        run.fail(run.next())
+    assert (run.next(), run.agenda.stopped) == (None, "")
+
+
+def test_an_arm_whose_trials_all_failed_is_blocked_and_the_others_go_on(tmp_path: Path) -> None:
+    run = Run(state(tmp_path))
+    names = []
+    while (one := run.next()) is not None:
+        names.append(one)
+        if one.startswith("none"):
+            run.fail(one, "Diverged")
+        else:
+            run.end(one)
+    assert [one for one in names if "cell" in one] == cells_of(LATLON)
+    assert run.agenda.blocked == {NONE: "none of 3 trials has a score"}
+    assert run.agenda.waiting[NONE] == 4
+    # There is nothing to run then, and Ray need not start for it.
+    again = Run(state(tmp_path))
+    assert again.agenda.blocked == run.agenda.blocked
+    assert (again.agenda.total, again.next()) == (0, None)
+    # More trials may help.
+    more = Run(state(tmp_path, trials=4))
+    assert (more.agenda.cells, more.agenda.trials) == (4 + 4, 1 + 1)
+
+
+# Everything once
+
+
+def slots(run: Run, count: int, rng: random.Random, dies: int | None) -> Iterator[tuple[Work, Record]]:
+    """A pool of workers that end in any order; the run is killed after so many have ended."""
+    running: list[Work] = []
+    while True:
+        while len(running) < count and (work := run.agenda.next(run.asker)) is not None:
+            running.append(work)
+        if not running or dies == 0:
+            return
+        work = running.pop(rng.randrange(len(running)))
+        outcome = rng.random()
+        if work.kind == "cell":
+            record = result(work) if outcome < 0.8 else failure(work)
+        elif outcome < 0.6:
+            record = result(work, rng.choice([1.0, 2.0, rng.random()]))
+        elif outcome < 0.8:
+            record = result(work, state="pruned")
+            del record["scores"]
+        else:
+            record = failure(work, "Diverged")
+        end(run.agenda, run.asker, run.state, work, record)
+        yield work, record
+        dies = None if dies is None else dies - 1
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32),
+    workers=st.integers(1, 6),
+    kills=st.lists(st.integers(0, 9), max_size=3),
+    concurrent=st.sampled_from([None, 1, 2]),
+)
+def test_every_cell_and_every_trial_is_done_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    workers: int,
+    kills: list[int],
+    concurrent: int | None,
+) -> None:
+    folder, rng = tmp_path_factory.mktemp("once"), random.Random(seed)
+    declared = {"concurrent": concurrent, "max_equal_failures": None, "trials": 4}
+    ended: list[tuple[Work, Record]] = []
+    for begin, dies in enumerate([*kills, None]):
+        run = Run(state(folder, **declared))
+        run.asker = Asker(run.state, begin=100 * begin + rng.randrange(3))
+        if begin and rng.random() < 0.5:  # the sampler may well ask for a point again
+            old = [record["params"][RATE] for record in run.state.searches[NONE].ended]
+            run.asker._points = {NONE: old}
+        ended += slots(run, workers, rng, dies)
+        if concurrent is not None:
+            assert all(len(of_arm) <= concurrent for of_arm in run.agenda._in_flight.values())
+    after = state(folder, **declared)
+    assert Counter(work.key for work, _ in ended).most_common(1)[0][1] == 1
+    for arm, trials in after.searches.items():
+        assert [record["number"] for record in trials.ended] == [0, 1, 2, 3]  # each arm has had its budget
+        assert trials.begun == []
+        own = {record["key"] for work, record in ended if work.kind == "trial" and work.arm == arm}
+        assert own == {r["key"] for r in trials.ended if "same_as" not in r}
+        cells = [work.cells[0] for work, _ in ended if work.kind == "cell" and work.arm == arm]
+        settled = trials.settled()
+        if settled is None:
+            assert cells == []
+        else:  # every cell of the grid once, with the settings that were chosen
+            grid = [cell for cell in after.study.cells({arm: settled}) if Arm.of(cell) == arm]
+            assert sorted(cells, key=Cell.model_dump_json) == sorted(grid, key=Cell.model_dump_json)
+    assert Agenda(after).total == 0
+
+
+def test_a_store_of_another_study_is_left_alone(tmp_path: Path) -> None:
+    Store(str(tmp_path / "results"), "other").search.write_file("abc", search_trials.BEGUN, b"{}")
+    assert len(Run(state(tmp_path)).all()) == 14

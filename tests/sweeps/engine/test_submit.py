@@ -1,0 +1,679 @@
+"""A run as a job: what is sent, how it is followed, what is refused; and on a real head with a token."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import requests
+import yaml
+from aiohttp import web
+
+from sweeps import cli
+from sweeps.engine import submit, worker
+from sweeps.engine.submit import Cluster
+from sweeps.spec import study
+
+# Of Ray's client: it asks aiohttp in a way that is going away, and leaves a stream that broke unclosed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning"),
+]
+
+ROOT = Path(__file__).parents[3]
+TOY = {
+    "study": "toy",
+    "data": {"synthetic": {"sites": 24, "days": 60}},
+    "design": {
+        "variant": ["none", "latlon", "sincos"],
+        "split": [{"kind": "random", "folds": 2, "fold": 0}],
+        "seed": [0, 1],
+    },
+    "model": {"width": 8, "depth": 1, "attention_units": 8},
+    "train": {"max_epochs": 20, "patience": 20},
+    "keep_weights": False,
+}
+CELLS = 6
+LONG = {**TOY, "study": "long", "train": {"max_epochs": 100_000, "patience": 100_000}}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A client's folder, with two studies in it."""
+    for content in (TOY, LONG):
+        (tmp_path / f"{content['study']}.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def sweep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`sweep submit` with these arguments, in this process: status, output, errors."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sweep", "submit", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert isinstance(left.value.code, int)
+        return left.value.code, *capsys.readouterr()
+
+    return call
+
+
+# What is sent
+
+
+def test_the_code_and_the_study_are_sent_and_nothing_else(here: Path, tmp_path: Path) -> None:
+    for stray in ("panel.parquet", ".git", "results", ".venv"):
+        (here / stray).mkdir()
+    overrides = ["design.variant=[none, latlon]", "storage=mine"]
+    declared, content = study.resolve("demo", overrides)
+    with submit.staged(declared, content) as (folder, shipment):
+        sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        found = study.load(str(folder / "demo.yaml"))
+        assert (shipment.files, shipment.bytes) == (
+            len(sent),
+            sum((folder / name).stat().st_size for name in sent),
+        )
+        assert (folder / "sweeps" / "cli" / "__init__.py").read_bytes() == Path(cli.__file__).read_bytes()
+    assert not folder.exists()
+    shipped = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("pm25", "sweeps")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert sent == {"demo.yaml"} | shipped, "as in the wheel"
+    assert found == declared
+    assert found.storage == str(here / "mine")
+
+
+def test_the_job_s_command_passes_on_what_chooses_cells() -> None:
+    demo = study.load("demo")
+    plain = "python -m sweeps run demo.yaml --address auto --require-tracking"
+    assert submit.command(demo) == plain
+    chosen = submit.command(demo, only="variant=none|latlon", limit=3, wait_for_nodes=True)
+    assert chosen == f"{plain} --wait-for-nodes --only 'variant=none|latlon' --limit 3"
+
+
+def test_a_job_has_of_the_environment_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    monkeypatch.setattr(worker, "commit", lambda: {"commit": "a" * 40, "dirty": True})
+    plain = submit.environment([])
+    assert json.loads(plain.pop("SWEEP_COMMIT")) == {"commit": "a" * 40, "dirty": True}
+    assert [*plain] == ["RAY_JOB_STOP_WAIT_TIME_S"]
+    assert submit.environment(["AWS_SECRET_ACCESS_KEY"])["AWS_SECRET_ACCESS_KEY"] == "hidden"
+    monkeypatch.setattr(worker, "commit", dict)
+    assert "SWEEP_COMMIT" not in submit.environment([])
+
+
+# What is refused: one line, nothing sent
+
+
+class Toy:
+    """A job server of few words: it notes what it is asked, and breaks its streams as it is told."""
+
+    def __init__(self) -> None:
+        self.version: Any = {"version": "4", "ray_version": ray.__version__}
+        self.log = "first\nsecond\nthird\n"
+        self.streams: list[tuple[int, str]] = []
+        """Of each stream: how much of the log it tells, and how it ends: break, end, hang or interrupt."""
+        self.end: dict[str, Any] = {"status": "FAILED", "driver_exit_code": 1}
+        """What becomes of the job after its last stream."""
+        self.dead = False
+        self.jobs: list[dict[str, Any]] = []
+        self.refusal = ""
+        self.asked: list[str] = []
+        self.sent: dict[str, Any] = {}
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def add(self, status: str, code: int | None = None, storage: str = "") -> None:
+        self.jobs.append(
+            {
+                "type": "SUBMISSION",
+                "submission_id": f"toy-{len(self.jobs)}",
+                "status": status,
+                "entrypoint": "",
+                "message": "told\nat length",
+                "metadata": {"study": "toy", "storage": storage or f"{Path.cwd()}/results"},
+                "start_time": 1_000 * len(self.jobs),
+                "driver_exit_code": code,
+            }
+        )
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        path = request.path
+        self.asked.append(f"{request.method} {path}")
+        if self.dead:
+            assert request.transport is not None
+            request.transport.abort()
+        if path == "/api/version":
+            known = isinstance(self.version, dict)
+            return web.json_response(self.version) if known else web.Response(text=self.version)
+        if path == "/api/jobs/" and request.method == "POST":
+            if self.refusal:
+                return web.Response(status=500, text=self.refusal)
+            self.sent = await request.json()
+            return web.json_response({"job_id": "", "submission_id": self.sent["submission_id"]})
+        if path == "/api/jobs/":
+            return web.json_response(self.jobs)
+        if path.endswith("/logs/tail"):
+            return await self.stream(request)
+        if path.endswith("/logs"):
+            return web.json_response({"logs": self.log})
+        if path.endswith("/stop"):
+            self.jobs[-1]["status"] = "STOPPED"
+            return web.json_response({"stopped": True})
+        if path.startswith("/api/jobs/"):
+            if not self.streams and self.jobs[-1]["status"] == "RUNNING":  # the last is over
+                self.jobs[-1] |= self.end
+            return web.json_response(self.jobs[-1])
+        return web.Response()  # a package, which is there
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        told, ends = self.streams.pop(0)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str(self.log[:3])
+        await socket.send_str(self.log[3:told])
+        if ends in ("break", "die"):
+            self.dead = ends == "die"
+            assert request.transport is not None
+            request.transport.abort()
+        elif ends in ("hang", "interrupt"):
+            if ends == "interrupt":
+                os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.5)
+        return socket
+
+
+@pytest.fixture
+def toy() -> Iterator[Toy]:
+    served, loop, ready = Toy(), asyncio.new_event_loop(), threading.Event()
+
+    async def start() -> web.AppRunner:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", served.answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        served.port = runner.addresses[0][1]
+        return runner
+
+    def serve() -> None:
+        runner = loop.run_until_complete(start())
+        ready.set()
+        loop.run_forever()
+        loop.run_until_complete(runner.cleanup())
+        loop.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert ready.wait(10)
+    yield served
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:8265", "no URL of a Ray dashboard; write it as http://HOST:8265"),
+        ("ray://127.0.0.1:10001", "no URL of a Ray dashboard"),
+        ("auto", "no URL of a Ray dashboard"),
+        ("http://", "no URL of a Ray dashboard"),
+        ("http://127.0.0.1:99999", "no URL of a Ray dashboard"),
+        ("http://[::1", "no URL of a Ray dashboard"),
+        ("http://127.0.0.1:1", "nobody answers there (Connection refused)"),
+        ("http://no-such-host.invalid:8265", "nobody answers there"),
+    ],
+)
+def test_an_address_where_nothing_is(sweep: Any, here: Path, address: str, said: str) -> None:
+    status, out, err = sweep("toy.yaml", "--address", address)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"sweep: --address {address}: {said}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("page", ["<html>a page</html>", {"version": "4"}, {"ray_version": "?"}])
+def test_an_address_where_something_else_answers(sweep: Any, here: Path, toy: Toy, page: Any) -> None:
+    toy.version = page
+    status, _, err = sweep("toy.yaml", "--address", toy.address)
+    assert status == 2
+    assert err.startswith(f"sweep: --address {toy.address}: what answers there is no Ray dashboard")
+    assert err.count("\n") == 1
+
+
+def test_an_address_where_nobody_says_anything(
+    sweep: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "TIMEOUT_S", (0.2, 0.2))
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        status, _, err = sweep("toy.yaml", "--address", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+    assert status == 2
+    assert "nobody answers there (no answer within 0.2 s)" in err
+
+
+def test_the_address_that_is_given_is_the_one(here: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's client prefers these variables, which are set on machines of a cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    assert Cluster(f"{toy.address}/").address == toy.address
+    assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:1"
+
+
+def test_another_version_of_ray_is_sent_nothing(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.version["ray_version"] = "2.31.0"
+    status, _, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert status == 2
+    assert err == (
+        f"sweep: --address {toy.address}: Ray 2.31.0 is there and {ray.__version__} is here; "
+        "pip install 'ray[default,tune]==2.31.0' here, or the same as here on every node\n"
+    )
+    assert {ask.split()[0] for ask in toy.asked} == {"GET"}
+    assert not any("packages" in ask for ask in toy.asked)
+    toy.add("RUNNING")
+    assert sweep("toy.yaml", "--address", toy.address, "--stop")[0] == 0, (
+        "what runs can be stopped all the same"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "train.max_epoch=3"], "unknown key; did you mean train.max_epochs?"),
+        (["--only", "variant=geoclip"], "geoclip"),
+        (["--env", "NO_SUCH_VARIABLE"], "--env NO_SUCH_VARIABLE: no such variable is set here"),
+        (["--status", "--stop"], "give one of --follow, --status and --stop"),
+        (["--json"], "--json: is of --status"),
+        (
+            ["--set", "storage=s3://lab/results"],
+            "tracking: storage s3://lab/results cannot hold a SQLite file",
+        ),
+    ],
+)
+def test_a_client_finds_what_is_wrong_before_it_asks(
+    sweep: Any, here: Path, toy: Toy, more: list[str], said: str
+) -> None:
+    status, _, err = sweep("toy.yaml", "--address", toy.address, *more)
+    assert status == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert toy.asked == []
+
+
+def test_a_refusal_is_one_line(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.refusal = "Traceback (most recent call last):\n  File x\nRuntimeError: no room\n"
+    status, _, err = sweep("toy.yaml", "--address", toy.address)
+    assert status == 2
+    assert err == f"sweep: --address {toy.address}: refused (RuntimeError: no room)\n"
+
+
+# One job at a time
+
+
+def test_what_a_job_is_sent(sweep: Any, here: Path, toy: Toy) -> None:
+    status, out, err = sweep("toy.yaml", "--address", toy.address, "--limit", "2")
+    assert status == 0
+    name = toy.sent["submission_id"]
+    assert err.startswith(f"{name}: submitted with ")
+    assert f"{toy.address}/#/jobs/{name}\n" in err
+    assert f"  storage  {here}/results\n" in err
+    assert f"sweep submit toy.yaml --address {toy.address} --follow" in out
+    assert toy.sent["metadata"] == {"study": "toy", "storage": f"{here}/results"}
+    assert toy.sent["entrypoint"].endswith(" run toy.yaml --address auto --require-tracking --limit 2")
+    assert name.startswith("toy-")
+    assert len(name) == len("toy-") + 6
+
+
+def test_a_second_job_is_refused_and_told_of_the_first(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.add("SUCCEEDED", 0)
+    toy.add("RUNNING", storage="/elsewhere/results")
+    assert sweep("toy.yaml", "--address", toy.address)[0] == 0, "an ended one, and one of another storage"
+    toy.add("PENDING")
+    status, _, err = sweep("toy.yaml", "--address", toy.address)
+    assert status == 2
+    assert err.startswith("sweep: toy-2: pending since 1970-01-01 00:00:02 UTC: ")
+    assert "--follow joins it, --stop ends it" in err
+
+
+def test_status_is_of_the_job_that_runs_or_the_last(sweep: Any, here: Path, toy: Toy) -> None:
+    ask = ("toy.yaml", "--address", toy.address, "--status")
+    status, _, err = sweep(*ask)
+    assert status == 2
+    assert f"has no job of study toy with storage {here}/results" in err
+    toy.add("RUNNING")
+    toy.add("FAILED", -9)
+    assert sweep(*ask)[1].startswith("toy-0: running since 1970-01-01 00:00:00 UTC;")
+    toy.jobs[0] |= {"status": "STOPPED"}
+    told = json.loads(sweep(*ask, "--json")[1])
+    assert told == {
+        "study": "toy",
+        "storage": f"{here}/results",
+        "id": "toy-1",
+        "status": "failed",
+        "message": "told",
+        "since": "1970-01-01T00:00:01+00:00",
+        "ended": None,
+        "exit_status": 137,
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "said"),
+    [
+        (2, "sweep: storage: /x cannot be written", "sweep: storage: /x cannot be written)"),
+        (1, "ModuleNotFoundError: No module named 'click'", "'click'; on the head node, start Ray where"),
+        (127, "/bin/sh: 1: python: not found", "python: not found; on the head node, start Ray where"),
+    ],
+)
+def test_why_a_job_failed_is_the_last_line_of_its_log(
+    sweep: Any, here: Path, toy: Toy, code: int, last: str, said: str
+) -> None:
+    toy.add("FAILED", code)
+    # As Ray words it.
+    toy.jobs[0]["message"] = (
+        f"Job entrypoint command failed with exit code {code}, last available logs (truncated to 20,000 "
+        f"chars):\nRunning entrypoint for job toy-0\n{last}\n"
+    )
+    out = sweep("toy.yaml", "--address", toy.address, "--status")[1]
+    assert f"with exit status {code} (" in out
+    assert said in out
+
+
+def test_there_must_be_something_to_stop(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.add("FAILED", 1)
+    status, _, err = sweep("toy.yaml", "--address", toy.address, "--stop")
+    assert status == 2
+    assert "runs; toy-0: failed" in err
+    toy.add("RUNNING")
+    status, out, _ = sweep("toy.yaml", "--address", toy.address, "--stop")
+    assert status == 0
+    assert out.startswith("toy-1: stopped ")
+
+
+# A log that is followed
+
+
+def test_a_log_is_written_once_whatever_breaks(
+    sweep: Any, here: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "PAUSE_S", 0.01)
+    monkeypatch.setattr(submit, "SILENCE_S", 0.2)
+    toy.add("RUNNING")
+    toy.streams = [(8, "break"), (4, "end"), (15, "hang"), (15, "break")]
+    status, out, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert out == toy.log, "the end comes from the job's whole log"
+    assert status == 1, "the run's own"
+    assert err.startswith("sweep: joined toy-0: running since")
+    assert len([ask for ask in toy.asked if ask.endswith("/tail")]) == 4
+
+
+def test_a_cluster_that_is_gone_is_waited_for_and_then_told(
+    sweep: Any, here: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "PATIENCE_S", 0.5)
+    toy.add("RUNNING")
+    toy.streams = [(8, "die")]
+    status, out, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert (status, out) == (2, toy.log[:8])
+    assert "nobody answers there (" in err
+    assert toy.asked.count("GET /api/jobs/toy-0") > 1
+
+
+def test_ctrl_c_leaves_the_job_alone(sweep: Any, here: Path, toy: Toy) -> None:
+    toy.add("RUNNING")
+    toy.streams = [(8, "interrupt")]
+    status, _, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert status == 130
+    assert "sweep: toy-0 goes on; `sweep submit toy.yaml" in err
+    assert not any(ask.endswith("/stop") for ask in toy.asked)
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        ({"status": "SUCCEEDED", "driver_exit_code": 0}, 0, None),
+        ({"status": "STOPPED"}, 130, "sweep: toy-0: stopped 1970-01-01 00:00:00 UTC with exit status 130"),
+        ({"status": "FAILED", "driver_exit_code": -9}, 137, "sweep: toy-0: failed"),
+        ({"status": "FAILED"}, 2, "sweep: toy-0: failed 1970-01-01 00:00:00 UTC (told); `sweep submit"),
+    ],
+)
+def test_a_job_ends_as_its_run_did(
+    sweep: Any, here: Path, toy: Toy, end: dict[str, Any], status: int, said: str | None
+) -> None:
+    toy.add("RUNNING")
+    toy.streams, toy.end = [(19, "end")], end
+    ended, _, err = sweep("toy.yaml", "--address", toy.address, "--follow")
+    assert ended == status
+    joined, *more = err.splitlines()
+    assert joined.startswith("sweep: joined")
+    assert len(more) == (said is not None)
+    assert not more or more[0].startswith(said)
+
+
+# A real head, with its dashboard and a token
+
+
+class Head:
+    """`ray start --head` in a folder of its own; whatever it starts is known by the token it has."""
+
+    def __init__(self, free_port: Callable[[], int]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="sj"))  # short: sockets lie below it
+        self._token = secrets.token_hex(16)
+        self.address = f"http://127.0.0.1:{(port := free_port())}"
+        ports = {"port": free_port(), "dashboard-port": port, "dashboard-agent-listen-port": free_port()}
+        ports |= {"ray-client-server-port": free_port(), "min-worker-port": 0, "max-worker-port": 0}
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+        command += [f"--{name}={number}" for name, number in ports.items()]
+        command += ["--num-cpus=2", "--num-gpus=0", f"--object-store-memory={100 * 2**20}"]
+        command += ["--dashboard-host=127.0.0.1", f"--temp-dir={self._folder}/r", "--disable-usage-stats"]
+        # Its `python` is the environment's, and the code that it has installed is not the client's.
+        environment = self.environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment.pop("PYTHONPATH", None)
+        with (self._folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=self._folder, start_new_session=True
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def environment(self, **more: str) -> dict[str, str]:
+        known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return {**known, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token, **more}
+
+    def _wait(self) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            assert self._process.poll() is None, (self._folder / "log").read_text()
+            with contextlib.suppress(requests.RequestException):
+                token = {"Authorization": f"Bearer {self._token}"}
+                if requests.get(f"{self.address}/api/version", headers=token, timeout=5).ok:
+                    return
+            time.sleep(0.2)
+        raise TimeoutError((self._folder / "log").read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """All that were started by the head, however far down; without clients, which have ended."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RAY_AUTH_TOKEN") == self._token:
+                    found.append(process)
+        return found
+
+    def stop(self) -> None:
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(20)
+        for process in (left := self.processes()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        _, alive = psutil.wait_procs(left, timeout=10)
+        shutil.rmtree(self._folder)
+        assert not alive
+
+
+@pytest.fixture(scope="module")
+def head(free_port: Callable[[], int]) -> Iterator[Head]:
+    started = Head(free_port)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A client's checkout, whose code is not quite what the cluster has installed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for package, globs in submit.SHIPPED.items():
+        for path in (path for glob in globs for path in package.glob(glob)):
+            target = folder / path.relative_to(package.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    main = folder / "sweeps" / "__main__.py"
+    on_cluster = (
+        'import os\nif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:\n    print("the code of the client")\n'
+    )
+    main.write_text(main.read_text().replace("main()", f"{on_cluster}main()"))
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "as sent"]):
+        subprocess.run(["git", "-C", str(folder), *who, *words], check=True)
+    return folder
+
+
+@pytest.fixture
+def client(head: Head, code: Path, here: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """`sweep submit` in a process of its own, its output in a file that is named first."""
+
+    def start(log: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "sweeps", "submit", *arguments]
+        with (here / log).open("w") as out:
+            return subprocess.Popen(
+                command,
+                env=head.environment(PYTHONPATH=str(code), PYTHONUNBUFFERED="1", **environment),
+                cwd=here,
+                stdout=out,
+                stderr=out,
+                text=True,
+            )
+
+    return start
+
+
+def until(true: Callable[[], Any], what: Callable[[], str], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, what()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_job_outlives_its_client_and_is_joined_by_another(
+    head: Head, code: Path, here: Path, client: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    first = client("first", "toy.yaml", "--address", head.address, "--follow")
+    cells = here / "results" / "toy" / "cells"
+
+    def said(log: str) -> str:
+        return (here / log).read_text()
+
+    until(lambda: [*cells.glob("*/result.json")] or first.poll() is not None, lambda: said("first"))
+    assert first.poll() is None, said("first")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert len([*cells.glob("*/result.json")]) < CELLS, "it was half-way"
+
+    ask = client("ask", "toy.yaml", "--address", head.address, "--status", "--json")
+    again = client("again", "toy.yaml", "--address", head.address)
+    second = client("second", "toy.yaml", "--address", head.address, "--follow")
+    assert ask.wait(60) == 0
+    assert again.wait(60) == 2
+    assert second.wait(240) == 0, said("second")
+    told = json.loads(said("ask"))
+    assert (told["study"], told["storage"], told["status"]) == ("toy", f"{here}/results", "running")
+    assert said("again").startswith(f"sweep: {told['id']}: running since ")
+    assert said("second").startswith(f"sweep: joined {told['id']}: running since ")
+    assert "the code of the client" in said("second"), "from the log's beginning, and not the installed code"
+    assert f"{CELLS} of {CELLS} cells done, 0 failed" in said("second")
+
+    records = [json.loads(path.read_text()) for path in cells.glob("*/result.json")]
+    commit = subprocess.run(
+        ["git", "-C", str(code), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert len(records) == CELLS
+    assert {(record["state"], record["commit"], record["dirty"]) for record in records} == {
+        ("done", commit, False)
+    }
+    ask = client("ask", "toy.yaml", "--address", head.address, "--status", "--json")
+    assert ask.wait(60) == 0
+    assert json.loads(said("ask")) | {"status": "succeeded", "exit_status": 0} == json.loads(said("ask"))
+
+
+@pytest.mark.slow
+def test_a_job_is_stopped(head: Head, here: Path, client: Callable[..., "subprocess.Popen[str]"]) -> None:
+    started = client("long", "long.yaml", "--address", head.address, "--follow")
+    holder = here / "results" / "long" / "driver.json"
+    until(lambda: holder.exists() or started.poll() is not None, lambda: (here / "long").read_text())
+    assert client("stop", "long.yaml", "--address", head.address, "--stop").wait(60) == 0
+    assert (here / "stop").read_text().startswith("long-")
+    assert ": stopped " in (here / "stop").read_text()
+    assert not [p for p in head.processes() if {"run", "long.yaml"} <= {*p.cmdline()}], (
+        "and with it its driver"
+    )
+    assert not holder.exists(), "which had the time to let go of the study"
+    assert started.wait(60) == 130
+    assert client("stop", "long.yaml", "--address", head.address, "--stop").wait(60) == 2
+    assert "no job of study long" in (here / "stop").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RAY_AUTH_TOKEN": "wrong"}, "the cluster knows another token than the one sent"),
+        ({"RAY_AUTH_MODE": "disabled"}, "the cluster wants a token, and none was sent"),
+        (
+            {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "no-such-file"},
+            "no token is in no-such-file, which RAY_AUTH_TOKEN_PATH names",
+        ),
+    ],
+)
+def test_a_token_is_asked_for(
+    head: Head,
+    here: Path,
+    client: Callable[..., "subprocess.Popen[str]"],
+    environment: dict[str, str],
+    said: str,
+) -> None:
+    assert client("log", "toy.yaml", "--address", head.address, **environment).wait(60) == 2
+    told = (here / "log").read_text()
+    assert told.startswith(f"sweep: --address {head.address}: {said}; export RAY_AUTH_MODE=token")
+    assert told.count("\n") == 1

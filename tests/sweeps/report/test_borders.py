@@ -1,0 +1,80 @@
+"""State outlines: a user's GeoJSON, the package's, or none."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from pm25.errors import InputError
+from sweeps.report import borders
+
+SQUARE = [[-100.0, 40.0], [-99.0, 40.0], [-99.0, 41.0], [-100.0, 40.0]]
+ALASKA = [[-150.0, 60.0], [-149.0, 60.0], [-149.0, 61.0], [-150.0, 60.0]]
+
+
+def written(folder: Path, content: object) -> Path:
+    file = folder / "states.geojson"
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"type": "Polygon", "coordinates": [SQUARE]},
+        {"type": "MultiPolygon", "coordinates": [[SQUARE], [ALASKA]]},
+        {"type": "LineString", "coordinates": [[*place, 12.0] for place in SQUARE]},
+        {"type": "MultiLineString", "coordinates": [SQUARE, ALASKA]},
+        {"type": "GeometryCollection", "geometries": [{"type": "Polygon", "coordinates": [SQUARE]}]},
+    ],
+    ids=lambda geometry: geometry["type"],
+)
+def test_a_geojson_file(tmp_path: Path, geometry: object) -> None:
+    feature = {"type": "Feature", "properties": {}, "geometry": geometry}
+    empty = {"type": "Feature", "properties": {}, "geometry": None}
+    file = written(tmp_path, {"type": "FeatureCollection", "features": [feature, empty]})
+    (ring,) = borders.read(file)  # Alaska is not drawn
+    assert ring.tolist() == SQUARE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"type": "FeatureCollection", "features": []}, {"a": 1}, [1], {"type": "Point", "coordinates": [1, 2]}],
+)
+def test_what_is_no_outline_is_refused(tmp_path: Path, content: object) -> None:
+    with pytest.raises(InputError, match=r"states.geojson: not a GeoJSON file with polygons"):
+        borders.read(written(tmp_path, content))
+
+
+def test_no_file_and_no_json(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none.geojson: cannot be read \(No such file"):
+        borders.read(tmp_path / "none.geojson")
+    file = tmp_path / "x.geojson"
+    file.write_bytes(b"\xff{")
+    with pytest.raises(InputError, match="not a GeoJSON file"):
+        borders.read(file)
+
+
+def test_without_a_file_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bokeh-sampledata gives them: a state's rings with NaN between them."""
+    package, states = ModuleType("bokeh_sampledata"), ModuleType("bokeh_sampledata.us_states")
+    lon = np.array([-100, -99, -99, np.nan, -90, -89, -89], float)
+    lat = np.array([40, 40, 41, np.nan, 30, 30.00049, 31], float)
+    states.data = {  # type: ignore[attr-defined]
+        "XX": {"name": "X", "lats": lat, "lons": lon},
+        "AK": {"name": "Alaska", "lats": lat + 30, "lons": lon - 50},
+    }
+    monkeypatch.setitem(sys.modules, "bokeh_sampledata", package)
+    monkeypatch.setitem(sys.modules, "bokeh_sampledata.us_states", states)
+    first, second = borders.read(None)
+    assert first.tolist() == [[-100, 40], [-99, 40], [-99, 41]]
+    assert second.tolist() == [[-90, 30], [-89, 30], [-89, 31]]
+
+
+def test_without_either_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bokeh_sampledata", None)
+    monkeypatch.setitem(sys.modules, "bokeh_sampledata.us_states", None)
+    assert borders.read(None) == []

@@ -1,0 +1,390 @@
+"""Every figure from a small frame: the same bytes twice, legible letters, and nothing without data."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+from pm25.splits import CheckerboardSplit, GroupSplit
+from sweeps.analysis import artifacts
+from sweeps.analysis.results import Cut
+from sweeps.analysis.stored import Curves
+from sweeps.report import figures, tables
+from sweeps.report.figures import Figure
+from sweeps.store.records import Store
+
+BOARD = "checkerboard-16"
+ARMS = {"none": ("none", None), "lat/lon": ("latlon", None), "GeoCLIP · Hadamard": ("geoclip", "hadamard")}
+SHIFT = {"none": 0.0, "lat/lon": 0.25, "GeoCLIP · Hadamard": -0.5}
+OUTLINES = [np.array([[-100.0, 40.0], [-99.0, 40.0], [-99.0, 41.0], [-100.0, 40.0]])]
+
+
+def rows(state: str = "done") -> pd.DataFrame:
+    lines = []
+    for arm, (variant, fusion) in ARMS.items():
+        for split, folds in (("random", 3), (BOARD, 2)):
+            for fold in range(folds):
+                board = split == BOARD
+                rmse = 7.0 + SHIFT[arm] + fold + board
+                line: dict[str, Any] = {
+                    "key": f"{variant}-{split}-{fold}",
+                    "variant": variant,
+                    "fusion": fusion,
+                    "split": split,
+                    "regime": "OoR" if board else "WR",
+                    "fold": fold,
+                    "folds": folds,
+                    "seed": 0,
+                    "state": state,
+                }
+                for part, value in (("test", rmse), ("wr", rmse - 1.5 if board else math.nan)):
+                    numbers = (value, 1 - value / 20, 0.75 * value, 0.1 * value)
+                    line |= {f"{part}_{m}": v for m, v in zip(tables.METRICS, numbers, strict=True)}
+                    line |= {f"{part}_rmse_km_0_25": value, f"{part}_rmse_km_250_": value + 1}
+                lines.append(line)
+    return pd.DataFrame(lines)
+
+
+PLACES = [("WR", "random", "test", 3), ("WR", BOARD, "wr", 2), ("OoR", BOARD, "test", 2)]
+
+
+def contrasts() -> pd.DataFrame:
+    lines = []
+    for (regime, split, part, n), arm in ((p, a) for p in PLACES for a in ARMS if a != "none"):
+        few = n < 3
+        line = {"arm": arm, "other": "none", "split": split, "part": part, "regime": regime, "metric": "rmse"}
+        line |= {"fold": pd.NA, "n_units": n, "diff": SHIFT[arm], "rope": 0.07, "declared": True}
+        line |= {"low": math.nan if few else SHIFT[arm] - 0.2, "high": math.nan if few else SHIFT[arm] + 0.2}
+        line |= {"boot_low": SHIFT[arm] - 0.1, "boot_high": SHIFT[arm] + 0.1}
+        lines.append(line | {"verdict": "too few" if few else "better" if SHIFT[arm] < 0 else "undecided"})
+    return pd.DataFrame(lines)
+
+
+def means() -> pd.DataFrame:
+    lines = []
+    for (regime, split, part, n), arm in ((p, a) for p in PLACES for a in ARMS):
+        line = {"arm": arm, "split": split, "part": part, "regime": regime, "metric": "rmse", "n_units": n}
+        line |= {"mean": 7 + SHIFT[arm] + (part == "wr"), "low": math.nan, "high": math.nan}
+        lines.append(line | {"boot_low": 6.5 + SHIFT[arm], "boot_high": 8.5 + SHIFT[arm]})
+    return pd.DataFrame(lines)
+
+
+def ranking() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "arm": arm,
+                "split": split,
+                "part": part,
+                "metric": "rmse",
+                "mean_rank": rank,
+                "critical_difference": 1.5,
+            }
+            | {"friedman_p": 0.04, "n_units": n}
+            for _, split, part, n in PLACES
+            for arm, rank in zip(ARMS, (2.0, 3.0, 1.0), strict=True)
+        ]
+    )
+
+
+def curves() -> Curves:
+    lines = [
+        (arm, split, epoch, 8 - epoch / 4 + SHIFT[arm], 7 - epoch / 4, 9 - epoch / 4, 2)
+        for arm in ARMS
+        for split in ("random", BOARD)
+        for epoch in range(1, 5)
+    ]
+    columns = ["arm", "split", "epoch", "mean", "low", "high", "n"]
+    return Curves(pd.DataFrame(lines, columns=columns), 10, 15)
+
+
+def importance() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"arm": arm, "split": "random", "what": what, "rmse_increase": rise, "sd": 0.1, "n": 1}
+            for arm in ARMS
+            for what, rise in (("wind", 0.5), ("place", 0.2), ("day_cos", -0.01))
+        ]
+    )
+
+
+def trials() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"arm": arm, "number": i, "state": state, "objective": "WR RMSE (µg/m³)"}
+            | {"value": 8 - i / 2 if state == "done" else math.nan, "smaller_is_better": True}
+            for arm in ARMS
+            for i, state in enumerate(("done", "pruned", "done", "failed"))
+        ]
+    )
+
+
+def parameters() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"arm": arm, "parameter": name, "importance": share}
+            for arm in ARMS
+            for name, share in (("train.learning_rate", 0.7), ("model.width", 0.3))
+        ]
+    )
+
+
+def cuts() -> list[Cut]:
+    lat, lon = (grid.ravel() for grid in np.meshgrid([30.0, 38.0, 46.0], [-118.0, -102.0, -86.0, -70.0]))
+    names = np.array(["train", "validation", "within", "test"])
+    frame = pd.DataFrame(
+        {"site_id": np.arange(12).astype("str"), "lat": lat, "lon": lon, "role": np.resize(names, 12)}
+    )
+    return [
+        Cut(CheckerboardSplit(degrees=16, origin=(4.0, 2.0)), {0: frame, 1: frame}),
+        Cut(GroupSplit(column="state", values=("CA", "TX", "NY")), {0: frame, 1: frame}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> artifacts.Predicted:
+    store, rng = Store(str(tmp_path_factory.mktemp("store")), "toy"), np.random.default_rng(0)
+    for key in rows()["key"]:
+        truth = rng.gamma(2, 8, 400)
+        site = rng.integers(0, 6, 400)
+        store.write_table(
+            key,
+            "predictions",
+            {
+                "part": np.where(np.arange(400) % 4, "test", "wr"),
+                "site_id": np.array(list("abcdef"))[site],
+                "lat": 30.0 + 3 * site,
+                "lon": -120.0 + 9 * site,
+                "truth": truth.astype("float32"),
+                "prediction": (truth * rng.uniform(0.4, 1.2, 400)).astype("float32"),
+            },
+        )
+    found = artifacts.read(store, rows())
+    assert found is not None
+    return found
+
+
+def everything(sums: artifacts.Predicted) -> list[Figure]:
+    return figures.draw(
+        rows(),
+        contrasts=contrasts(),
+        means=means(),
+        ranking=ranking(),
+        predicted=sums,
+        curves=curves(),
+        importance=importance(),
+        trials=trials(),
+        parameters=parameters(),
+        cuts=cuts(),
+        outlines=OUTLINES,
+    )
+
+
+NAMES = [
+    *("forest-rmse", "wr-oor-rmse", "ranks-rmse", "cells-rmse", "gap-rmse", "cells-r2", "gap-r2"),
+    *("distance", "distance-wr", "split-checkerboard-16-shift4x2", "split-group-state-ca-tx-ny"),
+    "difference-geoclip-hadamard",
+    *(f"errors-checkerboard-16-{arm}" for arm in ("none", "latlon", "geoclip-hadamard")),
+    *("density-random", "tail-random", "density-checkerboard-16", "tail-checkerboard-16"),
+    *("learning", "importance", "search-history", "search-importance"),
+]
+
+
+def test_every_figure_twice_the_same(sums: artifacts.Predicted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all that is written in them is 7 points high or more, and inside the page."""
+    texts: list[tuple[str, float]] = []
+    outside: list[str] = []
+    save = matplotlib.figure.Figure.savefig
+
+    def noted(canvas: Any, *arguments: Any, **named: Any) -> None:
+        canvas.set_dpi(figures.DPI)  # that of the picture: extents are measured after it
+        save(canvas, *arguments, **named)
+        assert canvas.get_figwidth() <= figures.WIDTH
+        page = canvas.bbox
+        if named["format"] == "svg":
+            return
+        for text in {*canvas.findobj(Text)} - _not_drawn(canvas):
+            if text.get_visible() and text.get_text().strip():
+                texts.append((text.get_text(), text.get_fontsize()))
+                box = text.get_window_extent()
+                if not (page.x0 - 2 <= box.x0 and box.x1 <= page.x1 + 2):
+                    outside.append(text.get_text())
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", noted)
+    found = everything(sums)
+    monkeypatch.undo()
+    assert [figure.name for figure in found] == NAMES
+    assert len(texts) > 300
+    assert [text for text, size in texts if size < 7] == []
+    assert outside == []
+    for figure in found:
+        assert figure.svg.startswith(b"<?xml")
+        assert figure.png.startswith(b"\x89PNG")
+        assert figure.alt
+        assert figure.caption.endswith(".")
+        assert b"<dc:date>" not in figure.svg
+    assert everything(sums) == found
+
+
+def _not_drawn(canvas: Any) -> set[Any]:
+    """Texts of panels that are left out, and of ticks beyond the ends of their axis."""
+    found: set[Any] = set()
+    for ax in canvas.axes:
+        if not ax.get_visible():
+            found |= {*ax.findobj(Text)}
+        for axis, limits, at in ((ax.xaxis, ax.get_xlim(), 0), (ax.yaxis, ax.get_ylim(), 1)):
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                for text in (tick.label1, tick.label2):
+                    if not ax.axison or not min(limits) <= text.get_position()[at] <= max(limits):
+                        found.add(text)
+    return found
+
+
+def test_an_arm_s_name_cannot_break_a_picture(sums: artifacts.Predicted) -> None:
+    assert figures._slug("GeoCLIP · Hadamard/<b>") == "geoclip-hadamard-b"
+    frame = sums.site_errors("none", "random")
+    assert figures.error_map(frame, "<&> $x_1$", "random").name == "errors-random-x-1"
+
+
+def test_no_data_no_figure() -> None:
+    empty = rows("missing")
+    assert figures.draw(empty) == []
+    assert figures.draw(empty.iloc[:0]) == []
+    nothing = pd.DataFrame
+    assert (
+        figures.draw(
+            empty,
+            contrasts=contrasts().assign(diff=math.nan),
+            means=means().assign(mean=math.nan),
+            ranking=ranking().assign(mean_rank=math.nan),
+            curves=Curves(nothing(columns=curves().frame.columns), 0, 0),
+            importance=nothing(columns=importance().columns),
+            trials=trials().assign(value=math.nan),
+            parameters=nothing(columns=parameters().columns),
+        )
+        == []
+    )
+    for make, frame in (
+        (figures.forest, contrasts()),
+        (figures.within_against_outside, means()),
+        (figures.ranks, ranking()),
+    ):
+        draw: Callable[[pd.DataFrame], Figure | None] = make
+        assert draw(frame.iloc[:0]) is None
+
+
+def test_a_figure_for_every_metric_that_is_handed_in() -> None:
+    both = pd.concat([contrasts(), contrasts().assign(metric="r2", verdict="equal")])
+    names = [figure.name for figure in figures.draw(rows(), contrasts=both)]
+    assert names[:2] == ["forest-rmse", "forest-r2"]
+    claimed = contrasts().assign(fold=1)  # of one direction: it has its own line in the claims
+    assert figures.forest(claimed) is None
+    assert figures.forest(contrasts().assign(verdict="")) is None  # a bias has no better
+
+
+def test_one_arm_alone(sums: artifacts.Predicted) -> None:
+    alone = rows()[rows()["variant"] == "none"]
+    assert figures.best_encoder(alone) is None
+    names = [figure.name for figure in figures.draw(alone, predicted=sums)]
+    assert not any(name.startswith("difference") for name in names)
+    assert figures.ranks(ranking().iloc[:1]) is None
+
+
+def test_the_best_encoder_is_no_control_and_whole() -> None:
+    frame = rows()
+    assert figures.best_encoder(frame) == "GeoCLIP · Hadamard"
+    control = frame[frame["variant"] == "geoclip"].assign(variant="random", test_rmse=1.0)
+    assert figures.best_encoder(pd.concat([frame, control])) == "GeoCLIP · Hadamard"
+    better = frame[frame["variant"] == "geoclip"].assign(fusion="film", test_rmse=1.0, test_r2=0.1)
+    both = pd.concat([frame, better], ignore_index=True)
+    assert figures.best_encoder(both) == "GeoCLIP · film"
+    assert figures.best_encoder(both, "r2") == "GeoCLIP · Hadamard"
+    lost = both["fusion"].eq("film") & both["split"].eq(BOARD) & both["fold"].eq(1)
+    both.loc[lost, "state"] = "failed"
+    assert figures.best_encoder(both) == "GeoCLIP · Hadamard"
+
+
+def test_captions_say_what_was_left_out() -> None:
+    learning = figures.learning(curves())
+    assert learning is not None
+    assert "over the first 10 of 15 cells, by seed" in learning.caption
+    few = figures.permutations(importance(), most=2)
+    assert few is not None
+    assert "The 2 largest of 3." in few.caption
+    region = figures.split_map(cuts()[1])
+    assert region is not None
+    assert "The first 2 of 3." in region.caption
+
+
+def test_map_limits_are_shared_and_robust() -> None:
+    frame = pd.DataFrame({"bias": [-1.0, 2.0, math.nan], "rmse": [3.0, 5.0, math.inf]})
+    assert figures.map_limits([frame]) == (pytest.approx(1.98), pytest.approx(4.96))
+    assert figures.map_limits([]) == (1.0, 1.0)
+    assert figures.map_limits([frame.iloc[2:]]) == (1.0, 1.0)
+
+
+def test_the_projection_is_albers() -> None:
+    """Snyder (1987), p. 292: 35 N 75 W on the unit sphere, origin 23 N 96 W; here the origin is 37.5 N."""
+    x, y = figures._albers(np.array([35.0, 23.0]), np.array([-75.0, -96.0]))
+    radius = 6371.0088
+    assert x[0] / radius == pytest.approx(0.2952720, abs=2e-7)
+    assert (y[0] - y[1]) / radius == pytest.approx(0.2416774, abs=2e-7)
+
+
+def test_sites_elsewhere_are_not_cut_off() -> None:
+    frame = pd.DataFrame(
+        {"site_id": ["hi"], "lat": [21.3], "lon": [-157.8], "n": [1], "bias": [0.0], "rmse": [1.0]}
+    )
+    with_hawaii, without = (figures.error_map(f, "none", "random") for f in (frame, frame.iloc[:0]))
+    assert with_hawaii.svg.count(b"PathCollection") == without.svg.count(b"PathCollection") == 2
+    assert with_hawaii.svg != without.svg
+
+
+def test_the_user_s_matplotlibrc_changes_nothing(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    plain = figures.points(rows())
+    with mpl.rc_context({"font.size": 20, "svg.hashsalt": None, "axes.facecolor": "red"}):
+        assert figures.points(rows()) == plain
+        assert mpl.rcParams["font.size"] == 20
+
+
+def test_critical_differences_join_what_is_not_told_apart() -> None:
+    """Two bars: 1 with 2, and 2 with 3; the bar of 3 alone is none."""
+
+    class Ax:
+        def __init__(self) -> None:
+            self.bars: list[list[float]] = []
+
+        def plot(self, x: list[float], *_: Any, lw: float = 0, **__: Any) -> None:
+            if lw == 2.6:
+                self.bars.append([round(value, 2) for value in x])
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: None
+
+    ax = Ax()
+    figures._critical_difference(ax, ranking().iloc[:3].sort_values("mean_rank"))
+    assert ax.bars == [[0.96, 2.04], [1.96, 3.04]]
+
+
+def test_an_arm_has_one_look_and_no_two_the_same() -> None:
+    looks = figures._looks(["none", *map(str, range(36))])
+    assert len({*looks.values()}) == 37
+    assert figures._looks(["7", "none"], list(map(str, range(36)))) == {
+        "7": looks["7"],
+        "none": looks["none"],
+    }
+
+
+def test_svg_letters_are_paths(sums: artifacts.Predicted) -> None:
+    figure = figures.density(sums, "random")
+    assert figure is not None
+    assert not re.search(rb"<text\b", figure.svg)

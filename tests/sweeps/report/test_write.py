@@ -1,0 +1,760 @@
+"""The files of a report: same input, same bytes; self-contained, and honest about what is absent."""
+
+import base64
+import dataclasses
+import hashlib
+import math
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from sweeps.report import summary, tables, write
+from sweeps.report.figures import Figure
+from sweeps.spec.claims import Analysis, ArmChoice, Claim, Place, Published, PublishedValue
+
+HOSTILE = "ValueError: <script>alert('x')</script> | *bold*"
+PAGES = ["index.html", "report.md", "cells.csv", "means.csv", "contrasts.csv"]
+LATEX = [f"latex/{name}.tex" for name in ("wr", "oor", "gap", "contrasts", "all")]
+FOLDS = {"random": 5, "spatial": 5}
+WOBBLE = (0.05, -0.05, 0.1, -0.1, 0.0)
+"""By fold, what an arm's difference is off by: zero on average over five."""
+
+
+def grid(splits=("random", "checkerboard-16"), seeds=(0, 1), variants=("none", "latlon", "geoclip")):
+    """Errors that follow a rule: GeoCLIP is about 0.5 below 'none' everywhere, lat/lon 0.25 above."""
+    shift = {"none": 0.0, "latlon": 0.25, "geoclip": -0.5}
+    lines = []
+    for variant in variants:
+        for split in splits:
+            board = split.startswith("checkerboard")
+            for fold in range(FOLDS.get(split, 2)):
+                for seed in seeds:
+                    error = 7.0 + shift[variant] + fold + 0.5 * seed + 2 * board
+                    error += WOBBLE[fold] * (variant != "none")
+                    line = {
+                        "key": f"{len(lines):032x}",
+                        "variant": variant,
+                        "fusion": "hadamard" if variant == "geoclip" else None,
+                        "split": split,
+                        "regime": "OoR" if board else "WR",
+                        "fold": fold,
+                        "folds": FOLDS.get(split, 2),
+                        "seed": seed,
+                        "state": "done",
+                        "n_train": 700.0,
+                        "n_val": 100.0,
+                        "n_test": 200.0,
+                        "n_wr": 50.0 if board else math.nan,
+                    }
+                    for prefix, value in (("test", error), ("wr", error - 1.5 if board else math.nan)):
+                        numbers = (value, 1 - value / 20, 0.75 * value, 0.1 * value)
+                        line |= {f"{prefix}_{m}": v for m, v in zip(tables.METRICS, numbers, strict=True)}
+                    line |= {"best_epoch": 3.0, "epochs": 5.0, "seconds": 1.5, "error": None}
+                    lines.append(line | {"marked": "", "unfair": "", "tuned": ""})
+    frame = pd.DataFrame(lines)
+    return frame.astype({"error": "object", "fold": "int64", "seed": "int64", "folds": "int64"})
+
+
+def lose(rows, at, state, error=None):
+    """The rows with some cells failed or missing, as the store hands them over."""
+    rows = rows.copy()
+    rows.loc[at, [column for column in rows.columns if column.startswith(("test_", "wr_", "n_"))]] = math.nan
+    rows.loc[at, "state"] = state
+    rows.loc[at, "error"] = error
+    return rows
+
+
+FACTS = {
+    "study": "toy",
+    "title": "Does <location> help?",
+    "question": "Where & when?",
+    "protocol": "strict",
+    "table": "toy.parquet",
+    "data_fingerprint": "abc123",
+    "sites": 12,
+    "days": 30,
+    "observed": 340,
+    "first_day": "2021-01-01",
+    "last_day": "2021-01-30",
+    "encoders": {"geoclip": "f00d"},
+    "numerics": 1,
+    "settings": {"train": {"epochs": 5, "batch": 256}, "model": {"width": 32}},
+    "versions": {"torch": "2.13.0", "numpy": "2.4.6"},
+}
+PICTURES = [
+    Figure("cells-rmse", b"<svg>1</svg>", b"\x89PNG 1", "svg", "Every <cell>", "One dot & one cell."),
+    Figure("split-map", b"<svg>2</svg>", b"\x89PNG 2", "png", "A map", "Albers."),
+]
+
+
+def digests(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def made(rows, facts=FACTS, claims=(), **more):
+    return write.made(rows, facts, more.pop("analysis", None), claims, **more)
+
+
+def written(tmp_path, rows, facts=FACTS, claims=(), **more):
+    write.write(made(rows, facts, claims, **more), tmp_path)
+    return (tmp_path / "index.html").read_text(), (tmp_path / "report.md").read_text()
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_its_files_and_nothing_else(tmp_path):
+    out = tmp_path / "new" / "folder"
+    paths = write.write(made(grid()), out)
+    assert [path.relative_to(out).as_posix() for path in paths] == PAGES + LATEX
+    assert names(out) == sorted(PAGES + LATEX)
+
+
+def backwards(facts):
+    """The same facts, their keys in the opposite order at every depth."""
+    return {k: backwards(v) if isinstance(v, dict) else v for k, v in reversed(facts.items())}
+
+
+def test_same_bytes_in_one_process(tmp_path):
+    rows = lose(grid(), 3, "failed", HOSTILE)
+    write.write(made(rows, pictures=PICTURES), tmp_path / "a")
+    write.write(made(rows.copy(), backwards(FACTS), pictures=PICTURES), tmp_path / "b")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+_ELSEWHERE = """
+import importlib.util, pathlib, sys
+spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+rows = toy.lose(toy.grid(), 3, "failed", toy.HOSTILE)
+toy.write.write(toy.made(rows, pictures=toy.PICTURES), pathlib.Path(sys.argv[2]))
+print(*sorted(name for name in ("ray", "mlflow", "torch", "matplotlib.pyplot") if name in sys.modules))
+"""
+
+
+def test_same_bytes_in_two_processes_and_nothing_heavy_is_loaded(tmp_path):
+    for seed in "12":
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", _ELSEWHERE, __file__, str(tmp_path / seed)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == ""
+    assert digests(tmp_path / "1") == digests(tmp_path / "2")
+
+
+def test_tables_load_no_figure_library():
+    code = "import sys, sweeps.report.write; print('matplotlib' in sys.modules, 'rich' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+class _Loads(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.urls = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.urls += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
+    page, text = written(tmp_path, lose(grid(), 3, "failed", HOSTILE), pictures=PICTURES)
+    loads = _Loads()
+    loads.feed(page)
+    assert all(url.startswith(("data:", "#")) for url in loads.urls)
+    assert sum(url.startswith("data:image/svg") for url in loads.urls) == 1
+    assert sum(url.startswith("data:image/png") for url in loads.urls) == 1
+    assert not {"script", "iframe", "object", "b"} & set(loads.tags)
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert "&lt;script&gt;alert(" in page
+    assert "Does &lt;location&gt; help?" in page
+    assert "<script" not in text
+    anchors = {url[1:] for url in loads.urls if url.startswith("#")}
+    assert anchors
+    assert all(f'id="{anchor}"' in page for anchor in anchors)
+
+
+# The answer
+
+
+def declared(better="geoclip", than="none", split="random", metric="rmse", part="test"):
+    arms = (
+        ArmChoice(variant=name, fusion="hadamard" if name == "geoclip" else None) for name in (better, than)
+    )
+    place = Place(split=split, part=part)
+    return Claim(
+        claim=f"{better} beats {than}, {split}", better=next(arms), than=next(arms), on=place, metric=metric
+    )
+
+
+def test_the_answer_is_made_from_the_numbers():
+    within, out, rest = write.answer(made(grid()))
+    assert within == (
+        "Within region, on random 'GeoCLIP · Hadamard', the best of 2 such arms, is better than 'none' by "
+        "more than the margin of 0.09 µg/m³: its RMSE is 0.50 µg/m³ lower (95% interval [−0.65, −0.35]; "
+        "corrected resampled t-test, p = 0.001 after Holm; 5 test sets) – of 2 declared contrasts with "
+        "'none', 1 better, 1 worse."
+    )
+    assert out == (
+        "Out of region, on checkerboard-16 nothing is tested, for 2 test sets are too few: 'GeoCLIP · "
+        "Hadamard', the best of 2 such arms, against 'none', its RMSE is 0.50 µg/m³ lower (better in 4 of 4 "
+        "pairs) – of 2 declared contrasts with 'none', 2 with too few test sets."
+    )
+    assert rest == (
+        "Open: with too few test sets for a test: 'lat/lon', 'GeoCLIP · Hadamard' on checkerboard-16; all 42 "
+        "cells are done."
+    )
+
+
+def test_the_interval_and_p_of_the_answer_by_hand():
+    """Five folds' mean differences -0.5 + wobble: sd sqrt(0.025 / 4), se with 1/5 + 1/4; t(4) 2.776."""
+    contrasts = made(grid()).contrasts["rmse"]
+    line = contrasts[(contrasts["arm"] == "GeoCLIP · Hadamard") & (contrasts["split"] == "random")].iloc[0]
+    half = 2.7764451 * math.sqrt(0.45 * 0.025 / 4)
+    assert line["low"] == pytest.approx(-0.5 - half)
+    assert line["high"] == pytest.approx(-0.5 + half)
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict", "said"),
+    [
+        (-1.0, "better", "is better than 'none' by more than the margin of 0.09 µg/m³"),
+        (1.0, "worse", "is worse than 'none' by more than the margin of 0.09 µg/m³"),
+        (-0.1, "undecided", "it is undecided whether 'lat/lon' differs from 'none' by more than the margin"),
+        (0.0, "equal", "'lat/lon' and 'none' are practically equal, within the margin of 0.09 µg/m³"),
+    ],
+)
+def test_the_answer_says_what_the_test_says(shift, verdict, said):
+    rows = grid(variants=("none", "latlon"), splits=("random",))
+    at = rows["variant"] == "latlon"
+    wobble = rows["fold"].map(dict(enumerate(WOBBLE)))
+    own = rows["test_rmse"] + shift - 0.25 - (wobble * 0.95 if verdict == "equal" else 0)
+    rows["test_rmse"] = rows["test_rmse"].where(~at, own)
+    material = made(rows)
+    assert material.contrasts["rmse"]["verdict"].tolist() == [verdict]
+    within, rest = write.answer(material)
+    assert said in within
+    assert "95% interval" in within
+    assert "5 test sets" in within
+    assert ("is better" in within) is (verdict == "better")
+    assert ("undecided: 'lat/lon' on random" in rest) is (verdict == "undecided")
+    decided = "Nothing is open: the test decides the one declared contrast, and all 20 cells are done."
+    assert (rest == decided) is (verdict != "undecided")
+
+
+def test_what_is_not_declared_is_exploratory():
+    within, *_ = write.answer(made(grid(), claims=[declared(split="checkerboard-16")]))
+    assert within.startswith(
+        "Within region, on random no contrast with 'none' is declared; exploratory, 'Geo"
+    )
+    assert "not adjusted" in within
+    assert "better than" not in within
+
+
+def test_a_claim_that_none_is_better_is_turned_round():
+    material = made(grid(), claims=[declared("none", "latlon")])
+    within, *_ = write.answer(material)
+    # A share of the other arm's mean, which in the claim is that of lat/lon.
+    assert "on random 'lat/lon' is worse than 'none' by more than the margin of 0.10 µg/m³" in within
+    assert "0.25 µg/m³ higher (95% interval [+0.10, +0.40]" in within
+    (line,) = material.claims.to_dict("records")
+    assert (line["verdict"], line["arm"], line["other"]) == ("supported", "none", "lat/lon")
+
+
+def test_the_answers_metric_is_that_of_the_claims():
+    material = made(grid(), claims=[declared(metric="r2")])
+    assert material.metric == "r2"
+    assert "its R² is 0.025 higher" in write.answer(material)[0]
+    assert made(grid(), claims=[declared(metric="r2"), declared()]).metric == "rmse"
+
+
+def test_the_answer_ranks_whole_arms_only():
+    rows = grid()
+    first = rows.index[(rows["variant"] == "geoclip") & (rows["split"] == "random")][0]
+    within, _, rest = write.answer(made(lose(rows, first, "missing")))
+    assert "'lat/lon' is worse than 'none'" in within
+    assert "GeoCLIP" not in within.partition("– of 2")[0]
+    assert "of 42 cells 1 missing, and an arm without all its cells is not ranked" in rest
+    within, *_ = write.answer(made(lose(rows, rows.index, "missing")))
+    assert within == "Within region, on random no arm has all its cells."
+
+
+def test_a_control_is_not_the_answer():
+    rows = grid(splits=("random",))
+    control = rows[rows["variant"] == "geoclip"].assign(variant="random")
+    control["key"] = "c" + control["key"].str.slice(1)
+    control["test_rmse"] -= 1
+    within, _ = write.answer(made(pd.concat([rows, control], ignore_index=True)))
+    assert "'GeoCLIP · Hadamard', the best of 2 such arms, is better" in within
+
+
+def test_the_bootstrap_of_too_few_test_sets_is_no_test():
+    material = made(grid())
+    frame = material.contrasts["rmse"]
+    boot = frame.assign(boot_low=-0.75, boot_high=-0.25)
+    material = dataclasses.replace(material, contrasts={**material.contrasts, "rmse": boot})
+    _, out, _ = write.answer(material)
+    assert (
+        "95% bootstrap interval over blocks of other sites in the same regions [−0.75, −0.25], given these "
+        "trainings"
+    ) in out
+    assert "nothing is tested" in out
+    assert summary.cautions(material) == []
+
+
+def test_the_answer_without_a_baseline(tmp_path):
+    rows = grid(variants=("latlon", "geoclip"))
+    page, _ = written(tmp_path, rows)
+    assert "The study has no arm &#39;none&#39;" in page
+    within, *_, rest = write.answer(made(rows))
+    assert "'GeoCLIP · Hadamard' has the lowest mean RMSE, 8.75 µg/m³ (10 cells)" in within
+    assert within.endswith("the study has no arm 'none', so nothing is compared here.")
+    assert rest == "Nothing is declared, so nothing was tested; all 28 cells are done."
+
+
+# What is not there
+
+
+def test_a_failed_cell_is_named_and_never_a_number(tmp_path):
+    rows = lose(grid(), [2, 3], "failed", HOSTILE)
+    rows.loc[2, "test_rmse"] = 123456.789
+    page, text = written(tmp_path, rows)
+    everything = "".join((tmp_path / name).read_text() for name in names(tmp_path))
+    assert "123456" not in everything
+    assert "1.23e" not in everything
+    assert "n=8/10" in page
+    assert "(n=8/10)" in text
+    assert "Failures" in page
+    assert "8 done, 2 failed" in page
+    cells = pd.read_csv(tmp_path / "cells.csv")
+    assert list(cells.columns) == ["key", "arm", *rows.columns[1:]]
+    assert cells.loc[[2, 3], "test_rmse"].isna().all()
+    assert list(cells.loc[[2, 3], "error"]) == [HOSTILE, HOSTILE]
+
+
+@pytest.mark.parametrize("state", ["done", "missing"])
+def test_empty_sections_do_not_appear_and_completeness_does(tmp_path, state):
+    page, text = written(tmp_path, lose(grid(), grid().index, state) if state == "missing" else grid())
+    for title in ("Completeness", "How it was tested", "Provenance"):
+        assert f"<h2>{title}</h2>" in page
+        assert f"## {title}" in text
+    for title in ("Failures", "Claims", "Search", "Published values", "Controls", "Fair comparison", "Maps"):
+        assert f"<h2>{title}</h2>" not in page
+        assert f"## {title}\n" not in text
+    assert "Leakage audit" not in page + text
+    assert tables.MARK not in page + text
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        grid(seeds=(0,)),
+        grid(splits=("random", "spatial")),
+        grid(splits=("checkerboard-8",)),
+        grid(variants=("latlon", "geoclip")),
+        grid(variants=("none",)),
+        lose(grid(), grid().index, "missing"),
+        lose(grid(), grid().index, "failed", HOSTILE),
+        grid(splits=("random", "spatial", "checkerboard-8", "checkerboard-16", "checkerboard-30")),
+        grid().iloc[:1],
+        grid().iloc[:0],
+    ],
+    ids=[
+        "one seed",
+        "no board",
+        "no WR",
+        "no none",
+        "one arm",
+        "missing",
+        "failed",
+        "all",
+        "one cell",
+        "none",
+    ],
+)
+def test_every_kind_of_study_has_a_report(tmp_path, rows, capsys):
+    page, text = written(tmp_path, rows)
+    has_board = bool((rows["regime"] == "OoR").any())
+    assert ("Out of region" in page) is has_board
+    assert ("Out of region" in text) is has_board
+    assert not re.search(r"\b(nan|<na>|inf)\b", re.sub(r"title=\"[^\"]*\"", "", page + text).lower())
+    write.terminal(made(rows, brief=True))
+    assert ("Out of region" in capsys.readouterr().out) is has_board
+
+
+def test_facts_may_be_few(tmp_path):
+    page, text = written(tmp_path, grid(), {"study": "toy", "protocol": "strict"})
+    assert "<h1>toy</h1>" in page
+    assert text.startswith("# toy\n")
+
+
+# Its tables
+
+
+def section(text, title):
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def lines_of(text):
+    return [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+
+
+def test_means_have_their_interval_and_best(tmp_path):
+    page, text = written(tmp_path, grid())
+    found = {line[0]: line[1:] for line in lines_of(section(text, "Within region (WR)"))[2:5]}
+    # Normalised over the arms, 0.25 of the wobble is left of 'none': the interval is of what arms differ in.
+    assert found["none"][0].startswith("*9.25 \\[")
+    assert found["GeoCLIP · Hadamard"][0].startswith("**8.75 \\[")
+    assert found["lat/lon"][0].startswith("9.50 \\[")
+    assert found["none"][1] == "*8.25 ± 0.65 (n=4)*"  # inside checkerboard-16: two test sets
+    assert "± standard" not in text
+    assert "±: standard deviation over cells" in text
+    assert 'title="10 of 10 cells, 5 test sets, 2 seeds (cells.csv: arm none, split random' in page
+    assert re.search(r'<td class="best"[^>]*><span>8\.75</span>', page)
+    assert re.search(r'<td class="second"[^>]*><span>9\.25</span>', page)
+
+
+def test_out_of_region_by_size_and_direction(tmp_path):
+    _, text = written(tmp_path, grid(splits=("checkerboard-8", "checkerboard-16")))
+    head, _, none, *_ = lines_of(section(text, "Out of region (OoR)"))
+    assert head[1:] == [
+        f"checkerboard-{size} · {what}" for size in (8, 16) for what in ("all", "colour 0", "colour 1")
+    ]
+    assert none[1:4] == ["*9.75 ± 0.65 (n=4)*", "*9.25 ± 0.35 (n=2)*", "*10.25 ± 0.35 (n=2)*"]
+
+
+def test_the_gap_has_no_best(tmp_path):
+    _, text = written(tmp_path, grid())
+    lines = lines_of(section(text, "The gap from WR to OoR"))
+    assert ["none", "+1.50 ± 0.00 (n=4)"] in lines
+    assert "**+1" not in section(text, "The gap from WR to OoR")
+
+
+def test_differences_name_their_test(tmp_path):
+    _, text = written(tmp_path, grid())
+    own = section(text, "Paired differences")
+    lines = {line[0]: line[1:] for line in lines_of(own)}
+    assert lines["**WR: random**"][0] == ""
+    geoclip = next(line for line in lines_of(own) if line[0] == "GeoCLIP · Hadamard")
+    assert geoclip[1:] == [
+        "−0.50\\* \\[−0.65, −0.35\\]", "10 of 10", "5", "<0.001".replace("<", "&lt;"), "0.001", "&gt;0.99",
+        "&lt;0.01", "&lt;0.01", "better",
+    ]  # fmt: skip
+    assert "\\* Differs from zero: corrected resampled t-test, p ≤ 0.05 after Holm" in own
+    assert "too few sets" in own
+
+
+def test_every_number_leads_to_its_cells(tmp_path):
+    rows = grid()
+    written(tmp_path, rows, claims=[declared()])
+    contrasts = pd.read_csv(tmp_path / "contrasts.csv", keep_default_na=False)
+    line = contrasts[
+        (contrasts["arm"] == "GeoCLIP · Hadamard")
+        & (contrasts["split"] == "random")
+        & (contrasts["metric"] == "rmse")
+        & (contrasts["other"] == "none")
+    ].iloc[0]
+    cells = pd.read_csv(tmp_path / "cells.csv", keep_default_na=False).set_index("key")
+    mine, theirs = (cells.loc[line[name].split("; ")] for name in ("keys_arm", "keys_other"))
+    assert (mine["arm"] == "GeoCLIP · Hadamard").all()
+    assert (theirs["arm"] == "none").all()
+    assert mine["test_rmse"].mean() - theirs["test_rmse"].mean() == pytest.approx(float(line["diff"]))
+    claims = pd.read_csv(tmp_path / "claims.csv", keep_default_na=False)
+    assert claims["keys_arm"].tolist() == [line["keys_arm"]]
+    page = (tmp_path / "index.html").read_text()
+    assert "cells.csv: arm GeoCLIP · Hadamard, split random, part test" in page
+    assert "cells.csv: arm GeoCLIP · Hadamard, split checkerboard-16, fold 1, part test" in page
+    means = pd.read_csv(tmp_path / "means.csv", keep_default_na=False)
+    assert {*means["metric"]} == {*tables.METRICS}
+    assert "checkerboard-16 · colour 1 held out" in {*means["split"]}
+
+
+def second_encoder(rows):
+    """The rows with a second fusion of GeoCLIP and its shuffled and random controls."""
+    own = rows[rows["variant"] == "geoclip"]
+    more = [
+        own.assign(fusion="concat"),
+        own.assign(variant="shuffled"),
+        own.assign(variant="random"),
+        rows[rows["variant"] == "none"].assign(fusion="hadamard"),
+    ]
+    for i, frame in enumerate(more):
+        frame["key"] = f"x{i}" + frame["key"].str.slice(2)
+        frame["test_rmse"] += 0.25 * (i + 1)
+    return pd.concat([rows, *more], ignore_index=True)
+
+
+def test_ablations_and_controls(tmp_path):
+    _, text = written(tmp_path, second_encoder(grid()))
+    fusion = lines_of(section(text, "Fusion ablation"))
+    assert [line[0] for line in fusion[2:]] == ["GeoCLIP · concat"]
+    assert fusion[0][0] == "arm minus 'GeoCLIP · Hadamard'"
+    assert fusion[2][1] == "+0.25 \\[+0.25, +0.25\\] (n=10)"
+    encoder = [line[0] for line in lines_of(section(text, "Encoder ablation"))[2:]]
+    assert encoder == ["GeoCLIP · Hadamard", "GeoCLIP · concat"]  # minus lat/lon
+    controls = {line[0]: line[1] for line in lines_of(section(text, "Controls"))[2:]}
+    assert list(controls) == [
+        f"GeoCLIP · Hadamard − {other}"
+        for other in ("shuffled GeoCLIP · Hadamard", "random · Hadamard", "none · matched Hadamard")
+    ]
+    assert controls["GeoCLIP · Hadamard − random · Hadamard"].startswith("−0.75 ")
+    assert "exploratory unless a claim declares them" in section(text, "Controls")
+
+
+def test_the_tail_has_a_section_where_cells_have_its_scores(tmp_path):
+    rows = grid()
+    rows["test_tail_rmse"], rows["test_tail_recall"] = 10 * rows["test_rmse"], 0.5
+    rows.loc[0, ["state", "error"]] = "failed", "E: x"
+    rows.loc[0, "test_tail_rmse"] = 123456.0  # left behind by a failure: no number
+    _, text = written(tmp_path, rows)
+    own = section(text, "The tail")
+    lines = {line[0]: line[1:] for line in lines_of(own)[2:5]}
+    assert lines["none"][0].startswith("95.0 ")  # nine cells, without the one of 70
+    assert lines["none"][0].endswith("(n=9/10)")
+    assert lines["lat/lon"][0].startswith("*95.0 ")
+    assert "recall" in own
+    assert "tail: precision" not in own
+    assert "**0.500" not in own  # all alike: none is best
+    _, text = written(tmp_path / "without", grid())
+    assert "## The tail" not in text
+
+
+def test_claims_have_their_verdicts(tmp_path):
+    claims = [
+        declared(),
+        declared("latlon"),
+        declared(split="checkerboard-16"),
+        declared("latlon", split="no"),
+    ]
+    page, text = written(tmp_path, grid(), claims=claims)
+    own = lines_of(section(text, "Claims"))[2:]
+    assert [line[:2] for line in own] == [
+        ["geoclip beats none, random", "supported"],
+        ["latlon beats none, random", "refuted"],
+        ["geoclip beats none, checkerboard-16", "too few"],
+        ["latlon beats none, no", "no cells"],
+    ]
+    assert "too few test sets to test" not in page
+    assert (tmp_path / "latex" / "claims.tex").exists()
+
+
+def test_published_values_are_marked_and_in_no_mean(tmp_path):
+    value = {"variant": "none", "metric": "r2"}
+    published = Published(
+        source="A paper, second-hand",
+        values=(
+            PublishedValue(**value, split="random", value=0.73, sd=0.035),
+            PublishedValue(**value, split="checkerboard-16", fold=1, value=0.64),
+            PublishedValue(variant="satclip", fusion="hadamard", split="random", metric="r2", value=0.68),
+        ),
+    )
+    page, text = written(tmp_path, grid(), published=published)
+    first, second, third = lines_of(section(text, "Published values"))[2:]
+    assert first[3] == "0.73 ± 0.035¶"
+    assert first[4].startswith("0.537 ")
+    assert first[5] == "−0.193"
+    assert second[1] == "checkerboard-16 · colour 1 held out"
+    assert second[4].startswith("0.487 ")
+    assert third[4] == "not in this study"
+    own = page.split('id="published"')[1].split("</section>")[0]
+    assert "<caption>Published values, second-hand, beside ours.</caption>" in own
+    assert ">published (second-hand)</th>" in own
+    assert "second-hand" in (tmp_path / "latex" / "published.tex").read_text()
+    assert "second-hand" not in (tmp_path / "means.csv").read_text()
+
+
+def test_adaptive_seeds_and_the_rule_are_told(tmp_path):
+    one = {
+        "arm": "latlon", "variant": "latlon", "fusion": None, "other": "none", "other_variant": "none",
+        "other_fusion": None, "split": "random", "part": "test", "metric": "rmse", "looks": [1, 2],
+        "seeds": 2, "max": 2, "stopped": "decided",
+    }  # fmt: skip
+    _, text = written(tmp_path, grid(), seeds=[one], rule="Every arm has 1 seed.", looks=(1, 2))
+    own = section(text, "How it was tested")
+    assert "Every arm has 1 seed. Each p is multiplied by the 2 looks" in own
+    assert lines_of(own)[2] == ["lat/lon − none", "random", "RMSE", "1, 2", "2 of 2", "decided"]
+
+
+@pytest.mark.parametrize(("test", "name"), [("corrected_t", "Nadeau"), ("wilcoxon", "Wilcoxon")])
+def test_how_it_was_tested_names_the_studys_own_settings(tmp_path, test, name):
+    _, text = written(tmp_path, grid(), analysis=Analysis(test=test, alpha=0.1, rope=0.02, bootstrap=250))
+    own = section(text, "How it was tested")
+    for said in (
+        name,
+        "90%",
+        "0.02",
+        "250 resamples",
+        "Holm",
+        "practical equivalence",
+        "4 declared contrasts",
+    ):
+        assert said in own
+
+
+def test_searches_show_their_budget_and_importance(tmp_path):
+    searches = pd.DataFrame(
+        [["none", "8 of 8", 1, 0, 40, "0.10", "RMSE wr 7.00 (no. 3)"]],
+        columns=["arm", "trials", "pruned", "failed", "epochs", "hours", "best"],
+    )
+    importance = pd.DataFrame(
+        [["none", "train.learning_rate", 0.75], ["none", "model.dropout", 0.25]],
+        columns=["arm", "parameter", "importance"],
+    )
+    _, text = written(tmp_path, grid(), searches=searches, parameters=importance)
+    own = section(text, "Search")
+    assert ["none", "8 of 8", "1", "0", "40", "0.10", "RMSE wr 7.00 (no. 3)"] in lines_of(own)
+    assert ["none", "0.75", "0.25"] in lines_of(own)
+
+
+def test_a_matched_head_is_compared_with_the_plain_none(tmp_path):
+    rows = second_encoder(grid())
+    rows = rows[~rows["variant"].isin(["shuffled", "random"])].reset_index(drop=True)
+    _, text = written(tmp_path, rows)
+    own = section(text, "Paired differences")
+    assert any(line[0] == "none · matched Hadamard" and line[1].startswith("+1.00") for line in lines_of(own))
+
+
+# Marks
+
+
+def test_cells_that_failed_their_audit_are_marked_and_listed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    rows = grid()
+    rows.loc[rows["variant"] == "geoclip", "marked"] = "encoder_trained_on_target"
+    rows.loc[rows.index[rows["variant"] == "latlon"][:3], "marked"] = "shared_sites; fitted_scalers_test"
+    page, text = written(tmp_path, rows)
+    assert summary.cautions(made(rows)) == [
+        "17 cells failed the leakage audit: † stands at every mean that holds one."
+    ]
+    write.terminal(made(rows, brief=True))
+    for content in (text, write.brief(made(rows, brief=True)), capsys.readouterr().out):
+        assert "8.75†" in content
+        assert "9.50†" in content
+        assert "9.25† \\[" not in content
+        assert "9.25 " in content
+    lines = lines_of(section(text, "Leakage audit"))
+    assert lines[0] == ["failed check", "arm", "split", "cells"]
+    assert sorted(lines[2:]) == [
+        ["encoder\\_trained\\_on\\_target", "GeoCLIP · Hadamard", "checkerboard-16", "4"],
+        ["encoder\\_trained\\_on\\_target", "GeoCLIP · Hadamard", "random", "10"],
+        ["shared\\_sites; fitted\\_scalers\\_test", "lat/lon", "random", "3"],
+    ]
+    assert page.split('id="audit"')[1].split("</section>")[0].count("encoder_trained_on_target") == 2
+    assert r"8.75}\textsuperscript{\textdagger{}}" in (tmp_path / "latex" / "wr.tex").read_text()
+
+
+TORCH = "torch 2.12.0 against 2.13.0"
+
+
+def unequal(rows):
+    """The rows with another torch in lat/lon's cells of fold 0, and in all of GeoCLIP's."""
+    at = (rows["variant"] == "geoclip") | ((rows["variant"] == "latlon") & (rows["fold"] == 0))
+    return rows.assign(unfair=at.map({True: TORCH, False: ""}))
+
+
+def test_unfair_contrasts_are_marked_and_explained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    rows = unequal(grid())
+    page, text = written(tmp_path, rows)
+    assert "−0.50\\*‡ \\[−0.65, −0.35\\]" in text
+    assert "0.50 µg/m³ lower‡ (95% interval" in text
+    assert summary.cautions(made(rows)) == [
+        "6 of 6 contrasts are unfair, for more differs than the declared factor: ‡ stands at their "
+        "differences."
+    ]
+    head, _, *lines = lines_of(section(text, "Fair comparison"))
+    assert head == ["arm", "against", "split", "what else differs"]
+    assert sorted(lines) == [
+        # By how either differs from 'none': in the pairs in which lat/lon has the same torch as 'none'.
+        ["GeoCLIP · Hadamard", "lat/lon", "checkerboard-16", f"in 2 of 4 pairs: {TORCH}"],
+        ["GeoCLIP · Hadamard", "lat/lon", "random", f"in 8 of 10 pairs: {TORCH}"],
+        ["GeoCLIP · Hadamard", "none", "random, checkerboard-16", f"in every pair: {TORCH}"],
+        ["lat/lon", "none", "checkerboard-16", f"in 2 of 4 pairs: {TORCH}"],
+        ["lat/lon", "none", "random", f"in 2 of 10 pairs: {TORCH}"],
+    ]
+    assert page.split('id="fairness"')[1].split("</section>")[0].count(TORCH) == 5
+    reason = f"‡ GeoCLIP · Hadamard against none on random, checkerboard-16: in every pair: {TORCH}"
+    write.terminal(made(rows, brief=True))
+    assert reason in capsys.readouterr().out.splitlines()
+    assert f"\n- {reason}" in write.brief(made(rows, brief=True))
+
+
+def test_tuned_settings_are_declared_and_not_marked(tmp_path):
+    rows = grid()
+    tuned = rows["variant"].map({"geoclip": "train.learning_rate 0.003 against 0.001"}).fillna("")
+    chosen = {
+        "GeoCLIP · Hadamard": {"train.learning_rate": "0.003", "model.width": "64"},
+        "none": {"train.learning_rate": "0.001"},
+    }
+    page, text = written(tmp_path, rows.assign(tuned=tuned), {**FACTS, "tuned": chosen})
+    assert tables.UNFAIR not in page + text
+    assert "Fair comparison" not in page + text
+    assert "- Tuned by a search, arm by arm, and not as in 'none': train.learning\\_rate.\n" in text
+    assert lines_of(section(text, "Search"))[2:] == [
+        ["none", "not tuned", "0.001"],
+        ["lat/lon", "not tuned", "not tuned"],
+        ["GeoCLIP · Hadamard", "64", "0.003"],
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+def test_the_published_protocol_carries_its_warning(tmp_path, protocol):
+    page, text = written(tmp_path, grid(), {**FACTS, "protocol": protocol})
+    assert ("published protocol, leaks included" in page) is (protocol == "paper")
+    assert ("published protocol, leaks included" in text) is (protocol == "paper")
+
+
+# Small outputs
+
+
+def test_the_brief_and_the_terminal_show_one_metric_with_the_answer(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    material = made(lose(grid(), [0, 1, 2, 3], "failed", "E: [red]x"), brief=True)
+    assert {*material.means} == {"rmse"}
+    text = write.brief(material)
+    write.terminal(material)
+    shown = capsys.readouterr().out
+    assert text.startswith("Where &amp; when?\n\nWithin region, ")
+    for content in (text, shown):
+        assert "n=6/10" in content
+        assert "Open: undecided: 'lat/lon'" in content
+        assert "R²" not in content
+    assert "Out of region (OoR): RMSE (µg/m³)" in shown
+
+
+def test_pictures_stand_in_the_page_and_beside_it(tmp_path):
+    page, _ = written(tmp_path, grid(), pictures=PICTURES)
+    for picture in PICTURES:
+        assert (tmp_path / "figures" / f"{picture.name}.svg").read_bytes() == picture.svg
+        assert (tmp_path / "figures" / f"{picture.name}.png").read_bytes() == picture.png
+    assert page.count(base64.b64encode(PICTURES[0].svg).decode()) == 1
+    assert page.count(base64.b64encode(PICTURES[1].png).decode()) == 1
+    assert 'alt="Every &lt;cell&gt;"' in page
+    assert "One dot &amp; one cell." in page
+
+
+def test_a_stopped_write_leaves_the_old_report(tmp_path, monkeypatch):
+    write.write(made(grid()), tmp_path)
+    before = digests(tmp_path)
+
+    def full_disk(path, content):
+        path.open("wb").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write.write(made(grid(seeds=(5,))), tmp_path)
+    assert digests(tmp_path) == before

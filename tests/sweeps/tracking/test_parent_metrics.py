@@ -1,0 +1,130 @@
+"""What parent runs say, from frames made by hand."""
+
+import math
+
+import pandas as pd
+
+from sweeps.spec.claims import Analysis
+from sweeps.tracking.parent_metrics import aggregates, of_rows
+
+NAN = math.nan
+
+
+def mean(
+    split: str, part: str, regime: str, value: float, metric: str = "rmse", n: int = 4
+) -> dict[str, object]:
+    return {
+        "arm": "GeoCLIP · Hadamard",
+        "split": split,
+        "part": part,
+        "regime": regime,
+        "metric": metric,
+        "mean": value,
+        "low": value - 1,
+        "high": value + 1,
+        "n": n,
+        "n_expected": 5,
+        "n_failed": 1,
+    }
+
+
+def contrast(
+    part: str, other: str = "none", fold: object = pd.NA, p_adjusted: float = NAN
+) -> dict[str, object]:
+    return {
+        "arm": "GeoCLIP · Hadamard",
+        "other": other,
+        "split": "random",
+        "part": part,
+        "metric": "rmse",
+        "fold": fold,
+        "diff": -0.25,
+        "low": -0.5,
+        "high": 0.0,
+        "p": 0.0123456,
+        "p_adjusted": p_adjusted,
+    }
+
+
+def test_regimes_parts_and_metrics_have_names_of_their_own() -> None:
+    means = [
+        mean("random", "test", "WR", 7.0),
+        mean("random", "test", "WR", 0.5, metric="r2", n=3),
+        mean("checkerboard-16", "test", "OoR", 8.0),
+        mean("checkerboard-16", "wr", "WR", 7.5),
+        {**mean("checkerboard-16", "gap", "gap", 0.5), "low": NAN, "high": NAN},
+    ]
+    found = aggregates(pd.DataFrame(means), pd.DataFrame([contrast("test")]))
+    counts = {"n": 4, "n_expected": 5, "n_failed": 1}
+    difference = {
+        "diff_rmse": -0.25,
+        "diff_rmse_ci_low": -0.5,
+        "diff_rmse_ci_high": 0.0,
+        "diff_rmse_p": 0.01235,
+    }
+    assert found == {
+        ("GeoCLIP · Hadamard", "random"): {
+            "wr_rmse_mean": 7.0,
+            "wr_rmse_ci_low": 6.0,
+            "wr_rmse_ci_high": 8.0,
+            "wr_r2_mean": 0.5,
+            "wr_r2_ci_low": -0.5,
+            "wr_r2_ci_high": 1.5,
+            **counts,
+            **difference,
+        },
+        ("GeoCLIP · Hadamard", "checkerboard-16"): {
+            "oor_rmse_mean": 8.0,
+            "oor_rmse_ci_low": 7.0,
+            "oor_rmse_ci_high": 9.0,
+            "wr_rmse_mean": 7.5,
+            "wr_rmse_ci_low": 6.5,
+            "wr_rmse_ci_high": 8.5,
+            "gap_rmse": 0.5,
+            **counts,
+        },
+    }
+
+
+def test_only_differences_to_none_over_all_folds_are_told() -> None:
+    means = pd.DataFrame([mean("random", "test", "WR", 7.0)])
+    lines = [
+        contrast("test", other="lat/lon", p_adjusted=0.5),
+        contrast("test", fold=0, p_adjusted=0.5),
+        contrast("gap"),
+    ]
+    ((_, told),) = aggregates(means, pd.DataFrame(lines)).items()
+    assert not [name for name in told if "diff" in name]
+    ((_, told),) = aggregates(means, pd.DataFrame([*lines, contrast("wr", p_adjusted=0.02)])).items()
+    assert told["wr_diff_rmse"] == -0.25
+    assert told["wr_diff_rmse_p_adjusted"] == 0.02
+
+
+def test_rows_become_means_and_paired_differences() -> None:
+    place = {"variant": "none", "fusion": None, "split": "checkerboard-16", "regime": "OoR", "state": "done"}
+    place |= {"folds": 2, "seed": 0, "marked": "", "unfair": "", "tuned": ""}
+    rows = [
+        {**place, "key": f"k{fold}", "fold": fold, "test_rmse": 8.0 + fold, "wr_rmse": 7.0 + fold}
+        for fold in (0, 1)
+    ]
+    rows += [{**row, "variant": "latlon", "test_rmse": row["test_rmse"] - 0.5} for row in rows]
+    rows[-1]["state"] = "failed"
+    found = of_rows(pd.DataFrame(rows), Analysis())
+    assert found["none", "checkerboard-16"] == {
+        "oor_rmse_mean": 8.5,
+        "wr_rmse_mean": 7.5,
+        "gap_rmse": 1.0,
+        "n": 2,
+        "n_expected": 2,
+        "n_failed": 0,
+    }
+    assert found["lat/lon", "checkerboard-16"] == {
+        "oor_rmse_mean": 7.5,
+        "wr_rmse_mean": 7.0,
+        "gap_rmse": 0.5,
+        "diff_rmse": -0.5,
+        "wr_diff_rmse": 0.0,
+        "n": 1,
+        "n_expected": 2,
+        "n_failed": 1,
+    }

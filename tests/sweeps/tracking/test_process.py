@@ -1,0 +1,267 @@
+"""The writer's process: the view is whole at the end, whatever fails on the way; it ends with its driver."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from pm25.cell import Cell
+from pm25.errors import InputError
+from pm25.splits import RandomSplit
+from sweeps.bench.engine import trivial
+from sweeps.spec.claims import Analysis
+from sweeps.store.records import Record, Store
+from sweeps.tracking import process
+from sweeps.tracking.parent_metrics import Aggregates
+from sweeps.tracking.process import Writer, _View
+
+PANEL: Any = SimpleNamespace(fingerprint="f")
+
+
+def stored(store: Store, seed: int) -> Record:
+    """A finished cell."""
+    cell = Cell(variant="none", split=RandomSplit(), fold=0, seed=seed)
+    return trivial(cell, cell.key("f"), PANEL, store)
+
+
+def runs(store: Store) -> list[tuple[str, str]]:
+    """(key, status) of MLflow's runs that are not deleted."""
+    with sqlite3.connect(Path(store.storage) / "mlflow.db") as database:
+        return sorted(
+            database.execute(
+                "select t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid "
+                "where t.key = 'key' and r.lifecycle_stage = 'active'"
+            )
+        )
+
+
+def planned(*records: Record) -> Any:
+    """Of a state what `Writer.plan` looks at: these cells and no searches."""
+    cells = {record["key"]: Cell.model_validate(record["cell"]) for record in records}
+    study = SimpleNamespace(analysis=Analysis(), claims=(), design=SimpleNamespace(looks=()))
+    return SimpleNamespace(cells=cells, waiting=[], searched=list, study=study)
+
+
+def finished(*records: Record) -> list[tuple[str, str]]:
+    return sorted((record["key"], "FINISHED") for record in records)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(str(tmp_path), "toy")
+    made.prepare()
+    return made
+
+
+@pytest.mark.slow
+def test_all_that_is_handed_in_is_written_by_the_end(store: Store) -> None:
+    before, during = [stored(store, seed) for seed in (0, 1)], [stored(store, seed) for seed in (2, 3)]
+    with Writer(store, None, before) as made:
+        for record in during:
+            made.add(record)
+        made.plan(planned(*before, *during))
+        made.describe("RMSE 5")
+    assert made.behind == ""
+    assert runs(store) == finished(*before, *during)
+    with sqlite3.connect(Path(store.storage) / "mlflow.db") as database:
+        counts = database.execute("select value from latest_metrics where key in ('n', 'n_expected')")
+        assert counts.fetchall() == [(4.0,), (4.0,)]
+        notes = database.execute("select value from experiment_tags where key = 'mlflow.note.content'")
+        assert notes.fetchall() == [("RMSE 5",)]
+
+    with Writer(store, None, [*before, *during]) as made:  # nothing is new, and nothing was asked of it
+        pass
+    assert made.behind == ""
+    assert runs(store) == finished(*before, *during)
+
+
+@pytest.mark.slow
+def test_a_killed_writer_is_told_and_made_up_for(store: Store) -> None:
+    first, second = stored(store, 0), stored(store, 1)
+    with Writer(store, None, []) as made:
+        made.add(first)
+        made._process.kill()
+        made._process.wait()
+        made.add(second)
+    assert made.behind == "its process ended with -9"
+    with Writer(store, None, [first, second]) as made:
+        pass
+    assert runs(store) == finished(first, second)
+
+
+@pytest.mark.slow
+def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(store: Store) -> None:
+    (Path(store.storage) / "file").touch()
+    uri = f"sqlite:///{store.storage}/file/mlflow.db"
+    made = Writer(store, uri, [])
+    with pytest.raises(InputError, match=f"^tracking: {uri} cannot be opened"), made:
+        made.opened()
+    assert made._process.poll() is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("needed", [False, True])
+def test_a_server_that_does_not_answer_is_refused_only_where_it_is_needed(
+    store: Store, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    made = Writer(store, "http://127.0.0.1:9", [])
+    with made:
+        if needed:
+            with pytest.raises(InputError, match=r"^tracking: http://127.0.0.1:9"):
+                made.opened(needed=True)
+        else:
+            made.opened()
+    assert made.behind
+
+
+@pytest.mark.slow
+def test_it_ends_with_its_driver(store: Store) -> None:
+    code = (
+        "import sys, time; from sweeps.store.records import Store\n"
+        "from sweeps.tracking.process import Writer\n"
+        f"made = Writer(Store({store.storage!r}, 'toy'), None, [])\n"
+        "made.opened(); print(made._process.pid, flush=True); time.sleep(60)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    child = psutil.Process(int(driver.stdout.readline()))
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    child.wait(10)
+
+
+def test_a_store_that_does_not_answer_holds_up_no_training(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "OPENS_S", 0.2)
+    # As one whose server accepts a connection and does not answer.
+    monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, "import time; time.sleep(60)"))
+    made = Writer(store, "http://127.0.0.1:9", [])
+    made.opened()
+    made._process.kill()
+    made.close()
+    assert made.behind == "its process ended with -9"
+
+
+def test_a_process_that_dies_at_once_is_told_at_the_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, "import sys; sys.exit(3)"))
+    made = Writer(store, None, [])
+    made.opened()
+    made.close()
+    assert made.behind == "its process ended with 3"
+
+
+def _other(popen: Any, code: str, command: list[str], **options: Any) -> Any:
+    """Another process in the writer's place."""
+    return popen([command[0], "-c", code], **options)
+
+
+class Tracker:
+    """One that refuses now and then."""
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.asked: list[tuple[str, Any]] = []
+
+    def _ask(self, what: str, value: Any) -> None:
+        self.asked.append((what, value))
+        if self.fails:
+            raise OSError("read-only")
+
+    def write(self, records: list[Record]) -> None:
+        self._ask("write", [record["key"] for record in records])
+
+    def sync(self, records: list[Record]) -> None:
+        self._ask("sync", [record["key"] for record in records])
+
+    def answer(self, aggregates: Aggregates) -> None:
+        self._ask("answer", aggregates)
+
+    def show(self, figures: dict[str, bytes]) -> None:
+        self._ask("show", sorted(figures))
+
+    def describe(self, markdown: str) -> None:
+        self._ask("describe", markdown)
+
+
+@pytest.fixture
+def tracker(monkeypatch: pytest.MonkeyPatch) -> Tracker:
+    made = Tracker()
+    monkeypatch.setattr(_View, "_open", lambda view: made)
+    return made
+
+
+def test_what_was_missed_is_written_when_the_tracking_store_answers_again(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = _View(Store("nowhere", "toy"), None)
+
+    def add(key: str) -> None:
+        view.missed.append({"key": key})
+        view.catch_up(at_leisure=False)
+
+    add("a")  # what was recorded before is looked through with the first
+    add("b")
+    assert tracker.asked == [("sync", ["a"]), ("write", ["b"])]
+    tracker.fails = True
+    add("c")
+    assert view.behind == "read-only"
+    add("d")  # it is left in peace for a while
+    assert tracker.asked[2:] == [("write", ["c"])]
+    monkeypatch.setattr(process, "PAUSE_S", 0.0)
+    view._rests_until = 0.0
+    add("e")
+    tracker.fails = False
+    add("f")
+    assert tracker.asked[3:] == [("sync", ["c", "d", "e"]), ("sync", ["c", "d", "e", "f"])]
+    assert view.behind == ""
+    add("g")
+    assert tracker.asked[5:] == [("write", ["g"])]
+
+
+def test_the_last_attempt_does_not_wait_and_describes_only_what_is_whole(tracker: Tracker) -> None:
+    view = _View(Store("nowhere", "toy"), None)
+    tracker.fails = True
+    view.missed.append({"key": "a"})
+    view.catch_up(at_leisure=False)
+    view.finish("note")
+    assert tracker.asked == [("sync", ["a"]), ("sync", ["a"])]
+    assert view.behind == "read-only"
+    tracker.fails = False
+    view.finish("note")
+    assert tracker.asked[2:] == [("sync", ["a"]), ("describe", "note")]
+    assert view.behind == ""
+
+
+def test_the_arms_are_compared_at_leisure_and_at_the_end(tracker: Tracker, store: Store) -> None:
+    record = stored(store, 0)
+    other = Cell(variant="none", split=RandomSplit(), fold=0, seed=1)
+    view = _View(store, None)
+    view.catch_up(at_leisure=True)
+    assert [what for what, _ in tracker.asked] == ["sync"], "nothing is planned as yet"
+    cells = {record["key"]: record["cell"], other.key("f"): other.resolved()}
+    view.plan = [cells, [], [["none", {"n": 3.0}]], {}, [], []]
+    view.missed.append(record)
+    view.catch_up(at_leisure=False)
+    assert [what for what, _ in tracker.asked][1:] == ["write"]
+    view.catch_up(at_leisure=True)
+    (_, told) = tracker.asked[-1]
+    assert told["none", None] == {"n": 3.0}
+    assert (told["none", "random"]["n"], told["none", "random"]["n_expected"]) == (1, 2)
+    asked = len(tracker.asked)
+    view.catch_up(at_leisure=True)  # not again so soon
+    assert [what for what, _ in tracker.asked[asked:]] == ["write"]
+    view.finish("note")
+    assert [what for what, _ in tracker.asked[asked:]] == ["write", "write", "answer", "show", "describe"]
+    assert "cells-rmse.png" in tracker.asked[-2][1]

@@ -1,0 +1,506 @@
+"""The winner of an arm is chosen by validation, keeps its weights, and serves what was stored of it."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import requests
+import torch
+import yaml
+
+import pm25
+from pm25 import trial
+from pm25.errors import InputError
+from pm25.predictor import _load_pyfunc
+from sweeps.engine import worker
+from sweeps.engine.worker import WEIGHTS
+from sweeps.report import tables
+from sweeps.spec import study
+from sweeps.spec.design import Arm
+from sweeps.state import State
+from sweeps.store.records import Record, Store
+from sweeps.tracking import model_card, winners
+from sweeps.tracking.winners import Keeper, Winner
+
+DESIGN: dict[str, Any] = {
+    "variant": ["none", "latlon", "geoclip", "table", "random"],
+    "head": ["plain", "matched"],
+    "split": [{"kind": "checkerboard", "degrees": 30, "fold": 0}, {"kind": "random", "folds": 2}],
+    "seed": [0, 1],
+}
+STUDY: dict[str, Any] = {
+    "study": "tiny",
+    "question": "Does it help?",
+    "data": {"synthetic": {"sites": 24, "days": 60}},
+    "design": DESIGN,
+    "encoders": {"table": {"path": "vectors.parquet"}, "random": {"dim": 3}},
+    "neighbours": {"k": 3, "distance": True},
+    "model": {"width": 4, "depth": 1, "attention_units": 4},
+    "train": {"max_epochs": 2},
+}
+ARMS = ["none", "none-matched-hadamard", "latlon", "geoclip-hadamard", "table-hadamard", "random-hadamard"]
+SERVED = ["none", "latlon", "geoclip-hadamard", "table-hadamard"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in a worker."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def written(folder: Path, **changes: Any) -> str:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> State:
+    """A whole study, trained in this process and kept in order as a run keeps it."""
+    folder = tmp_path_factory.mktemp("winners")
+    reference = written(folder)
+    panel = study.load(reference, ["design.variant=none"]).panel()
+    months = np.tile(np.arange(1, 13), len(panel.site_id))
+    vectors = pd.DataFrame({"site_id": np.repeat(panel.site_id, 12), "month": months})
+    for name in ("a", "b"):
+        vectors[name] = np.random.default_rng(0).normal(size=len(vectors))
+    vectors.to_parquet(folder / "vectors.parquet", index=False)
+    state = State(reference)
+    keeper = Keeper(state.study, state.store)
+    for key, cell in state.cells.items():
+        keeps = state.study.keeps_weights(cell)
+        embedded = state.embedded(cell)
+        record = worker.run_and_record(
+            cell, key, state.panel, state.store, embedded=embedded, keep_weights=keeps
+        )
+        assert record["state"] == "done", record.get("error")
+        keeper.ended(record)
+    return state
+
+
+@pytest.fixture(scope="module")
+def chosen(ran: State) -> list[Winner]:
+    return winners.winners(ran, ran.records())
+
+
+def by_name(found: list[Winner], name: str) -> Winner:
+    return next(winner for winner in found if winner.name == name)
+
+
+# Who wins
+
+
+def judged(records: dict[str, Record], state: State, arm: Arm) -> dict[str, float]:
+    """Validation RMSE of the arm's cells on the random split, by key."""
+    keys = [k for k, c in state.cells.items() if Arm.of(c) == arm and c.split.label == "random"]
+    return {key: records[key]["metrics"]["val_rmse"] for key in keys}
+
+
+def test_the_winner_has_the_lowest_validation_error_within_region(ran: State) -> None:
+    records = ran.records()
+    found = winners.best(ran.study, ran.cells, records)
+    assert [arm.label for arm in found] == ARMS
+    for arm, key in found.items():
+        scores = judged(records, ran, arm)
+        assert len(scores) == 4
+        assert key == min(scores, key=lambda k: (scores[k], k))
+
+
+def test_a_test_score_is_not_looked_at(ran: State) -> None:
+    records = ran.records()
+    blind = {
+        key: {**record, "metrics": {"val_rmse": record["metrics"]["val_rmse"]}}
+        for key, record in records.items()
+    }
+    assert winners.best(ran.study, ran.cells, blind) == winners.best(ran.study, ran.cells, records)
+
+
+def test_ties_go_by_key_and_what_is_no_number_is_last(ran: State) -> None:
+    arm = Arm("none", None)
+    records = {key: dict(record) for key, record in ran.records().items()}
+    keys = sorted(judged(records, ran, arm))
+    for key, rmse in zip(keys, (None, 2.0, 2.0, 1.0), strict=True):
+        records[key]["metrics"] = {"val_rmse": rmse}
+    assert winners.best(ran.study, ran.cells, records)[arm] == keys[3]
+    records[keys[3]]["state"] = "failed"
+    assert winners.best(ran.study, ran.cells, records)[arm] == keys[1]
+    only = {keys[0]: records[keys[0]]}
+    assert winners.best(ran.study, ran.cells, only) == {arm: keys[0]}
+    assert winners.best(ran.study, ran.cells, {}) == {}
+
+
+def test_without_a_split_within_region_the_first_counts(tmp_path: Path) -> None:
+    splits = [{"kind": "checkerboard", "degrees": 30}, {"kind": "clusters"}, {"kind": "spatial"}]
+    for last, label in ((3, "spatial"), (2, "checkerboard-30")):
+        of = study.load(written(tmp_path, design={**DESIGN, "split": splits[:last]}))
+        assert of.judged_on.label == label
+
+
+# Whose weights are kept
+
+
+def test_one_file_of_weights_is_left_of_each_arm(ran: State) -> None:
+    records = ran.records()
+    best = winners.best(ran.study, ran.cells, records)
+    assert ran.store.holding(WEIGHTS) == {*best.values()}
+    assert winners.lacking(ran, records) == {}
+    Keeper(ran.study, ran.store).tidy(ran.cells, records)
+    assert ran.store.holding(WEIGHTS) == {*best.values()}
+
+
+def toy(ran: State, folder: Path, keep: Any = "winners") -> tuple[Keeper, Store, Any]:
+    """The study's cells in a store of their own, where each has a file for its weights."""
+    store = Store(str(folder), "tiny")
+    for key in ran.cells:
+        store.write_file(key, WEIGHTS, b"weights")
+    of = ran.study.model_copy(update={"keep_weights": keep})
+    return Keeper(of, store), store, of
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_whatever_order_they_end_and_wherever_it_is_killed(ran: State, tmp_path: Path, seed: int) -> None:
+    keeper, store, of = toy(ran, tmp_path)
+    records = ran.records()
+    best = {*winners.best(of, ran.cells, records).values()}
+    others = {key for key, cell in ran.cells.items() if not of.keeps_weights(cell)}
+    order = random.Random(seed).sample([*records.values()], len(records))
+    for record in order[:20]:
+        keeper.ended(record)
+    heard = {record["key"]: record for record in order[:20]}
+    left = {*winners.best(of, ran.cells, heard).values()}
+    assert store.holding(WEIGHTS) == left | others | (records.keys() - heard.keys())
+    # Killed: two more were recorded that nobody heard of; then a new run begins.
+    heard |= {record["key"]: record for record in order[20:22]}
+    keeper = Keeper(of, store)
+    keeper.tidy(ran.cells, heard)
+    assert {*winners.best(of, ran.cells, heard).values()} == store.holding(WEIGHTS) & heard.keys()
+    assert records.keys() - heard.keys() <= store.holding(WEIGHTS), "a cell without a record lost its weights"
+    for record in order[22:]:
+        keeper.ended(record)
+    keeper.tidy(ran.cells, records)
+    assert store.holding(WEIGHTS) == best
+
+
+def test_cells_of_other_settings_in_the_same_store_are_left_alone(ran: State, tmp_path: Path) -> None:
+    keeper, store, _ = toy(ran, tmp_path)
+    store.write_file("stale", WEIGHTS, b"weights")
+    records = ran.records()
+    keeper.tidy(ran.cells, records)
+    assert "stale" in store.holding(WEIGHTS)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_where_all_or_none_are_kept_nothing_is_deleted(ran: State, tmp_path: Path, keep: bool) -> None:
+    keeper, store, of = toy(ran, tmp_path, keep)
+    records = ran.records()
+    for record in records.values():
+        keeper.ended(record)
+    keeper.tidy(ran.cells, records)
+    assert store.holding(WEIGHTS) == ran.cells.keys()
+    assert {of.keeps_weights(cell) for cell in ran.cells.values()} == {keep}
+
+
+def test_a_failed_cell_takes_nothing_from_anybody(ran: State, tmp_path: Path) -> None:
+    keeper, store, of = toy(ran, tmp_path)
+    key = winners.best(of, ran.cells, ran.records())[Arm("none", None)]
+    keeper.ended(ran.records()[key])
+    keeper.ended({"key": "failed", "state": "failed"})
+    assert key in store.holding(WEIGHTS)
+
+
+def test_a_winner_without_weights_is_named_and_not_served(ran: State, tmp_path: Path) -> None:
+    records = ran.records()
+    key = winners.best(ran.study, ran.cells, records)[Arm("latlon", None)]
+    weights = ran.store.read_file(key, WEIGHTS)
+    assert weights is not None
+    (winner,) = (w for w in winners.winners(ran, records) if w.key == key)
+    ran.store.delete_file(key, WEIGHTS)
+    try:
+        assert winners.lacking(ran, records) == {"latlon": key}
+        assert [w.name for w in winners.winners(ran, records)] == [n for n in SERVED if n != "latlon"]
+        with pytest.raises(InputError, match=f"{key}: its weights are stored no more"):
+            winner.write(tmp_path)
+    finally:
+        ran.store.write_file(key, WEIGHTS, weights)
+
+
+# What a winner is
+
+
+def test_controls_are_not_served(chosen: list[Winner]) -> None:
+    assert [winner.name for winner in chosen] == SERVED
+    assert [winner.arm for winner in chosen] == [
+        tables.arm(winner.cell.variant, winner.cell.fusion) for winner in chosen
+    ]
+
+
+def stored_predictions(ran: State, winner: Winner) -> tuple[pd.DataFrame, np.ndarray]:
+    """The test samples of its cell as a frame that the model takes, and what was stored of them."""
+    panel = ran.panel
+    found = ran.store.read_table(winner.key, "predictions").to_pandas()
+    found = found[found["part"] == "test"]
+    site = np.searchsorted(panel.site_id, found["site_id"].to_numpy(str))
+    date = found["date"].to_numpy("datetime64[D]")
+    flat = site * len(panel.dates) + (date - panel.dates[0]).astype(int)
+    channels, window = trial.raw_windows(winner.cell, panel, flat)
+    frame = found[["lat", "lon", "site_id"]].astype({"site_id": object})
+    frame["month"] = date.astype("datetime64[M]").astype(int) % 12 + 1
+    for at, name in enumerate(channels):
+        frame[name] = [*window[:, :, at].astype(float).tolist()]
+    return frame[[*winner.inputs]].reset_index(drop=True), found["prediction"].to_numpy()
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_winners_folder_serves_the_stored_predictions(
+    ran: State, chosen: list[Winner], tmp_path: Path, name: str
+) -> None:
+    winner = by_name(chosen, name)
+    winner.write(tmp_path / "model")
+    frame, stored = stored_predictions(ran, winner)
+    assert np.array_equal(_load_pyfunc(str(tmp_path / "model")).predict(frame), stored)
+    assert [*winner.inputs] == [*winner.predictor().columns]
+    example = winners.example(ran, winner)
+    assert [*example] == [*winner.inputs]
+    alone = winner.predictor().predict_frame(example)[0]
+    # Matrix kernels depend on the batch size and on the processor, so one row alone is equal within rounding.
+    assert np.abs(stored - alone).min() <= 1e-5 * abs(alone)
+
+
+def test_the_example_is_a_test_sample_of_the_panel(ran: State, chosen: list[Winner]) -> None:
+    winner = by_name(chosen, "none")
+    row = winners.example(ran, winner).iloc[0]
+    frame, _ = stored_predictions(ran, winner)
+    same = frame[(frame["lat"] == row["lat"]) & (frame["lon"] == row["lon"])]
+    channels = [name for name, kind in winner.inputs.items() if kind == "array"]
+    found = [
+        all(np.array_equal(other[name], row[name], equal_nan=True) for name in channels)
+        for _, other in same.iterrows()
+    ]
+    assert sum(found) == 1
+
+    def missing(line: "pd.Series[Any]") -> int:
+        own = [name for name in channels if name in ran.panel.channels]
+        return int(sum(np.isnan(np.array(line[name], float)).sum() for name in own))
+
+    assert missing(row) == min(missing(other) for _, other in frame.iterrows())
+
+
+def test_inputs_and_tags(ran: State, chosen: list[Winner]) -> None:
+    plain, tabled = by_name(chosen, "none"), by_name(chosen, "table-hadamard")
+    channels = dict.fromkeys((*ran.panel.channels, "neighbours_pm25", "neighbours_km"), "array")
+    assert plain.inputs == {"lat": "double", "lon": "double", **channels}
+    asked = {"lat": "double", "lon": "double", "month": "long", "site_id": "string"}
+    assert tabled.inputs == asked | channels
+    record = ran.records()[tabled.key]
+    assert tabled.tags["encoder"] == record["encoder"]
+    assert {"study": "tiny", "arm": "table-hadamard", "split": "random", "fusion": "hadamard"}.items() <= (
+        tabled.tags.items()
+    )
+    assert tabled.tags["val_rmse"] == f"{record['metrics']['val_rmse']:.4f}"
+    assert "encoder" not in plain.tags
+    assert all(isinstance(value, str) for value in plain.tags.values())
+
+
+def test_requirements_are_what_is_installed() -> None:
+    names = [line.split("==")[0] for line in winners.requirements()]
+    assert names == ["torch", "numpy", "pandas", "pyarrow", "pydantic"]
+    assert all(re.fullmatch(r"[a-z]+==[\d.]+\w*", line) for line in winners.requirements())
+
+
+# Its card
+
+
+def test_a_card_says_what_the_record_and_the_study_say(ran: State, chosen: list[Winner]) -> None:
+    winner, records, rows = by_name(chosen, "geoclip-hadamard"), ran.records(), ran.rows()
+    record, text = records[winner.key], winner.card
+    assert text.startswith("# GeoCLIP · Hadamard: daily PM2.5 at a place, from 21 days of its covariates\n")
+    for part, name in (("val", "validation"), ("test", "test")):
+        shown = [f"{record['metrics'][f'{part}_{metric}']:.3f}" for metric in ("rmse", "r2", "mae", "mbe")]
+        assert f"| {name} | {record['counts'][f'n_{part}']} | {' | '.join(shown)} |" in text
+    own = rows[(rows["variant"] == "geoclip") & (rows["split"] == "random")]["test_rmse"].to_numpy(float)
+    assert f"| random | WR | {own.mean():.3f} ± {own.std(ddof=1):.3f} | 4 |" in text
+    far = rows[(rows["variant"] == "geoclip") & (rows["regime"] == "OoR")]
+    gap = (far["test_rmse"] - far["wr_rmse"]).to_numpy(float)
+    word = "higher" if gap.mean() > 0 else "lower"
+    said = f"{abs(gap.mean()):.3f} ± {gap.std(ddof=1):.3f} µg/m³ {word} than at held-out sites within"
+    assert said in text
+    assert "(n = 2)" in text
+    assert f"fingerprint `{ran.panel.fingerprint}`" in text
+    assert f"fingerprint `{record['encoder']}`" in text
+    assert "The GeoCLIP weights are MIT-licensed" in text
+    assert "not for regulatory use" in text
+    assert "mean PM2.5 (µg/m³) of the 3 nearest training monitors" in text
+    assert "Its audit found no leak" in text
+    for name in winner.inputs:
+        assert f"| `{name}` |" in text
+    assert "nan" not in text.replace('float("nan")', "")
+
+
+def card(ran: State, winner: Winner, record: Record, rows: pd.DataFrame, **options: Any) -> str:
+    facts = {**ran.facts(ran.records()), "question": ""}
+    return model_card.card(winner.arm, winner.cell, record, rows, facts, winner.inputs, ran.panel, options)
+
+
+def test_without_its_number_a_sentence_is_left_out(ran: State, chosen: list[Winner]) -> None:
+    winner, rows = by_name(chosen, "none"), ran.rows()
+    record = ran.records()[winner.key]
+    record["metrics"] |= {"test_n_tail": 7.0, "test_tail_mbe": -12.34, "test_r2": None}
+    text = card(ran, winner, record, rows)
+    assert "(7 test samples) its predictions are too low by 12.3 µg/m³" in text
+    del record["metrics"]["test_tail_mbe"]
+    text = card(ran, winner, record, rows[rows["regime"] == "WR"])
+    for word in ("predictions are too", "Out of region", "## Encoder", "licensed", "Does it help?"):
+        assert word not in text
+    record["audit"] = {"failed": ["scalers_saw_test"]}
+    assert "- Its audit found: scalers_saw_test." in card(ran, winner, record, rows)
+
+
+def test_only_known_licences_are_told(ran: State, chosen: list[Winner]) -> None:
+    winner = by_name(chosen, "geoclip-hadamard")
+    record, rows = ran.records()[winner.key], ran.rows()
+    winner = replace(winner, cell=winner.cell.model_copy(update={"variant": "satclip"}))
+    assert "licensed" not in card(ran, winner, record, rows, checkpoint="own.ckpt")
+    said = card(ran, winner, record, rows, model="microsoft/SatCLIP-ViT16-L40")
+    assert "The SatCLIP weights are MIT-licensed" in said
+    assert "licensed" not in by_name(chosen, "table-hadamard").card
+    assert "Only places that the encoder's table holds" in by_name(chosen, "table-hadamard").card
+
+
+# Served by MLflow
+
+ASKS = """
+import json
+import mlflow, pandas as pd, torch
+from mlflow.pyfunc import scoring_server
+torch.set_num_threads(1)
+model = mlflow.pyfunc.load_model("saved")
+asked = json.load(open("asked.json"))
+frame = pd.DataFrame(**asked)
+schema = model.metadata.get_input_schema()
+body = json.dumps({"dataframe_split": asked})
+answer = scoring_server.invocations(body, "application/json", model, schema)
+import pm25
+found = {
+    "file": pm25.__file__,
+    "frame": model.predict(frame).tolist(),
+    "json": [row["pm25_ugm3"] for row in json.loads(answer.response)["predictions"]],
+    "example": model.predict(model.input_example).tolist(),
+}
+code = open("card.md").read().split("```python")[1].split("```")[0].replace("models:/NAME/VERSION", "saved")
+exec(code.replace("model.predict(frame)", "print(len(model.predict(frame)))"), {})
+json.dump(found, open("found.json", "w"))
+"""
+
+
+def elsewhere() -> dict[str, str]:
+    """An environment that does not know where the project lies."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def saved(ran: State, winner: Winner, folder: Path) -> Path:
+    """The model as it is registered."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    winner.write(folder / "model")
+    kinds = {kind: DataType[kind] for kind in ("double", "long", "string")}
+    kinds["array"] = Array(DataType.double)
+    mlflow.pyfunc.save_model(
+        folder / "saved",
+        loader_module="pm25.predictor",
+        data_path=str(folder / "model"),
+        code_paths=[str(Path(pm25.__file__).parent)],
+        pip_requirements=winners.requirements(),
+        signature=ModelSignature(
+            Schema([ColSpec(kinds[kind], column) for column, kind in winner.inputs.items()]),
+            Schema([ColSpec(DataType.float, "pm25_ugm3")]),
+        ),
+        input_example=winners.example(ran, winner),
+    )
+    return folder / "saved"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what MLflow's imports, and its checks of an example, warn of
+@pytest.mark.parametrize("name", ["geoclip-hadamard", "table-hadamard"])
+def test_mlflow_loads_a_winner(ran: State, chosen: list[Winner], tmp_path: Path, name: str) -> None:
+    """In a process elsewhere, asked by frame and by JSON, and as its card says."""
+    winner = by_name(chosen, name)
+    model = saved(ran, winner, tmp_path)
+    frame, stored = stored_predictions(ran, winner)
+    asked = {"columns": [*frame], "index": [*range(len(frame))], "data": frame.to_numpy().tolist()}
+    (tmp_path / "asked.json").write_text(json.dumps(asked).replace("NaN", "null"))
+    (tmp_path / "card.md").write_text(winner.card)
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS], cwd=tmp_path, env=elsewhere(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("1\n")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert Path(found["file"]).is_relative_to(model), "not the code that travels with the model"
+    assert np.array_equal(np.array(found["frame"], np.float32), stored)
+    assert np.array_equal(np.array(found["json"], np.float32), stored)
+    assert np.float32(found["example"][0]) in stored
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_served_winner_answers(ran: State, chosen: list[Winner], tmp_path: Path) -> None:
+    """`mlflow models serve` on this machine: the example by HTTP, and what is wrong with a bad one."""
+    winner = by_name(chosen, "none")
+    model = saved(ran, winner, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where uvicorn is
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            cwd=tmp_path,
+            env=elsewhere() | {"PATH": path},
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(requests.ConnectionError):
+                if requests.get(f"http://127.0.0.1:{port}/ping", timeout=10).ok:
+                    break
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        asked = json.loads((model / "serving_input_example.json").read_text())
+        url = f"http://127.0.0.1:{port}/invocations"
+        answer = requests.post(url, json=asked, timeout=60).json()
+        expected = winner.predictor().predict_frame(winners.example(ran, winner))[0]
+        assert answer["predictions"][0]["pm25_ugm3"] == pytest.approx(expected, rel=1e-6)
+        columns = asked["dataframe_split"]["columns"]
+        asked["dataframe_split"]["data"][0][columns.index("elev_m")] = [1.0] * 20
+        answer = requests.post(url, json=asked, timeout=60)
+        assert answer.status_code == 400
+        assert "column elev_m: position 0 holds 20 values; the 21 daily values are needed" in answer.text
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
