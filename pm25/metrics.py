@@ -1,6 +1,40 @@
 """Scores of predictions against the truth, in the target's unit."""
 
+from typing import Literal, NamedTuple
+
 import numpy as np
+
+
+class Metric(NamedTuple):
+    """A score of predictions: how it is named, which direction is better, and how it is printed."""
+
+    name: str
+    unit: str
+    """Empty for a share."""
+    better: Literal["lower", "higher", "nearer zero"]
+    digits: int
+    """Decimals in tables."""
+
+    @property
+    def title(self) -> str:
+        """Name and unit, such as 'RMSE (µg/m³)'."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+METRICS: dict[str, Metric] = {
+    "rmse": Metric("RMSE", "µg/m³", "lower", 2),
+    "r2": Metric("R²", "", "higher", 3),
+    "mae": Metric("MAE", "µg/m³", "lower", 2),
+    "mbe": Metric("MBE", "µg/m³", "nearer zero", 2),
+    "tail_rmse": Metric("RMSE of the tail", "µg/m³", "lower", 1),
+    "tail_recall": Metric("recall", "", "higher", 3),
+    "tail_precision": Metric("precision", "", "higher", 3),
+}
+"""Every score that tables and figures show, by the name of its column."""
+
+SCORES = ("rmse", "r2", "mae", "mbe")
+"""Metrics of every evaluation set, as `scores` returns them."""
+TAIL_SCORES = ("tail_rmse", "tail_recall", "tail_precision")
 
 EXCEEDANCE_UGM3 = 35.5
 """Where the AQI of a 24-hour mean becomes "unhealthy for sensitive groups" (100 ends at 35.4): EPA's rule of

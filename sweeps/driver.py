@@ -39,7 +39,7 @@ def train(
     del records, recorded  # `Writer` lets go of them too, once it has sent them
     from sweeps.engine import ray_tune
     from sweeps.engine.optuna_study import View
-    from sweeps.report import write
+    from sweeps.report import data, write
     from sweeps.tracking import winners  # Ray, while the writer's process imports MLflow
 
     journal = View(state.store)
@@ -64,7 +64,7 @@ def train(
         records = state.records()
         keeper.tidy(state.cells, records)
         mlflow.plan(state)
-        mlflow.describe(write.brief(write.gather(state, records=records, brief=True)))
+        mlflow.describe(write.brief(data.gather(state, records=records, brief=True)))
         for winner in winners.winners(state, records):
             mlflow.register(winner, winners.example(state, winner))
     return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))

@@ -20,7 +20,7 @@ from sweeps.store.search_trials import ArmTrials
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sweeps.engine.worker import Embedded
+    from pm25.encoders import Embedded
 
 
 TUNING = ("tuned", "search", "searched")
@@ -133,25 +133,25 @@ class State:
 
     def embedded(self, cell: Cell) -> "Embedded | None":
         """The vectors that the cell's encoder gives the panel's places, made once."""
-        from sweeps.engine import worker
+        from pm25 import encoders
 
         name = cell.encoder
         if name is None:
             return None
         if name not in self._embedded:
             places = self.panel.lat, self.panel.lon, self.panel.site_id
-            self._embedded[name] = worker.embed(name, self.study.encoder_options(name), *places)
+            self._embedded[name] = encoders.embed(name, self.study.encoder_options(name), *places)
         return self._embedded[name]
 
     def searched(self) -> list[tuple[str, dict[str, float]]]:
         """Of every arm that is searched its label in tables, and how many of its trials have ended how."""
-        from sweeps.report import tables
+        from sweeps.analysis import labels
 
         found = []
         for arm, trials in self.searches.items():
             failed = sum(record["state"] == "failed" for record in trials.ended)
             count = {"n": len(trials.ended) - failed, "n_failed": failed, "n_expected": trials.search.trials}
-            found.append((tables.arm(arm.variant, arm.fusion), {k: float(v) for k, v in count.items()}))
+            found.append((labels.arm(arm.variant, arm.fusion), {k: float(v) for k, v in count.items()}))
         return found
 
     def data(self) -> dict[str, Any]:

@@ -28,9 +28,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from pm25 import uri
@@ -350,7 +351,6 @@ class Table:
         return rows
 
     def _read(self, content: bytes) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
@@ -424,7 +424,6 @@ class Table:
         self._vectors = vectors.reshape(-1, 12, self.dim) if self.by_month else vectors
 
     def _values(self, table: Any, columns: list[str]) -> NDArray[np.float32]:
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         lists = [
@@ -452,7 +451,6 @@ class Table:
         return self._float32(self._numbers(flat, "embedding")).reshape(len(table), -1)
 
     def _numbers(self, table: Any, name: str) -> NDArray[np.float64]:
-        import pyarrow as pa
 
         column = table[name]
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
@@ -576,3 +574,20 @@ _ENCODERS: dict[str, Any] = {
     "random": Random,
     "shuffled": Shuffled,
 }
+
+
+class Embedded(NamedTuple):
+    """The places' vectors, made once for all cells of an encoder."""
+
+    vectors: np.ndarray
+    """(sites, d), or (sites, 12, d) by month."""
+    fingerprint: str
+    trained_on_target: bool
+
+
+def embed(
+    name: str, options: dict[str, Any], lat: np.ndarray, lon: np.ndarray, site_id: np.ndarray
+) -> Embedded:
+    """Embed places with `pm25.encoders.load(name, **options)`."""
+    encoder = load(name, **options)
+    return Embedded(encoder.embed(lat, lon, site_id), encoder.fingerprint, encoder.trained_on_target)

@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from pm25.errors import InputError
 from pm25.metrics import EXCEEDANCE_UGM3
-from sweeps.report import tables
+from sweeps.analysis import labels
 from sweeps.store.records import READERS, Store
 
 COLUMNS = ("n", "e", "abs_e", "e2", "y", "y2")
@@ -202,7 +202,7 @@ def read(store: Store, rows: pd.DataFrame) -> Predicted | None:
     A done cell without a file is left out. Takes about 1 ms a file and 0.1 us a prediction; a cell stays
     in memory as 52 bytes for each of its sites. Raises InputError for a file that is not such a table.
     """
-    cells = tables.with_arm(rows)
+    cells = labels.with_arm(rows)
     cells = cells.loc[cells["state"] == "done", ["key", "arm", "split", "fold", "seed"]]
     number: dict[str, int] = {}
     place: list[tuple[float, float]] = []

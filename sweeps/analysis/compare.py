@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pm25.errors import InputError
-from sweeps.analysis import comparability
-from sweeps.report import tables
+from pm25.metrics import METRICS
+from sweeps.analysis import comparability, labels
 from sweeps.spec.study import Study
 from sweeps.store.records import Record
 
@@ -203,7 +203,7 @@ def cells(a: Side, b: Side, tolerance: float = 0.0) -> pd.DataFrame:
         name for side in (a, b) for record in side.records.values() for name in record.get("metrics", {})
     )
     told = ["key", "state", "error", *metrics]
-    frame = _beside(tables.with_arm(a.rows), tables.with_arm(b.rows), PLACE, told)
+    frame = _beside(labels.with_arm(a.rows), labels.with_arm(b.rows), PLACE, told)
     for side in ("a", "b"):
         frame[f"state_{side}"] = frame[f"state_{side}"].fillna("not planned")
         key = frame[f"key_{side}"]
@@ -321,7 +321,7 @@ def ranks(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
             continue
         both = pairs[pairs[f"{part}_{metric}_diff"].notna()]
         if part == "wr":
-            both = both[both["regime"] == tables.OOR]
+            both = both[both["regime"] == labels.OOR]
         for split, group in both.groupby("split", sort=False):
             places = len(group[["fold", "seed"]].drop_duplicates())
             means = group.groupby("arm", sort=False).agg(
@@ -419,7 +419,7 @@ def _grids(found: Comparison) -> Iterator[Any]:
     if len(told):
         metric = found.metric
         yield grid(
-            f"Differences between arms that are not equal: {tables.title(metric)}",
+            f"Differences between arms that are not equal: {METRICS[metric].title}",
             ["arm", "against", "split", "part", "A", "B", "verdict A", "verdict B"],
             [
                 (
@@ -446,7 +446,7 @@ def _grids(found: Comparison) -> Iterator[Any]:
     moved = found.ranks[found.ranks["changed"]]
     if len(moved):
         yield grid(
-            f"Ranks that changed: mean {tables.title(found.metric)} of the cells done in both",
+            f"Ranks that changed: mean {METRICS[found.metric].title} of the cells done in both",
             ["split", "part", "arm", "A", "B", "rank A", "rank B"],
             [
                 (
@@ -491,7 +491,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _number(value: Any, metric: str, sign: bool = False) -> str:
-    return tables.number(math.nan if pd.isna(value) else float(value), metric, sign)
+    return labels.number(math.nan if pd.isna(value) else float(value), metric, sign)
 
 
 def _small(value: float) -> str:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis import comparability, statistics
-from sweeps.report import tables
+from pm25.metrics import METRICS
+from sweeps.analysis import comparability, labels, statistics
 from sweeps.spec.claims import Analysis, Claim
 from sweeps.store.records import Record
 
@@ -90,7 +90,7 @@ class Grid(NamedTuple):
 
     @property
     def parts(self) -> list[str]:
-        return ["test", "wr", GAP] if self.regime == tables.OOR else ["test"]
+        return ["test", "wr", GAP] if self.regime == labels.OOR else ["test"]
 
 
 class Spec(NamedTuple):
@@ -111,12 +111,12 @@ def has_merit(part: str, metric: str) -> bool:
 
 def regime_of(regime: str, part: str) -> str:
     """WR, OoR or gap: of a part of a split of the given regime."""
-    return GAP if part == GAP else tables.WR if part == "wr" else regime
+    return GAP if part == GAP else labels.WR if part == "wr" else regime
 
 
 def grids(rows: pd.DataFrame) -> dict[str, Grid]:
     """The splits of a study in the order of its rows."""
-    cells = tables.with_arm(rows)
+    cells = labels.with_arm(rows)
     found = {}
     for split, group in cells.groupby("split", sort=False):
         group = group.reset_index(drop=True)
@@ -220,12 +220,12 @@ def contrasts(
     found = grids(rows)
     declared = _declared(found, analysis, claims)
     every = [
-        Spec(arm, tables.BASELINE, grid.split, part, metric)
+        Spec(arm, labels.BASELINE, grid.split, part, metric)
         for grid in found.values()
-        if tables.BASELINE in grid.arms
+        if labels.BASELINE in grid.arms
         for part in grid.parts
         for arm in grid.arms
-        if arm != tables.BASELINE
+        if arm != labels.BASELINE
     ]
     specs = list(dict.fromkeys([*every, *declared, *also]))
     judged = [
@@ -343,16 +343,16 @@ def _declared(found: Mapping[str, Grid], analysis: Analysis, declared: Sequence[
             if spec.split in found and {spec.arm, spec.other} <= {*found[spec.split].arms}
         }
     return {
-        Spec(arm, tables.BASELINE, grid.split, "test", analysis.metric): None
+        Spec(arm, labels.BASELINE, grid.split, "test", analysis.metric): None
         for grid in found.values()
-        if tables.BASELINE in grid.arms
+        if labels.BASELINE in grid.arms
         for arm in grid.arms
-        if arm != tables.BASELINE
+        if arm != labels.BASELINE
     }
 
 
 def _spec(claim: Claim) -> Spec:
-    arm, other = (tables.arm(choice.variant, choice.fusion) for choice in (claim.better, claim.than))
+    arm, other = (labels.arm(choice.variant, choice.fusion) for choice in (claim.better, claim.than))
     return Spec(arm, other, claim.on.split, claim.on.part, claim.metric, claim.on.fold)
 
 
@@ -507,7 +507,7 @@ class Resampled:
             return
         block = np.floor(np.stack([sums.lat, sums.lon]) / analysis.block_degrees)
         _, blocks = np.unique(block, axis=1, return_inverse=True)
-        self._of = {tables.WR: np.arange(len(sums.lat)), tables.OOR: blocks.reshape(-1)}
+        self._of = {labels.WR: np.arange(len(sums.lat)), labels.OOR: blocks.reshape(-1)}
         regimes = dict(zip(rows["key"], rows["regime"], strict=True))
         self._done = {
             (key, part): self._of[regime_of(regimes[key], part)]
@@ -595,7 +595,7 @@ def _texts(rows: pd.DataFrame, records: Mapping[str, Record] | None) -> Any:
             rows["key"], rows["unfair"].fillna(""), rows["tuned"].fillna(""), strict=True
         )
     }
-    plain = set(rows.loc[(rows["variant"] == tables.BASELINE) & rows["fusion"].isna(), "key"])
+    plain = set(rows.loc[(rows["variant"] == labels.BASELINE) & rows["fusion"].isna(), "key"])
 
     def of(pair: tuple[str, str]) -> tuple[str, str]:
         if pair[1] in plain:
@@ -645,7 +645,7 @@ def _unit_means(values: np.ndarray) -> np.ndarray:
 
 def _losses(values: np.ndarray, metric: str) -> np.ndarray:
     """Smaller is better."""
-    return -values if metric in tables.UPWARD else np.abs(values)
+    return -values if METRICS[metric].better == "higher" else np.abs(values)
 
 
 def _ordered(labels: Iterable[str]) -> list[str]:

@@ -12,16 +12,16 @@ import pandas as pd
 import pm25
 from pm25 import protocol, splits
 from pm25.cell import Cell
+from pm25.metrics import METRICS, SCORES
 from pm25.panel import Panel
 from pm25.splits import AnySplit
-from sweeps.analysis import comparability
-from sweeps.report import tables
+from sweeps.analysis import comparability, labels
 from sweeps.spec.design import Arm, Search
 from sweeps.spec.study import Study
 from sweeps.store.records import Record
 from sweeps.store.search_trials import ArmTrials
 
-METRICS = [f"{part}_{name}" for part in ("test", "wr", "val") for name in ("rmse", "r2", "mae", "mbe")]
+SCORE_COLUMNS = [f"{part}_{name}" for part in ("test", "wr", "val") for name in SCORES]
 COUNTS = ["n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"]
 
 _TYPES = {bool: "boolean", int: "Int64", float: "float64"}
@@ -41,7 +41,7 @@ def rows(
     it is paired with, `fairness.differences`, '' for not), folds (how many its split has), then further
     metrics and what the audit counted.
     """
-    lines, more = [], dict.fromkeys(METRICS, "float64")
+    lines, more = [], dict.fromkeys(SCORE_COLUMNS, "float64")
     against_none = _against_none(cells, records)
     for key, cell in [*cells.items(), *(("", cell) for cell in waiting)]:
         record: Mapping[str, Any] = records.get(key, {"state": "missing"})
@@ -72,8 +72,8 @@ def rows(
             line["error"] = f"{record['error']['type']}: {record['error']['message']}"
         lines.append(line)
     first = ["key", "variant", "fusion", "split", "regime", "fold", "seed", "state"]
-    columns = [*first, *COUNTS, *METRICS, "seconds", "error", "marked", "unfair", "tuned", "folds"]
-    frame = pd.DataFrame(lines, columns=[*columns, *sorted(more.keys() - {*METRICS})])
+    columns = [*first, *COUNTS, *SCORE_COLUMNS, "seconds", "error", "marked", "unfair", "tuned", "folds"]
+    frame = pd.DataFrame(lines, columns=[*columns, *sorted(more.keys() - {*SCORE_COLUMNS})])
     return frame.astype(dict.fromkeys(COUNTS, "Int64") | more)
 
 
@@ -86,7 +86,7 @@ def _against_none(
     plain = {
         places[key]: records[key]
         for key, cell in done.items()
-        if tables.arm(cell.variant, cell.fusion) == tables.BASELINE
+        if labels.arm(cell.variant, cell.fusion) == labels.BASELINE
     }
     return {
         key: comparability.differences(records[key], plain[place])
@@ -106,7 +106,7 @@ def facts(
     versions = {(name, version) for record in done for name, version in record["versions"].items()}
     tuned: dict[str, dict[str, set[str]]] = {}
     for record in done:
-        label = tables.arm(record["cell"]["variant"], record["cell"].get("fusion"))
+        label = labels.arm(record["cell"]["variant"], record["cell"].get("fusion"))
         for name, value in record.get("tuned", {}).items():
             tuned.setdefault(label, {}).setdefault(name, set()).add(comparability.shown(value))
     return {
@@ -206,13 +206,13 @@ def search_trials(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
     columns = ["arm", "number", "state", "objective", "value", "smaller_is_better"]
     lines = []
     for trials in searches.values():
-        search, label = trials.search, tables.arm(trials.arm.variant, trials.arm.fusion)
+        search, label = trials.search, labels.arm(trials.arm.variant, trials.arm.fusion)
         for record in trials.ended:
             values = (
                 trials.values(record) if record["state"] == "done" else [math.nan] * len(search.objective)
             )
             for regime, value in zip(search.objective, values, strict=True):
-                name = f"{tables.OOR if regime == 'oor' else tables.WR} {tables.title(search.metric)}"
+                name = f"{labels.OOR if regime == 'oor' else labels.WR} {METRICS[search.metric].title}"
                 lines.append(
                     (label, record["number"], record["state"], name, value, search.smaller_is_better)
                 )
@@ -231,11 +231,11 @@ def searches(found: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
         if best is not None:
             metric = trials.search.metric
             values = zip(trials.search.objective, trials.values(best), strict=True)
-            scores = ", ".join(f"{regime} {tables.number(value, metric)}" for regime, value in values)
-            scores = f"{tables.NAMES[metric]} {scores} (no. {best['number']})"
+            scores = ", ".join(f"{regime} {labels.number(value, metric)}" for regime, value in values)
+            scores = f"{METRICS[metric].name} {scores} (no. {best['number']})"
         count = f"{len(states)} of {trials.search.trials}"
         told = (states.count("pruned"), states.count("failed"), trials.epochs, f"{hours:.2f}", scores)
-        lines.append((tables.arm(trials.arm.variant, trials.arm.fusion), count, *told))
+        lines.append((labels.arm(trials.arm.variant, trials.arm.fusion), count, *told))
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -246,9 +246,9 @@ def search_parameters(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
     """
     lines = []
     if searches:
-        from sweeps.engine import optuna_study  # and Optuna, which no other table needs
+        from sweeps.analysis import search_importance  # and Optuna, which no other table needs
 
         for trials in searches.values():
-            label = tables.arm(trials.arm.variant, trials.arm.fusion)
-            lines += [(label, name, share) for name, share in optuna_study.importances(trials).items()]
+            label = labels.arm(trials.arm.variant, trials.arm.fusion)
+            lines += [(label, name, share) for name, share in search_importance.importances(trials).items()]
     return pd.DataFrame(lines, columns=["arm", "parameter", "importance"])

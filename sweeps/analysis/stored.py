@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 
-from sweeps.report import tables
+from sweeps.analysis import labels
 from sweeps.store.records import Store
 
 CURVES = 2000
@@ -29,7 +29,7 @@ def curves(store: Store, rows: pd.DataFrame, most: int = CURVES) -> Curves:
 
     Of more than `most` done cells those with the first seeds are read. A cell without a history is left out.
     """
-    cells = tables.with_arm(rows)
+    cells = labels.with_arm(rows)
     cells = cells.loc[cells["state"] == "done", ["key", "arm", "split", "seed"]].reset_index(drop=True)
     read = cells.sort_values("seed", kind="stable").iloc[:most].sort_index()
     order = list(dict.fromkeys(zip(cells["arm"], cells["split"], strict=True)))
@@ -59,7 +59,7 @@ def importance(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     A cell's `importance.parquet` has the columns what, rmse_increase, sd. The mean is over cells; sd is that
     over the cells' means, or the one cell's own.
     """
-    cells = tables.with_arm(rows)
+    cells = labels.with_arm(rows)
     cells = cells[cells["state"] == "done"]
     found = []
     for key, arm, split in zip(cells["key"], cells["arm"], cells["split"], strict=True):

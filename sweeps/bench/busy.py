@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 
 from pm25.cell import Cell
+from pm25.metrics import SCORES
 from pm25.panel import Panel
 from sweeps.bench.engine import trivial
 from sweeps.bench.trial import Measurement
@@ -151,7 +152,7 @@ class _Nap:
         self.history.append(SimpleNamespace(validation_rmse=self._rmse + 1 / len([*self.history, None])))
 
     def result(self) -> SimpleNamespace:
-        names = ("rmse", "r2", "mae", "mbe")
+        names = SCORES
         return SimpleNamespace(metrics={f"val_wr_{name}": self._rmse for name in names})
 
 

@@ -17,6 +17,7 @@ import yaml
 
 import pm25
 from pm25.cell import Cell
+from pm25.metrics import SCORES
 from pm25.panel import Panel
 from sweeps.bench.trial import Measurement, peak_mb
 from sweeps.state import State
@@ -127,7 +128,7 @@ def trivial(
         store.write_table(key, "predictions", made | dict.fromkeys(numbers, np.ones(ROWS, "float32")))
         curves = ("train_loss", "validation_loss", "learning_rate", "validation_rmse")
         store.write_table(key, "history", {"epoch": [1, 2], **{name: [2.0, 1.0] for name in curves}})
-    metrics = [f"{part}_{name}" for part in ("test", "wr", "val") for name in ("rmse", "r2", "mae", "mbe")]
+    metrics = [f"{part}_{name}" for part in ("test", "wr", "val") for name in SCORES]
     record = {
         "key": key,
         "state": "done",

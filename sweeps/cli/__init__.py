@@ -132,6 +132,7 @@ def plan(
 
     What no stored cell tells is measured once, on a few batches of every kind of network.
     """
+    from sweeps.engine import measure
     from sweeps.plan import calibration
     from sweeps.plan.cost import Estimate, Room
     from sweeps.spec.design import Arm
@@ -143,7 +144,7 @@ def plan(
     room = Room.of(state.study, cpus, gpus)
     estimate = Estimate(state, records, parts, room, calibration.read(state.store, room))
     if any(estimate.uncalibrated()) and not no_calibrate and calibration.can_measure(room):
-        calibration.measure_in_child(study, overrides, room)
+        measure.in_child(study, overrides, room)
         estimate = Estimate(state, records, parts, room, calibration.read(state.store, room))
     done = [key for key, record in records.items() if record["state"] == "done"]
     arms = {arm.label: {"cells": 0, "done": 0} for arm in state.study.arms()}
@@ -322,6 +323,7 @@ def run(
         return 0
 
     from sweeps.driver import train
+    from sweeps.report import data as report_data
     from sweeps.report import write as report
     from sweeps.store.lock import Hold
 
@@ -333,7 +335,7 @@ def run(
         click.echo(f"{state.study.study}: {size}; {agenda.outline}", err=True)
         for notice in train(state, agenda, address, waits=wait_for_nodes, needs_tracking=require_tracking):
             click.echo(f"sweep: {notice}", err=True)
-    report.terminal(report.gather(state, brief=True))
+    report.terminal(report_data.gather(state, brief=True))
     for trials in state.searches.values():
         click.echo(f"search {trials.outline}")
     count = _count(state, state.records())
@@ -648,6 +650,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
 
     from sweeps.analysis import artifacts, results, stored
     from sweeps.report import borders as borders
+    from sweeps.report import data as report_data
     from sweeps.report import figures
     from sweeps.report import write as writer
 
@@ -655,7 +658,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
     records = state.records()
     frame = state.rows(records)
     predictions = artifacts.read(state.store, frame)
-    material = writer.gather(state, records=records, rows=frame, predicted=predictions)
+    material = report_data.gather(state, records=records, rows=frame, predicted=predictions)
     pictures = figures.draw(
         frame,
         material.metric,
@@ -688,6 +691,7 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
     The winner of each arm whose weights are stored is registered as a model.
     """
     from sweeps.engine.optuna_study import View
+    from sweeps.report import data as report_data
     from sweeps.report import write as report
     from sweeps.store.lock import Hold
     from sweeps.tracking import parent_metrics, winners
@@ -705,7 +709,7 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
         how = state.study.analysis, state.study.claims, state.study.design.looks
         tracker.answer(parent_metrics.of_rows(rows, *how) | searched)
         tracker.show(parent_metrics.pictures(state.store, rows, *how))
-        tracker.describe(report.brief(report.gather(state, records=records, rows=rows, brief=True)))
+        tracker.describe(report.brief(report_data.gather(state, records=records, rows=rows, brief=True)))
         for winner in winners.winners(state, records):
             tracker.register(winner, winners.example(state, winner))
         journal = View(state.store)

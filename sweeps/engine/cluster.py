@@ -13,9 +13,9 @@ import pyarrow.fs
 import tenacity
 import yaml
 
+from pm25.encoders import Embedded
 from pm25.errors import InputError
 from pm25.panel import Panel
-from sweeps.engine.worker import Embedded
 from sweeps.plan import calibration
 from sweeps.spec.study import Resources
 from sweeps.store.records import StorageError, Store, read, write

@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from pm25.cell import Cell
 from pm25.errors import InputError
+from pm25.network_shape import Shape
 from pm25.panel import Panel
 from pm25.settings import Settings
 from sweeps.engine.cluster import Cluster
 from sweeps.engine.scheduler import Agenda, Work
-from sweeps.plan.cost import Shape
 from sweeps.spec.design import Arm, Space, active, settings_at
 from sweeps.spec.study import Study
 from sweeps.store import records as files
@@ -115,7 +115,7 @@ class Shares:
     def _shape(self, cell: Cell) -> Shape:
         what = (cell.variant, cell.fusion, cell.head, cell.model, cell.train.batch_size)
         if what not in self._shapes:
-            self._shapes[what] = Shape.of(cell, self._panel, self._study.encoders)
+            self._shapes[what] = Shape.of(cell, self._panel, self._study.encoders.random.dim)
         return self._shapes[what]
 
 

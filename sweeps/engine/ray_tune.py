@@ -54,17 +54,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import pm25
 import sweeps
+from pm25 import encoders
 from pm25.cell import Cell
+from pm25.encoders import Embedded
 from pm25.errors import InputError
+from pm25.network_shape import Shape
 from pm25.panel import Panel
 from sweeps.engine import cluster as nodes
-from sweeps.engine import worker
+from sweeps.engine import measure, worker
 from sweeps.engine.cluster import Cluster, HeadLost, Mark, Node
 from sweeps.engine.gpu_packing import Footprint, Shares
 from sweeps.engine.scheduler import Agenda, Work
-from sweeps.engine.worker import Embedded
-from sweeps.plan import calibration
-from sweeps.plan.cost import Shape
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study
 from sweeps.store.records import Record, Store
@@ -650,7 +650,7 @@ def _bundle(cpu: float, gpu: float) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{"CPU": cpu, "GPU": gpu}])
 
 
-_embed_places = ray.remote(num_cpus=1, max_retries=3)(worker.embed)
+_embed_places = ray.remote(num_cpus=1, max_retries=3)(encoders.embed)
 
 
 def _embed(encoders: Mapping[str, dict[str, Any]], panel: Panel) -> dict[str, Embedded]:
@@ -714,9 +714,9 @@ def _footprint(shared: tuple[Panel, Any], cell: Cell, shape: Shape, pretended_mb
     import torch
 
     if pretended_mb is not None:
-        held, name = calibration.footprint_mb(cell, shape, shared[0], "cpu"), "pretended"
+        held, name = measure.footprint_mb(cell, shape, shared[0], "cpu"), "pretended"
         return Footprint(shape=shape, memory_mb=held, context_mb=0, gpu=name, gpu_mb=pretended_mb)
-    held, name = calibration.footprint_mb(cell, shape, shared[0], "cuda"), torch.cuda.get_device_name()
+    held, name = measure.footprint_mb(cell, shape, shared[0], "cuda"), torch.cuda.get_device_name()
     whole_mb, context_mb = torch.cuda.mem_get_info()[1] / 1e6, worker.context_mb()
     return Footprint(shape=shape, memory_mb=held, context_mb=context_mb, gpu=name, gpu_mb=whole_mb)
 

@@ -19,13 +19,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 import pm25
 from pm25.cell import Cell
+from pm25.encoders import Embedded
+from pm25.metrics import SCORES
 from pm25.panel import Panel
 from sweeps.store import failures
 from sweeps.store.records import Record, Store
@@ -34,25 +36,6 @@ if TYPE_CHECKING:
     import torch
 
     from pm25.trial import Result, Training
-
-
-class Embedded(NamedTuple):
-    """The places' vectors, made once for all cells of an encoder."""
-
-    vectors: np.ndarray
-    """(sites, d), or (sites, 12, d) by month."""
-    fingerprint: str
-    trained_on_target: bool
-
-
-def embed(
-    name: str, options: dict[str, Any], lat: np.ndarray, lon: np.ndarray, site_id: np.ndarray
-) -> Embedded:
-    """Embed places with `pm25.encoders.load(name, **options)`."""
-    from pm25 import encoders
-
-    encoder = encoders.load(name, **options)
-    return Embedded(encoder.embed(lat, lon, site_id), encoder.fingerprint, encoder.trained_on_target)
 
 
 COMMIT = "SWEEP_COMMIT"
@@ -185,7 +168,7 @@ class SearchTrial:
         scores: dict[str, dict[str, float]] = {}
         for regime in ("wr", "oor"):
             told = [r.metrics for r in results if f"val_{regime}_rmse" in r.metrics]
-            for name in ("rmse", "r2", "mae", "mbe") if told else ():
+            for name in SCORES if told else ():
                 mean = math.fsum(metrics[f"val_{regime}_{name}"] for metrics in told) / len(told)
                 if not math.isfinite(mean):
                     raise ArithmeticError(f"validation {name} ({regime}) is {mean}")

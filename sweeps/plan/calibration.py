@@ -5,50 +5,24 @@ was measured, stays quick.
 """
 
 import hashlib
-import itertools
 import json
-import math
 import os
 import platform
 import shutil
 import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow.fs
 from pydantic import ValidationError
 
-from pm25.cell import Cell
 from pm25.errors import InputError
-from pm25.panel import Panel
-from pm25.settings import ENCODERS, ModelSettings
-from sweeps.engine import worker
-from sweeps.plan.cost import Calibration, CutTime, Estimate, Room, Shape, ShapeTime
-from sweeps.state import State
+from sweeps.plan.cost import Calibration, Room
 from sweeps.store import records as files
 from sweeps.store.records import Store
 
 FOLDER = "calibration"
 """Beside the cells, with a file for each device and number of threads."""
-
-STEPS = (2, 16)
-"""Of an epoch that is timed; the second only where an epoch of the first takes less than:"""
-LONG_S = 0.25
-TIMED_S = 1.0
-"""After so long nothing is timed again."""
-FOOTPRINT_STEPS = 3
-"""Of an epoch whose memory is measured: what a step needs beside the one before it is there by then."""
-VALIDATED = 256
-"""Windows scored after each of these epochs."""
-PROBE = {"model": ModelSettings(width=2, depth=1, attention_units=1)}
-"""As good as no network: what a cell takes with it, it takes beside its network."""
-PROBE_TRAIN = {"max_epochs": 1, "batch_size": 4096}
-PROBE_WINDOWS = 20_000
 
 
 class Device(NamedTuple):
@@ -93,7 +67,7 @@ def read(store: Store, room: Room) -> Calibration | None:
         raise store.refusal("read", error) from None
     device = "cuda" if room.gpu else "cpu"
     fitting = [c for c in found if (c.device, c.threads) == (device, room.threads)]
-    here = _name(room)
+    here = device_name(room)
     if here or not room.gpu:
         fitting = [c for c in fitting if c.name == here]
     return max(fitting, key=lambda c: max((t.date for t in c.shapes), default=""), default=None)
@@ -102,122 +76,6 @@ def read(store: Store, room: Room) -> Calibration | None:
 def can_measure(room: Room) -> bool:
     """Whether this machine has the device that the plan is for."""
     return not room.gpu or bool(devices())
-
-
-def measure_in_child(study: str, overrides: Sequence[str], room: Room) -> None:
-    """Measure and store what `read` then finds, in a process that may load torch. Raises InputError."""
-    arguments = json.dumps({"study": study, "overrides": list(overrides), "room": room})
-    command = [sys.executable, "-m", "sweeps.plan.calibration", arguments]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if ended.returncode:
-        said = ended.stdout.strip() or f"the calibration ended with status {ended.returncode}"
-        raise InputError(f"{said}; --no-calibrate plans without measuring")
-
-
-def measure(state: State, room: Room, say: Callable[[str], None]) -> None:
-    """Measure what neither records nor calibrations tell, and store each value as soon as it is known."""
-    import torch
-
-    torch.set_num_threads(room.threads)
-    known = read(state.store, room)
-    device = "cuda" if room.gpu else "cpu"
-    plan = Estimate(state, state.records(), state.parts(), room, known)
-    shapes, cuts = plan.uncalibrated()
-    found = known or Calibration(device=device, name=_name(room), threads=room.threads)
-    count, number = len(shapes) + len(cuts), itertools.count(1)
-    for shape, cell in shapes.items():
-        say(f"calibrating {next(number)} of {count}: a few batches of {cell.label}")
-        timed = time_shape(cell, shape, plan.samples(cell).train, state.panel, device)
-        found = found.model_copy(update={"shapes": (*found.shapes, timed)})
-        _write(state.store, found)
-    for cut, cell in cuts.items():
-        say(f"calibrating {next(number)} of {count}: a cell of {cell.split.label} without its network")
-        fixed_s = time_cut(cell, state.panel, device, plan)
-        found = found.model_copy(
-            update={"cuts": (*found.cuts, CutTime(cut=cut, fixed_s=fixed_s, date=_today()))}
-        )
-        _write(state.store, found)
-
-
-def time_shape(cell: Cell, shape: Shape, n_train: int, panel: Panel, device: str) -> ShapeTime:
-    """Seconds of the cell's training steps and of its scoring, on the panel, with vectors that mean nothing.
-
-    `n_train` are its training samples.
-    """
-    import torch
-
-    from pm25 import trial
-    from pm25.fit import SCORING_BATCH
-
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    embedding = _vectors(cell, shape, panel)
-    for steps in STEPS:
-        windows = min(steps * shape.batch_size, n_train)
-        training = trial.Training(_shortened(cell, windows), panel, embedding=embedding, device=device)
-        training.epoch()  # the first is slower: memory is laid out, kernels are chosen
-        epochs = _timed(training.epoch)
-        if min(epochs) > LONG_S:
-            break
-    made = trial.prepare(_shortened(cell, shape.batch_size), panel, embedding=embedding, device=device)
-    flat = made.parts.train[:SCORING_BATCH]
-    made.predict(flat)
-    scored_s = min(_timed(lambda: made.predict(flat))) / len(flat)
-    validation_s = scored_s * len(made.validation)
-    batches = math.ceil(windows / shape.batch_size)
-    return ShapeTime(
-        shape=shape,
-        step_s=tuple(max(s - validation_s, 0.1 * s) / batches for s in epochs),
-        scored_s=scored_s,
-        memory_mb=worker.held_mb(device),
-        date=_today(),
-    )
-
-
-def footprint_mb(cell: Cell, shape: Shape, panel: Panel, device: str) -> float:
-    """The most memory that a training of this shape holds: of a GPU, the driver's context included."""
-    from pm25 import trial
-
-    short = _shortened(cell, FOOTPRINT_STEPS * shape.batch_size)
-    train = short.train.model_copy(update={"max_epochs": 2})  # the optimiser's state comes with the first
-    cell = short.model_copy(update={"train": train})
-    trial.run(cell, panel, embedding=_vectors(cell, shape, panel), device=device)
-    return worker.held_mb(device)
-
-
-def _shortened(cell: Cell, windows: int) -> Cell:
-    """The cell with so many training windows, a rate at which nothing diverges, and no end but ours."""
-    settings = {"max_epochs": 1_000_000, "patience": 1_000_000, "learning_rate": 1e-6}
-    limits = {"max_windows": windows, "max_validation_windows": VALIDATED}
-    return cell.model_copy(update={"train": cell.train.model_copy(update=settings | limits)})
-
-
-def _vectors(cell: Cell, shape: Shape, panel: Panel) -> np.ndarray | None:
-    """In the place of an encoder's; they mean nothing."""
-    if cell.variant not in ENCODERS:
-        return None
-    return np.ones((len(panel.site_id), shape.embedding_dim), np.float32)
-
-
-def time_cut(cell: Cell, panel: Panel, device: str, plan: Estimate) -> float:
-    """Seconds of a cell beside its network: those of a whole one, stored too, with next to no network."""
-    train = cell.train.model_copy(
-        update=PROBE_TRAIN | {"max_windows": min(PROBE_WINDOWS, cell.train.max_windows or PROBE_WINDOWS)}
-    )
-    place = {"variant": "none", "fusion": None, "head": None}
-    probe = cell.model_copy(update={**place, **PROBE, "train": train})
-    n = plan.samples(probe)
-    network = time_shape(probe, plan.shape(probe), n.train, panel, device)
-    with tempfile.TemporaryDirectory(prefix="sweep-calibrate-") as folder:
-        begin = time.perf_counter()
-        record = worker.run_and_record(probe, "probe", panel, Store(folder, FOLDER), device=device)
-        whole_s = time.perf_counter() - begin
-    if record["state"] == "failed":
-        error = record["error"]
-        raise InputError(f"calibration: {probe.label} failed with {error['type']}: {error['message']}")
-    steps = math.ceil(n.train / train.batch_size)
-    network_s = steps * min(network.step_s) + (n.validation + n.scored) * network.scored_s
-    return max(whole_s - network_s, 0.1 * whole_s)
 
 
 def _parse(path: str, content: bytes) -> Calibration:
@@ -231,7 +89,7 @@ def _parse(path: str, content: bytes) -> Calibration:
         ) from None
 
 
-def _write(store: Store, found: Calibration) -> None:
+def write(store: Store, found: Calibration) -> None:
     """Whole or not at all. Raises InputError."""
     identity = json.dumps([found.device, found.name, found.threads])
     system, folder = store.location(FOLDER)
@@ -242,44 +100,6 @@ def _write(store: Store, found: Calibration) -> None:
         raise store.refusal("written", error, mend="") from None
 
 
-def _name(room: Room) -> str:
+def device_name(room: Room) -> str:
     """Of this machine's device that the plan is for; empty for a GPU where there is none."""
     return next((device.name for device in devices()), "") if room.gpu else processor()
-
-
-def _timed(call: Callable[[], object]) -> list[float]:
-    """Seconds of each of some calls: two at least, ten at most, and no more after `TIMED_S`."""
-    found: list[float] = []
-    while len(found) < 2 or (sum(found) < TIMED_S and len(found) < 10):
-        begin = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - begin)
-    return found
-
-
-def _today() -> str:
-    return time.strftime("%Y-%m-%d")
-
-
-def main() -> None:
-    """Measure what the one argument names; an InputError is said on standard output, with status 2."""
-    given = json.loads(sys.argv[1])
-    live = sys.stderr.isatty()
-
-    def say(line: str) -> None:
-        print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-
-    try:
-        measure(State(given["study"], given["overrides"]), Room(*given["room"]), say)
-    except InputError as error:
-        print(" ".join(str(error).split()))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        if live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    main()

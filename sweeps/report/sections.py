@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from pm25.metrics import EXCEEDANCE_UGM3
+from pm25.metrics import EXCEEDANCE_UGM3, METRICS
+from sweeps.analysis import labels
 from sweeps.report import summary, tables
 from sweeps.report.tables import Entry, Table
 
 if TYPE_CHECKING:
+    from sweeps.report.data import Material
     from sweeps.report.figures import Figure as Picture
-    from sweeps.report.write import Material
 
 DIRECTIONS = 4
 """Held-out regions that have a column of their own at most; of more, means.csv has the numbers."""
@@ -108,7 +109,7 @@ def _within(material: Material) -> Section:
         tables.of_means(
             material.means[metric],
             columns,
-            f"Within region: {tables.title(metric)}.",
+            f"Within region: {METRICS[metric].title}.",
             legend(material, material.means[metric]),
         )
         for metric in shown(material)
@@ -119,8 +120,8 @@ def _within(material: Material) -> Section:
 
 def within_columns(means: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """(group, head, split, part) of the WR splits, then of the WR sites of the OoR splits."""
-    own = _places(means, tables.WR, "test")
-    inside = _places(means, tables.WR, "wr")
+    own = _places(means, labels.WR, "test")
+    inside = _places(means, labels.WR, "wr")
     group = {"test": "", "wr": "inside"} if inside else {"test": "", "wr": ""}
     if own and inside:
         group["test"] = "WR splits"
@@ -130,7 +131,7 @@ def within_columns(means: pd.DataFrame) -> list[tuple[str, str, str, str]]:
 def outside_columns(means: pd.DataFrame, directions: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """(group, head, split, part): an OoR split by itself, then each of its held-out regions."""
     found = []
-    for split, part in _places(means, tables.OOR, "test"):
+    for split, part in _places(means, labels.OOR, "test"):
         found.append((split, "all", split, part))
         own = [name for name in dict.fromkeys(directions["split"]) if name.startswith(f"{split} · ")]
         if 1 < len(own) <= DIRECTIONS:
@@ -147,7 +148,7 @@ def _outside(material: Material) -> Section:
             continue
         both = pd.concat([means, directions], ignore_index=True) if len(directions) else means
         found.append(
-            tables.of_means(both, columns, f"Out of region: {tables.title(metric)}.", legend(material, both))
+            tables.of_means(both, columns, f"Out of region: {METRICS[metric].title}.", legend(material, both))
         )
         apart = against_none(
             pd.concat(
@@ -155,9 +156,9 @@ def _outside(material: Material) -> Section:
                 ignore_index=True,
             )
         )
-        apart = apart[(apart["part"] == "test") & (apart["regime"] == tables.OOR)]
+        apart = apart[(apart["part"] == "test") & (apart["regime"] == labels.OOR)]
         if len(apart):
-            caption = f"Out of region, paired differences: {tables.title(metric)}."
+            caption = f"Out of region, paired differences: {METRICS[metric].title}."
             notes = legend(material, apart, ranked=False)
             found.append(tables.of_differences(apart, columns, material.analysis.alpha, caption, notes))
     text = (
@@ -174,7 +175,7 @@ def _gap(material: Material) -> Section:
         columns = [("", split, split, part) for split, part in _places(means, "gap", "gap")]
         if not columns:
             continue
-        name = tables.title(metric)
+        name = METRICS[metric].title
         notes = legend(material, means[means["part"] == "gap"], ranked=False)
         found.append(
             tables.of_means(
@@ -206,14 +207,14 @@ def _differences(material: Material) -> Section:
     frame = against_none(material.contrasts[material.metric])
     found = []
     if len(frame):
-        name = tables.title(material.metric)
+        name = METRICS[material.metric].title
         found.append(_tested(material, frame, f"Paired differences, arm minus 'none': {name}."))
     text = (
         "The same split, fold and seed, arm minus 'none', seeds averaged within their test set. Declared "
         "contrasts are one family, and only they are tested; the other lines are exploratory: their p is not "
         "adjusted, and they have no verdict."
     )
-    if material.rows.empty or tables.BASELINE not in set(tables.with_arm(material.rows)["arm"]):
+    if material.rows.empty or labels.BASELINE not in set(labels.with_arm(material.rows)["arm"]):
         return Section("differences", "Paired differences", "", paragraphs=("The study has no arm 'none'.",))
     return Section("differences", "Paired differences", text, found, _pictures(material, "forest-"))
 
@@ -261,7 +262,7 @@ def _tested(material: Material, frame: pd.DataFrame, caption: str) -> Table:
             label = f"{line['arm']} − {line['other']}" if several else line["arm"]
             lines.append((label, entries))
     return Table(
-        f"{tables.title(str(frame['metric'].iloc[0]))}",
+        f"{METRICS[str(frame['metric'].iloc[0])].title}",
         [("", name) for name in names],
         lines,
         caption,
@@ -297,10 +298,10 @@ def _ablations(material: Material) -> Iterator[Section]:
     }
     frame = _plain_contrasts(material.contrasts[material.metric])
     columns = within_columns(material.means[material.metric])
-    columns = [(tables.WR, *column[1:]) for column in columns if column[3] == "test"]
+    columns = [(labels.WR, *column[1:]) for column in columns if column[3] == "test"]
     columns += [
-        (tables.OOR, split, split, part)
-        for split, part in _places(material.means[material.metric], tables.OOR, "test")
+        (labels.OOR, split, split, part)
+        for split, part in _places(material.means[material.metric], labels.OOR, "test")
     ]
     pair = list(zip(frame["arm"], frame["other"], strict=True))
     for anchor, (title, text) in texts.items():
@@ -314,7 +315,7 @@ def _ablations(material: Material) -> Iterator[Section]:
                     mine,
                     columns,
                     material.analysis.alpha,
-                    f"{title}: {tables.title(material.metric)}, paired.",
+                    f"{title}: {METRICS[material.metric].title}, paired.",
                     legend(material, mine, ranked=False),
                 )
             )
@@ -325,14 +326,14 @@ def _ablations(material: Material) -> Iterator[Section]:
 def _tail(material: Material) -> Section:
     found = []
     for metric, means in material.tail.items():
-        columns = [(tables.WR, split, split, part) for split, part in _places(means, tables.WR, "test")] + [
-            (tables.OOR, split, split, part) for split, part in _places(means, tables.OOR, "test")
+        columns = [(labels.WR, split, split, part) for split, part in _places(means, labels.WR, "test")] + [
+            (labels.OOR, split, split, part) for split, part in _places(means, labels.OOR, "test")
         ]
         found.append(
             tables.of_means(
                 means,
                 columns,
-                f"The tail, from {EXCEEDANCE_UGM3} µg/m³ on: {tables.title(metric)}.",
+                f"The tail, from {EXCEEDANCE_UGM3} µg/m³ on: {METRICS[metric].title}.",
                 legend(material, means),
             )
         )
@@ -360,7 +361,7 @@ def _ranks(material: Material) -> Section:
         lines.append(("Friedman's p", [Entry(tables.p_value(p)) for p in first["friedman_p"]]))
         lines.append(("test sets", [Entry(str(n)) for n in first["n_units"]]))
         heads = [("inside" if part == "wr" else "test", split) for split, part in places]
-        found.append(Table("mean rank", heads, lines, f"Mean ranks by {tables.NAMES[material.metric]}."))
+        found.append(Table("mean rank", heads, lines, f"Mean ranks by {METRICS[material.metric].name}."))
     text = (
         "Mean rank over test sets, 1 the best, of the arms with all their cells. Two arms differ where their "
         "mean ranks are further apart than the critical difference (Friedman's and Nemenyi's tests; Demšar "
@@ -375,11 +376,13 @@ def _errors(material: Material) -> Section:
         means = material.means[metric]
         columns = [
             (regime, split, split, part)
-            for regime in (tables.WR, tables.OOR)
+            for regime in (labels.WR, labels.OOR)
             for split, part in _places(means, regime, "test")
         ]
         if columns:
-            found.append(tables.of_means(means, columns, f"{tables.title(metric)}.", legend(material, means)))
+            found.append(
+                tables.of_means(means, columns, f"{METRICS[metric].title}.", legend(material, means))
+            )
     text = "MBE is predicted minus observed: above zero is too much. The best is the one nearest to zero."
     return Section("errors", "MAE and mean bias", text, found, _pictures(material, "distance-"))
 
@@ -401,7 +404,7 @@ def _search(material: Material) -> Section:
         found.append(tables.plain(frame, "arm", "Budget spent, and the best validation score."))
     chosen: Mapping[str, Mapping[str, str]] = material.facts.get("tuned", {})
     if chosen:
-        arms = list(dict.fromkeys(tables.with_arm(material.rows)["arm"]))
+        arms = list(dict.fromkeys(labels.with_arm(material.rows)["arm"]))
         names = sorted({name for settings in chosen.values() for name in settings})
         lines = [(arm, [Entry(chosen.get(arm, {}).get(name, "not tuned")) for name in names]) for arm in arms]
         found.append(Table("arm", [("", name) for name in names], lines, "Tuned settings."))
@@ -435,7 +438,7 @@ def _claims(material: Material) -> Section:
         contrast = f"{line['arm']} − {line['other']}"
         where = line["split"] + ("" if pd.isna(line["fold"]) else f", fold {line['fold']}")
         where += ", inside" if line["part"] == "wr" else ""
-        entries = [Entry(str(line["verdict"])), Entry(contrast), Entry(where), Entry(tables.NAMES[metric])]
+        entries = [Entry(str(line["verdict"])), Entry(contrast), Entry(where), Entry(METRICS[metric].name)]
         entries += [apart._replace(n="")]
         entries += [Entry(str(line["n_units"])), Entry(tables.p_value(line["p_adjusted"]))]
         lines.append((str(line["claim"]), entries))
@@ -460,8 +463,8 @@ def _published(material: Material) -> Section:
         return Section("published", "Published values", "")
     lines = []
     for value in published.values:  # noqa: PD011
-        label = tables.arm(value.variant, value.fusion)
-        split = value.split if value.fold is None else tables.direction(value.split, value.fold)
+        label = labels.arm(value.variant, value.fusion)
+        split = value.split if value.fold is None else labels.direction(value.split, value.fold)
         own = (material.means if value.fold is None else material.directions)[value.metric]
         own = own[(own["arm"] == label) & (own["split"] == split) & (own["part"] == value.part)]
         theirs = f"{value.value:g}"  # in the digits that were published
@@ -474,9 +477,9 @@ def _published(material: Material) -> Section:
             line = own.iloc[0].to_dict()
             ours = tables.mean(line)
             gap = line["mean"] - value.value
-            apart = Entry(tables.minus(tables.number(gap, value.metric, sign=True)))
+            apart = Entry(tables.minus(labels.number(gap, value.metric, sign=True)))
         where = split + (", inside" if value.part == "wr" else "")
-        lines.append((label, [Entry(where), Entry(tables.title(value.metric)), theirs_entry, ours, apart]))
+        lines.append((label, [Entry(where), Entry(METRICS[value.metric].title), theirs_entry, ours, apart]))
     heads = ("on", "metric", "published (second-hand)", "ours", "ours minus published")
     text = (
         f"{published.source}: second-hand values ({tables.SECOND_HAND}), beside ours and in no mean or test. "
@@ -491,7 +494,7 @@ def _published(material: Material) -> Section:
 
 
 def _audit(material: Material) -> Section:
-    cells = tables.with_arm(material.rows)
+    cells = labels.with_arm(material.rows)
     cells = cells[cells["marked"] != ""]
     if cells.empty:
         return Section("audit", "Leakage audit", "")
@@ -538,7 +541,7 @@ def _completeness(material: Material) -> Section:
 
 
 def _failures(material: Material) -> Section:
-    failed = tables.with_arm(material.rows.loc[material.rows["state"] == "failed"])
+    failed = labels.with_arm(material.rows.loc[material.rows["state"] == "failed"])
     if failed.empty:
         return Section("failures", "Failures", "")
     frame = failed[["arm", "split", "fold", "seed", "error"]].astype("str")
@@ -577,7 +580,7 @@ def _testing(material: Material) -> Section:
         + (
             " (those of the claims)"
             if len(material.claims)
-            else f" (every arm against 'none' on every split's test sets, by {tables.NAMES[material.metric]})"
+            else f" (every arm against 'none' on every split's test sets, by {METRICS[material.metric].name})"
         )
         + ". Their p, of no difference at all, are adjusted together by Holm (1979): the chance that one or "
         f"more arms that do not differ are told apart is {analysis.alpha:g} at most. Those with too few "
@@ -602,11 +605,11 @@ def _testing(material: Material) -> Section:
     if material.seeds:
         lines = [
             (
-                f"{tables.arm(one['variant'], one['fusion'])} − "
-                f"{tables.arm(one['other_variant'], one['other_fusion'])}",
+                f"{labels.arm(one['variant'], one['fusion'])} − "
+                f"{labels.arm(one['other_variant'], one['other_fusion'])}",
                 [
                     Entry(one["split"] + (", inside" if one["part"] == "wr" else "")),
-                    Entry(tables.NAMES[one["metric"]]),
+                    Entry(METRICS[one["metric"]].name),
                     Entry(", ".join(map(str, one["looks"]))),
                     Entry(f"{one['seeds']} of {one['max']}"),
                     Entry(one["stopped"] or "cells of this look are missing"),

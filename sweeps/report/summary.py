@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sweeps.analysis import comparability
+from pm25.metrics import METRICS
+from sweeps.analysis import comparability, labels
+from sweeps.analysis.labels import is_control
 from sweeps.report import tables
 
 if TYPE_CHECKING:
-    from sweeps.report.write import Material
-
-CONTROLS = ("random", "shuffled")
-"""Encoders whose vectors say nothing of the place."""
+    from sweeps.report.data import Material
 
 TESTS = {"corrected t": "corrected resampled t-test", "Wilcoxon": "Wilcoxon's signed-rank test"}
 _FLIPPED = {"better": "worse", "worse": "better"}
@@ -29,11 +28,11 @@ Line = Mapping[Any, Any]
 def sentences(material: Material) -> list[str]:
     """Within region; out of region; what is open. A regime that the study has not has no sentence."""
     means = material.means[material.metric]
-    within = _splits(means, tables.WR, "test")
+    within = _splits(means, labels.WR, "test")
     places = [(split, "test") for split in within] or [
-        (split, "wr") for split in _splits(means, tables.OOR, "test")
+        (split, "wr") for split in _splits(means, labels.OOR, "test")
     ]
-    outside = [(split, "test") for split in _splits(means, tables.OOR, "test")]
+    outside = [(split, "test") for split in _splits(means, labels.OOR, "test")]
     found = []
     for name, mine in (("Within region", places), ("Out of region", outside)):
         if mine:
@@ -58,7 +57,7 @@ def cautions(material: Material) -> list[str]:
             f"{unfair} of {_count(len(paired), 'contrast')} are unfair, for more differs than the declared "
             f"factor: {tables.UNFAIR} stands at their differences."
         )
-    if tuned := comparability.by_name(tables.measured(material.rows)["tuned"]):
+    if tuned := comparability.by_name(labels.measured(material.rows)["tuned"]):
         found.append(f"Tuned by a search, arm by arm, and not as in 'none': {', '.join(sorted(tuned))}.")
     return found
 
@@ -67,13 +66,6 @@ def declared(material: Material) -> pd.DataFrame:
     """The contrasts that are tested, of every metric that claims are about."""
     frames = [frame[frame["declared"]] for frame in material.contrasts.values()]
     return pd.concat(frames, ignore_index=True)
-
-
-def is_control(arm: str, means: pd.DataFrame) -> bool:
-    """Whether an arm is none that anyone would use: its encoder says nothing, or there is none behind it."""
-    (line,) = means[means["arm"] == arm].head(1).to_dict("records")
-    matched = line["variant"] == tables.BASELINE and arm != tables.BASELINE
-    return line["variant"] in CONTROLS or matched
 
 
 def _splits(means: pd.DataFrame, regime: str, part: str) -> list[str]:
@@ -90,7 +82,7 @@ def _at(material: Material, split: str, part: str) -> str:
     means = material.means[metric]
     means = means[(means["split"] == split) & (means["part"] == part)]
     where = f"on {split}" if part == "test" else f"on held-out sites inside the training regions of {split}"
-    whole = tables.whole(means)
+    whole = labels.whole(means)
     frame = material.contrasts[metric]
     frame = frame[(frame["split"] == split) & (frame["part"] == part)]
     lines = [line for line in against_none(frame[frame["fold"].isna()].to_dict("records")) if line["n_pairs"]]
@@ -100,7 +92,7 @@ def _at(material: Material, split: str, part: str) -> str:
     among = [line for line in among if not is_control(line["arm"], means)] or among
     if not among:
         return f"{where} {_lowest(whole, means, metric)}"
-    sign = 1 if metric in tables.UPWARD else -1
+    sign = 1 if METRICS[metric].better == "higher" else -1
     best = max(among, key=lambda line: sign * line["diff"])
     words = f", the best of {len(among)} such arms," if len(among) > 1 else ""
     pairs = ""
@@ -110,7 +102,7 @@ def _at(material: Material, split: str, part: str) -> str:
     said = _said(best, material.analysis.alpha, words, pairs)
     if tested:
         return f"{where} {said}{_rest(tested)}"
-    folds = frame["declared"] & (frame[["arm", "other"]] == tables.BASELINE).any(axis=1)
+    folds = frame["declared"] & (frame[["arm", "other"]] == labels.BASELINE).any(axis=1)
     aside = "" if best["verdict"] == "too few" else "no contrast with 'none' is declared; exploratory, "
     if folds.any():
         aside = "contrasts with 'none' are declared of single folds; over all of them, "
@@ -122,9 +114,9 @@ def against_none(lines: Iterable[Line]) -> list[Line]:
     """Every arm of one place against 'none' once; a claim that 'none' is better is turned round."""
     found: dict[str, Line] = {}
     for line in lines:
-        if line["arm"] == tables.BASELINE:
+        if line["arm"] == labels.BASELINE:
             line = _turned(line)
-        elif line["other"] != tables.BASELINE:
+        elif line["other"] != labels.BASELINE:
             continue
         if line["declared"] or line["arm"] not in found:
             found[line["arm"]] = line
@@ -157,14 +149,14 @@ def _said(line: Line, alpha: float, among: str, pairs: str) -> str:
     `among` stands behind the arm, `pairs` behind the numbers.
     """
     metric, arm, other = str(line["metric"]), f"'{line['arm']}'", f"'{line['other']}'"
-    name, verdict = tables.NAMES[metric], line["verdict"]
+    name, verdict = METRICS[metric].name, line["verdict"]
     mark = tables.UNFAIR if line["unfair"] else ""
     differs = f"its {name} is {_apart(line['diff'], metric)}{mark}"
     margin = f"the margin of {_with_unit(line['rope'], metric)}"
     if verdict == "too few":
         boot = ""
         if math.isfinite(line["boot_low"]):
-            kind = "blocks of other sites in the same regions" if line["regime"] == tables.OOR else "sites"
+            kind = "blocks of other sites in the same regions" if line["regime"] == labels.OOR else "sites"
             bounds = tables.interval(line["boot_low"], line["boot_high"], metric, sign=True)
             boot = f"; {1 - alpha:.0%} bootstrap interval over {kind} {bounds}, given these trainings"
         better = f"better in {line['n_better']} of {line['n_pairs']} pairs"
@@ -205,15 +197,15 @@ def _lowest(whole: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
     if whole.empty:
         return "no arm has all its cells"
     top = whole.iloc[0]
-    side = "highest" if metric in tables.UPWARD else "lowest"
+    side = "highest" if METRICS[metric].better == "higher" else "lowest"
     value = _with_unit(top["mean"], metric)
     cells = _count(int(top["n"]), "cell")
-    text = f"'{top['arm']}' has the {side} mean {tables.NAMES[metric]}, {value} ({cells})"
+    text = f"'{top['arm']}' has the {side} mean {METRICS[metric].name}, {value} ({cells})"
     if len(means) == 1:
         return f"{text}, the only arm"
     why = "no other arm has all its cells"
     if len(whole) > 1:
-        here = tables.BASELINE in {*means["arm"]}
+        here = labels.BASELINE in {*means["arm"]}
         why = "'none' has not all its cells" if here else "the study has no arm 'none'"
     return f"{text}; {why}, so nothing is compared here"
 
@@ -258,14 +250,14 @@ def _named(lines: Sequence[Line], several: bool) -> str:
     for line in lines:
         more = line["more_seeds"]
         seeds: str = "" if pd.isna(more) else f" (about {_count(int(more), 'more seed')} would decide it)"
-        against = "" if line["other"] == tables.BASELINE else f" against '{line['other']}'"
+        against = "" if line["other"] == labels.BASELINE else f" against '{line['other']}'"
         place = f"on {line['split']}"
         if not pd.isna(line["fold"]):
-            outside = line["regime"] == tables.OOR or line["part"] == "wr"
-            fold = tables.held_out(line["split"], line["fold"]) if outside else f"fold {line['fold']}"
+            outside = line["regime"] == labels.OOR or line["part"] == "wr"
+            fold = labels.held_out(line["split"], line["fold"]) if outside else f"fold {line['fold']}"
             place += f", {fold}"
         place += "" if line["part"] == "test" else " inside the training region"
-        place += f" by {tables.NAMES[line['metric']]}" if several else ""
+        place += f" by {METRICS[line['metric']].name}" if several else ""
         by_place.setdefault(place, []).append(f"'{line['arm']}'{against}{seeds}")
     texts = [
         f"{', '.join(arms[:SHOWN])}{f' and {len(arms) - SHOWN} more' * (len(arms) > SHOWN)} {place}"
@@ -282,13 +274,13 @@ def _p(line: Line) -> str:
 
 def _apart(value: float, metric: str) -> str:
     """'0.39 µg/m³ lower'."""
-    if float(tables.number(value, metric)) == 0:
-        return f"the same to {_with_unit(10.0 ** -tables.DECIMALS[metric], metric)}"
+    if float(labels.number(value, metric)) == 0:
+        return f"the same to {_with_unit(10.0 ** -METRICS[metric].digits, metric)}"
     return f"{_with_unit(abs(value), metric)} {'lower' if value < 0 else 'higher'}"
 
 
 def _with_unit(value: float, metric: str) -> str:
-    return f"{tables.number(value, metric)} {tables.UNITS.get(metric, '')}".strip()
+    return f"{labels.number(value, metric)} {METRICS[metric].unit}".strip()
 
 
 def _count(number: int, what: str) -> str:

@@ -15,23 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-BASELINE = "none"
-METRICS = ("rmse", "r2", "mae", "mbe")
-TAIL = ("tail_rmse", "tail_recall", "tail_precision")
-NAMES = {
-    "rmse": "RMSE",
-    "r2": "R²",
-    "mae": "MAE",
-    "mbe": "MBE",
-    "tail_rmse": "RMSE of the tail",
-    "tail_recall": "recall",
-    "tail_precision": "precision",
-}
-UNITS = {"rmse": "µg/m³", "r2": "", "mae": "µg/m³", "mbe": "µg/m³", "tail_rmse": "µg/m³"}
-DECIMALS = {"rmse": 2, "r2": 3, "mae": 2, "mbe": 2, "tail_rmse": 1, "tail_recall": 3, "tail_precision": 3}
-UPWARD = ("r2", "tail_recall", "tail_precision")
-"""More is better."""
-WR, OOR, GAP = "WR", "OoR", "OoR − WR"
+from pm25.metrics import METRICS
+from sweeps.analysis.labels import merit, number, whole, with_arm
 
 MARK = "†"
 """Stands at every mean that holds a cell whose audit failed."""
@@ -163,20 +148,6 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def merit(values: pd.Series, metric: str) -> pd.Series:
-    """More is better: R2 as it is, the errors negated, the bias by its size."""
-    return values if metric in UPWARD else -values.abs()
-
-
-def whole(means: pd.DataFrame) -> pd.DataFrame:
-    """Lines of ``inference.means``, of one split and part, whose cells all have a number; the best first."""
-    lines = means[(means["n"] == means["n_expected"]) & (means["n"] > 0)]
-    if lines.empty:
-        return lines
-    order = merit(lines["mean"], str(lines["metric"].iloc[0])).sort_values(ascending=False, kind="stable")
-    return lines.loc[order.index]
-
-
 def places(means: pd.DataFrame) -> dict[str, int]:
     """Arms that are best (1) or second (2) of one split and part, as far as is shown.
 
@@ -188,7 +159,7 @@ def places(means: pd.DataFrame) -> dict[str, int]:
     if len(lines) < 2:
         return {}
     metric = str(lines["metric"].iloc[0])
-    value = merit(lines["mean"].round(DECIMALS[metric]), metric)
+    value = merit(lines["mean"].round(METRICS[metric].digits), metric)
     if value.nunique() < 2:
         return {}
     rank = value.rank(method="min", ascending=False)
@@ -219,7 +190,7 @@ def of_means(
             entry = Entry("not planned", absent=True) if line is None else mean(line, sign=sign)
             entries.append(entry._replace(place=best[split, part].get(label, 0)))
         found.append((label, entries))
-    corner = title(str(means["metric"].iloc[0])) if len(means) else ""
+    corner = METRICS[str(means["metric"].iloc[0])].title if len(means) else ""
     return Table(corner, [column[:2] for column in columns], found, caption, notes)
 
 
@@ -244,77 +215,8 @@ def of_differences(
             line = lines.get((label, other, split, part))
             entries.append(Entry("not planned", absent=True) if line is None else difference(line, alpha))
         found.append((label if alone else f"{label} − {other}", entries))
-    corner = f"arm minus '{others[0]}'" if alone else title(str(contrasts["metric"].iloc[0]))
+    corner = f"arm minus '{others[0]}'" if alone else METRICS[str(contrasts["metric"].iloc[0])].title
     return Table(corner, [column[:2] for column in columns], found, caption, notes)
-
-
-_VARIANTS = {
-    "latlon": "lat/lon",
-    "sincos": "sin/cos",
-    "geoclip": "GeoCLIP",
-    "satclip": "SatCLIP",
-    "shuffled": "shuffled GeoCLIP",
-}
-_FUSIONS = {"hadamard": "Hadamard"}
-
-
-def arm(variant: str, fusion: str | float | None) -> str:
-    """The label of an arm: 'none', 'lat/lon', 'GeoCLIP · Hadamard'. A fusion of None or NaN is no fusion.
-
-    'none' with a fusion has an encoder arm's layers, fed a constant: the matched head.
-    """
-    name = _VARIANTS.get(variant, variant)
-    if variant == BASELINE and isinstance(fusion, str) and fusion:
-        return f"none · matched {_FUSIONS.get(fusion, fusion)}"
-    return f"{name} · {_FUSIONS.get(fusion, fusion)}" if isinstance(fusion, str) and fusion else name
-
-
-def measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """A copy of the rows in which only a done cell has finite scores (``test_*``, ``wr_*``); others are NaN.
-
-    Raises ValueError when two rows are the same arm, split, fold and seed: their mean would mean nothing.
-    """
-    cells = rows.copy()
-    place = ["variant", "fusion", "split", "fold", "seed"]
-    if (twice := cells.duplicated(place)).any():
-        raise ValueError(f"two rows for one cell: {cells.loc[twice, place].iloc[0].to_dict()}")
-    for text in ("marked", "unfair", "tuned"):
-        cells[text] = cells[text].astype("object").fillna("").astype("str") if text in cells else ""
-    scores = [f"{prefix}_{metric}" for prefix in ("test", "wr") for metric in METRICS]
-    scores += [
-        column for column in map(str, cells) if column not in scores and column.startswith(("test_", "wr_"))
-    ]
-    for column in scores:
-        number = (
-            cells[column].astype("float64") if column in cells else pd.Series(math.nan, index=cells.index)
-        )
-        cells[column] = number.where((cells["state"] == "done") & (number.abs() < math.inf))
-    return cells
-
-
-def with_arm(rows: pd.DataFrame) -> pd.DataFrame:
-    """``measured(rows)`` with a column ``arm``."""
-    cells = measured(rows)
-    labels = [arm(v, f) for v, f in zip(cells["variant"], cells["fusion"], strict=True)]
-    return cells.assign(arm=pd.Series(labels, index=cells.index, dtype="str"))
-
-
-def directions(rows: pd.DataFrame) -> pd.DataFrame:
-    """The OoR rows with each held-out region as a split of its own."""
-    cells = rows.loc[rows["regime"] == OOR]
-    labels = [direction(split, fold) for split, fold in zip(cells["split"], cells["fold"], strict=True)]
-    cells = cells.assign(split=pd.Series(labels, index=cells.index, dtype="str"))
-    return cells.iloc[sorted(range(len(cells)), key=lambda i: int(cells["fold"].iloc[i]))]
-
-
-def direction(split: str, fold: int) -> str:
-    """What ``directions`` calls one."""
-    return f"{split} · {held_out(split, fold)}"
-
-
-def held_out(split: str, fold: int) -> str:
-    """What a fold of an OoR split holds out: one colour of a checkerboard, or a region."""
-    return f"{'colour' if split.startswith('checkerboard') else 'region'} {fold} held out"
 
 
 def completeness(rows: pd.DataFrame) -> pd.DataFrame:
@@ -382,11 +284,6 @@ def csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, lineterminator="\n")
 
 
-def title(metric: str) -> str:
-    """The metric's name and unit: 'RMSE (µg/m³)'."""
-    return f"{NAMES[metric]} ({UNITS[metric]})" if UNITS.get(metric) else NAMES[metric]
-
-
 def flat(column: Any) -> str:
     """One string for a column name, grouped or not."""
     return " · ".join(map(str, column)) if isinstance(column, tuple) else str(column)
@@ -398,16 +295,6 @@ def escape(text: str) -> str:
     for mark in "\\`*_[]|":
         text = text.replace(mark, f"\\{mark}")
     return text
-
-
-def number(value: float, metric: str, sign: bool = False) -> str:
-    """A value in the metric's digits; '–' where there is none."""
-    if math.isnan(value):
-        return "–"
-    if abs(value) >= 1e5:  # a training that ran away
-        return f"{value:+.2e}" if sign else f"{value:.2e}"
-    digits = DECIMALS[metric]
-    return f"{value:+z.{digits}f}" if sign else f"{value:z.{digits}f}"
 
 
 def _ordered(labels: Iterable[str]) -> pd.Index:

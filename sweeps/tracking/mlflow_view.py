@@ -38,7 +38,7 @@ from sqlalchemy.orm import Session, sessionmaker
 import pm25
 from pm25.cell import Cell
 from pm25.errors import InputError
-from sweeps.report import tables
+from sweeps.analysis import labels
 from sweeps.store.records import Record, Store, default_tracking
 from sweeps.tracking.parent_metrics import Aggregates
 from sweeps.tracking.ui_views import pages
@@ -574,7 +574,7 @@ def _trial(record: Record) -> _Told:
 
 def _factors(variant: str, fusion: str | None, head: str | None) -> dict[str, str]:
     """The arm's; the UI groups a run without a tag under no name, so no fusion is a value as well."""
-    factors = {"arm": tables.arm(variant, fusion), "variant": variant, "fusion": fusion or "-"}
+    factors = {"arm": labels.arm(variant, fusion), "variant": variant, "fusion": fusion or "-"}
     return factors | ({"head": head} if head else {})
 
 

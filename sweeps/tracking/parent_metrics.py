@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.analysis import inference
-from sweeps.report import tables
+from sweeps.analysis import inference, labels
 from sweeps.spec.claims import Analysis, Claim
 from sweeps.store.records import Store
 
@@ -36,7 +35,7 @@ def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
         if line["part"] == "test" and "n" not in told:
             told |= {count: float(line[count]) for count in ("n", "n_expected", "n_failed")}
     for line in contrasts.to_dict("records"):
-        if line["other"] != tables.BASELINE or not pd.isna(line["fold"]) or line["part"] == "gap":
+        if line["other"] != labels.BASELINE or not pd.isna(line["fold"]) or line["part"] == "gap":
             continue
         name = f"{'' if line['part'] == 'test' else 'wr_'}diff_{line['metric']}"
         found[line["arm"], line["split"]] |= _numbers(

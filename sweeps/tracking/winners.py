@@ -29,7 +29,7 @@ class Winner:
     """An arm's model to serve."""
 
     arm: str
-    """As people read it (`tables.arm`)."""
+    """As people read it (`labels.arm`)."""
     name: str
     """As machines do: `none`, `geoclip-hadamard`."""
     key: str
@@ -129,7 +129,7 @@ def lacking(state: "State", records: Mapping[str, Record]) -> dict[str, str]:
 def winners(state: "State", records: Mapping[str, Record]) -> list[Winner]:
     """The arms' models in the study's order; none of a control, nor where the winner has no weights."""
     from pm25 import encoders
-    from sweeps.report import tables
+    from sweeps.analysis import labels
 
     held, chosen = state.store.holding(WEIGHTS), best(state.study, state.cells, records)
     rows = state.rows(records)
@@ -147,7 +147,7 @@ def winners(state: "State", records: Mapping[str, Record]) -> list[Winner]:
         channels = (*state.panel.channels, *(cell.neighbours.channels if cell.neighbours else ()))
         kinds = {"lat": "double", "lon": "double", "month": "long", "site_id": "string"}
         inputs = {name: kinds[name] for name in ("lat", "lon", *asks)} | dict.fromkeys(channels, "array")
-        label = tables.arm(arm.variant, arm.fusion)
+        label = labels.arm(arm.variant, arm.fusion)
         card = model_card.card(label, cell, record, rows, facts, inputs, state.panel, options)
         tags = _tags(state.study, arm, record)
         found.append(Winner(label, arm.label, key, cell, card, tags, inputs, state.store, options))

@@ -17,7 +17,7 @@ from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
 from pm25.fit import Diverged, Epoch, Fit, predict
 from pm25.leakage import audit, nearest_km
-from pm25.metrics import detailed, scores
+from pm25.metrics import SCORES, detailed, scores
 from pm25.model import build, initialise
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
@@ -809,7 +809,7 @@ def test_a_result_holds_what_it_says(split):
     parts = splits.cut(split, 0, panel, WINDOW)
     got = trial.run(cell(split=split), panel)
     scored = {"test": parts.test} if parts.within is None else {"test": parts.test, "wr": parts.within}
-    plain = {f"{p}_{m}" for p in ("val", *scored) for m in ("rmse", "r2", "mae", "mbe")}
+    plain = {f"{p}_{m}" for p in ("val", *scored) for m in SCORES}
     more = {f"{p}_{m}" for p in scored for m in ("n_tail", "temporal_r2", "n_mape", "mape")}
     assert plain | more | {"test_spatial_r2"} <= set(got.metrics)
     assert {m for m in got.metrics if m.startswith("val_")} == {m for m in plain if m.startswith("val_")}
@@ -869,7 +869,7 @@ def test_the_scores_of_the_tail_and_the_distances_are_in_a_result():
     assert got["test_tail_mbe"] < -10  # two epochs of noise predict no smoke
     assert got["test_tail_recall"] == 0
     assert any(name.startswith("test_rmse_km_") for name in got)
-    assert not any(name.startswith("val_") and name[4:] not in ("rmse", "r2", "mae", "mbe") for name in got)
+    assert not any(name.startswith("val_") and name[4:] not in SCORES for name in got)
 
 
 def test_an_encoder_that_saw_pm25_is_a_failed_check():

@@ -11,7 +11,7 @@ import torch
 from pm25 import splits, trial
 from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
-from pm25.metrics import scores
+from pm25.metrics import SCORES, scores
 from pm25.neighbours import NeighbourSettings, usable
 from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
@@ -27,7 +27,7 @@ from pm25.splits import (
 
 SITES, DAYS, WINDOW = 40, 24, 3
 START = date(2021, 1, 1)
-PLAIN = ("rmse", "r2", "mae", "mbe")
+PLAIN = SCORES
 OUTER: list[AnySplit] = [
     RandomSplit(folds=3),
     TemporalSplit(test_from=date(2021, 1, 19)),

@@ -25,12 +25,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pm25 import splits
 from pm25.geo import CONUS, EARTH_KM
-from pm25.metrics import EXCEEDANCE_UGM3, KM_EDGES
-from sweeps.analysis import inference
+from pm25.metrics import EXCEEDANCE_UGM3, KM_EDGES, METRICS
+from sweeps.analysis import inference, labels
 from sweeps.analysis.artifacts import BEND_UGM3, DENSITY_EDGES, Predicted
 from sweeps.analysis.results import Cut
 from sweeps.analysis.stored import Curves
-from sweeps.report import tables
 from sweeps.spec.claims import Analysis
 
 WIDTH = 7.2
@@ -113,7 +112,7 @@ def draw(
     `trials` and `parameters` as `results.search_trials` and `search_parameters`, `cuts` as `results.cuts`,
     and `outlines` as `outlines.read`. `metric` is the primary one, by which the best encoder is chosen.
     """
-    arms = list(dict.fromkeys(tables.with_arm(rows)["arm"]))  # one look in all figures
+    arms = list(dict.fromkeys(labels.with_arm(rows)["arm"]))  # one look in all figures
     found: list[Figure | None] = []
     if contrasts is not None:
         found += [forest(contrasts, name) for name in dict.fromkeys(contrasts["metric"])]
@@ -147,7 +146,7 @@ def first_splits(rows: pd.DataFrame) -> list[str]:
     """The first split within region and the first out of region, as far as there are any."""
     return [
         str(of_regime["split"].iloc[0])
-        for regime in (tables.WR, tables.OOR)
+        for regime in (labels.WR, labels.OOR)
         if len(of_regime := rows[rows["regime"] == regime])
     ]
 
@@ -161,9 +160,9 @@ def best_encoder(rows: pd.DataFrame, metric: str = "rmse") -> str | None:
     if not chosen:
         return None
     means = inference.means(rows, Analysis(), metric)
-    whole = tables.whole(means[(means["split"] == chosen[0]) & (means["part"] == "test")])
+    whole = labels.whole(means[(means["split"] == chosen[0]) & (means["part"] == "test")])
     encoders = whole[
-        whole["fusion"].notna() & ~whole["variant"].isin([tables.BASELINE, "random", "shuffled"])
+        whole["fusion"].notna() & ~whole["variant"].isin([labels.BASELINE, "random", "shuffled"])
     ]
     return str(encoders["arm"].iloc[0]) if len(encoders) else None
 
@@ -171,7 +170,7 @@ def best_encoder(rows: pd.DataFrame, metric: str = "rmse") -> str | None:
 def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     """Paired differences to 'none': a panel per split and part, a line per arm. None without a difference."""
     frame = contrasts[
-        (contrasts["other"] == tables.BASELINE)
+        (contrasts["other"] == labels.BASELINE)
         & (contrasts["metric"] == metric)
         & (contrasts["part"] != "gap")
         & contrasts["fold"].isna()
@@ -180,7 +179,7 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     ]
     if frame.empty:
         return None
-    arms = list(dict.fromkeys(contrasts.loc[contrasts["other"] == tables.BASELINE, "arm"]))
+    arms = list(dict.fromkeys(contrasts.loc[contrasts["other"] == labels.BASELINE, "arm"]))
     tested = frame["declared"] | (frame["verdict"] == "too few")
     frame = frame.assign(verdict=frame["verdict"].where(tested, "not declared"))
     places = _places(frame)
@@ -216,7 +215,7 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             _plain(ax, "x")
         _hide(axes, len(places))
         side = "lower" if metric != "r2" else "higher"
-        canvas.supxlabel(f"{tables.title(metric)}: arm minus 'none', paired ({side} is better)", fontsize=8)
+        canvas.supxlabel(f"{METRICS[metric].title}: arm minus 'none', paired ({side} is better)", fontsize=8)
         seen = [verdict for verdict in _VERDICTS if (frame["verdict"] == verdict).any()]
         handles = [
             Line2D([], [], ls="", marker=m, mfc=face, mec=edge, ms=5, label=verdict)
@@ -230,9 +229,9 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
         return _finish(
             canvas,
             f"forest-{metric}",
-            f"Forest plot of the paired {tables.NAMES[metric]} differences to 'none' by split and arm",
-            f"Paired differences in {tables.title(metric)} to 'none': the same split, fold and seed. A thick "
-            "line is the interval over independent test sets, a thin one the bootstrap over sites (WR) or "
+            f"Forest plot of paired {METRICS[metric].name} differences to 'none', by split and arm",
+            f"Paired differences in {METRICS[metric].title} to 'none': the same split, fold and seed. A "
+            "thick line is the interval over independent test sets, a thin one the bootstrap over sites (WR) or "
             "blocks of sites (OoR); within the grey band arms count as equal. The number at the right counts "
             "the independent test sets; hollow: too few of them for a test.",
         )
@@ -243,7 +242,7 @@ def within_against_outside(
 ) -> Figure | None:
     """WR against OoR of the same models, an arm a mark, a panel per split of regions. None without both."""
     frame = means[(means["metric"] == metric) & means["mean"].notna()]
-    outer = list(dict.fromkeys(frame.loc[frame["regime"] == tables.OOR, "split"]))
+    outer = list(dict.fromkeys(frame.loc[frame["regime"] == labels.OOR, "split"]))
     both = {}
     for split in outer:
         mine = frame[frame["split"] == split]
@@ -275,15 +274,15 @@ def within_against_outside(
             close.margins(0.2)
             close.set_title(f"{split}: the means alone")
             for ax in (whole, close):
-                ax.set_xlabel(f"WR {tables.title(metric)}")
-                ax.set_ylabel(f"OoR {tables.title(metric)}")
+                ax.set_xlabel(f"WR {METRICS[metric].title}")
+                ax.set_ylabel(f"OoR {METRICS[metric].title}")
                 _plain(ax, "both")
         _arm_legend(canvas, looks)
         return _finish(
             canvas,
             f"wr-oor-{metric}",
-            f"{tables.NAMES[metric]} within region against out of region, by arm and split",
-            f"{tables.title(metric)} of the same models on held-out sites inside the training region (WR) "
+            f"{METRICS[metric].name} within region against out of region, by arm and split",
+            f"{METRICS[metric].title} of the same models on held-out sites inside the training region (WR) "
             "and in the region held out (OoR), means with intervals (right: without). On the dashed line "
             f"both are equal; {'above' if metric != 'r2' else 'below'} it a model is worse out of region. "
             "Of three test sets or more the interval is over them, paired; of fewer it is the bootstrap's "
@@ -314,8 +313,8 @@ def ranks(ranking: pd.DataFrame, metric: str = "rmse") -> Figure | None:
         return _finish(
             canvas,
             f"ranks-{metric}",
-            f"Mean ranks of the arms by {tables.NAMES[metric]}, with critical differences",
-            f"Mean rank over independent test sets by {tables.NAMES[metric]}, 1 the best. Arms under one bar "
+            f"Mean ranks of the arms by {METRICS[metric].name}, with critical differences",
+            f"Mean rank over independent test sets by {METRICS[metric].name}, 1 the best. Arms under one bar "
             "differ by less than the critical difference (CD, Nemenyi); p is Friedman's.",
         )
 
@@ -379,13 +378,13 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
 
     Panels of one regime share their axis. An arm without all its cells says so. None without any number.
     """
-    cells, means = tables.with_arm(rows), inference.means(rows, Analysis(), metric)
+    cells, means = labels.with_arm(rows), inference.means(rows, Analysis(), metric)
     heads = [place for place in _places(means) if place[2] != inference.GAP]
     if not cells[f"test_{metric}"].notna().any():
         return None
     arms = list(dict.fromkeys(cells["arm"]))
     # One row while it is legible; otherwise rows of three, and OoR starts a row of its own.
-    regimes = [[head for head in heads if head[0] == regime] for regime in (tables.WR, tables.OOR)]
+    regimes = [[head for head in heads if head[0] == regime] for regime in (labels.WR, labels.OOR)]
     across = len(heads) if len(heads) <= 3 else 3
     rows_of = [heads] if len(heads) <= 3 else [r[i : i + 3] for r in regimes for i in range(0, len(r), 3)]
     down = len(rows_of)
@@ -405,7 +404,7 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
                 s: 0.0 if len(seeds) < 2 else 0.36 * (i / (len(seeds) - 1) - 0.5) for s, i in seeds.items()
             }
             y = mine["arm"].map({label: i for i, label in enumerate(arms)}) + mine["seed"].map(height)
-            directed = mine["regime"].eq(tables.OOR).all()
+            directed = mine["regime"].eq(labels.OOR).all()
             for fold in _folds(mine) if directed else [0]:
                 marker, colour = _fold_style(fold)
                 of_fold = mine["fold"].eq(fold) if directed else mine["fold"].notna()
@@ -442,28 +441,28 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             _plain(ax, "x")
         for place in set(np.ndindex(down, across)) - set(places.values()):
             axes[place].set_visible(False)
-        canvas.supxlabel(tables.title(metric), fontsize=8)
-        if any(regime == tables.OOR for regime, *_ in heads):
+        canvas.supxlabel(METRICS[metric].title, fontsize=8)
+        if any(regime == labels.OOR for regime, *_ in heads):
             _fold_legend(canvas, axes.flat[0], cells, "")
         return _finish(
             canvas,
             f"cells-{metric}",
-            f"{tables.NAMES[metric]} of every cell by arm and split, with its mean",
-            f"{tables.title(metric)} of every cell, one dot each; a bar is the mean of its row.",
+            f"{METRICS[metric].name} of every cell by arm and split, with its mean",
+            f"{METRICS[metric].title} of every cell, one dot each; a bar is the mean of its row.",
             "png" if len(cells) > MANY else "svg",
         )
 
 
 def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     """For each split of regions and arm, lines from WR to OoR of one cell. None where no cell has both."""
-    cells = tables.with_arm(rows)
+    cells = labels.with_arm(rows)
     cells = cells[
-        (cells["regime"] == tables.OOR) & cells[[f"test_{metric}", f"wr_{metric}"]].notna().all(axis=1)
+        (cells["regime"] == labels.OOR) & cells[[f"test_{metric}", f"wr_{metric}"]].notna().all(axis=1)
     ]
     if cells.empty:
         return None
     many = len(cells) > MANY
-    arms = list(dict.fromkeys(tables.with_arm(rows)["arm"]))
+    arms = list(dict.fromkeys(labels.with_arm(rows)["arm"]))
     drawn = list(dict.fromkeys(cells["split"]))
     with _style():
         canvas = Canvas(
@@ -503,21 +502,21 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             ax.set_title(f"{split}: left WR, right OoR, one line per cell")
             ax.set_xlim(-0.5, len(arms) - 0.5)
             ax.set_xticks(range(len(arms)), [label.replace(" · ", "\n") for label in arms])
-            ax.set_ylabel(tables.title(metric))
+            ax.set_ylabel(METRICS[metric].title)
             _plain(ax, "y")
         _fold_legend(canvas, axes.flat[0], cells, "-")
         return _finish(
             canvas,
             f"gap-{metric}",
-            f"{tables.NAMES[metric]} of every out-of-region cell within and out of region",
-            f"{tables.title(metric)} of every out-of-region cell, one line from WR to OoR each.",
+            f"{METRICS[metric].name} of every out-of-region cell within and out of region",
+            f"{METRICS[metric].title} of every out-of-region cell, one line from WR to OoR each.",
             "png" if many else "svg",
         )
 
 
 def distances(rows: pd.DataFrame, part: str = "test") -> Figure | None:
     """RMSE by distance to the nearest training monitor, by arm: a panel per split with two bins or more."""
-    cells = tables.with_arm(rows)
+    cells = labels.with_arm(rows)
     bins = [*zip(KM_EDGES, (*KM_EDGES[1:], None), strict=True)]
     columns = [f"{part}_rmse_km_{low}_{'' if high is None else high}" for low, high in bins]
     values = cells.reindex(columns=columns).astype("float64").where(cells["state"] == "done")
@@ -548,7 +547,7 @@ def distances(rows: pd.DataFrame, part: str = "test") -> Figure | None:
             for edge in range(1, len(there)):
                 ax.axvline(edge - 0.5, color=_FAINT, lw=0.7)
             ax.set_xlim(-0.5, len(there) - 0.5)
-            regime = tables.WR if part == "wr" else cells.loc[mine, "regime"].iloc[0]
+            regime = labels.WR if part == "wr" else cells.loc[mine, "regime"].iloc[0]
             ax.set_title(f"{regime}: {split}")
             _plain(ax, "y")
         _hide(axes, len(drawn))
@@ -628,7 +627,7 @@ def split_map(cut: Cut, outlines: Sequence[np.ndarray] = ()) -> Figure | None:
                 size = 4.4 if role == "train" else 2.4
                 ax.plot(x, y, marker, color=colour, ms=size, mec="white", mew=0.15, label=role)
             counts = roles["role"].value_counts()
-            held = tables.held_out(cut.split.label, fold)
+            held = labels.held_out(cut.split.label, fold)
             if isinstance(cut.split, splits.GroupSplit):
                 held = f"{cut.split.values[fold]} held out"  # noqa: PD011
             ax.set_title(f"{held}: {counts.get('test', 0):,} of {len(roles):,} sites")
@@ -717,7 +716,7 @@ def difference_map(
     metric: str = "rmse",
 ) -> Figure | None:
     """Where `arm` is better and worse than 'none': the difference of the sites' RMSE, a panel per split."""
-    frames = {split: predicted.site_differences(arm, tables.BASELINE, split) for split in of}
+    frames = {split: predicted.site_differences(arm, labels.BASELINE, split) for split in of}
     frames = {split: frame for split, frame in frames.items() if len(frame)}
     if not frames:
         return None
@@ -741,7 +740,7 @@ def difference_map(
             f"Map of the difference in site RMSE between {arm} and none",
             f"RMSE of '{arm}' minus that of 'none' by monitor, pooled over the folds and seeds that both "
             "have: violet where the place helps, orange where it harms; colours end where 98 % of the sites "
-            f"lie. '{arm}' is the encoder arm with the best mean {tables.NAMES[metric]} on {list(of)[-1]}.",
+            f"lie. '{arm}' is the encoder arm with the best mean {METRICS[metric].name} on {list(of)[-1]}.",
             "png",
         )
 
@@ -979,7 +978,7 @@ def parameter_importance(parameters: pd.DataFrame, arms: Sequence[str] = ()) -> 
 def _places(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
     """(regime, split, part) of a frame: WR first, in the order of first appearance otherwise."""
     places = dict.fromkeys(zip(frame["regime"], frame["split"], frame["part"], strict=True))
-    return sorted(places, key=lambda place: (place[0] != tables.WR, place[2] == "wr"))
+    return sorted(places, key=lambda place: (place[0] != labels.WR, place[2] == "wr"))
 
 
 def _interval(line: pd.Series) -> tuple[float, float] | None:
@@ -1124,9 +1123,9 @@ def _looks(of: Iterable[str], arms: Sequence[str] = ()) -> dict[str, tuple[str, 
     """
     of = dict.fromkeys(of)
     found = {}
-    others = [arm for arm in dict.fromkeys([*arms, *of]) if arm != tables.BASELINE]
+    others = [arm for arm in dict.fromkeys([*arms, *of]) if arm != labels.BASELINE]
     for arm in of:
-        if arm == tables.BASELINE:
+        if arm == labels.BASELINE:
             found[arm] = "h", _INK
         else:
             i = others.index(arm)
@@ -1196,9 +1195,9 @@ def _fold_style(fold: int) -> tuple[str, str]:
 
 
 def _fold_legend(canvas: Canvas, ax: Any, cells: pd.DataFrame, line: str) -> None:
-    outside = cells[cells["regime"] == tables.OOR]
+    outside = cells[cells["regime"] == labels.OOR]
     boards = outside["split"].str.startswith("checkerboard").all()
-    word = tables.held_out("checkerboard" if boards else "", 0).split()[0]
+    word = labels.held_out("checkerboard" if boards else "", 0).split()[0]
     for fold in _folds(outside)[: len(_LOOKS)]:
         marker, colour = _fold_style(fold)
         ax.plot([], [], f"{marker}{line}", color=colour, ms=4, mec="none", label=f"{word} {fold} held out")

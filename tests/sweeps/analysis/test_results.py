@@ -186,7 +186,7 @@ def test_types_do_not_depend_on_what_is_done(some: dict[str, Record]) -> None:
     kinds = frame.dtypes.astype("str")
     audit = ["train_sites", "test_sites", "shared_sites", "overlapping_test_windows"] if some else []
     assert set(kinds[results.COUNTS + audit]) == {"Int64"}
-    assert set(kinds[results.METRICS]) == {"float64"}
+    assert set(kinds[results.SCORE_COLUMNS]) == {"float64"}
     assert kinds["fold"] == kinds["seed"] == kinds["folds"] == "int64"
     assert frame.shape == (4, len(COLUMNS) + (len(FURTHER) if some else 0))
     if some:

@@ -22,12 +22,13 @@ import pytest
 import torch
 
 import sweeps.analysis
+from pm25 import encoders
+from pm25.metrics import SCORES
 from pm25.panel import Panel
 from pm25.sources import synthetic
 from sweeps import cli
-from sweeps.engine import worker
+from sweeps.engine import measure, worker
 from sweeps.engine.scheduler import Agenda
-from sweeps.plan import calibration
 from sweeps.spec import study
 from sweeps.store.records import Store
 
@@ -290,14 +291,14 @@ def test_plan_of_a_finished_study_is_short(sweep: Sweep, toy: Path) -> None:
 def test_plan_measures_once_what_no_record_tells(
     sweep: Sweep, toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measures = calibration.measure_in_child
+    measures = measure.in_child
     began: list[str] = []
 
-    def measure(reference: str, overrides: Sequence[str], room: Any) -> None:
+    def counted(reference: str, overrides: Sequence[str], room: Any) -> None:
         began.append(reference)
         measures(reference, overrides, room)
 
-    monkeypatch.setattr(calibration, "measure_in_child", measure)
+    monkeypatch.setattr(measure, "in_child", counted)
     more = (*HERE, "--set", "model.width=8", "--set", "design.variant=none")
     calibrations = toy.parent / "results" / "toy" / "calibration"
     nothing = json.loads(sweep("plan", toy, "--json", "--no-calibrate", *more).out)
@@ -439,7 +440,7 @@ def test_export_has_a_row_for_each_cell(sweep: Sweep, toy: Path, tmp_path: Path,
         "n_test",
     ]
     assert list(frame.columns)[: len(named)] == named
-    metrics = [f"{part}_{name}" for part in ("test", "wr") for name in ("rmse", "r2", "mae", "mbe")]
+    metrics = [f"{part}_{name}" for part in ("test", "wr") for name in SCORES]
     assert {*metrics} <= {*frame.columns}
     assert frame["state"].tolist() == ["done", "done", "failed", "missing"]
     assert frame["variant"].tolist() == ["none", "latlon"] * 2
@@ -616,7 +617,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             embedded = None
             if cell.encoder is not None:
                 options = of.encoder_options(cell.encoder)
-                embedded = worker.embed(cell.encoder, options, panel.lat, panel.lon, panel.site_id)
+                embedded = encoders.embed(cell.encoder, options, panel.lat, panel.lon, panel.site_id)
             record = worker.run_and_record(
                 cell, key, panel, store, embedded=embedded, keep_weights=of.keeps_weights(cell)
             )

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from pm25.cell import Cell
 from pm25.errors import InputError
+from pm25.network_shape import Shape
 from sweeps.engine import gpu_packing
 from sweeps.engine.cluster import Cluster, Node
 from sweeps.engine.gpu_packing import Footprint, Packing, Shares, covers
 from sweeps.engine.scheduler import Agenda
-from sweeps.plan.cost import Shape
 from sweeps.state import State
 
 

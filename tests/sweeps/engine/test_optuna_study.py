@@ -20,7 +20,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from pm25.settings import ModelSettings, TrainSettings
-from sweeps.engine.optuna_study import Optimiser, View, distribution, frozen
+from sweeps.analysis.search_importance import distribution, frozen
+from sweeps.engine.optuna_study import Optimiser, View
 from sweeps.spec.design import Arm, Search, within
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials

@@ -18,16 +18,16 @@ import torch
 from pm25 import encoders, fit, trial
 from pm25 import panel as panels
 from pm25.cell import Cell, Tuning
+from pm25.encoders import Embedded
 from pm25.errors import InputError
 from pm25.fit import Diverged
-from pm25.metrics import scores
+from pm25.metrics import SCORES, scores
 from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.sources import synthetic
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.analysis import results
 from sweeps.engine import worker
-from sweeps.engine.worker import Embedded
 from sweeps.store.records import Record, Store
 
 KEY = "0123456789abcdef0123"
@@ -98,7 +98,7 @@ def test_the_record_tells_the_whole_story(done: tuple[Store, Record], panel: Pan
     started, ended = (datetime.fromisoformat(record[name]) for name in ("started", "ended"))
     assert started.utcoffset() is not None
     assert 0 <= (ended - started).total_seconds() < 60
-    scores = {f"{part}_{name}" for part in ("val", "test", "wr") for name in ("rmse", "r2", "mae", "mbe")}
+    scores = {f"{part}_{name}" for part in ("val", "test", "wr") for name in SCORES}
     assert scores <= {*record["metrics"]}
     further = {*record["metrics"]} - scores
     assert {
@@ -200,14 +200,14 @@ def test_an_encoder_that_saw_pm25_marks_the_cell(panel: Panel, tmp_path: Path) -
 
 def test_embedding_places(panel: Panel, tmp_path: Path) -> None:
     places = panel.lat, panel.lon, panel.site_id
-    made = worker.embed("random", {"dim": 8, "seed": 3}, *places)
+    made = encoders.embed("random", {"dim": 8, "seed": 3}, *places)
     assert isinstance(made, Embedded)
     assert (made.vectors.shape, made.vectors.dtype) == ((len(panel.site_id), 8), np.float32)
     assert made.fingerprint == encoders.fingerprint("random", dim=8, seed=3)
     assert made.trained_on_target is False
     path = tmp_path / "vectors.parquet"
     pd.DataFrame({"site_id": panel.site_id, "a": panel.lat, "b": 1.0}).to_parquet(path, index=False)
-    made = worker.embed("table", {"path": path, "trained_on_target": True}, *places)
+    made = encoders.embed("table", {"path": path, "trained_on_target": True}, *places)
     np.testing.assert_array_equal(made.vectors[:, 0], panel.lat.astype(np.float32))
     assert (made.fingerprint, made.trained_on_target) == (encoders.fingerprint("table", path=path), True)
 
@@ -217,9 +217,9 @@ def test_an_encoder_that_cannot_embed_is_bad_input(panel: Panel, tmp_path: Path)
     few = pd.DataFrame({"site_id": panel.site_id[1:], "a": 1.0})
     few.to_parquet(path, index=False)
     with pytest.raises(InputError, match=f"1 of the places have no vector: {panel.site_id[0]}"):
-        worker.embed("table", {"path": path}, panel.lat, panel.lon, panel.site_id)
+        encoders.embed("table", {"path": path}, panel.lat, panel.lon, panel.site_id)
     with pytest.raises(InputError, match=r"lost\.ckpt"):
-        worker.embed("satclip", {"checkpoint": tmp_path / "lost.ckpt"}, panel.lat, panel.lon, panel.site_id)
+        encoders.embed("satclip", {"checkpoint": tmp_path / "lost.ckpt"}, panel.lat, panel.lon, panel.site_id)
 
 
 def test_vectors_of_another_panel_are_a_failure(panel: Panel, tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def check_failure(store: Store, record: Record, kind: str, message: str) -> None
     assert row["state"] == "failed"
     assert row["error"] == f"{kind}: {record['error']['message']}"
     frame = results.rows({KEY: of_cell}, store.records([KEY]))
-    numbers = [*results.METRICS, *results.COUNTS, "seconds"]
+    numbers = [*results.SCORE_COLUMNS, *results.COUNTS, "seconds"]
     assert {*numbers} < {*frame.columns}
     assert not [name for name in frame.columns if name.startswith(("test_site", "shared_", "nearest_"))]
     assert frame[numbers].isna().all(axis=None)
@@ -809,7 +809,7 @@ def test_a_trial_s_score_is_the_mean_over_its_trainings(
     assert record.items() >= (BEGUN | {"state": "done", "key": KEY, "data": panel.fingerprint}).items()
     results = [trial.run(one, panel) for one in placements()]
     plain, inner = results[:2], results[2:]
-    for name in ("rmse", "r2", "mae", "mbe"):
+    for name in SCORES:
         within = [r.metrics[f"val_wr_{name}"] for r in results]
         outside = [r.metrics[f"val_oor_{name}"] for r in inner]
         assert record["scores"]["wr"][name] == pytest.approx(sum(within) / 4, rel=1e-12)

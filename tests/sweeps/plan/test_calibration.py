@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from pm25.errors import InputError
+from pm25.network_shape import Shape
 from pm25.sources import synthetic
+from sweeps.engine import measure
 from sweeps.plan import calibration
-from sweeps.plan.cost import Calibration, Cut, Estimate, Room, Shape
+from sweeps.plan.cost import Calibration, Cut, Estimate, Room
 from sweeps.state import State
 
 STUDY = """\
@@ -42,7 +44,7 @@ def toy(
     """The state of a study with these overrides, on a machine without a GPU."""
     table.to_parquet(tmp_path / "panel.parquet", index=False)
     (tmp_path / "toy.yaml").write_text(STUDY)
-    monkeypatch.setattr(calibration, "TIMED_S", 0.01)
+    monkeypatch.setattr(measure, "TIMED_S", 0.01)
     monkeypatch.setattr(calibration, "devices", list)
     threads = torch.get_num_threads()
     yield lambda *overrides: State(str(tmp_path / "toy.yaml"), overrides)
@@ -75,7 +77,7 @@ def test_everything_is_measured_once(
 ) -> None:
     state, said = toy(), list[str]()
     assert calibration.read(state.store, ONE_CPU) is None
-    calibration.measure(state, ONE_CPU, said.append)
+    measure.measure(state, ONE_CPU, said.append)
     assert [line.split(": ")[0] for line in said] == [f"calibrating {i} of 4" for i in (1, 2, 3, 4)]
     found = calibration.read(state.store, ONE_CPU)
     assert found is not None
@@ -97,15 +99,15 @@ def test_everything_is_measured_once(
     (path,) = stored(tmp_path)
 
     before = path.read_bytes()
-    monkeypatch.setattr(calibration, "time_shape", None)  # raises when it is called
-    calibration.measure(toy("train.learning_rate=0.1", "design.seed=[5, 6]"), ONE_CPU, said.append)
+    monkeypatch.setattr(measure, "time_shape", None)  # raises when it is called
+    measure.measure(toy("train.learning_rate=0.1", "design.seed=[5, 6]"), ONE_CPU, said.append)
     assert (len(said), path.read_bytes()) == (4, before)
 
 
 def test_only_what_is_new_is_measured(toy: Callable[..., State], tmp_path: Path) -> None:
-    calibration.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
+    measure.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
     said: list[str] = []
-    calibration.measure(toy(), ONE_CPU, said.append)
+    measure.measure(toy(), ONE_CPU, said.append)
     assert len(said) == 1
     assert "geoclip" in said[0]
     found = calibration.read(toy().store, ONE_CPU)
@@ -119,7 +121,7 @@ def test_the_trainings_of_a_search_are_measured(toy: Callable[..., State]) -> No
         "space: {model.width: {int: [4, 8], step: 2}}}"
     )
     state = toy(declared, "design.variant=none")
-    calibration.measure(state, ONE_CPU, lambda line: None)
+    measure.measure(state, ONE_CPU, lambda line: None)
     whole = Estimate(state, {}, state.parts(), ONE_CPU, calibration.read(state.store, ONE_CPU))
     assert [job.trial for job in whole.jobs] == [True] * 2 + [False] * 4
     assert whole.wall_hours() is not None
@@ -181,7 +183,7 @@ def test_a_file_that_is_no_calibration_is_named(
 
 def test_a_store_of_another_file_system(toy: Callable[..., State], tmp_path: Path) -> None:
     state = toy(f"storage=file://{tmp_path}/elsewhere", "design.variant=none")
-    calibration.measure(state, ONE_CPU, lambda line: None)
+    measure.measure(state, ONE_CPU, lambda line: None)
     assert calibration.read(state.store, ONE_CPU) is not None
     assert len([*(tmp_path / "elsewhere" / "toy" / "calibration").glob("*.json")]) == 1
 
@@ -189,7 +191,7 @@ def test_a_store_of_another_file_system(toy: Callable[..., State], tmp_path: Pat
 def test_a_store_that_cannot_be_written_is_refused(toy: Callable[..., State], tmp_path: Path) -> None:
     state = toy("storage=/proc/results", "design.variant=none")
     with pytest.raises(InputError, match="storage: /proc/results cannot be written"):
-        calibration.measure(state, ONE_CPU, lambda line: None)
+        measure.measure(state, ONE_CPU, lambda line: None)
 
 
 def test_a_probe_that_fails_is_no_measure(toy: Callable[..., State], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,14 +200,14 @@ def test_a_probe_that_fails_is_no_measure(toy: Callable[..., State], monkeypatch
 
     monkeypatch.setattr("sweeps.engine.worker.run_and_record", fails)
     with pytest.raises(InputError, match="failed with ValueError: no such thing"):
-        calibration.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
+        measure.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
 
 
 def test_the_child_measures_and_says_what_is_wrong(
     toy: Callable[..., State], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reference = str(tmp_path / "toy.yaml")
-    calibration.measure_in_child(reference, ["design.variant=none"], ONE_CPU)
+    measure.in_child(reference, ["design.variant=none"], ONE_CPU)
     out, err = capfd.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 3
@@ -216,7 +218,7 @@ def test_the_child_measures_and_says_what_is_wrong(
     assert stored(tmp_path)[0].read_text() == found.model_dump_json(indent=1)
 
     with pytest.raises(InputError) as raised:
-        calibration.measure_in_child(reference, ["design.variant=nothing"], ONE_CPU)
+        measure.in_child(reference, ["design.variant=nothing"], ONE_CPU)
     assert "design.variant" in str(raised.value)
     assert str(raised.value).endswith("; --no-calibrate plans without measuring")
     assert len(str(raised.value).splitlines()) == 1

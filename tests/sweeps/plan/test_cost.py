@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pm25 import model, trial
 from pm25.errors import InputError
+from pm25.network_shape import Shape
 from pm25.settings import Fusion, ModelSettings, TrainSettings
 from pm25.sources import synthetic
 from sweeps.plan import cost
@@ -26,7 +27,6 @@ from sweeps.plan.cost import (
     Job,
     Range,
     Room,
-    Shape,
     ShapeTime,
     epochs_of,
     spread,
@@ -72,7 +72,7 @@ def measured(
     cells = [*state.cells.values(), *state.waiting]
     for arm in state.searches:
         cells += search_trials.trainings(state.study, arm, {})
-    shapes = {Shape.of(cell, state.panel, state.study.encoders) for cell in cells}
+    shapes = {Shape.of(cell, state.panel, state.study.encoders.random.dim) for cell in cells}
     cuts = {Cut.of(cell, state.panel) for cell in cells}
     return Calibration(
         device=device,
@@ -158,7 +158,7 @@ def test_a_shape_is_what_the_network_is_fed(toy: Callable[..., State]) -> None:
         if cell.encoder:
             given = 0.5 * pd.DataFrame(1.0, index=range(40), columns=range(512)).to_numpy()
         made = trial.prepare(cell, state.panel, embedding=given)
-        found = Shape.of(cell, state.panel, state.study.encoders)
+        found = Shape.of(cell, state.panel, state.study.encoders.random.dim)
         assert (found.channels, found.embedding_dim) == (made.inputs.width, made.inputs.embedding_dim)
         assert found.parameters == sum(parameter.numel() for parameter in made.model.parameters())
 

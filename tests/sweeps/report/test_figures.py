@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+from pm25.metrics import SCORES
 from pm25.splits import CheckerboardSplit, GroupSplit
 from sweeps.analysis import artifacts
 from sweeps.analysis.results import Cut
 from sweeps.analysis.stored import Curves
-from sweeps.report import figures, tables
+from sweeps.report import figures
 from sweeps.report.figures import Figure
 from sweeps.store.records import Store
 
@@ -46,7 +47,7 @@ def rows(state: str = "done") -> pd.DataFrame:
                 }
                 for part, value in (("test", rmse), ("wr", rmse - 1.5 if board else math.nan)):
                     numbers = (value, 1 - value / 20, 0.75 * value, 0.1 * value)
-                    line |= {f"{part}_{m}": v for m, v in zip(tables.METRICS, numbers, strict=True)}
+                    line |= {f"{part}_{m}": v for m, v in zip(SCORES, numbers, strict=True)}
                     line |= {f"{part}_rmse_km_0_25": value, f"{part}_rmse_km_250_": value + 1}
                 lines.append(line)
     return pd.DataFrame(lines)

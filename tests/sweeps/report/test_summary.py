@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sweeps.report import write
+from sweeps.report import data, write
 from sweeps.spec.claims import Analysis, ArmChoice, Claim, Place
 
 WOBBLE = (0.1, -0.1, 0.05, -0.05, 0.0)
@@ -54,7 +54,7 @@ def claim(split: str = "random", metric: str = "rmse", fold: int | None = None) 
 
 
 def answer(rows: pd.DataFrame, *claims: Claim, **analysis: Any) -> list[str]:
-    return write.answer(write.made(rows, {"study": "toy"}, Analysis(**analysis), claims))
+    return write.answer(data.made(rows, {"study": "toy"}, Analysis(**analysis), claims))
 
 
 def test_a_declared_contrast_without_all_its_cells_is_told_with_its_pairs() -> None:

@@ -5,7 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from sweeps.analysis import inference
+from pm25.metrics import SCORES
+from sweeps.analysis import inference, labels
 from sweeps.report import tables
 from sweeps.spec.claims import Analysis
 
@@ -29,8 +30,8 @@ def cell(variant, split, fold, seed, test=NAN, wr=NAN, *, state="done", fusion=N
         "n_test": 20.0,
         "n_wr": 5.0 if not math.isnan(wr) else NAN,
     }
-    row |= {f"test_{metric}": test for metric in tables.METRICS}
-    row |= {f"wr_{metric}": wr for metric in tables.METRICS}
+    row |= {f"test_{metric}": test for metric in SCORES}
+    row |= {f"wr_{metric}": wr for metric in SCORES}
     row |= {"best_epoch": 3.0, "epochs": 5.0, "seconds": 1.5, "error": error}
     return row | {"marked": "", "unfair": "", "tuned": ""}
 
@@ -83,21 +84,21 @@ def shown(table):
 
 
 def test_labels():
-    assert tables.arm("none", None) == "none"
-    assert tables.arm("latlon", NAN) == "lat/lon"
-    assert tables.arm("sincos", None) == "sin/cos"
-    assert tables.arm("geoclip", "hadamard") == "GeoCLIP · Hadamard"
-    assert tables.arm("satclip", "concat") == "SatCLIP · concat"
+    assert labels.arm("none", None) == "none"
+    assert labels.arm("latlon", NAN) == "lat/lon"
+    assert labels.arm("sincos", None) == "sin/cos"
+    assert labels.arm("geoclip", "hadamard") == "GeoCLIP · Hadamard"
+    assert labels.arm("satclip", "concat") == "SatCLIP · concat"
 
-    assert tables.arm("shuffled", "film") == "shuffled GeoCLIP · film"
-    assert tables.arm("none", "hadamard") == "none · matched Hadamard"
-    assert tables.arm("none", "gated") == "none · matched gated"
-    assert tables.arm("none", "") == "none"
+    assert labels.arm("shuffled", "film") == "shuffled GeoCLIP · film"
+    assert labels.arm("none", "hadamard") == "none · matched Hadamard"
+    assert labels.arm("none", "gated") == "none · matched gated"
+    assert labels.arm("none", "") == "none"
 
 
 def test_only_a_done_cell_has_a_number(rows):
-    assert tables.measured(rows)["test_rmse"].isna().sum() == 6
-    assert list(tables.with_arm(rows)["arm"][:2]) == ["none", "none"]
+    assert labels.measured(rows)["test_rmse"].isna().sum() == 6
+    assert list(labels.with_arm(rows)["arm"][:2]) == ["none", "none"]
 
 
 def test_means_show_what_is_missing(rows):
@@ -209,19 +210,19 @@ def test_best_means_low_error_high_r2_and_little_bias(metric, best):
 
 
 def test_digits_belong_to_the_metric():
-    assert tables.number(-0.0004, "r2") == "0.000"
-    assert tables.number(-0.0004, "mbe", sign=True) == "+0.00"
-    assert tables.number(3.2e7, "rmse") == "3.20e+07"
-    assert tables.number(NAN, "rmse") == "–"
+    assert labels.number(-0.0004, "r2") == "0.000"
+    assert labels.number(-0.0004, "mbe", sign=True) == "+0.00"
+    assert labels.number(3.2e7, "rmse") == "3.20e+07"
+    assert labels.number(NAN, "rmse") == "–"
     assert [tables.p_value(p) for p in (0.0004, 0.0123, NAN)] == ["<0.001", "0.012", "–"]
 
 
 def test_each_direction_on_its_own(rows):
-    found = means(tables.directions(rows)).set_index(["arm", "split", "part"])
+    found = means(labels.directions(rows)).set_index(["arm", "split", "part"])
     held_out = f"{BOARD} · colour 1 held out"
     assert found.loc[("none", held_out, "test"), "mean"] == 12.0
     assert found.loc[("none", held_out, "wr"), "mean"] == 8.0
-    assert tables.direction(BOARD, 1) == held_out
+    assert labels.direction(BOARD, 1) == held_out
 
 
 def test_completeness_and_sizes(rows):
@@ -234,7 +235,7 @@ def test_completeness_and_sizes(rows):
 
 def test_one_cell_twice_is_refused(rows):
     with pytest.raises(ValueError, match=r"two rows for one cell.*'split': 'random'"):
-        tables.measured(pd.concat([rows, rows.iloc[:1]], ignore_index=True))
+        labels.measured(pd.concat([rows, rows.iloc[:1]], ignore_index=True))
 
 
 def test_markdown_and_csv(rows):

@@ -13,7 +13,8 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from sweeps.report import summary, tables, write
+from pm25.metrics import SCORES
+from sweeps.report import data, summary, tables, write
 from sweeps.report.figures import Figure
 from sweeps.spec.claims import Analysis, ArmChoice, Claim, Place, Published, PublishedValue
 
@@ -53,7 +54,7 @@ def grid(splits=("random", "checkerboard-16"), seeds=(0, 1), variants=("none", "
                     }
                     for prefix, value in (("test", error), ("wr", error - 1.5 if board else math.nan)):
                         numbers = (value, 1 - value / 20, 0.75 * value, 0.1 * value)
-                        line |= {f"{prefix}_{m}": v for m, v in zip(tables.METRICS, numbers, strict=True)}
+                        line |= {f"{prefix}_{m}": v for m, v in zip(SCORES, numbers, strict=True)}
                     line |= {"best_epoch": 3.0, "epochs": 5.0, "seconds": 1.5, "error": None}
                     lines.append(line | {"marked": "", "unfair": "", "tuned": ""})
     frame = pd.DataFrame(lines)
@@ -98,7 +99,7 @@ def digests(folder):
 
 
 def made(rows, facts=FACTS, claims=(), **more):
-    return write.made(rows, facts, more.pop("analysis", None), claims, **more)
+    return data.made(rows, facts, more.pop("analysis", None), claims, **more)
 
 
 def written(tmp_path, rows, facts=FACTS, claims=(), **more):
@@ -478,7 +479,7 @@ def test_every_number_leads_to_its_cells(tmp_path):
     assert "cells.csv: arm GeoCLIP · Hadamard, split random, part test" in page
     assert "cells.csv: arm GeoCLIP · Hadamard, split checkerboard-16, fold 1, part test" in page
     means = pd.read_csv(tmp_path / "means.csv", keep_default_na=False)
-    assert {*means["metric"]} == {*tables.METRICS}
+    assert {*means["metric"]} == {*SCORES}
     assert "checkerboard-16 · colour 1 held out" in {*means["split"]}
 
 

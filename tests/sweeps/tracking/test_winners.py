@@ -25,10 +25,11 @@ import yaml
 import pm25
 from pm25 import trial
 from pm25.errors import InputError
+from pm25.metrics import SCORES
 from pm25.predictor import _load_pyfunc
+from sweeps.analysis import labels
 from sweeps.engine import worker
 from sweeps.engine.worker import WEIGHTS
-from sweeps.report import tables
 from sweeps.spec import study
 from sweeps.spec.design import Arm
 from sweeps.state import State
@@ -247,7 +248,7 @@ def test_a_winner_without_weights_is_named_and_not_served(ran: State, tmp_path: 
 def test_controls_are_not_served(chosen: list[Winner]) -> None:
     assert [winner.name for winner in chosen] == SERVED
     assert [winner.arm for winner in chosen] == [
-        tables.arm(winner.cell.variant, winner.cell.fusion) for winner in chosen
+        labels.arm(winner.cell.variant, winner.cell.fusion) for winner in chosen
     ]
 
 
@@ -332,7 +333,7 @@ def test_a_card_says_what_the_record_and_the_study_say(ran: State, chosen: list[
     record, text = records[winner.key], winner.card
     assert text.startswith("# GeoCLIP · Hadamard: daily PM2.5 at a place, from 21 days of its covariates\n")
     for part, name in (("val", "validation"), ("test", "test")):
-        shown = [f"{record['metrics'][f'{part}_{metric}']:.3f}" for metric in ("rmse", "r2", "mae", "mbe")]
+        shown = [f"{record['metrics'][f'{part}_{metric}']:.3f}" for metric in SCORES]
         assert f"| {name} | {record['counts'][f'n_{part}']} | {' | '.join(shown)} |" in text
     own = rows[(rows["variant"] == "geoclip") & (rows["split"] == "random")]["test_rmse"].to_numpy(float)
     assert f"| random | WR | {own.mean():.3f} ± {own.std(ddof=1):.3f} | 4 |" in text

@@ -1,0 +1,75 @@
+"""Sizes of a network that decide how fast it computes and how much memory it holds."""
+
+from pm25.cell import Cell
+from pm25.panel import Panel
+from pm25.settings import Settings
+
+
+class Shape(Settings):
+    """What decides how fast a network computes. A learning rate does not, so it is no part of it."""
+
+    channels: int
+    """Of a window, with those of the place and of the neighbours."""
+    window: int
+    units: tuple[int, ...]
+    """Per direction of each Bi-LSTM layer."""
+    attention_units: int
+    fusion: str | None
+    embedding_dim: int
+    """0 without a fusion."""
+    projection: str | None
+    masked: bool
+    """Whether missing days are stepped over, as in protocol paper."""
+    batch_size: int
+
+    @classmethod
+    def of(cls, cell: Cell, panel: Panel, random_dim: int) -> "Shape":
+        place = {"latlon": 2, "sincos": 4}.get(cell.variant, 0)
+        near = len(cell.neighbours.channels) if cell.neighbours is not None else 0
+        # Every published SatCLIP has 256. A table is taken to have 512: its part of the work is below 1 %.
+        dim = {"satclip": 256, "random": random_dim}.get(cell.variant, 512)
+        return cls(
+            channels=len(panel.channels) + near + place,
+            window=cell.window,
+            units=cell.model.units,
+            attention_units=cell.model.attention_units,
+            fusion=cell.fusion,
+            embedding_dim=dim if cell.fusion else 0,
+            projection=cell.model.projection,
+            masked=cell.protocol == "paper",
+            batch_size=cell.train.batch_size,
+        )
+
+    @property
+    def layers(self) -> list[tuple[int, int]]:
+        """Inputs of a day, and units per direction, of each Bi-LSTM layer."""
+        return list(zip((self.channels, *(2 * u for u in self.units)), self.units, strict=False))
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of one window's forward pass: those of the matrix products.
+
+        A multiply and an add are two. In a Bi-LSTM layer each direction has four gates, each a product
+        with the day's inputs and one with the state.
+        """
+        a, hidden = self.attention_units, 2 * self.units[-1]
+        products = self.window * sum(2 * 4 * u * (i + u) for i, u in self.layers)
+        products += (
+            self.window * (hidden * hidden + 2 * hidden) + 2 * hidden * a
+        )  # score, softmax sum, vector
+        if self.fusion is not None:
+            products += self.embedding_dim * a + (2 if self.fusion == "concat" else 1) * a * a
+            products += 2 * a * a if self.fusion in ("film", "gated") else 0
+        return 2 * (products + a)
+
+    @property
+    def parameters(self) -> int:
+        """Of the network, those too that are not trained."""
+        a, hidden = self.attention_units, 2 * self.units[-1]
+        count = sum(2 * 4 * u * (i + u + 2) + 4 * u for i, u in self.layers)  # two biases; LayerNorm
+        count += hidden * hidden + 2 * hidden * a + a + 1
+        if self.fusion is not None:
+            count += (self.embedding_dim + 1) * a + ((2 if self.fusion == "concat" else 1) * a + 1) * a
+            count += {"film": 2 * a * (a + 1), "gated": 2 * a * a}.get(self.fusion, 0)
+            count += 2 * self.embedding_dim if self.projection == "norm_tanh" else 0
+        return count

@@ -1,0 +1,74 @@
+"""Recorded search trials as Optuna sees them, and the importance of each tuned setting."""
+
+from datetime import datetime
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sweeps.spec.design import Parameter, Search
+from sweeps.store.records import Record
+from sweeps.store.search_trials import ArmTrials
+
+STATES = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+EXPLAINED = 8
+"""The fewest trials whose variance is divided among settings: as many as `demo` has."""
+
+
+def directions(search: Search) -> list[StudyDirection]:
+    one = StudyDirection.MINIMIZE if search.smaller_is_better else StudyDirection.MAXIMIZE
+    return [one] * len(search.objective)
+
+
+def frozen(record: Record, trials: ArmTrials) -> FrozenTrial:
+    """A recorded trial as Optuna keeps it: its state, values and times, and what it reported on the way."""
+    state = STATES[record["state"]]
+    told = ("key", "number", "host", "seconds", "epochs")
+    reported = record["reported"] if trials.search.reports else []
+    trial = create_trial(
+        state=state,
+        values=trials.values(record) if state == TrialState.COMPLETE else None,
+        params=record["params"],
+        distributions={name: distribution(trials.space[name]) for name in record["params"]},
+        intermediate_values={step: value for step, value in enumerate(reported, 1) if value is not None},
+        user_attrs={name: record[name] for name in told if name in record},
+    )
+    # Optuna's times are local and without a zone; its timeline shows them.
+    trial.datetime_start, trial.datetime_complete = (
+        datetime.fromisoformat(record[stamp]).astimezone().replace(tzinfo=None)
+        for stamp in ("started", "ended")
+    )
+    return trial
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    if parameter.choice is not None:
+        return CategoricalDistribution(parameter.choice)
+    if parameter.int_ is not None:
+        return IntDistribution(*parameter.int_, log=parameter.log, step=int(parameter.step or 1))
+    assert parameter.float_ is not None
+    return FloatDistribution(*parameter.float_, log=parameter.log, step=parameter.step)
+
+
+def importances(trials: ArmTrials) -> dict[str, float]:
+    """Share of the first objective's variance that each setting explains, the largest first: fANOVA.
+
+    Over the trials that are done, of the settings that all of them have (Hutter, Hoos, Leyton-Brown 2014).
+    Empty where there is nothing to explain: fewer than `EXPLAINED` trials, or all with one score.
+    """
+    done = [record for record in trials.ended if record["state"] == "done"]
+    if len(done) < EXPLAINED or len({trials.values(record)[0] for record in done}) < 2:
+        return {}
+    study = optuna.create_study(directions=directions(trials.search))
+    for record in done:
+        study.add_trial(frozen(record, trials))
+    evaluator = FanovaImportanceEvaluator(seed=0)
+    return get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[0])
