@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 from pm25.panel import Panel
-from pm25.splits import AnySplit, Parts, RandomSplit, RegionSplit, TemporalSplit, nearest_site_km, regions
+from pm25.splits import (
+    AnySplit,
+    RandomSplit,
+    RegionSplit,
+    SplitIndices,
+    TemporalSplit,
+    nearest_site_km,
+    regions,
+)
 
 PLACE_DEGREES = 1e-4
 """Coordinates that round to the same multiple are one place: about 10 m."""
@@ -14,7 +22,7 @@ PLACE_DEGREES = 1e-4
 
 def audit(
     split: AnySplit,
-    parts: Parts,
+    parts: SplitIndices,
     panel: Panel,
     window: int,
     *,
@@ -39,14 +47,14 @@ def audit(
     a temporal one its gap; the others promise sites of one part only.
     """
     days = len(panel.dates)
-    held_out = parts.test if parts.within is None else np.concatenate([parts.test, parts.within])
+    held_out = parts.test if parts.wr is None else np.concatenate([parts.test, parts.wr])
     train_sites, validation_sites, test_sites, held_out_sites = (
         np.unique(flat // days) for flat in (parts.train, parts.validation, parts.test, held_out)
     )
     times = np.bincount(np.concatenate([parts.train, parts.validation, held_out]))
     places = np.rint(np.stack([panel.lat, panel.lon]) / PLACE_DEGREES).astype(np.int64)
     place = places[0] * 10_000_000 + places[1]
-    nearest = nearest_km(parts, panel)[test_sites]
+    nearest = distance_to_training_km(parts, panel)[test_sites]
     content = _window_hashes(panel, window)
     found: dict[str, Any] = {
         "train_sites": len(train_sites),
@@ -98,7 +106,7 @@ def audit(
 
 def audited(
     split: AnySplit,
-    parts: Parts,
+    parts: SplitIndices,
     panel: Panel,
     window: int,
     *,
@@ -119,13 +127,13 @@ def audited(
         return {"failed": [f"audit: {type(error).__name__}: {error}"]}
 
 
-def nearest_km(parts: Parts, panel: Panel) -> np.ndarray:
+def distance_to_training_km(parts: SplitIndices, panel: Panel) -> np.ndarray:
     """(sites,) great-circle km from each site of the panel to the nearest training site; 0 for these."""
     train_sites = np.unique(parts.train // len(panel.dates))
     return nearest_site_km(panel, np.arange(len(panel.site_id)), train_sites)
 
 
-def _overlapping_windows(parts: Parts, panel: Panel, window: int) -> int:
+def _overlapping_windows(parts: SplitIndices, panel: Panel, window: int) -> int:
     days = len(panel.dates)
     trained = np.zeros(panel.target.shape, bool)
     trained.reshape(-1)[parts.train] = True

@@ -60,7 +60,7 @@ def feature(
     exclusion = np.full(len(lat), settings.exclusion_km)
     train_sites = np.unique(train // len(panel.dates))
     if settings.hide is not None and not np.isin(test_sites, train_sites).any():
-        nearest = nearest_km(lat, lon, np.unique(test_sites), train_sites, settings.exclusion_km)
+        nearest = nearest_monitor_km(lat, lon, np.unique(test_sites), train_sites, settings.exclusion_km)
         exclusion[train_sites] = rng.choice(nearest, len(train_sites))
     mean, km = _means(
         usable(panel, train, window),
@@ -87,7 +87,7 @@ def usable(panel: Panel, train: np.ndarray, window: int) -> np.ndarray:
     return np.where(known, panel.target, np.float32("nan"))
 
 
-def nearest_km(
+def nearest_monitor_km(
     lat: np.ndarray, lon: np.ndarray, sites: np.ndarray, others: np.ndarray, exclusion_km: float = 0.0
 ) -> np.ndarray:
     """(len(sites),) km from each of `sites` to the nearest of `others` that is another site and not nearer

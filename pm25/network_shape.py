@@ -5,7 +5,7 @@ from pm25.panel import Panel
 from pm25.settings import Settings
 
 
-class Shape(Settings):
+class NetworkShape(Settings):
     """What decides how fast a network computes. A learning rate does not, so it is no part of it."""
 
     channels: int
@@ -23,7 +23,7 @@ class Shape(Settings):
     batch_size: int
 
     @classmethod
-    def of(cls, cell: Cell, panel: Panel, random_dim: int) -> "Shape":
+    def of(cls, cell: Cell, panel: Panel, random_dim: int) -> "NetworkShape":
         place = {"latlon": 2, "sincos": 4}.get(cell.variant, 0)
         near = len(cell.neighbours.channels) if cell.neighbours is not None else 0
         # Every published SatCLIP has 256. A table is taken to have 512: its part of the work is below 1 %.

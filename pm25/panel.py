@@ -141,7 +141,7 @@ class Problem:
 
     column: str
     what: str
-    mend: str
+    fix: str
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     """Counted from 1 for the first row of data; empty where the fault is the whole column's."""
 
@@ -149,7 +149,7 @@ class Problem:
         shown = ", ".join(map(str, self.rows[:5]))
         dots = f", ... {len(self.rows)} rows in all" if len(self.rows) > 5 else ""
         place = f" (row {shown}{dots})" if len(self.rows) else ""
-        return f"{self.column}: {self.what}{place}; {self.mend}"
+        return f"{self.column}: {self.what}{place}; {self.fix}"
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def check(
         problems.append(Problem("date", f"only {span} days", f"a window needs at least {MIN_DAYS}"))
     if span > MAX_DAYS:
         ends = f"{np.datetime64(int(day.min()), 'D')} to {np.datetime64(int(day.max()), 'D')}"
-        problems.append(Problem("date", f"{span} days, {ends}", "mend the year that cannot be"))
+        problems.append(Problem("date", f"{span} days, {ends}", "fix the year that cannot be"))
     target = _float(table["pm25"])
     observed = np.isfinite(target)
     counts |= {
@@ -357,13 +357,13 @@ def _check_groups(
         varies = (value != value[first][code]) & ~empty & ~empty[first][code]
         if empty.any():
             who = sites[code[empty][0]]
-            mend = "give every site its group, on each of its rows"
-            problems.append(Problem(column, f"empty for site {who}", mend, _rows(empty)))
+            fix = "give every site its group, on each of its rows"
+            problems.append(Problem(column, f"empty for site {who}", fix, _rows(empty)))
         if varies.any():
             row = int(np.argmax(varies))
             both = f"{str(value[first][code[row]])!r} and {str(value[row])!r}"
-            mend = "a group must be the same on all days of a site"
-            problems.append(Problem(column, f"site {sites[code[row]]} has both {both}", mend, _rows(varies)))
+            fix = "a group must be the same on all days of a site"
+            problems.append(Problem(column, f"site {sites[code[row]]} has both {both}", fix, _rows(varies)))
     return problems
 
 

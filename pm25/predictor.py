@@ -114,7 +114,7 @@ class Predictor:
         """`predict` for a table: a row per window, each channel's cell a list of its T values.
 
         Columns as in `columns`, others are ignored. The series is called `pm25_ugm3` and has the frame's
-        index. Raises InputError with the column, the row's position (from 0) and the mend.
+        index. Raises InputError with the column, the row's position (from 0) and the fix.
         """
         import pandas as pd
 

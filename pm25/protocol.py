@@ -22,7 +22,7 @@ import numpy as np
 
 from pm25.errors import InputError
 from pm25.panel import Panel
-from pm25.splits import Parts
+from pm25.splits import SplitIndices
 
 Protocol = Literal["strict", "paper"]
 
@@ -43,7 +43,7 @@ def refuse_leaks(panel: Panel, protocol: Protocol) -> None:
             )
 
 
-def paper_parts(parts: Parts, panel: Panel) -> Parts:
+def paper_parts(parts: SplitIndices, panel: Panel) -> SplitIndices:
     """The published cut of the same split: positive targets only, and the last rows for validation."""
     target = panel.target.reshape(-1)
 
@@ -57,9 +57,9 @@ def paper_parts(parts: Parts, panel: Panel) -> Parts:
         train=rest[:-last],
         validation=rest[-last:],
         test=positive(parts.test),
-        within=None if parts.within is None else positive(parts.within),
+        wr=None if parts.wr is None else positive(parts.wr),
     )
-    for name in ("train", "validation", "test", "within"):
+    for name in ("train", "validation", "test", "wr"):
         part = getattr(made, name)
         if part is not None and not len(part):
             raise InputError(

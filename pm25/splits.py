@@ -166,13 +166,13 @@ Split = Annotated[AnySplit, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
-class Parts:
+class SplitIndices:
     """Samples as flat indices `site * days + day`, ascending in each part; the parts are disjoint."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
-    within: np.ndarray | None
+    wr: np.ndarray | None
     """Out-of-region splits only: held-out sites of the training side, the paired within-region test."""
 
 
@@ -191,7 +191,7 @@ def checkerboard(
     return np.where(inside_conus(lat, lon), colour, -1).astype(int)
 
 
-def cut(split: AnySplit, fold: int, panel: Panel, window: int) -> Parts:
+def cut(split: AnySplit, fold: int, panel: Panel, window: int) -> SplitIndices:
     """Cut the panel's samples. The cut depends on the split's own seed, never on the training's.
 
     Raises InputError when a part is empty, when a group is not in the table, and when a gap is too short.
@@ -204,7 +204,7 @@ def cut(split: AnySplit, fold: int, panel: Panel, window: int) -> Parts:
         parts = _by_time(split, panel, window, flat, day)
     else:
         parts = _by_site(split, fold, panel, flat, site)
-    for name in ("train", "validation", "test", "within"):
+    for name in ("train", "validation", "test", "wr"):
         part = getattr(parts, name)
         if part is not None and not len(part):
             raise InputError(
@@ -253,17 +253,19 @@ def nearest_site_km(panel: Panel, sites: np.ndarray, others: np.ndarray) -> np.n
     return great_circle_km(panel.lat[sites], panel.lon[sites], panel.lat[nearest], panel.lon[nearest])
 
 
-def _by_sample(split: RandomSplit, fold: int, flat: np.ndarray) -> Parts:
+def _by_sample(split: RandomSplit, fold: int, flat: np.ndarray) -> SplitIndices:
     # The k folds are one partition, whichever of them is asked for.
     partition, rng = np.random.default_rng(split.seed), np.random.default_rng([split.seed, fold])
     test, validation = np.zeros((2, len(flat)), bool)
     test[np.array_split(partition.permutation(len(flat)), split.folds)[fold]] = True
     rest = np.flatnonzero(~test)
     validation[rng.permutation(rest)[: round(split.validation * len(rest))]] = True
-    return Parts(flat[~test & ~validation], flat[validation], flat[test], None)
+    return SplitIndices(flat[~test & ~validation], flat[validation], flat[test], None)
 
 
-def _by_time(split: TemporalSplit, panel: Panel, window: int, flat: np.ndarray, day: np.ndarray) -> Parts:
+def _by_time(
+    split: TemporalSplit, panel: Panel, window: int, flat: np.ndarray, day: np.ndarray
+) -> SplitIndices:
     gap = window - 1 if split.gap_days is None else split.gap_days
     if gap < window - 1:
         raise InputError(
@@ -279,17 +281,17 @@ def _by_time(split: TemporalSplit, panel: Panel, window: int, flat: np.ndarray, 
     last = start - gap - 1  # day of the training side
     days = max(last - (window - 1) + 1, 0)
     validated = last - max(1, round(split.validation * days)) + 1  # the first validation day
-    return Parts(
+    return SplitIndices(
         train=flat[day < validated - gap],
         validation=flat[(day >= validated) & (day <= last)],
         test=flat[day >= start],
-        within=None,
+        wr=None,
     )
 
 
 def _by_site(
     split: SpatialSplit | RegionSplit, fold: int, panel: Panel, flat: np.ndarray, site: np.ndarray
-) -> Parts:
+) -> SplitIndices:
     partition, rng = np.random.default_rng(split.seed), np.random.default_rng([split.seed, fold])
     # 0 train, 1 validation, 2 test, 3 within-region test, -1 none.
     role = np.full(len(panel.site_id), -1)
@@ -309,7 +311,7 @@ def _by_site(
     if split.buffer_km is not None and len(test):
         role[rest[nearest_site_km(panel, rest, test) < split.buffer_km]] = -1
     of = [flat[role[site] == number] for number in range(4)]
-    return Parts(of[0], of[1], of[2], None if isinstance(split, SpatialSplit) else of[3])
+    return SplitIndices(of[0], of[1], of[2], None if isinstance(split, SpatialSplit) else of[3])
 
 
 def _clusters(split: ClusterSplit, panel: Panel, sites: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from pm25 import encoders, neighbours, protocol, splits
 from pm25.cell import Cell
 from pm25.fit import Epoch, Fit, best_epoch, predict
-from pm25.leakage import audited, nearest_km
+from pm25.leakage import audited, distance_to_training_km
 from pm25.metrics import detailed, scores
 from pm25.model import BiLSTMAttention, initialise, network
 from pm25.panel import Panel
@@ -58,7 +58,7 @@ class Prepared:
     cell: Cell
     panel: Panel
     """As the cell may know it: a search's has no target outside the training side."""
-    parts: splits.Parts
+    parts: splits.SplitIndices
     """Of a search without a split of its own, `test` is `validation`."""
     train: np.ndarray
     """Flat indices; `parts.train`, or a subsample of it."""
@@ -72,14 +72,14 @@ class Prepared:
     @property
     def scored(self) -> dict[str, np.ndarray]:
         """Samples (flat) by the prefix of their metrics, the validation that ends the training first."""
-        tuning, held_out, within = self.cell.tuning, self.parts.test, self.parts.within
+        tuning, held_out, wr = self.cell.tuning, self.parts.test, self.parts.wr
         if tuning is None:
-            found = {"val": self.validation, "test": held_out, "wr": within}
+            found = {"val": self.validation, "test": held_out, "wr": wr}
         elif tuning.split is None:
             found = {"val": self.validation, "val_wr": self.validation}
         else:
             found = {"val": self.validation, f"val_{tuning.split.regime.lower()}": held_out}
-            found |= {"val_wr": within} if within is not None else {}
+            found |= {"val_wr": wr} if wr is not None else {}
         return {name: flat for name, flat in found.items() if flat is not None}
 
     def windows(self, flat: np.ndarray) -> Windows:
@@ -260,7 +260,7 @@ def run(
     return training.result()
 
 
-def _cut(cell: Cell, panel: Panel) -> tuple[Panel, splits.Parts]:
+def _cut(cell: Cell, panel: Panel) -> tuple[Panel, splits.SplitIndices]:
     """The panel as the cell may know it, and its samples."""
     parts = splits.cut(cell.split, cell.fold, panel, cell.window)
     if cell.protocol == "paper":
@@ -277,17 +277,17 @@ def _cut(cell: Cell, panel: Panel) -> tuple[Panel, splits.Parts]:
     )
     if cell.tuning.split is not None:
         return panel, splits.cut(cell.tuning.split, cell.tuning.fold, panel, cell.window)
-    return panel, splits.Parts(parts.train, parts.validation, test=parts.validation, within=None)
+    return panel, splits.SplitIndices(parts.train, parts.validation, test=parts.validation, wr=None)
 
 
-def _neighbours(cell: Cell, parts: splits.Parts) -> np.ndarray:
+def _neighbours(cell: Cell, parts: splits.SplitIndices) -> np.ndarray:
     """The samples whose targets the neighbour feature is made of."""
     if cell.protocol == "paper":
         return np.sort(np.concatenate([parts.train, parts.validation, parts.test]))
     return parts.train
 
 
-def _more_channels(cell: Cell, panel: Panel, parts: splits.Parts) -> dict[str, np.ndarray]:
+def _more_channels(cell: Cell, panel: Panel, parts: splits.SplitIndices) -> dict[str, np.ndarray]:
     """The channels that the table does not have, each (sites, days), by name."""
     if cell.neighbours is None:
         return {}
@@ -325,7 +325,7 @@ def _score(made: Prepared) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics and predictions of a `Result`."""
     panel = made.panel
     target, days = panel.target.reshape(-1), len(panel.dates)
-    km = nearest_km(made.parts, panel)
+    km = distance_to_training_km(made.parts, panel)
     metrics: dict[str, float] = {}
     predictions: list[dict[str, np.ndarray]] = []
     for part, flat in made.scored.items():

@@ -32,7 +32,7 @@ def read(place: Path | str) -> bytes:
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from None
     except (OSError, pa.ArrowException) as error:
-        raise OSError(errno.EIO, reason(error) + (mend(uri, error) or "; mend the address"), uri) from None
+        raise OSError(errno.EIO, reason(error) + (fix(uri, error) or "; fix the address"), uri) from None
 
 
 @functools.lru_cache(8)
@@ -64,7 +64,7 @@ def reason(error: Exception) -> str:
     return " ".join(re.sub(r"\(Request ID: [^)]*\)", "", str(error)).split()).rstrip(".")
 
 
-def mend(uri: str, error: Exception) -> str:
+def fix(uri: str, error: Exception) -> str:
     """What to do about an S3 that cannot be used, after a semicolon; empty where it is not known."""
     if not uri.startswith("s3://"):
         return ""

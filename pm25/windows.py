@@ -71,10 +71,10 @@ class Inputs:
         scaler = Scaler.fit(values, _days_in_windows(fitted, sites, days, window))
         empty = [name for name, mean in zip(self.channels, scaler.mean, strict=True) if np.isnan(mean)]
         if empty:
-            mend = "leave it out of data.channels"
+            fix = "leave it out of data.channels"
             if empty[0] not in panel.channels:
-                mend = "training monitors have no neighbours; leave neighbours out, or let nearer ones count"
-            raise InputError(f"{panel.name}: channel {empty[0]} has no value in any training window; {mend}")
+                fix = "training monitors have no neighbours; leave neighbours out, or let nearer ones count"
+            raise InputError(f"{panel.name}: channel {empty[0]} has no value in any training window; {fix}")
         self.scaler = scaler
         self.place_scaler: Scaler | None = None
         self._features = torch.from_numpy(scaler.scale(values)).to(device)

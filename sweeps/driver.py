@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING
 
 from sweeps.engine import worker
 from sweeps.engine.progress import RunProgress
-from sweeps.engine.scheduler import Agenda
-from sweeps.state import State
+from sweeps.engine.scheduler import Scheduler
+from sweeps.state import StudyState
 from sweeps.store.records import Record
-from sweeps.tracking.process import Writer
-from sweeps.tracking.winners import Keeper
+from sweeps.tracking.process import TrackingProcess
+from sweeps.tracking.winners import WeightRetention
 
 if TYPE_CHECKING:
-    from sweeps.engine.optuna_study import View
+    from sweeps.engine.optuna_study import OptunaJournal
 
 
 def train(
-    state: State,
-    agenda: Agenda,
+    state: StudyState,
+    agenda: Scheduler,
     address: str | None = None,
     *,
     waits: bool = False,
@@ -32,17 +32,16 @@ def train(
     does not answer at the begin.
     """
     records = state.records()
-    keeper = Keeper(state.study, state.store)
+    keeper = WeightRetention(state.study, state.store)
     keeper.tidy(state.cells, records)
     recorded = [*records.values(), *state.trials()]
-    writer = Writer(state.store, state.study.tracking, recorded, state.data())
-    del records, recorded  # `Writer` lets go of them too, once it has sent them
+    writer = TrackingProcess(state.store, state.study.tracking, recorded, state.data())
+    del records, recorded  # `TrackingProcess` lets go of them too, once it has sent them
     from sweeps.engine import ray_tune
-    from sweeps.engine.optuna_study import View
     from sweeps.report import data, write
     from sweeps.tracking import winners  # Ray, while the writer's process imports MLflow
 
-    journal = View(state.store)
+    journal = OptunaJournal(state.store)
     with writer as mlflow:
         mlflow.plan(state)
         journal.write(state.searches.values())
@@ -64,13 +63,13 @@ def train(
         records = state.records()
         keeper.tidy(state.cells, records)
         mlflow.plan(state)
-        mlflow.describe(write.brief(data.gather(state, records=records, brief=True)))
+        mlflow.describe(write.brief(data.gather_report_data(state, records=records, brief=True)))
         for winner in winners.winners(state, records):
             mlflow.register(winner, winners.example(state, winner))
     return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
 
 
-def _notices(agenda: Agenda, behind: Mapping[str, str], records: Mapping[str, Record]) -> Iterator[str]:
+def _notices(agenda: Scheduler, behind: Mapping[str, str], records: Mapping[str, Record]) -> Iterator[str]:
     if agenda.stopped:
         yield f"stopped: {agenda.stopped}"
     for arm, why in agenda.blocked.items():
@@ -88,7 +87,12 @@ class _Observer(RunProgress):
     """Shows the progress, and hands on what has ended."""
 
     def __init__(
-        self, agenda: Agenda, mlflow: Writer, journal: "View", keeper: Keeper, needs_tracking: bool
+        self,
+        agenda: Scheduler,
+        mlflow: TrackingProcess,
+        journal: "OptunaJournal",
+        keeper: WeightRetention,
+        needs_tracking: bool,
     ) -> None:
         super().__init__(agenda.total, agenda.trials)
         self._agenda, self._mlflow, self._journal, self._keeper = agenda, mlflow, journal, keeper

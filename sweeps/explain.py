@@ -14,7 +14,7 @@ from pm25.errors import InputError
 from pm25.settings import ENCODERS
 from pm25.splits import GroupSplit
 from sweeps.spec.design import Arm
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store.records import Record
 
 NOT_SET = "not set"
@@ -33,7 +33,7 @@ _MEANING = {
 
 
 @dataclass(frozen=True)
-class Difference:
+class KeyDifference:
     """One part of a key, as the stored cell has it and as the study asks for it."""
 
     part: str
@@ -69,7 +69,7 @@ class Relative:
     label: str
     state: str
     """`done`, `failed`, `missing`, or `waiting` for its arm's search."""
-    differences: tuple[Difference, ...]
+    differences: tuple[KeyDifference, ...]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Explanation:
         return lines
 
 
-def explain(state: State, key: str) -> Explanation:
+def explain(state: StudyState, key: str) -> Explanation:
     """Explain the cell that `key`, or its first digits, names. Raises InputError when it names not one."""
     key = _named(state, key)
     cell, record = state.cells.get(key), state.store.record(key)
@@ -162,7 +162,7 @@ def explain(state: State, key: str) -> Explanation:
     return Explanation(key, cell.label, record["state"], record, where=only)
 
 
-def _named(state: State, key: str) -> str:
+def _named(state: StudyState, key: str) -> str:
     known = {*state.cells, *state.store.keys()}
     found = [key] if key in known else sorted(name for name in known if key and name.startswith(key))
     if len(found) > 1:
@@ -176,7 +176,7 @@ def _named(state: State, key: str) -> str:
     return found[0]
 
 
-def _stored_instead(state: State, cell: Cell) -> Relative | None:
+def _stored_instead(state: StudyState, cell: Cell) -> Relative | None:
     """The stored cell most like a missing one; of equally like ones a done one, then the newest."""
     records = state.store.records(state.store.keys()).values()
     newest_first = sorted(records, key=lambda record: (record["ended"], record["key"]), reverse=True)
@@ -190,7 +190,7 @@ def _stored_instead(state: State, cell: Cell) -> Relative | None:
     return Relative(record["key"], _label(record), record["state"], parts)
 
 
-def _asked_instead(state: State, record: Record) -> Relative:
+def _asked_instead(state: StudyState, record: Record) -> Relative:
     """The cell of the grid most like a stale one; of equally like ones the first."""
     stored = _stored_parts(record)
     grid: list[tuple[str | None, Cell]] = [*state.cells.items(), *((None, cell) for cell in state.waiting)]
@@ -208,7 +208,7 @@ def _asked_instead(state: State, record: Record) -> Relative:
     return Relative(key, cell.label, "missing" if its is None else its["state"], parts)
 
 
-def _asked_parts(state: State, cells: Iterable[Cell]) -> Iterator[dict[str, Any]]:
+def _asked_parts(state: StudyState, cells: Iterable[Cell]) -> Iterator[dict[str, Any]]:
     """Every part of the key of each of `cells`, but for the groups of sites that a split goes by."""
     fingerprints: dict[str, str] = {}
     for cell in cells:
@@ -237,7 +237,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _tuned(state: State, cell: Cell) -> Collection[str]:
+def _tuned(state: StudyState, cell: Cell) -> Collection[str]:
     """The settings of a cell that the search of its arm chooses."""
     arm = Arm.of(cell)
     return state.searches[arm].space if arm in state.searches else ()
@@ -245,10 +245,10 @@ def _tuned(state: State, cell: Cell) -> Collection[str]:
 
 def _differences(
     stored: Mapping[str, Any], asked: Mapping[str, Any], tuned: Collection[str]
-) -> tuple[Difference, ...]:
+) -> tuple[KeyDifference, ...]:
     """The parts that are known to differ."""
     differing = (
-        Difference(part, stored.get(part, NOT_SET), asked.get(part, NOT_SET), part in tuned)
+        KeyDifference(part, stored.get(part, NOT_SET), asked.get(part, NOT_SET), part in tuned)
         for part in dict.fromkeys([*asked, *stored])
         # Two encoders have two fingerprints: the variant says it.
         if part != "encoder" or stored["variant"] == asked["variant"]
@@ -256,7 +256,7 @@ def _differences(
     return tuple(d for d in differing if d.stored != d.asked and d.stored != NOT_RECORDED)
 
 
-def _distance(differences: Sequence[Difference]) -> tuple[int, int]:
+def _distance(differences: Sequence[KeyDifference]) -> tuple[int, int]:
     """Of two cells: how many factors tell them apart, then how many parts of the key."""
     factors = {_factor(difference.part) for difference in differences} - {""}
     return len(factors), len(differences)
@@ -269,13 +269,15 @@ def _factor(part: str) -> str:
     return part if part in ("variant", "fusion", "head", "fold", "seed") else ""
 
 
-def _unrecorded(record: Record, asked: Mapping[str, Any], state: State, cell: Cell) -> tuple[Difference, ...]:
+def _unrecorded(
+    record: Record, asked: Mapping[str, Any], state: StudyState, cell: Cell
+) -> tuple[KeyDifference, ...]:
     """What differs by elimination: keys that differ in no part that is recorded."""
     parts = ("data", "encoder", "numerics")
-    missing = [Difference(p, NOT_RECORDED, asked[p]) for p in parts if p in asked and p not in record]
+    missing = [KeyDifference(p, NOT_RECORDED, asked[p]) for p in parts if p in asked and p not in record]
     if isinstance(cell.split, GroupSplit):
         column = cell.split.column
-        missing.append(Difference(f"data.{column}", NOT_RECORDED, state.panel.fingerprint_by(column)))
+        missing.append(KeyDifference(f"data.{column}", NOT_RECORDED, state.panel.fingerprint_by(column)))
     return tuple(missing)
 
 

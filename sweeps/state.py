@@ -8,7 +8,7 @@ import numpy as np
 from pm25 import protocol, splits
 from pm25.cell import Cell
 from pm25.panel import Panel
-from pm25.splits import Parts
+from pm25.splits import SplitIndices
 from sweeps.analysis.sequential import Looks
 from sweeps.spec import study
 from sweeps.spec.design import AdaptiveSeeds, Arm
@@ -27,7 +27,7 @@ TUNING = ("tuned", "search", "searched")
 """What a record says of the search behind its settings: the point, the budget, what was spent."""
 
 
-class State:
+class StudyState:
     """A study with its data, its cells by key, and what the store holds of them. Raises InputError."""
 
     def __init__(self, reference: str, overrides: Sequence[str] = ()) -> None:
@@ -75,7 +75,7 @@ class State:
         """How many cells will be added at most, where the study adds seeds to what is undecided."""
         return self.looks.further if self.looks is not None else 0
 
-    def parts(self) -> dict[tuple[str, int], Parts]:
+    def parts(self) -> dict[tuple[str, int], SplitIndices]:
         """The cut of every split and fold; raises InputError for one that leaves a part empty."""
         cuts = {
             (factor.split.label, fold): splits.cut(factor.split, fold, self.panel, self.study.window)

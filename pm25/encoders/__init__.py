@@ -191,7 +191,7 @@ class GeoCLIP:
             file = Path(folder) / "model" / "weights" / "location_encoder_weights.pth"
             if file.is_file():
                 return file
-        raise InputError("encoder geoclip: its weights are not installed; mend: pip install geoclip")
+        raise InputError("encoder geoclip: its weights are not installed; fix: pip install geoclip")
 
     def embed(self, lat: ArrayLike, lon: ArrayLike, site_id: ArrayLike | None = None) -> NDArray[np.float32]:
         import torch
@@ -330,7 +330,7 @@ class Table:
             near = "" if self.by_site else f" within {self._tolerance_deg:g} degrees"
             raise InputError(
                 f"{self._file}: {len(lacking)} of the places have no vector{near}: {_first(lacking)};"
-                " mend: add them, or leave those sites out"
+                " fix: add them, or leave those sites out"
             )
         return self._vectors[rows]
 

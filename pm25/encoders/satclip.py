@@ -92,11 +92,11 @@ def checkpoint_bytes(checkpoint: str | Path | None, model: str | None) -> bytes:
 def _from_hub(model: str) -> Path:
     if model not in MODELS:
         raise InputError(f"encoder satclip: unknown model {model!r}; known: {', '.join(MODELS)}")
-    mend = "mend: download it elsewhere and pass checkpoint="
+    fix = "fix: download it elsewhere and pass checkpoint="
     try:
         import huggingface_hub
     except ImportError as error:
-        raise InputError(f"encoder satclip: model={model} needs huggingface_hub; {mend}") from error
+        raise InputError(f"encoder satclip: model={model} needs huggingface_hub; {fix}") from error
     file = model.split("/")[1].lower() + ".ckpt"
     try:
         # The cache first: no network for a file at hand, and the same file for every trial of a study.
@@ -107,7 +107,7 @@ def _from_hub(model: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(model, file))
     except Exception as error:  # the hub's own, httpx's, requests' and the disk's: one line for each
         raise InputError(
-            f"encoder satclip: cannot get {file} of {model} from the hub: {_line(error)}; {mend}"
+            f"encoder satclip: cannot get {file} of {model} from the hub: {_line(error)}; {fix}"
         ) from error
 
 

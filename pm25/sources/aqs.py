@@ -159,7 +159,7 @@ def _read(path: Path) -> _Source:
         if date is pd.NaT:
             raise InputError(
                 f"{path}: line {line('Date Local', str(text))}: Date Local: {text!r} is not a date "
-                "YYYY-MM-DD; mend that line or download the file again"
+                "YYYY-MM-DD; fix that line or download the file again"
             )
     raw["param"] = spread("Parameter Code", params)
     for param, unit in raw[["param", "Units of Measure"]].drop_duplicates().itertuples(index=False):

@@ -79,7 +79,7 @@ def to_table(
     start, span = int(first.min()), int(first.max() - first.min()) + days
     if span > MAX_DAYS:
         ends_at = f"{_day(start)} to {_day(start + span - 1)}"
-        raise InputError(f"{dates or x}: {span} days, {ends_at}; mend the year that cannot be")
+        raise InputError(f"{dates or x}: {span} days, {ends_at}; fix the year that cannot be")
     opening = site * span + (first - start)
     present = np.zeros(len(keys) * span, bool)
     for day in range(days):
@@ -115,8 +115,8 @@ def to_table(
             if odd.any():
                 i = int(np.argmax(odd))
                 both = f"{column[at[i]]:.7g} and {value[i]:.7g}"
-                mend = "a day must be the same in every window; are the dates right?"
-                raise InputError(f"{x}: {where(at[i])}, {name}: windows hold {both}; {mend}")
+                fix = "a day must be the same in every window; are the dates right?"
+                raise InputError(f"{x}: {where(at[i])}, {name}: windows hold {both}; {fix}")
 
     fixed = {
         "site_id": pd.array(text.tolist(), dtype="str").take(code),
@@ -258,7 +258,7 @@ def _scan(
     first = firsts[best]
     if (first == _NO_DAY).any():
         sample = int(np.argmax(first == _NO_DAY))
-        raise InputError(f"{x}: sample {sample}: its calendar fits no date; mend it, or {ask}")
+        raise InputError(f"{x}: sample {sample}: its calendar fits no date; fix it, or {ask}")
     for i in np.flatnonzero(share >= SHARE).tolist():
         differ = (firsts[i] != first) & (firsts[i] != _NO_DAY)
         if differ.any():
@@ -363,9 +363,9 @@ def _rounded(path: Path, places: NDArray[np.float64]) -> NDArray[np.float64]:
         outside = ~(np.abs(value) <= limit)  # NaN is outside too
         if outside.any():
             sample = int(np.argmax(outside))
-            mend = "give unscaled degrees, latitude before longitude"
+            fix = "give unscaled degrees, latitude before longitude"
             raise InputError(
-                f"{path}: sample {sample}: {name} {value[sample]:g} is not in -{limit}..{limit}; {mend}"
+                f"{path}: sample {sample}: {name} {value[sample]:g} is not in -{limit}..{limit}; {fix}"
             )
     return np.round(places, PLACE_DECIMALS) + 0.0  # no negative zero
 

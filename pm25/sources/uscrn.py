@@ -151,13 +151,13 @@ def at_places(
 
 
 def _station_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    mend = "give CRND0103-YEAR-STATION.txt files, a folder of them or a zip of them"
+    fix = "give CRND0103-YEAR-STATION.txt files, a folder of them or a zip of them"
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; {mend}")
+        raise InputError(f"{path}: no such file or folder; {fix}")
     if path.is_dir():
         found = sorted(path.rglob("CRND*.txt"))
         if not found:
-            raise InputError(f"{path}: no CRND*.txt in this folder; {mend}")
+            raise InputError(f"{path}: no CRND*.txt in this folder; {fix}")
         for file in found:
             yield str(file), file.read_bytes()
     elif path.suffix.lower() != ".zip":
@@ -167,7 +167,7 @@ def _station_files(path: Path) -> Iterator[tuple[str, bytes]]:
             with zipfile.ZipFile(path) as archive:
                 members = sorted(m for m in archive.namelist() if re.search(r"(^|/)CRND[^/]*\.txt$", m))
                 if not members:
-                    raise InputError(f"{path}: no CRND*.txt in this zip; {mend}")
+                    raise InputError(f"{path}: no CRND*.txt in this zip; {fix}")
                 for member in members:
                     yield f"{path}:{member}", archive.read(member)
         except DAMAGED_ZIP as error:

@@ -48,7 +48,7 @@ class Tail(NamedTuple):
     both: int
 
 
-class Group(NamedTuple):
+class PredictionGroup(NamedTuple):
     """The cells that are pooled: an arm on one part of a split's predictions."""
 
     arm: str
@@ -93,7 +93,7 @@ class Predicted:
         lat: np.ndarray,
         lon: np.ndarray,
         sums: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]],
-        pools: Mapping[Group, _Pool],
+        pools: Mapping[PredictionGroup, _Pool],
         cells: pd.DataFrame,
     ) -> None:
         self.site_id, self.lat, self.lon = site_id, lat, lon
@@ -108,7 +108,7 @@ class Predicted:
         return self._sums.get((key, part))
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[PredictionGroup]:
         """What has predictions, in the order of the rows."""
         return list(self._pools)
 
@@ -162,11 +162,11 @@ class Predicted:
 
     def density(self, arm: str, split: str, part: str = "test") -> np.ndarray:
         """Counts of the pooled predictions on `DENSITY_EDGES`: (observed, predicted)."""
-        return self._pools[Group(arm, split, part)].density
+        return self._pools[PredictionGroup(arm, split, part)].density
 
     def calibration(self, arm: str, split: str, part: str = "test") -> pd.DataFrame:
         """By predicted bin: low, high, n, and the means observed and predicted (ug/m3), where n > 0."""
-        n, observed, predicted = self._pools[Group(arm, split, part)].calibration.T
+        n, observed, predicted = self._pools[PredictionGroup(arm, split, part)].calibration.T
         edges = np.array([-np.inf, *CALIBRATION_EDGES, np.inf])
         frame = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": n.astype("int64")})
         some = n > 0
@@ -178,7 +178,7 @@ class Predicted:
 
     def tail(self, arm: str, split: str, part: str = "test") -> Tail:
         """How many pooled samples are exceedances, and how many of them were predicted so."""
-        return Tail(*map(int, self._pools[Group(arm, split, part)].tail))
+        return Tail(*map(int, self._pools[PredictionGroup(arm, split, part)].tail))
 
     def _keys(self, arm: str, split: str) -> dict[tuple[int, int], str]:
         cells = self._cells[(self._cells["arm"] == arm) & (self._cells["split"] == split)]
@@ -207,7 +207,7 @@ def read(store: Store, rows: pd.DataFrame) -> Predicted | None:
     number: dict[str, int] = {}
     place: list[tuple[float, float]] = []
     sums: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-    pools: dict[Group, _Pool] = {}
+    pools: dict[PredictionGroup, _Pool] = {}
     keys = cells["key"].tolist()
     for arm, split, key, table in zip(cells["arm"], cells["split"], keys, _tables(store, keys), strict=True):
         if table is None or not table.num_rows:
@@ -230,7 +230,7 @@ def read(store: Store, rows: pd.DataFrame) -> Predicted | None:
             totals = _by_site(own_site, own_truth, own_prediction, len(sites))
             seen = np.flatnonzero(totals[:, 0])
             sums[key, name] = index[seen], totals[seen]
-            pools.setdefault(Group(arm, split, name), _Pool.empty()).add(own_truth, own_prediction)
+            pools.setdefault(PredictionGroup(arm, split, name), _Pool.empty()).add(own_truth, own_prediction)
     if not sums:
         return None
     names = np.array(list(number))

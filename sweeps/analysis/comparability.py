@@ -11,7 +11,7 @@ _FACTORS = frozenset({"variant", "fusion", "head"})
 """Of a cell: what an arm is, and so what a contrast is about."""
 
 
-class Difference(NamedTuple):
+class ArmDifference(NamedTuple):
     """What sets an arm's result apart from another's, as 'train.learning_rate 0.003 against 0.001'."""
 
     undeclared: tuple[str, ...]
@@ -20,7 +20,7 @@ class Difference(NamedTuple):
     """Settings that a search chose, for one arm or for both."""
 
 
-def differences(arm: Record, other: Record) -> Difference:
+def differences(arm: Record, other: Record) -> ArmDifference:
     """Compare the records of two finished cells; values are the arm's, then the other's.
 
     Compared are the resolved settings, the data, the code's numerics, device, threads and versions, the
@@ -45,7 +45,7 @@ def differences(arm: Record, other: Record) -> Difference:
             tuned.append(found)
         elif name not in implied:
             undeclared.append(found)
-    return Difference(tuple(undeclared), tuple(tuned))
+    return ArmDifference(tuple(undeclared), tuple(tuned))
 
 
 def summary(pairs: Sequence[str]) -> list[str]:

@@ -47,7 +47,7 @@ class Inferred(NamedTuple):
     """The verdict on every claim (`inference.claims`)."""
 
 
-class Side(NamedTuple):
+class StudyResults(NamedTuple):
     """One of the two studies."""
 
     name: str
@@ -164,15 +164,15 @@ def inferred(study: Study, rows: pd.DataFrame) -> Inferred:
     return Inferred(analysis.metric, contrasts, inference.claims(rows, analysis, declared, looks=looks))
 
 
-def compare(a: Side, b: Side, tolerance: float = 0.0) -> Comparison:
+def compare(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> Comparison:
     """Compare two studies; `tolerance` is in ug/m3 of RMSE.
 
     Raises InputError where they have nothing in common, or judge by different metrics.
     """
     metrics = a.inferred.metric, b.inferred.metric
     if metrics[0] != metrics[1]:
-        mend = f"give both one with --set analysis.metric={metrics[0]}"
-        raise InputError(f"analysis.metric: {metrics[0]} in {a.name}, {metrics[1]} in {b.name}; {mend}")
+        fix = f"give both one with --set analysis.metric={metrics[0]}"
+        raise InputError(f"analysis.metric: {metrics[0]} in {a.name}, {metrics[1]} in {b.name}; {fix}")
     pairs = cells(a, b, tolerance)
     if not pairs["outcome"].isin([*PAIRED, *FAILED]).any():
         raise InputError(
@@ -189,7 +189,7 @@ def compare(a: Side, b: Side, tolerance: float = 0.0) -> Comparison:
     )
 
 
-def cells(a: Side, b: Side, tolerance: float = 0.0) -> pd.DataFrame:
+def cells(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> pd.DataFrame:
     """One row per place of either study: those of A in its order, then those of B alone.
 
     Columns: those of `PLACE`; outcome ('equal': every metric that both have is bitwise equal; 'within
@@ -219,7 +219,9 @@ def cells(a: Side, b: Side, tolerance: float = 0.0) -> pd.DataFrame:
     return frame[[*PLACE, *first, *sides, "differ", "apart", *values]]
 
 
-def _pair(a: Side, b: Side, line: Mapping[Any, Any], tolerance: float) -> tuple[str, bool, str, str]:
+def _pair(
+    a: StudyResults, b: StudyResults, line: Mapping[Any, Any], tolerance: float
+) -> tuple[str, bool, str, str]:
     states = line["state_a"], line["state_b"]
     same = bool(line["key_a"] == line["key_b"])
     if states != ("done", "done"):

@@ -79,7 +79,7 @@ def rows(
 
 def _against_none(
     cells: Mapping[str, Cell], records: Mapping[str, Record]
-) -> dict[str, comparability.Difference]:
+) -> dict[str, comparability.ArmDifference]:
     """Of every done cell whose 'none' of the same split, fold and seed is done, by key."""
     done = {key: cell for key, cell in cells.items() if key in records and records[key]["state"] == "done"}
     places = {key: (cell.split.label, cell.fold, cell.seed) for key, cell in done.items()}
@@ -159,7 +159,7 @@ def _search(search: Search, known: Mapping[tuple[str, int], float]) -> dict[str,
     return {**declared, "test samples on a trial's training side": shares}
 
 
-class Cut(NamedTuple):
+class SplitMap(NamedTuple):
     """A split of regions on the panel's sites: by fold a frame site_id, lat, lon, role.
 
     A role is 'train', 'validation', 'within' (held out inside the training region) or 'test'.
@@ -169,7 +169,7 @@ class Cut(NamedTuple):
     roles: dict[int, pd.DataFrame]
 
 
-def cuts(study: Study, panel: Panel) -> list[Cut]:
+def cuts(study: Study, panel: Panel) -> list[SplitMap]:
     """The out-of-region splits that the study crosses, the first two folds of each."""
     found = []
     for factor in study.design.split:
@@ -181,14 +181,14 @@ def cuts(study: Study, panel: Panel) -> list[Cut]:
             if study.protocol == "paper":
                 parts = protocol.paper_parts(parts, panel)
             roles[fold] = _roles(panel, parts)
-        found.append(Cut(factor.split, roles))
+        found.append(SplitMap(factor.split, roles))
     return found
 
 
-def _roles(panel: Panel, parts: splits.Parts) -> pd.DataFrame:
-    """Sites with samples; of two parts that one lies in, the later of train, validation, within, test."""
+def _roles(panel: Panel, parts: splits.SplitIndices) -> pd.DataFrame:
+    """Sites with samples; of two parts that one lies in, the later of train, validation, wr, test."""
     role = np.full(len(panel.site_id), "", "U10")
-    for name in ("train", "validation", "within", "test"):
+    for name in ("train", "validation", "wr", "test"):
         part = getattr(parts, name)
         if part is not None:
             role[np.unique(part // len(panel.dates))] = name

@@ -13,18 +13,18 @@ from sweeps.spec.design import AdaptiveSeeds, Arm
 from sweeps.spec.study import Study
 from sweeps.store.records import Record
 
-At = tuple[Arm, str, int]
+Position = tuple[Arm, str, int]
 """An arm, the label of a split, and a fold of it."""
 
 DECIDED, TOO_FEW, UNDECIDED = "decided", "too few test sets", "undecided at the most seeds"
 
 
-class Ladder:
+class SeedSchedule:
     """One contrast on its way from look to look."""
 
     def __init__(self, contrast: Contrast, folds: tuple[int, ...], overlap: float) -> None:
         self.contrast, self.folds, self.overlap = contrast, folds, overlap
-        self.at: tuple[At, ...] = tuple(
+        self.at: tuple[Position, ...] = tuple(
             (arm, contrast.split, fold) for arm in (contrast.arm, contrast.other) for fold in folds
         )
         self.look = 0
@@ -48,19 +48,19 @@ class Looks:
         assert isinstance(study.design.seed, AdaptiveSeeds)
         self._analysis, self._looks = study.analysis, study.design.seed.looks
         factors = {factor.split.label: factor for factor in study.design.split}
-        self._seeds: dict[At, int] = {
+        self._seeds: dict[Position, int] = {
             (arm, label, fold): self._looks[0]
             for arm in study.arms()
             for label, factor in factors.items()
             for fold in factor.folds
         }
-        self._scores: dict[At, dict[int, Mapping[str, float]]] = defaultdict(dict)
-        self.ladders: list[Ladder] = []
-        self._of: dict[At, list[Ladder]] = defaultdict(list)
+        self._scores: dict[Position, dict[int, Mapping[str, float]]] = defaultdict(dict)
+        self.ladders: list[SeedSchedule] = []
+        self._of: dict[Position, list[SeedSchedule]] = defaultdict(list)
         for contrast in study.contrasts():
             factor = factors[contrast.split]
             folds = tuple(fold for fold in factor.folds if contrast.fold in (None, fold))
-            ladder = Ladder(contrast, folds, 1 / max(factor.split.folds - 1, 1))
+            ladder = SeedSchedule(contrast, folds, 1 / max(factor.split.folds - 1, 1))
             if too_few(len(folds), self._analysis, len(self._looks)):
                 ladder.ended = TOO_FEW
             self.ladders.append(ladder)
@@ -69,7 +69,7 @@ class Looks:
         for cell, record in ended:
             self._keep(cell, record)
         for ladder in self.ladders:
-            self._climb(ladder)
+            self._advance(ladder)
 
     def asks_for(self, cell: Cell) -> bool:
         """Whether a cell of the grid with all seeds is one of the study as it is now."""
@@ -87,10 +87,10 @@ class Looks:
     def add(self, cell: Cell, record: Record) -> bool:
         """A cell has ended: whether more cells are asked for now than before."""
         self._keep(cell, record)
-        grown = [self._climb(ladder) for ladder in self._of[_at(cell)]]
+        grown = [self._advance(ladder) for ladder in self._of[_at(cell)]]
         return any(grown)
 
-    def _most(self, at: At) -> int:
+    def _most(self, at: Position) -> int:
         """How many seeds it has if nothing more is decided."""
         open_ = any(not ladder.ended for ladder in self._of[at])
         return self._looks[-1] if open_ else self._seeds[at]
@@ -99,7 +99,7 @@ class Looks:
         scores = record["metrics"] if record["state"] == "done" else {}  # a failure has no number
         self._scores[_at(cell)][cell.seed] = scores
 
-    def _climb(self, ladder: Ladder) -> bool:
+    def _advance(self, ladder: SeedSchedule) -> bool:
         """Go to the look whose cells are still missing, or to the end; whether more seeds were given."""
         grown = False
         while not ladder.ended:
@@ -119,7 +119,7 @@ class Looks:
                     grown = True
         return grown
 
-    def _judged(self, ladder: Ladder, seeds: int) -> str:
+    def _judged(self, ladder: SeedSchedule, seeds: int) -> str:
         """Why no further seeds are asked for; empty where the test leaves it open."""
         from sweeps.analysis import statistics  # and scipy, which no other command on the store needs
 
@@ -144,7 +144,7 @@ class Looks:
         )
         return DECIDED if stopped else ""
 
-    def _matrix(self, ladder: Ladder, seeds: int, arm: Arm) -> np.ndarray:
+    def _matrix(self, ladder: SeedSchedule, seeds: int, arm: Arm) -> np.ndarray:
         """The contrast's metric of one arm (folds, seeds); NaN where a cell has none."""
         name = f"{ladder.contrast.part}_{ladder.contrast.metric}"
         scores = (self._scores[arm, ladder.contrast.split, fold] for fold in ladder.folds)
@@ -208,7 +208,7 @@ def rule(study: Study) -> str:
     )
 
 
-def _at(cell: Cell) -> At:
+def _at(cell: Cell) -> Position:
     return Arm.of(cell), cell.split.label, cell.fold
 
 

@@ -27,7 +27,7 @@ from pm25.panel import Panel
 from sweeps.bench.engine import trivial
 from sweeps.bench.trial import Measurement
 from sweeps.engine import worker
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store.records import Record, Store
 
 GPUS = 4
@@ -156,7 +156,7 @@ class _Nap:
         return SimpleNamespace(metrics={f"val_wr_{name}": self._rmse for name in names})
 
 
-def study(folder: Path) -> State:
+def study(folder: Path) -> StudyState:
     folder.mkdir(exist_ok=True)
     file = folder / FILE
     declared = {
@@ -179,7 +179,7 @@ def study(folder: Path) -> State:
         "checkpoint_seconds": 3600,
     }
     file.write_text(yaml.safe_dump(declared))
-    return State(str(file))
+    return StudyState(str(file))
 
 
 def _pieces(folder: Path) -> list[Piece]:
@@ -251,14 +251,14 @@ def _free_port() -> int:
 def _own(folder: Path, address: str) -> None:
     """A `sweep run` whose trainings sleep."""
     from sweeps.driver import train
-    from sweeps.engine.scheduler import Agenda
-    from sweeps.store.lock import Hold
+    from sweeps.engine.scheduler import Scheduler
+    from sweeps.store.lock import StudyLock
 
-    state = State(str(folder / FILE))
+    state = StudyState(str(folder / FILE))
     state.store.prepare()
-    with Hold(state.store):
+    with StudyLock(state.store):
         how: dict[str, Any] = {"train_cell": sleeping_cell, "search_trial": SleepingTrial}
-        notices = train(state, Agenda(state), address, **how)
+        notices = train(state, Scheduler(state), address, **how)
     if notices:
         raise RuntimeError("; ".join(notices))
 

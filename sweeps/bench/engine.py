@@ -20,7 +20,7 @@ from pm25.cell import Cell
 from pm25.metrics import SCORES
 from pm25.panel import Panel
 from sweeps.bench.trial import Measurement, peak_mb
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store.records import Record, Store
 
 ROUNDS = 3
@@ -193,7 +193,7 @@ def _counted(number: int, what: str) -> str:
     return f"one {what}" if number == 1 else f"median of {number} {what}s"
 
 
-def _study(folder: Path, cells: int) -> State:
+def _study(folder: Path, cells: int) -> StudyState:
     folder.mkdir(exist_ok=True)
     file = folder / "engine.yaml"
     declared = {
@@ -208,19 +208,19 @@ def _study(folder: Path, cells: int) -> State:
         "resources": {"cpu": 1, "gpu": 0},
     }
     file.write_text(yaml.safe_dump(declared))
-    return State(str(file))
+    return StudyState(str(file))
 
 
 def _own(cells: int, folder: Path) -> None:
     """A `sweep run` whose trainings are trivial."""
     from sweeps.driver import train
-    from sweeps.engine.scheduler import Agenda
-    from sweeps.store.lock import Hold
+    from sweeps.engine.scheduler import Scheduler
+    from sweeps.store.lock import StudyLock
 
     state = _study(folder, cells)
     state.store.prepare()
-    with Hold(state.store):
-        notices = train(state, Agenda(state), train_cell=trivial)
+    with StudyLock(state.store):
+        notices = train(state, Scheduler(state), train_cell=trivial)
     if notices:
         raise RuntimeError("; ".join(notices))
     print(peak_mb())

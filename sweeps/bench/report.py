@@ -15,7 +15,7 @@ from pm25.cell import Cell
 from pm25.panel import Panel
 from sweeps.bench.engine import trivial
 from sweeps.bench.trial import Measurement
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store.records import Store
 
 SITES = 1000
@@ -73,7 +73,7 @@ def make(folder: Path, cells: int, predictions: int) -> Path:
         "storage": str(folder),
     }
     file.write_text(yaml.safe_dump(declared))
-    state = State(str(file))
+    state = StudyState(str(file))
     if len(state.cells) != cells:
         raise ValueError(f"cells: {cells} is no multiple of 100")
     for number, (key, cell) in enumerate(state.cells.items()):

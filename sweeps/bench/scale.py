@@ -18,7 +18,7 @@ import yaml
 
 from sweeps.bench.engine import trivial
 from sweeps.bench.trial import Measurement, peak_mb
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store.records import READERS, Record, Store
 
 CELLS = 100_000
@@ -129,7 +129,7 @@ def _told_of_mlflow(folder: Path, makespan_s: float) -> Iterator[Measurement]:
 FILE = "scale.yaml"
 
 
-def study(folder: Path, cells: int, *, searched: bool) -> State:
+def study(folder: Path, cells: int, *, searched: bool) -> StudyState:
     """Five arms on twenty folds of three splits, with as many seeds as it takes; `cells` is n times 100."""
     folder.mkdir(exist_ok=True, parents=True)
     declared: dict[str, Any] = {
@@ -160,7 +160,7 @@ def study(folder: Path, cells: int, *, searched: bool) -> State:
         }
     file = folder / FILE
     file.write_text(yaml.safe_dump(declared))
-    return State(str(file))
+    return StudyState(str(file))
 
 
 def _part(name: str, folder: Path, *arguments: object) -> dict[str, Any]:
@@ -215,11 +215,11 @@ def _seconds(recorded: str) -> tuple[Callable[[np.random.Generator], float], str
 
 def _begin(folder: Path, cells: str) -> dict[str, Any]:
     """What a run does before it starts Ray."""
-    from sweeps.engine.scheduler import Agenda
+    from sweeps.engine.scheduler import Scheduler
 
     begin, busy = time.perf_counter(), time.process_time()
     state = study(folder, int(cells), searched=False)
-    agenda = Agenda(state)
+    agenda = Scheduler(state)
     records = state.records()
     took = {"wall_s": time.perf_counter() - begin, "cpu_s": time.process_time() - busy}
     if agenda.cells + len(records) != int(cells):
@@ -255,7 +255,7 @@ def _list(folder: Path) -> dict[str, Any]:
 
 
 def _optuna(folder: Path, *trials: str) -> dict[str, Any]:
-    from sweeps.engine.optuna_study import Optimiser, View
+    from sweeps.engine.optuna_study import Optimiser, OptunaJournal
 
     state = study(folder, 100, searched=True)
     state.store.prepare()
@@ -269,7 +269,7 @@ def _optuna(folder: Path, *trials: str) -> dict[str, Any]:
             begin = time.perf_counter()
             optimiser.suggest(optimiser.ask())
             asked.append(time.perf_counter() - begin)
-        view = View(state.store)
+        view = OptunaJournal(state.store)
         view.write([own])
         own.ended += [_trial_record(count + number, rng) for number in range(ASKS)]
         begin = time.perf_counter()
@@ -330,13 +330,13 @@ def _tune(folder: Path, first: str, last: str) -> dict[str, Any]:
     """A run of trivial cells without MLflow."""
     from sweeps.bench.engine import _study
     from sweeps.engine import ray_tune
-    from sweeps.engine.scheduler import Agenda
+    from sweeps.engine.scheduler import Scheduler
 
     begin, end = int(first), int(last)
     half = (begin + end) // 2
     state, meter = _study(folder, end), _Meter({begin, half, end})
     state.store.prepare()
-    ray_tune.run(Agenda(state), state.panel, state.store, state.study, meter, train_cell=trivial)
+    ray_tune.run(Scheduler(state), state.panel, state.store, state.study, meter, train_cell=trivial)
     (mb, cpu), (_, middle), (more_mb, more_cpu) = meter.seen.values()
     return {
         "kept": meter.kept,

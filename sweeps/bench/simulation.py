@@ -18,9 +18,9 @@ from sweeps.engine import cluster as clusters
 from sweeps.engine import ray_tune
 from sweeps.engine import scheduler as agendas
 from sweeps.engine.cluster import Cluster, Node
-from sweeps.engine.gpu_packing import Shares
-from sweeps.engine.scheduler import Agenda
-from sweeps.state import State
+from sweeps.engine.gpu_packing import GpuShares
+from sweeps.engine.scheduler import Scheduler
+from sweeps.state import StudyState
 from sweeps.store.records import Record
 
 HANDED_S = 0.02
@@ -97,7 +97,7 @@ class Simulation:
 
     def __init__(
         self,
-        state: State,
+        state: StudyState,
         seconds: Callable[[np.random.Generator], float],
         *,
         nodes: int,
@@ -132,9 +132,9 @@ class Simulation:
             mock.patch.object(agendas, "time", clock),
             mock.patch.object(clusters, "time", clock),
         ):
-            agenda = Agenda(self._state)
+            agenda = Scheduler(self._state)
             cluster = Cluster(self._alive, lambda *_: [], nobody.notice, joined=True)
-            shares = Shares(self._state.study, self._state.panel, cluster)
+            shares = GpuShares(self._state.study, self._state.panel, cluster)
             self._queue = ray_tune.StudyQueue(agenda, self._state.store, shares, nobody, cluster)
             self._hand_out()
             while self._config:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pm25.panel import Panel
-    from sweeps.analysis.compare import Side
-    from sweeps.state import State
+    from sweeps.analysis.compare import StudyResults
+    from sweeps.state import StudyState
     from sweeps.store.records import Record
 
 
@@ -89,10 +89,10 @@ def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("study")(override(command))
 
 
-def _state(study: str, overrides: tuple[str, ...]) -> "State":
-    from sweeps.state import State
+def _state(study: str, overrides: tuple[str, ...]) -> "StudyState":
+    from sweeps.state import StudyState
 
-    return State(study, overrides)
+    return StudyState(study, overrides)
 
 
 class Duration(click.ParamType):
@@ -134,14 +134,14 @@ def plan(
     """
     from sweeps.engine import measure
     from sweeps.plan import calibration
-    from sweeps.plan.cost import Estimate, Room
+    from sweeps.plan.cost import Capacity, Estimate
     from sweeps.spec.design import Arm
 
     state = _state(study, overrides)
     records, parts = state.records(), state.parts()
     cpus = cpus or len(os.sched_getaffinity(0))
     gpus = len(calibration.devices()) if gpus is None else gpus
-    room = Room.of(state.study, cpus, gpus)
+    room = Capacity.of(state.study, cpus, gpus)
     estimate = Estimate(state, records, parts, room, calibration.read(state.store, room))
     if any(estimate.uncalibrated()) and not no_calibrate and calibration.can_measure(room):
         measure.in_child(study, overrides, room)
@@ -310,14 +310,14 @@ def run(
     dry_run: bool,
 ) -> int:
     """Search, train and record whatever is missing; the same command resumes."""
-    from sweeps.engine.scheduler import Agenda
+    from sweeps.engine.scheduler import Scheduler
     from sweeps.store import filters
 
     state = _state(study, overrides)
     state.parts()
     selects = filters.parse(only, [*state.cells.values(), *state.waiting]).matches if only else None
     if dry_run:
-        agenda = Agenda(state, selects=selects, limit=limit)
+        agenda = Scheduler(state, selects=selects, limit=limit)
         for line in (agenda.outline, *agenda.lines()):
             click.echo(line)
         return 0
@@ -325,17 +325,17 @@ def run(
     from sweeps.driver import train
     from sweeps.report import data as report_data
     from sweeps.report import write as report
-    from sweeps.store.lock import Hold
+    from sweeps.store.lock import StudyLock
 
     state.store.prepare()
-    with Hold(state.store) as hold:
+    with StudyLock(state.store) as hold:
         state.refresh()  # another run may have held the study until now
-        agenda = Agenda(state, selects=selects, limit=limit, stopped=lambda: hold.lost)
+        agenda = Scheduler(state, selects=selects, limit=limit, stopped=lambda: hold.lost)
         size = f"{state.panel.name}, {_size(state.panel)}"
         click.echo(f"{state.study.study}: {size}; {agenda.outline}", err=True)
         for notice in train(state, agenda, address, waits=wait_for_nodes, needs_tracking=require_tracking):
             click.echo(f"sweep: {notice}", err=True)
-    report.terminal(report_data.gather(state, brief=True))
+    report.terminal(report_data.gather_report_data(state, brief=True))
     for trials in state.searches.values():
         click.echo(f"search {trials.outline}")
     count = _count(state, state.records())
@@ -412,10 +412,10 @@ def submit(
     if declared.tracking is None and not (ask or stop):
         default_tracking(declared.storage)  # a bucket has none
 
-    from sweeps.engine.submit import Cluster, command, environment, staged
+    from sweeps.engine.submit import JobClient, command, environment, staged
 
     variables = environment(env)
-    cluster = Cluster(address)
+    cluster = JobClient(address)
     again = f"{_command('submit', study, overrides)} --address {shlex.quote(address)}"
     job = cluster.job(declared)
     named = f"study {declared.study} with storage {declared.storage}"
@@ -519,11 +519,11 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
     --json` has it). A filter that chooses nothing is an error.
     """
     from sweeps.store import filters
-    from sweeps.store.lock import Hold
+    from sweeps.store.lock import StudyLock
 
     state = _state(study, overrides)
     state.store.keys()  # a place that cannot be read is told as such
-    with Hold(state.store):
+    with StudyLock(state.store):
         state.refresh()
         failed = {key: record for key, record in state.records().items() if record["state"] == "failed"}
         chosen = list(failed)
@@ -658,7 +658,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
     records = state.records()
     frame = state.rows(records)
     predictions = artifacts.read(state.store, frame)
-    material = report_data.gather(state, records=records, rows=frame, predicted=predictions)
+    material = report_data.gather_report_data(state, records=records, rows=frame, predicted=predictions)
     pictures = figures.draw(
         frame,
         material.metric,
@@ -690,16 +690,16 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
 
     The winner of each arm whose weights are stored is registered as a model.
     """
-    from sweeps.engine.optuna_study import View
+    from sweeps.engine.optuna_study import OptunaJournal
     from sweeps.report import data as report_data
     from sweeps.report import write as report
-    from sweeps.store.lock import Hold
+    from sweeps.store.lock import StudyLock
     from sweeps.tracking import parent_metrics, winners
     from sweeps.tracking.mlflow_view import Tracker
 
     state = _state(study, overrides)
     state.store.prepare()
-    with Hold(state.store):  # a run writes the same views
+    with StudyLock(state.store):  # a run writes the same views
         state.refresh()
         tracker = Tracker(state.store, state.study.tracking, state.data())
         records = state.records()
@@ -709,10 +709,12 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
         how = state.study.analysis, state.study.claims, state.study.design.looks
         tracker.answer(parent_metrics.of_rows(rows, *how) | searched)
         tracker.show(parent_metrics.pictures(state.store, rows, *how))
-        tracker.describe(report.brief(report_data.gather(state, records=records, rows=rows, brief=True)))
+        tracker.describe(
+            report.brief(report_data.gather_report_data(state, records=records, rows=rows, brief=True))
+        )
         for winner in winners.winners(state, records):
             tracker.register(winner, winners.example(state, winner))
-        journal = View(state.store)
+        journal = OptunaJournal(state.store)
         journal.write(state.searches.values())
         if journal.behind:
             raise InputError(f"{journal.behind}; the searches could not be written")
@@ -907,7 +909,7 @@ def check(table: str, as_json: bool) -> int:
     if as_json:
         faults = {
             kind: [
-                {"column": p.column, "what": p.what, "mend": p.mend, "rows": p.rows.tolist()} for p in listed
+                {"column": p.column, "what": p.what, "fix": p.fix, "rows": p.rows.tolist()} for p in listed
             ]
             for kind, listed in (("problems", found.problems), ("notices", found.notices))
         }
@@ -1014,12 +1016,12 @@ def _write_parquet(frame: "pd.DataFrame", out: Path) -> None:
     write_file(out, lambda part: frame.to_parquet(part, index=False))
 
 
-def _side(reference: str, overrides: tuple[str, ...], name: str) -> "Side":
-    from sweeps.analysis.compare import Side, inferred
+def _side(reference: str, overrides: tuple[str, ...], name: str) -> "StudyResults":
+    from sweeps.analysis.compare import StudyResults, inferred
 
     state = _state(reference, overrides)
     rows = state.rows()
-    return Side(name, rows, state.records(), inferred(state.study, rows))
+    return StudyResults(name, rows, state.records(), inferred(state.study, rows))
 
 
 FORMATS = {".parquet": "to_parquet", ".csv": "to_csv"}
@@ -1055,18 +1057,18 @@ def _command(name: str, study: str, overrides: tuple[str, ...]) -> str:
     return shlex.join(["sweep", name, study, *(part for value in overrides for part in ("--set", value))])
 
 
-def _count(state: "State", records: "dict[str, Record]") -> dict[str, int]:
+def _count(state: "StudyState", records: "dict[str, Record]") -> dict[str, int]:
     states = [records[key]["state"] if key in records else "missing" for key in state.cells]
     states += ["missing"] * len(state.waiting)
     return {"total": len(states), **{state: states.count(state) for state in ("done", "failed", "missing")}}
 
 
-def _further(state: "State") -> dict[str, int]:
+def _further(state: "StudyState") -> dict[str, int]:
     """Cells that may be added at most, of a study that adds seeds to what is undecided."""
     return {} if state.looks is None else {"further": state.further}
 
 
-def _searched(state: "State") -> dict[str, int]:
+def _searched(state: "StudyState") -> dict[str, int]:
     """Search trials; one that was pruned is done."""
     ended = [record["state"] for record in state.trials()]
     failed = ended.count("failed")

@@ -145,7 +145,7 @@ class Cluster:
             f"({', '.join(sizes)}); --set resources.cpu=1 --set resources.gpu=0"
         )
 
-    def look(self, mark: "Mark") -> None:
+    def look(self, mark: "StorageProbe") -> None:
         """Ask every node whether it sees the driver's storage. Raises InputError for one that does not."""
         begin = time.monotonic()
         reports: list[Report | None] = self._everywhere(self._nodes, look, mark)
@@ -209,14 +209,14 @@ class Report(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mark:
+class StorageProbe:
     """A file that the driver leaves in the store while it runs: a node that finds it sees the same."""
 
     store: Store
     name: str
 
     @classmethod
-    def put(cls, store: Store) -> "Mark":
+    def put(cls, store: Store) -> "StorageProbe":
         """Leave it there, and clear away those of dead drivers. Raises InputError."""
         mark = cls(store, f"{PREFIX}{secrets.token_hex(6)}")
         system, path = store.location(mark.name)
@@ -267,7 +267,7 @@ class Mark:
         read(system, path)
 
 
-def look(mark: Mark) -> Report:
+def look(mark: StorageProbe) -> Report:
     """Asked of every node before anything begins."""
     return Report(socket.gethostname(), tuple(calibration.devices(hidden=True)), mark.problem())
 

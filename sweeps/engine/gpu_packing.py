@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from pm25.cell import Cell
 from pm25.errors import InputError
-from pm25.network_shape import Shape
+from pm25.network_shape import NetworkShape
 from pm25.panel import Panel
 from pm25.settings import Settings
 from sweeps.engine.cluster import Cluster
-from sweeps.engine.scheduler import Agenda, Work
+from sweeps.engine.scheduler import Scheduler, Task
 from sweeps.spec.design import Arm, Space, active, settings_at
 from sweeps.spec.study import Study
 from sweeps.store import records as files
@@ -27,7 +27,7 @@ SPARE = 0.03
 class Footprint(Settings):
     """What one training was measured to hold of a GPU."""
 
-    shape: Shape
+    shape: NetworkShape
     memory_mb: float
     context_mb: float
     """Of this, what CUDA itself holds."""
@@ -43,7 +43,7 @@ class _Footprints(Settings):
     footprints: tuple[Footprint, ...]
 
 
-class Shares:
+class GpuShares:
     """What of a node every training takes: as the study says, or of a GPU by what its shape holds."""
 
     def __init__(self, study: Study, panel: Panel, cluster: Cluster) -> None:
@@ -53,22 +53,22 @@ class Shares:
         self.whole = (1.0 if cluster.has_gpus else 0.0) if declared == "auto" else declared
         """Of the GPUs, where no shape was measured."""
         self._packing: Packing | None = None
-        self._shapes: dict[Any, Shape] = {}
+        self._shapes: dict[Any, NetworkShape] = {}
 
-    def gpu(self, work: Work) -> float:
+    def gpu(self, work: Task) -> float:
         """The share of a GPU for a piece of work."""
         return self.whole if self._packing is None else self._packing.share(map(self._shape, work.cells))
 
-    def learn(self, work: Work, record: Record) -> None:
+    def learn(self, work: Task, record: Record) -> None:
         """It has ended, and may say what memory it held."""
         if self._packing is not None:
             self._packing.learn(map(self._shape, work.cells), record)
 
     def measure(
         self,
-        agenda: Agenda,
+        agenda: Scheduler,
         store: Store,
-        footprints: Callable[[Mapping[Shape, Cell]], Iterable[Footprint]],
+        footprints: Callable[[Mapping[NetworkShape, Cell]], Iterable[Footprint]],
         notice: Callable[[str], None],
     ) -> None:
         """With `gpu: auto`, learn once what each shape that is to come holds of a GPU, and pack by it.
@@ -101,9 +101,9 @@ class Shares:
             f"{device_mb / 1000:.0f}: {_range(1 / max(shares), 1 / min(shares))} to a GPU"
         )
 
-    def _kinds(self, agenda: Agenda) -> dict[Shape, Cell]:
+    def _kinds(self, agenda: Scheduler) -> dict[NetworkShape, Cell]:
         """A cell of each shape to come; of an arm that is searched the largest of its space."""
-        found: dict[Shape, Cell] = {}
+        found: dict[NetworkShape, Cell] = {}
         for cell in agenda.to_come():
             trials = agenda.searches.get(Arm.of(cell))
             one = (
@@ -112,10 +112,10 @@ class Shares:
             found.setdefault(self._shape(one), one)
         return found
 
-    def _shape(self, cell: Cell) -> Shape:
+    def _shape(self, cell: Cell) -> NetworkShape:
         what = (cell.variant, cell.fusion, cell.head, cell.model, cell.train.batch_size)
         if what not in self._shapes:
-            self._shapes[what] = Shape.of(cell, self._panel, self._study.encoders.random.dim)
+            self._shapes[what] = NetworkShape.of(cell, self._panel, self._study.encoders.random.dim)
         return self._shapes[what]
 
 
@@ -148,7 +148,7 @@ def _write(store: Store, footprints: Iterable[Footprint]) -> None:
     try:
         files.write(system, path, content.encode())
     except files.StorageError as error:
-        raise store.refusal("written", error, mend="") from None
+        raise store.refusal("written", error, fix="") from None
 
 
 class Packing:
@@ -160,17 +160,17 @@ class Packing:
     """
 
     def __init__(
-        self, device_mb: float, most: int, measured: Mapping[Shape, float], context_mb: float = 0.0
+        self, device_mb: float, most: int, measured: Mapping[NetworkShape, float], context_mb: float = 0.0
     ) -> None:
         """`device_mb` is the smallest GPU's memory, `most` how many trainings are to share one at most."""
         self._room, self._most = device_mb * (1 - SPARE), max(1, most)
         self._bound, self._context_mb = dict(measured), context_mb
-        self._exact: dict[Shape, float] = {}
+        self._exact: dict[NetworkShape, float] = {}
         self._levels: list[int] = []
         for count in sorted({self._fit(mb) for mb in measured.values()}):
             self._level(count)
 
-    def learn(self, shapes: Iterable[Shape], record: Record) -> None:
+    def learn(self, shapes: Iterable[NetworkShape], record: Record) -> None:
         """A training has ended that told what it held; of several side by side, no one's own is known."""
         reserved, own = record.get("gpu_memory_mb"), list(shapes)
         if reserved is None:
@@ -182,7 +182,7 @@ class Packing:
             for shape in own:
                 self._bound[shape] = min(held, self._bound.get(shape, math.inf))
 
-    def share(self, shapes: Iterable[Shape]) -> float:
+    def share(self, shapes: Iterable[NetworkShape]) -> float:
         """Of the trainings that run side by side in one worker; a whole GPU where nothing is known of one."""
         needs = [self._need(shape) for shape in shapes]
         if None in needs:
@@ -202,7 +202,7 @@ class Packing:
     def _fit(self, need_mb: float) -> int:
         return max(1, min(self._most, math.floor(self._room / (need_mb * MARGIN))))
 
-    def _need(self, shape: Shape) -> float | None:
+    def _need(self, shape: NetworkShape) -> float | None:
         """As measured, else that of the least measured shape that is as large in everything."""
         if shape in self._exact:
             return self._exact[shape]
@@ -211,7 +211,7 @@ class Packing:
         return min((mb for known, mb in self._bound.items() if covers(known, shape)), default=None)
 
 
-def covers(larger: Shape, smaller: Shape) -> bool:
+def covers(larger: NetworkShape, smaller: NetworkShape) -> bool:
     """Whether one network is as large as another in everything, and of the same parts."""
     same = ("window", "fusion", "projection", "masked")
     if any(getattr(larger, name) != getattr(smaller, name) for name in same):
@@ -225,7 +225,7 @@ def covers(larger: Shape, smaller: Shape) -> bool:
     )
 
 
-def largest(study: Study, arm: Arm, space: Space, cell: Cell, shape: Callable[[Cell], Shape]) -> Cell:
+def largest(study: Study, arm: Arm, space: Space, cell: Cell, shape: Callable[[Cell], NetworkShape]) -> Cell:
     """The cell with the point of the arm's space at which its network is largest.
 
     Every parameter by itself takes the end of its range, or the choice, at which the network has most

@@ -13,13 +13,13 @@ import numpy as np
 
 from pm25.cell import Cell
 from pm25.errors import InputError
-from pm25.network_shape import Shape
+from pm25.network_shape import NetworkShape
 from pm25.panel import Panel
 from pm25.settings import ENCODERS, ModelSettings
 from sweeps.engine import worker
 from sweeps.plan import calibration
-from sweeps.plan.cost import Calibration, CutTime, Estimate, Room, ShapeTime
-from sweeps.state import State
+from sweeps.plan.cost import Calibration, Capacity, Estimate, NetworkTime, SplitTime
+from sweeps.state import StudyState
 from sweeps.store.records import Store
 
 STEPS = (2, 16)
@@ -37,7 +37,7 @@ PROBE_TRAIN = {"max_epochs": 1, "batch_size": 4096}
 PROBE_WINDOWS = 20_000
 
 
-def in_child(study: str, overrides: Sequence[str], room: Room) -> None:
+def in_child(study: str, overrides: Sequence[str], room: Capacity) -> None:
     """Measure and store what `read` then finds, in a process that may load torch. Raises InputError."""
     arguments = json.dumps({"study": study, "overrides": list(overrides), "room": room})
     command = [sys.executable, "-m", "sweeps.engine.measure", arguments]
@@ -47,7 +47,7 @@ def in_child(study: str, overrides: Sequence[str], room: Room) -> None:
         raise InputError(f"{said}; --no-calibrate plans without measuring")
 
 
-def measure(state: State, room: Room, say: Callable[[str], None]) -> None:
+def measure(state: StudyState, room: Capacity, say: Callable[[str], None]) -> None:
     """Measure what neither records nor calibrations tell, and store each value as soon as it is known."""
     import torch
 
@@ -67,12 +67,12 @@ def measure(state: State, room: Room, say: Callable[[str], None]) -> None:
         say(f"calibrating {next(number)} of {count}: a cell of {cell.split.label} without its network")
         fixed_s = time_cut(cell, state.panel, device, plan)
         found = found.model_copy(
-            update={"cuts": (*found.cuts, CutTime(cut=cut, fixed_s=fixed_s, date=_today()))}
+            update={"cuts": (*found.cuts, SplitTime(cut=cut, fixed_s=fixed_s, date=_today()))}
         )
         calibration.write(state.store, found)
 
 
-def time_shape(cell: Cell, shape: Shape, n_train: int, panel: Panel, device: str) -> ShapeTime:
+def time_shape(cell: Cell, shape: NetworkShape, n_train: int, panel: Panel, device: str) -> NetworkTime:
     """Seconds of the cell's training steps and of its scoring, on the panel, with vectors that mean nothing.
 
     `n_train` are its training samples.
@@ -98,7 +98,7 @@ def time_shape(cell: Cell, shape: Shape, n_train: int, panel: Panel, device: str
     scored_s = min(_timed(lambda: made.predict(flat))) / len(flat)
     validation_s = scored_s * len(made.validation)
     batches = math.ceil(windows / shape.batch_size)
-    return ShapeTime(
+    return NetworkTime(
         shape=shape,
         step_s=tuple(max(s - validation_s, 0.1 * s) / batches for s in epochs),
         scored_s=scored_s,
@@ -107,7 +107,7 @@ def time_shape(cell: Cell, shape: Shape, n_train: int, panel: Panel, device: str
     )
 
 
-def footprint_mb(cell: Cell, shape: Shape, panel: Panel, device: str) -> float:
+def footprint_mb(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> float:
     """The most memory that a training of this shape holds: of a GPU, the driver's context included."""
     from pm25 import trial
 
@@ -125,7 +125,7 @@ def _shortened(cell: Cell, windows: int) -> Cell:
     return cell.model_copy(update={"train": cell.train.model_copy(update=settings | limits)})
 
 
-def _vectors(cell: Cell, shape: Shape, panel: Panel) -> np.ndarray | None:
+def _vectors(cell: Cell, shape: NetworkShape, panel: Panel) -> np.ndarray | None:
     """In the place of an encoder's; they mean nothing."""
     if cell.variant not in ENCODERS:
         return None
@@ -178,7 +178,7 @@ def main() -> None:
         print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     try:
-        measure(State(given["study"], given["overrides"]), Room(*given["room"]), say)
+        measure(StudyState(given["study"], given["overrides"]), Capacity(*given["room"]), say)
     except InputError as error:
         print(" ".join(str(error).split()))
         sys.exit(2)

@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from sweeps.analysis.search_importance import directions, frozen
-from sweeps.spec.design import Arm, Parameter, Search, meant
+from sweeps.spec.design import Arm, Parameter, Search, is_active
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
 
@@ -54,7 +54,7 @@ class Optimiser:
         """The space as Optuna's define-by-run function; what it returns says which trial was asked."""
         point: dict[str, Any] = {}
         for name, parameter in self._trials.space.items():
-            if meant(parameter, point):
+            if is_active(parameter, point):
                 point[name] = _suggested(trial, name, parameter)
         return {"number": trial.number}
 
@@ -136,7 +136,7 @@ def _suggested(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
     return trial.suggest_float(name, *parameter.float_, log=parameter.log, step=parameter.step)
 
 
-class View:
+class OptunaJournal:
     """The searches as Optuna studies in `<storage>/<study>/optuna.journal`, for optuna-dashboard.
 
     A view of the store, as MLflow's: it holds trials that have ended, so that none stays behind as

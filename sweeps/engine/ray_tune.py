@@ -58,13 +58,13 @@ from pm25 import encoders
 from pm25.cell import Cell
 from pm25.encoders import Embedded
 from pm25.errors import InputError
-from pm25.network_shape import Shape
+from pm25.network_shape import NetworkShape
 from pm25.panel import Panel
 from sweeps.engine import cluster as nodes
 from sweeps.engine import measure, worker
-from sweeps.engine.cluster import Cluster, HeadLost, Mark, Node
-from sweeps.engine.gpu_packing import Footprint, Shares
-from sweeps.engine.scheduler import Agenda, Work
+from sweeps.engine.cluster import Cluster, HeadLost, Node, StorageProbe
+from sweeps.engine.gpu_packing import Footprint, GpuShares
+from sweeps.engine.scheduler import Scheduler, Task
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study
 from sweeps.store.records import Record, Store
@@ -95,7 +95,7 @@ class Observer(Protocol):
 
 
 def run(
-    agenda: Agenda,
+    agenda: Scheduler,
     panel: Panel,
     store: Store,
     study: Study,
@@ -120,7 +120,7 @@ def run(
         cluster.check(study.resources)
         mark = None
         if joined:
-            mark = Mark.put(store)
+            mark = StorageProbe.put(store)
             ending.callback(mark.remove)
             cluster.look(mark)
         observer.begins()
@@ -129,7 +129,7 @@ def run(
         shared = ray.put((panel, embeddings))
         if joined:
             cluster.spread(_arrived, shared, panel, embeddings)
-        shares = Shares(study, panel, cluster)
+        shares = GpuShares(study, panel, cluster)
         shares.measure(agenda, store, partial(_footprints, shared), observer.notice)
         trainable = tune.with_resources(
             tune.with_parameters(
@@ -162,7 +162,7 @@ def run(
                     storage_path=scratch,  # Tune's own record is not kept: the store is the truth
                     verbose=0,
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    callbacks=[_Ear(queue, store, observer, panel), _Silence()],
+                    callbacks=[TuneEvents(queue, store, observer, panel), NoReporter()],
                 ),
             )
             try:
@@ -189,7 +189,7 @@ class StudyQueue(Searcher):
     """
 
     def __init__(
-        self, agenda: Agenda, store: Store, shares: Shares, observer: Observer, cluster: Cluster
+        self, agenda: Scheduler, store: Store, shares: GpuShares, observer: Observer, cluster: Cluster
     ) -> None:
         super().__init__(metric="ended", mode="max")
         self._agenda, self._store, self._shares, self._observer = agenda, store, shares, observer
@@ -198,8 +198,8 @@ class StudyQueue(Searcher):
         self.refused = ""
         """Why the study cannot go on with this cluster; empty while it can."""
         self._arms = {arm: _ArmQueue(trials) for arm, trials in agenda.searches.items()}
-        self._again: deque[tuple[Work, dict[str, Any]]] = deque()
-        self._running: dict[str, tuple[Work, dict[str, Any]]] = {}
+        self._again: deque[tuple[Task, dict[str, Any]]] = deque()
+        self._running: dict[str, tuple[Task, dict[str, Any]]] = {}
         self._waiting: dict[str, float] = {}  # of these, without a worker: since when, the oldest first
         self._losses: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
 
@@ -307,10 +307,10 @@ class StudyQueue(Searcher):
         self.refused = self.refused or why
         self._agenda.stop(why)
 
-    def work(self, trial_id: str) -> Work:
+    def work(self, trial_id: str) -> Task:
         return self._running[trial_id][0]
 
-    def _pop(self, trial_id: str) -> tuple[Work, dict[str, Any]]:
+    def _pop(self, trial_id: str) -> tuple[Task, dict[str, Any]]:
         self._waiting.pop(trial_id, None)
         return self._running.pop(trial_id)
 
@@ -437,7 +437,7 @@ class StudyTrainable(tune.Trainable):
         keeps_weights: Callable[[Cell], bool],
         checkpoint_seconds: float,
         train_cell: Callable[..., Record],
-        mark: Mark | None,
+        mark: StorageProbe | None,
         pretended: bool,
         search_trial: type[worker.SearchTrial],
     ) -> None:
@@ -570,7 +570,7 @@ REFUSED = "refused"
 """By the worker's node, which cannot work for the study."""
 
 
-class _Silence(TrialProgressCallback):
+class NoReporter(TrialProgressCallback):
     """In the place of Tune's own, which prints nothing here either but keeps every trial to its end."""
 
     def log_result(self, trial: Trial, result: dict[str, Any], error: bool = False) -> None:
@@ -580,7 +580,7 @@ class _Silence(TrialProgressCallback):
         pass
 
 
-class _Ear(tune.Callback):
+class TuneEvents(tune.Callback):
     """Passes on what happens, and sends back what a lost worker had."""
 
     def __init__(self, queue: StudyQueue, store: Store, observer: Observer, panel: Panel) -> None:
@@ -690,7 +690,7 @@ def _everywhere(living: Sequence[Node], call: Callable[..., Any], *arguments: An
     _, silent = ray.wait([*asked], num_returns=len(asked), timeout=NODE_ANSWERS_S)
     if silent:
         raise InputError(
-            f"node {asked[silent[0]].outline} does not answer within {NODE_ANSWERS_S:g} s; mend it or stop it"
+            f"node {asked[silent[0]].outline} does not answer within {NODE_ANSWERS_S:g} s; fix it or stop it"
         )
     found = []
     for task, node in asked.items():
@@ -700,7 +700,7 @@ def _everywhere(living: Sequence[Node], call: Callable[..., Any], *arguments: An
             found.append(None)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"node {node.outline} runs no task ({reason}); mend it or stop it") from None
+            raise InputError(f"node {node.outline} runs no task ({reason}); fix it or stop it") from None
     return found
 
 
@@ -709,7 +709,9 @@ def _arrived(shared: Any) -> None:
 
 
 @ray.remote(num_gpus=1, max_calls=1, max_retries=3)  # its process ends with it, and gives the GPU back
-def _footprint(shared: tuple[Panel, Any], cell: Cell, shape: Shape, pretended_mb: float | None) -> Footprint:
+def _footprint(
+    shared: tuple[Panel, Any], cell: Cell, shape: NetworkShape, pretended_mb: float | None
+) -> Footprint:
     """Measured on a whole GPU."""
     import torch
 
@@ -721,7 +723,7 @@ def _footprint(shared: tuple[Panel, Any], cell: Cell, shape: Shape, pretended_mb
     return Footprint(shape=shape, memory_mb=held, context_mb=context_mb, gpu=name, gpu_mb=whole_mb)
 
 
-def _footprints(shared: ray.ObjectRef, kinds: Mapping[Shape, Cell]) -> Iterator[Footprint]:
+def _footprints(shared: ray.ObjectRef, kinds: Mapping[NetworkShape, Cell]) -> Iterator[Footprint]:
     """Of each shape, as many side by side as there are GPUs."""
     tasks = {
         _footprint.remote(shared, cell, shape, nodes.pretended_mb()): cell for shape, cell in kinds.items()

@@ -12,14 +12,14 @@ from typing import Any, Literal, Protocol
 from pm25.cell import Cell
 from pm25.settings import ENCODERS
 from sweeps.spec.design import Arm
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store import failures, search_trials
 from sweeps.store.records import Record
 from sweeps.store.search_trials import ArmTrials
 
 
 @dataclass(frozen=True)
-class Work:
+class Task:
     """One thing to hand to a worker."""
 
     kind: Literal["cell", "trial"]
@@ -41,7 +41,7 @@ class Asker(Protocol):
     def tell(self, arm: Arm, asked: str, record: Record) -> None: ...
 
 
-class Agenda:
+class Scheduler:
     """The work of one `sweep run`.
 
     An arm's search comes first, for its grid waits for it; one trial of an arm at a time as long as there
@@ -52,7 +52,7 @@ class Agenda:
 
     def __init__(
         self,
-        state: State,
+        state: StudyState,
         *,
         selects: Callable[[Cell], bool] | None = None,
         limit: int | None = None,
@@ -148,7 +148,7 @@ class Agenda:
         """Nothing more is begun."""
         self.stopped = self.stopped or why
 
-    def next(self, asker: Asker) -> Work | None:
+    def next(self, asker: Asker) -> Task | None:
         """What to begin now; None where there is nothing, or not yet."""
         self._judge()
         if self.stopped or (self._limit is not None and self.handed >= self._limit):
@@ -172,10 +172,10 @@ class Agenda:
             self._cells_in_flight += 1
             if arm not in self._tuning:  # whose search is over: all its cells say the same of it
                 self._tuning[arm] = self._state.tuning(arm)
-            return Work("cell", key, arm, (cell,), self._tuning[arm])
+            return Task("cell", key, arm, (cell,), self._tuning[arm])
         return None
 
-    def ended(self, work: Work, record: Record) -> None:
+    def ended(self, work: Task, record: Record) -> None:
         """It is recorded."""
         self._gpu_seconds += _gpu_seconds(record)
         if work.kind == "cell":
@@ -210,7 +210,7 @@ class Agenda:
         room = trials.search.concurrent is None or len(running) < trials.search.concurrent
         return room and (not trials.spent or len(trials.begun) > len(running))
 
-    def _trial(self, arm: Arm, asker: Asker) -> Work | None:
+    def _trial(self, arm: Arm, asker: Asker) -> Task | None:
         """The arm's next trial; None where its point has a result already, which is recorded for it too."""
         state, trials = self._state, self.searches[arm]
         asked, point = asker.ask(arm)
@@ -232,7 +232,7 @@ class Agenda:
                 self._add(arm, copy)
                 return None
         running.add(number)
-        return Work("trial", key, arm, cells, begun, asked)
+        return Task("trial", key, arm, cells, begun, asked)
 
     def _add(self, arm: Arm, record: Record) -> None:
         trials = self.searches[arm]

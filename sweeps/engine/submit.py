@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Job:
+class SubmittedJob:
     """What the cluster says of a job."""
 
     id: str
@@ -69,7 +69,7 @@ class Job:
     """The run's own, where it has ended and the cluster knows."""
 
     @classmethod
-    def of(cls, details: Any) -> "Job":
+    def of(cls, details: Any) -> "SubmittedJob":
         status, code = details.status.value.lower(), details.driver_exit_code
         if status == "stopped":  # as of a run that was interrupted
             code = 130
@@ -147,7 +147,7 @@ def command(
     return shlex.join(words)
 
 
-class Cluster:
+class JobClient:
     """A Ray cluster whose dashboard answers at a URL. Raises InputError where none does."""
 
     def __init__(self, address: str) -> None:
@@ -170,18 +170,18 @@ class Cluster:
                 "give its URL, as the head node prints it when it starts"
             ) from None
 
-    def jobs(self, study: Study) -> list[Job]:
+    def jobs(self, study: Study) -> list[SubmittedJob]:
         """Of the study in its storage, the latest last."""
         wanted = _metadata(study)
         found = [
-            Job.of(details)
+            SubmittedJob.of(details)
             for details in self._ask(self._client.list_jobs)
             if details.submission_id and wanted.items() <= (details.metadata or {}).items()
         ]
         unique = {job.id: job for job in found}
         return sorted(unique.values(), key=lambda job: (job.since is not None, job.since))
 
-    def job(self, study: Study) -> Job | None:
+    def job(self, study: Study) -> SubmittedJob | None:
         """The one that runs, else the last."""
         found = self.jobs(study)
         return next((job for job in found if job.runs), found[-1] if found else None)
@@ -209,7 +209,7 @@ class Cluster:
         )
         return name
 
-    def follow(self, name: str, write: Callable[[str], None]) -> Job:
+    def follow(self, name: str, write: Callable[[str], None]) -> SubmittedJob:
         """Write the job's log from its beginning and as it grows; returns when the job has ended.
 
         A connection that breaks is made anew as long as the cluster answers within PATIENCE_S, and nothing
@@ -221,20 +221,20 @@ class Cluster:
                 asyncio.run(log.read(self._client.tail_job_logs(name)))
             except (*LOST, RuntimeError):
                 pass  # whether there is more to come is asked next, and whether anybody answers
-            job = Job.of(self._ask(lambda: self._client.get_job_info(name), PATIENCE_S))
+            job = SubmittedJob.of(self._ask(lambda: self._client.get_job_info(name), PATIENCE_S))
             if not job.runs:
                 # A stream that breaks may end like one that is complete.
                 log.add(0, self._ask(lambda: self._client.get_job_logs(name), PATIENCE_S))
                 return job
             time.sleep(PAUSE_S)
 
-    def stop(self, name: str) -> Job:
+    def stop(self, name: str) -> SubmittedJob:
         """Ask the job to end; returns when it has. Raises InputError where it does not."""
         until = time.monotonic() + 2 * END_S
         while time.monotonic() < until:
             self._ask(lambda: self._client.stop_job(name))
             for _ in range(10):  # one that is only now being started may not have heard it
-                job = Job.of(self._ask(lambda: self._client.get_job_info(name)))
+                job = SubmittedJob.of(self._ask(lambda: self._client.get_job_info(name)))
                 if not job.runs:
                     return job
                 time.sleep(PAUSE_S / 2)

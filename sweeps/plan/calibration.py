@@ -17,7 +17,7 @@ import pyarrow.fs
 from pydantic import ValidationError
 
 from pm25.errors import InputError
-from sweeps.plan.cost import Calibration, Room
+from sweeps.plan.cost import Calibration, Capacity
 from sweeps.store import records as files
 from sweeps.store.records import Store
 
@@ -53,7 +53,7 @@ def processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def read(store: Store, room: Room) -> Calibration | None:
+def read(store: Store, room: Capacity) -> Calibration | None:
     """What was measured on this machine's device; for GPUs, where it has none, what was measured last.
 
     Raises InputError for a file that is no calibration.
@@ -73,7 +73,7 @@ def read(store: Store, room: Room) -> Calibration | None:
     return max(fitting, key=lambda c: max((t.date for t in c.shapes), default=""), default=None)
 
 
-def can_measure(room: Room) -> bool:
+def can_measure(room: Capacity) -> bool:
     """Whether this machine has the device that the plan is for."""
     return not room.gpu or bool(devices())
 
@@ -97,9 +97,9 @@ def write(store: Store, found: Calibration) -> None:
     try:
         files.write(system, path, found.model_dump_json(indent=1).encode())
     except files.StorageError as error:
-        raise store.refusal("written", error, mend="") from None
+        raise store.refusal("written", error, fix="") from None
 
 
-def device_name(room: Room) -> str:
+def device_name(room: Capacity) -> str:
     """Of this machine's device that the plan is for; empty for a GPU where there is none."""
     return next((device.name for device in devices()), "") if room.gpu else processor()

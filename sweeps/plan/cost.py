@@ -17,41 +17,41 @@ from pm25 import neighbours, splits
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.neighbours import NeighbourSettings
-from pm25.network_shape import Shape
+from pm25.network_shape import NetworkShape
 from pm25.panel import Panel
 from pm25.protocol import Protocol
 from pm25.settings import Settings, TrainSettings
-from pm25.splits import Parts, Split
+from pm25.splits import Split, SplitIndices
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store import search_trials
 from sweeps.store.records import Record
 
 
-class Range(NamedTuple):
+class Bounds(NamedTuple):
     """A number that is not known: the least, the expected and the most that it may be."""
 
     low: float
     expected: float
     high: float
 
-    def plus(self, other: "Range") -> "Range":
+    def plus(self, other: "Bounds") -> "Bounds":
         """The sum, as if both were low, or both high: cells share the error of a speed."""
-        return Range(*(a + b for a, b in zip(self, other, strict=True)))
+        return Bounds(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def times(self, other: "Range | float") -> "Range":
+    def times(self, other: "Bounds | float") -> "Bounds":
         """The product, end by end; nothing is negative here."""
-        factors = other if isinstance(other, Range) else (other, other, other)
-        return Range(*(a * b for a, b in zip(self, factors, strict=True)))
+        factors = other if isinstance(other, Bounds) else (other, other, other)
+        return Bounds(*(a * b for a, b in zip(self, factors, strict=True)))
 
 
-NOTHING = Range(0, 0, 0)
+NOTHING = Bounds(0, 0, 0)
 
 FEW = 5
 """Of so many recorded values the quantiles are taken; of fewer the ends, and these widened by:"""
-OF_FEW = Range(0.8, 1, 1.25)
-CALIBRATED = Range(0.85, 1, 1.4)
+OF_FEW = Bounds(0.8, 1, 1.25)
+CALIBRATED = Bounds(0.85, 1, 1.4)
 """What a calibration of seconds, alone on its machine, leaves open in a run of hours, side by side.
 
 On 2 cores two trainings of `quick` took as long side by side as one alone, 27 to 31 s; of more cores that
@@ -63,15 +63,15 @@ TRAIN_PASSES = 4
 3.4 was measured at the published width and 4.4 at width 32, on one CPU thread. It matters only where the
 cells that are done had other numbers of samples than those to come.
 """
-SUSTAINED_FLOPS = Range(15e12, math.sqrt(15 * 2) * 1e12, 2e12)
+SUSTAINED_FLOPS = Bounds(15e12, math.sqrt(15 * 2) * 1e12, 2e12)
 """Per second, of a GPU with LSTMs of a few hundred units: far below what is written on it."""
-LAUNCH_S = Range(5e-6, 15e-6, 40e-6)
+LAUNCH_S = Bounds(5e-6, 15e-6, 40e-6)
 """What a day takes in one LSTM layer, direction and pass on a GPU, however little there is to compute."""
 SCORING_BATCH = 1024
 """`pm25.fit.SCORING_BATCH`, whose module needs torch."""
-UNMEASURED_FIXED_S = Range(0.3, 0.5, 5)
-"""Of a cell beside its network (`Cut`); 0.2 to 0.5 s were measured with 350,000 samples."""
-STORED_BYTES = Range(6, 8, 12)
+UNMEASURED_FIXED_S = Bounds(0.3, 0.5, 5)
+"""Of a cell beside its network (`SplitShape`); 0.2 to 0.5 s were measured with 350,000 samples."""
+STORED_BYTES = Bounds(6, 8, 12)
 """Of a stored prediction; 7.2 to 8.4 were measured."""
 STORED_CELL_BYTES = 6e3
 """Of a cell's record and history."""
@@ -79,7 +79,7 @@ PROCESSORS = frozenset({"x86_64", "AMD64", "aarch64", "arm64", "ppc64le"})
 """A record's device is one of these, which `platform.machine` says, or the name of a GPU."""
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """What the plan is for, and what one cell takes of it."""
 
     cpus: float
@@ -88,7 +88,7 @@ class Room(NamedTuple):
     gpu: float
 
     @classmethod
-    def of(cls, study: Study, cpus: float, gpus: float) -> "Room":
+    def of(cls, study: Study, cpus: float, gpus: float) -> "Capacity":
         """Raises InputError when not one cell fits."""
         cpu, gpu = study.resources.cpu, study.resources.gpu
         if gpu == "auto":
@@ -117,7 +117,7 @@ class Room(NamedTuple):
         return max(1, int(self.cpu))
 
 
-class Cut(Settings):
+class SplitShape(Settings):
     """What decides how long a cell takes beside its network: cut, scaling, audit, metrics, storing."""
 
     split: Split
@@ -127,7 +127,7 @@ class Cut(Settings):
     data: str
 
     @classmethod
-    def of(cls, cell: Cell, panel: Panel) -> "Cut":
+    def of(cls, cell: Cell, panel: Panel) -> "SplitShape":
         return cls(
             split=cell.split,
             window=cell.window,
@@ -137,10 +137,10 @@ class Cut(Settings):
         )
 
 
-class ShapeTime(Settings):
+class NetworkTime(Settings):
     """What was measured of a shape."""
 
-    shape: Shape
+    shape: NetworkShape
     step_s: tuple[float, ...]
     """Seconds of a training step, one value for each epoch that was timed."""
     scored_s: float
@@ -150,10 +150,10 @@ class ShapeTime(Settings):
     date: str
 
 
-class CutTime(Settings):
+class SplitTime(Settings):
     """What was measured of a cut."""
 
-    cut: Cut
+    cut: SplitShape
     fixed_s: float
     date: str
 
@@ -165,17 +165,17 @@ class Calibration(Settings):
     name: str
     """Of the processor, or of the GPU."""
     threads: int
-    shapes: tuple[ShapeTime, ...] = ()
-    cuts: tuple[CutTime, ...] = ()
+    shapes: tuple[NetworkTime, ...] = ()
+    cuts: tuple[SplitTime, ...] = ()
 
 
 class Speed(NamedTuple):
     """Of one shape, in seconds, and where that comes from."""
 
-    step: Range
-    scored: Range
+    step: Bounds
+    scored: Bounds
     """Of one window."""
-    fixed: Range
+    fixed: Bounds
     """Of a cell, beside its network."""
     source: str
 
@@ -192,7 +192,7 @@ class Samples(NamedTuple):
     """Whose predictions are kept."""
 
 
-class Job(NamedTuple):
+class PlannedTask(NamedTuple):
     """What a worker takes at a time: a grid cell, or a search trial with all its trainings."""
 
     arm: Arm
@@ -210,7 +210,7 @@ class Level(NamedTuple):
     factor: str
     level: str
     jobs: int
-    worker_hours: Range | None
+    worker_hours: Bounds | None
 
 
 Keep = Mapping[str, Sequence[str]]
@@ -226,39 +226,39 @@ class Subset(NamedTuple):
     """Of every split; all of one that has fewer."""
     cells: int
     """Those too that are done."""
-    wall_hours: Range
+    wall_hours: Bounds
     """Until what is missing of it is done."""
     keep: Keep
 
 
-def spread(values: Sequence[float]) -> Range:
+def spread(values: Sequence[float]) -> Bounds:
     """The mean between the tenth and the ninetieth of a hundred; of fewer than `FEW`, the ends widened."""
     mean = statistics.mean(values)
     if len(values) < FEW:
-        return Range(min(values), mean, max(values)).times(OF_FEW)
+        return Bounds(min(values), mean, max(values)).times(OF_FEW)
     low, high = np.quantile(values, [0.1, 0.9]).tolist()
-    return Range(min(low, mean), mean, max(high, mean))
+    return Bounds(min(low, mean), mean, max(high, mean))
 
 
-def epochs_of(train: TrainSettings, recorded: Sequence[int]) -> Range:
+def epochs_of(train: TrainSettings, recorded: Sequence[int]) -> Bounds:
     """How many a training takes: by those `recorded` where there are a few, else what patience allows."""
     least = min(train.patience + 1, train.max_epochs)
     if len(recorded) >= FEW and least < train.max_epochs:
         return spread(recorded)
-    return Range(least, (least + train.max_epochs) / 2, train.max_epochs)
+    return Bounds(least, (least + train.max_epochs) / 2, train.max_epochs)
 
 
-def samples(cell: Cell, parts: Parts, panel: Panel) -> Samples:
+def samples(cell: Cell, parts: SplitIndices, panel: Panel) -> Samples:
     """How many a training has; `parts` is the cut of its split and fold."""
     train, validation, limits = parts.train, parts.validation, cell.train
-    tested = [len(part) for part in (parts.test, parts.within) if part is not None]
+    tested = [len(part) for part in (parts.test, parts.wr) if part is not None]
     nested = cell.tuning.split if cell.tuning is not None else None
     if cell.tuning is not None and nested is not None:  # cut as pm25.trial does
         side = np.sort(np.concatenate([train, validation]))
         inside = replace(panel, target=neighbours.usable(panel, side, cell.window))
         inner = splits.cut(nested, cell.tuning.fold, inside, cell.window)
         train, validation = inner.train, inner.validation
-        tested = [len(part) for part in (inner.test, inner.within) if part is not None]
+        tested = [len(part) for part in (inner.test, inner.wr) if part is not None]
     n_train = min(len(train), limits.max_windows or len(train))
     n_validation = min(len(validation), limits.max_validation_windows or len(validation))
     if cell.tuning is not None and nested is None:
@@ -267,7 +267,9 @@ def samples(cell: Cell, parts: Parts, panel: Panel) -> Samples:
     return Samples(n_train, n_validation, n_scored, 0 if cell.tuning is not None else sum(tested))
 
 
-def wall(jobs: Sequence[Job], seconds: Sequence[float], slots: int, together: int | None = None) -> float:
+def wall(
+    jobs: Sequence[PlannedTask], seconds: Sequence[float], slots: int, together: int | None = None
+) -> float:
     """Seconds until all jobs are done, `slots` side by side, begun in the order of `sweeps.engine.scheduler`.
 
     Cells begin in their order. An arm with a search keeps one of its trials running, and more (at most
@@ -319,10 +321,10 @@ class Estimate:
 
     def __init__(
         self,
-        state: State,
+        state: StudyState,
         records: Mapping[str, Record],
-        parts: Mapping[tuple[str, int], Parts],
-        room: Room,
+        parts: Mapping[tuple[str, int], SplitIndices],
+        room: Capacity,
         calibration: Calibration | None = None,
     ) -> None:
         """`records` and `parts` are the state's own; `calibration` is of the device that `room` speaks of."""
@@ -330,7 +332,7 @@ class Estimate:
         self._calibration = calibration
         self._shape_times = {t.shape: t for t in calibration.shapes} if calibration else {}
         self._cut_times = {t.cut: t.fixed_s for t in calibration.cuts} if calibration else {}
-        self._shapes: dict[Any, Shape] = {}
+        self._shapes: dict[Any, NetworkShape] = {}
         self._samples: dict[Any, Samples] = {}
         self._done = [(state.cells[key], r) for key, r in records.items() if r["state"] == "done"]
         self._read_records()
@@ -338,8 +340,8 @@ class Estimate:
         self._grid_levels = [_levels(state.study, cell) for cell in state.grid]
         self._seeds = tuple(dict.fromkeys(cell.seed for cell in state.grid))
         """Of adaptive seeds, those that the study has so far."""
-        known: dict[Any, Range | None] = {}
-        self._each: list[Range | None] = []
+        known: dict[Any, Bounds | None] = {}
+        self._each: list[Bounds | None] = []
         """Seconds of every job."""
         for job in self.jobs:
             first = job.cells[0]
@@ -348,10 +350,10 @@ class Estimate:
                 known[what] = self._seconds(job)
             self._each.append(known[what])
 
-    def shape(self, cell: Cell) -> Shape:
+    def shape(self, cell: Cell) -> NetworkShape:
         what = (cell.variant, cell.fusion, cell.model, cell.train.batch_size)
         if what not in self._shapes:
-            self._shapes[what] = Shape.of(cell, self._panel, self._study.encoders.random.dim)
+            self._shapes[what] = NetworkShape.of(cell, self._panel, self._study.encoders.random.dim)
         return self._shapes[what]
 
     def samples(self, cell: Cell) -> Samples:
@@ -367,23 +369,23 @@ class Estimate:
 
     # What is known of the speed
 
-    def uncalibrated(self) -> tuple[dict[Shape, Cell], dict[Cut, Cell]]:
+    def uncalibrated(self) -> tuple[dict[NetworkShape, Cell], dict[SplitShape, Cell]]:
         """What neither a record nor the calibration speaks of, each with a cell that has it."""
-        shapes: dict[Shape, Cell] = {}
-        cuts: dict[Cut, Cell] = {}
+        shapes: dict[NetworkShape, Cell] = {}
+        cuts: dict[SplitShape, Cell] = {}
         for cell in (cell for job in self.jobs for cell in job.cells):
             shape = self.shape(cell)
             if shape in self._rates:
                 continue
             if shape not in self._shape_times:
                 shapes.setdefault(shape, cell)
-            if cell.tuning is None and (cut := Cut.of(cell, self._panel)) not in self._cut_times:
+            if cell.tuning is None and (cut := SplitShape.of(cell, self._panel)) not in self._cut_times:
                 cuts.setdefault(cut, cell)
         return shapes, cuts
 
     def _read_records(self) -> None:
         """Epochs, and seconds for the work of one scored window, of the cells that are done."""
-        self._rates: dict[Shape, dict[str, list[float]]] = {}
+        self._rates: dict[NetworkShape, dict[str, list[float]]] = {}
         self._epochs: dict[tuple[int, int], list[tuple[str, int]]] = defaultdict(list)
         ours = Counter(record["device"] for _, record in self._done if self._is_ours(record))
         self._device = ours.most_common(1)[0][0] if ours else ""
@@ -415,20 +417,20 @@ class Estimate:
         fixed = UNMEASURED_FIXED_S
         if self._cut_times:  # a split of the search alone takes what the others take
             mean = statistics.mean(self._cut_times.values())
-            fixed = CALIBRATED.times(self._cut_times.get(Cut.of(cell, self._panel), mean))
+            fixed = CALIBRATED.times(self._cut_times.get(SplitShape.of(cell, self._panel), mean))
         # Cells that share a GPU may have to wait for each other.
-        shared = Range(1, 1, max(1.0, 1 / self.room.gpu)) if self.room.gpu else Range(1, 1, 1)
+        shared = Bounds(1, 1, max(1.0, 1 / self.room.gpu)) if self.room.gpu else Bounds(1, 1, 1)
         if self._calibration is not None and shape in self._shape_times:
             found = self._shape_times[shape]
             # The quickest is the network's own: whatever else the machine does only slows.
-            steps = Range(min(found.step_s), min(found.step_s), max(found.step_s))
+            steps = Bounds(min(found.step_s), min(found.step_s), max(found.step_s))
             margin = CALIBRATED.times(shared)
             return Speed(
                 steps.times(margin), margin.times(found.scored_s), fixed, _where(self._calibration, found)
             )
         if not self.room.gpu:
             return None
-        forward = Range(*(shape.flops / flops for flops in SUSTAINED_FLOPS))
+        forward = Bounds(*(shape.flops / flops for flops in SUSTAINED_FLOPS))
         launches = LAUNCH_S.times(2 * len(shape.units) * shape.window)
         return Speed(
             forward.times(shape.batch_size).plus(launches).times(3).times(shared),
@@ -438,20 +440,20 @@ class Estimate:
             f"{SUSTAINED_FLOPS.low / 1e12:g} TFLOP/s; `sweep plan` on a machine with such a GPU measures",
         )
 
-    def epochs(self, cell: Cell) -> Range:
+    def epochs(self, cell: Cell) -> Bounds:
         """By the done cells of its split where there are a few, else of the study, else by patience."""
         recorded = self._epochs[cell.train.max_epochs, cell.train.patience]
         own = [epochs for label, epochs in recorded if label == cell.split.label]
         return epochs_of(cell.train, own if len(own) >= FEW else [epochs for _, epochs in recorded])
 
-    def _seconds(self, job: Job) -> Range | None:
+    def _seconds(self, job: PlannedTask) -> Bounds | None:
         """Of a worker, one training after the other; None where a speed is not known."""
         total = NOTHING
         for cell in job.cells:
             speed, n = self.speed(cell), self.samples(cell)
             if speed is None:
                 return None
-            epochs, work = self.epochs(cell), Range(1, 1, 1)
+            epochs, work = self.epochs(cell), Bounds(1, 1, 1)
             if job.trial or job.waits:
                 epochs, work = self._untuned(job, cell)
             epoch = speed.step.times(math.ceil(n.train / cell.train.batch_size))
@@ -460,7 +462,7 @@ class Estimate:
             total = total.plus(network.times(work)).plus(speed.fixed)
         return total
 
-    def _untuned(self, job: Job, cell: Cell) -> tuple[Range, Range]:
+    def _untuned(self, job: PlannedTask, cell: Cell) -> tuple[Bounds, Bounds]:
         """Epochs of a training whose settings are still searched for, and its work over the study's own.
 
         Between the least and the greatest values that the space holds. A trial may be pruned, and the
@@ -480,14 +482,14 @@ class Estimate:
         epochs = self.epochs(cell)
         if any(end.train.max_epochs != cell.train.max_epochs for end in ends):
             short, long = (epochs_of(end.train, []) for end in ends)
-            epochs = Range(short.low, (short.low + long.high) / 2, long.high)
+            epochs = Bounds(short.low, (short.low + long.high) / 2, long.high)
         if job.trial and declared.pruner is not None:
             first = min(declared.pruner.first_epoch, epochs.low)
-            epochs = Range(first, (first + epochs.expected) / 2, epochs.high)
+            epochs = Bounds(first, (first + epochs.expected) / 2, epochs.high)
         if job.trial and declared.epochs is not None:
             most = declared.epochs / (declared.trials * declared.trainings)
-            epochs = Range(*(min(most, n) for n in epochs))
-        return epochs, Range(low, math.sqrt(low * high), high)
+            epochs = Bounds(*(min(most, n) for n in epochs))
+        return epochs, Bounds(low, math.sqrt(low * high), high)
 
     def sources(self) -> dict[str, int]:
         """Where speeds come from, with the number of jobs that go by each; unknown ones are not there."""
@@ -503,7 +505,7 @@ class Estimate:
 
     # What the study takes; None where a speed is not known
 
-    def worker_hours(self, of: tuple[str, str] | None = None, keep: Keep = EVERYTHING) -> Range | None:
+    def worker_hours(self, of: tuple[str, str] | None = None, keep: Keep = EVERYTHING) -> Bounds | None:
         """Of all jobs one after the other, or of those at one level of a factor."""
         total = NOTHING
         for job, seconds in self._kept(keep):
@@ -513,7 +515,7 @@ class Estimate:
                 total = total.plus(seconds)
         return total.times(1 / 3600)
 
-    def wall_hours(self, keep: Keep = EVERYTHING) -> Range | None:
+    def wall_hours(self, keep: Keep = EVERYTHING) -> Bounds | None:
         """Until all jobs are done."""
         kept = self._kept(keep)
         known = [seconds for _, seconds in kept if seconds is not None]
@@ -522,7 +524,7 @@ class Estimate:
         together = self._study.search.concurrent if self._study.search is not None else None
         jobs = [job for job, _ in kept]
         ends = (wall(jobs, [s[end] for s in known], self.room.slots, together) for end in range(3))
-        return Range(*ends).times(1 / 3600)
+        return Bounds(*ends).times(1 / 3600)
 
     def levels(self, keep: Keep = EVERYTHING) -> list[Level]:
         """What goes without each level, of the factors that keep several."""
@@ -541,7 +543,7 @@ class Estimate:
             for level, n in found.items()
         ]
 
-    def _kept(self, keep: Keep) -> list[tuple[Job, Range | None]]:
+    def _kept(self, keep: Keep) -> list[tuple[PlannedTask, Bounds | None]]:
         """Jobs with their seconds; a search's trials have no seed, split or fold, and are kept with any."""
         return [
             (job, seconds)
@@ -549,7 +551,7 @@ class Estimate:
             if all(job.levels.get(factor) in (None, *levels) for factor, levels in keep.items())
         ]
 
-    def disk_mb(self, stored_bytes: int) -> Range:
+    def disk_mb(self, stored_bytes: int) -> Bounds:
         """What the cells will store; `stored_bytes` is what those take that are done."""
         per_window, per_cell = STORED_BYTES, STORED_CELL_BYTES
         done, total = [cell for cell, _ in self._done], NOTHING
@@ -561,7 +563,7 @@ class Estimate:
         for cell in to_run:
             total = total.plus(per_window.times(self.samples(cell).stored))
         whole = len(to_run) * per_cell + max(0, self._weights([*done, *to_run]) - weights)
-        return total.plus(Range(whole, whole, whole)).times(1e-6)
+        return total.plus(Bounds(whole, whole, whole)).times(1e-6)
 
     def _weights(self, cells: Iterable[Cell]) -> int:
         """Bytes of the weights that are left of `cells` in the end."""
@@ -672,19 +674,21 @@ class Estimate:
         ]
 
 
-def _jobs(state: State, recorded: Mapping[str, Record]) -> list[Job]:
+def _jobs(state: StudyState, recorded: Mapping[str, Record]) -> list[PlannedTask]:
     """The grid's cells that have no record, in its order, after the trials of the searches they wait for."""
     waiting, keys = {*state.waiting}, {cell: key for key, cell in state.cells.items()}
     waited_for = {Arm.of(cell) for cell in waiting}
     found = []
     for arm, trials in state.searches.items():
         if arm in waited_for and not trials.over:
-            job = Job(arm, tuple(search_trials.trainings(state.study, arm, {})), _arm_levels(arm), trial=True)
+            job = PlannedTask(
+                arm, tuple(search_trials.trainings(state.study, arm, {})), _arm_levels(arm), trial=True
+            )
             found += [job] * (trials.search.trials - len(trials.ended))
     for cell in state.grid:
         if cell in waiting or keys[cell] not in recorded:
             levels = _levels(state.study, cell)
-            found.append(Job(Arm.of(cell), (cell,), levels, waits=cell in waiting))
+            found.append(PlannedTask(Arm.of(cell), (cell,), levels, waits=cell in waiting))
     return found
 
 
@@ -708,14 +712,14 @@ def _arm_levels(arm: Arm) -> dict[str, str]:
     return levels
 
 
-def _where(calibration: Calibration, found: ShapeTime) -> str:
+def _where(calibration: Calibration, found: NetworkTime) -> str:
     threads = ""
     if calibration.device == "cpu":
         threads = f", {calibration.threads} thread{'s' if calibration.threads > 1 else ''}"
     return f"calibrated on {calibration.name}{threads}, {found.date}"
 
 
-def _plain(value: Range | None) -> dict[str, float] | None:
+def _plain(value: Bounds | None) -> dict[str, float] | None:
     """Four digits of each end."""
     if value is None:
         return None

@@ -18,11 +18,11 @@ from sweeps.store.records import Record
 
 if TYPE_CHECKING:
     from sweeps.report.figures import Figure as Picture
-    from sweeps.state import State
+    from sweeps.state import StudyState
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """Everything that the report is made of."""
 
     rows: pd.DataFrame
@@ -59,14 +59,14 @@ class Material:
     pictures: Sequence[Picture] = ()
 
 
-def gather(
-    state: State,
+def gather_report_data(
+    state: StudyState,
     *,
     records: Mapping[str, Record] | None = None,
     rows: pd.DataFrame | None = None,
     predicted: Sums | None = None,
     brief: bool = False,
-) -> Material:
+) -> ReportData:
     """The material of a study as its store is now; `brief` has what `brief` and `terminal` show."""
     from sweeps.analysis import results
 
@@ -78,7 +78,7 @@ def gather(
     if not brief and state.searches:
         more["searches"] = results.searches(state.searches)
         more["parameters"] = results.search_parameters(state.searches)
-    return made(
+    return build_report_data(
         state.rows(records) if rows is None else rows,
         state.facts(records),
         study.analysis,
@@ -93,7 +93,7 @@ def gather(
     )
 
 
-def made(
+def build_report_data(
     rows: pd.DataFrame,
     facts: Mapping[str, Any],
     analysis: Analysis | None = None,
@@ -104,7 +104,7 @@ def made(
     records: Mapping[str, Record] | None = None,
     brief: bool = False,
     **more: Any,
-) -> Material:
+) -> ReportData:
     """The material of rows; `more` are further fields of it."""
     analysis = analysis or Analysis()
     about = list(dict.fromkeys(claim.metric for claim in claims))
@@ -120,7 +120,7 @@ def made(
         )
         for name in metrics
     }
-    return Material(
+    return ReportData(
         rows=rows,
         facts=facts,
         analysis=analysis,

@@ -15,7 +15,7 @@ from sweeps.report import summary, tables
 from sweeps.report.tables import Entry, Table
 
 if TYPE_CHECKING:
-    from sweeps.report.data import Material
+    from sweeps.report.data import ReportData
     from sweeps.report.figures import Figure as Picture
 
 DIRECTIONS = 4
@@ -54,7 +54,7 @@ class Section(NamedTuple):
         return list(dict.fromkeys(note for table in self.tables if table.lines for note in table.notes))
 
 
-def sections(material: Material) -> list[Section]:
+def sections(material: ReportData) -> list[Section]:
     """Those that have something to show, in the report's order."""
     parts = [
         _within(material),
@@ -81,7 +81,7 @@ def sections(material: Material) -> list[Section]:
     return [part for part in parts if part.tables or part.pictures or part.paragraphs]
 
 
-def paper(material: Material) -> dict[str, list[Table]]:
+def paper(material: ReportData) -> dict[str, list[Table]]:
     """The tables of a paper by the name of their file."""
     found = {
         "wr": _within(material).tables,
@@ -94,12 +94,12 @@ def paper(material: Material) -> dict[str, list[Table]]:
     return {name: list(own) for name, own in found.items() if own}
 
 
-def shown(material: Material) -> list[str]:
+def shown(material: ReportData) -> list[str]:
     """The study's metric, and R2 or RMSE beside it."""
     return list(dict.fromkeys([material.metric, "rmse", "r2"]))[:2]
 
 
-def _within(material: Material) -> Section:
+def _within(material: ReportData) -> Section:
     columns = within_columns(material.means[material.metric])
     text = (
         "Test sets from where the model was trained. Under 'inside' stand the models of the out-of-region "
@@ -139,7 +139,7 @@ def outside_columns(means: pd.DataFrame, directions: pd.DataFrame) -> list[tuple
     return found
 
 
-def _outside(material: Material) -> Section:
+def _outside(material: ReportData) -> Section:
     found = []
     for metric in shown(material):
         means, directions = material.means[metric], material.directions[metric]
@@ -168,7 +168,7 @@ def _outside(material: Material) -> Section:
     return Section("oor", "Out of region (OoR)", text, found)
 
 
-def _gap(material: Material) -> Section:
+def _gap(material: ReportData) -> Section:
     found = []
     for metric in shown(material):
         means = material.means[metric]
@@ -202,7 +202,7 @@ def _gap(material: Material) -> Section:
     return Section("gap", "The gap from WR to OoR", text, found, _pictures(material, "wr-oor-", "gap-"))
 
 
-def _differences(material: Material) -> Section:
+def _differences(material: ReportData) -> Section:
     """Of the study's metric in full, and what else is declared."""
     frame = against_none(material.contrasts[material.metric])
     found = []
@@ -231,7 +231,7 @@ def against_none(contrasts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=frame.columns).astype(frame.dtypes.to_dict())
 
 
-def _tested(material: Material, frame: pd.DataFrame, caption: str) -> Table:
+def _tested(material: ReportData, frame: pd.DataFrame, caption: str) -> Table:
     """All that is known of contrasts: a line each, under headings by place."""
     alpha = material.analysis.alpha
     probable = frame["p_better"].notna().any()
@@ -279,7 +279,7 @@ def verdict(line: Mapping[Any, Any]) -> str:
     return _VERDICTS.get(line["verdict"], line["verdict"])
 
 
-def _ablations(material: Material) -> Iterator[Section]:
+def _ablations(material: ReportData) -> Iterator[Section]:
     texts = {
         "fusion": (
             "Fusion ablation",
@@ -323,7 +323,7 @@ def _ablations(material: Material) -> Iterator[Section]:
         yield Section(anchor, title, text + exploratory, found)
 
 
-def _tail(material: Material) -> Section:
+def _tail(material: ReportData) -> Section:
     found = []
     for metric, means in material.tail.items():
         columns = [(labels.WR, split, split, part) for split, part in _places(means, labels.WR, "test")] + [
@@ -345,7 +345,7 @@ def _tail(material: Material) -> Section:
     return Section("tail", "The tail", text, found, _pictures(material, "tail-", "density-"))
 
 
-def _ranks(material: Material) -> Section:
+def _ranks(material: ReportData) -> Section:
     frame = material.ranking
     found = []
     if len(frame):
@@ -370,7 +370,7 @@ def _ranks(material: Material) -> Section:
     return Section("ranks", "Ranks", text, found, _pictures(material, "ranks-"))
 
 
-def _errors(material: Material) -> Section:
+def _errors(material: ReportData) -> Section:
     found = []
     for metric in ("mae", "mbe"):
         means = material.means[metric]
@@ -387,17 +387,17 @@ def _errors(material: Material) -> Section:
     return Section("errors", "MAE and mean bias", text, found, _pictures(material, "distance-"))
 
 
-def _maps(material: Material) -> Section:
+def _maps(material: ReportData) -> Section:
     text = "Monitors by their part in a split, and where the errors lie."
     return Section("maps", "Maps", text, (), _pictures(material, "split-", "difference-", "errors-"))
 
 
-def _training(material: Material) -> Section:
+def _training(material: ReportData) -> Section:
     text = "How the validation error fell, and what a trained model uses."
     return Section("training", "Training", text, (), _pictures(material, "learning", "importance"))
 
 
-def _search(material: Material) -> Section:
+def _search(material: ReportData) -> Section:
     found = []
     if material.searches is not None:
         frame = material.searches.set_index("arm").astype("str")
@@ -427,7 +427,7 @@ def _search(material: Material) -> Section:
     return Section("search", "Search", text, found, _pictures(material, "search-"))
 
 
-def _claims(material: Material) -> Section:
+def _claims(material: ReportData) -> Section:
     frame = material.claims
     if frame.empty:
         return Section("claims", "Claims", "")
@@ -457,7 +457,7 @@ def _claims(material: Material) -> Section:
     return Section("claims", "Claims", text, [table])
 
 
-def _published(material: Material) -> Section:
+def _published(material: ReportData) -> Section:
     published = material.published
     if published is None:
         return Section("published", "Published values", "")
@@ -493,7 +493,7 @@ def _published(material: Material) -> Section:
     return Section("published", "Published values", text, [table])
 
 
-def _audit(material: Material) -> Section:
+def _audit(material: ReportData) -> Section:
     cells = labels.with_arm(material.rows)
     cells = cells[cells["marked"] != ""]
     if cells.empty:
@@ -517,7 +517,7 @@ def unfair(contrasts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["arm", "against", "split", "what else differs"], dtype="str")
 
 
-def _fairness(material: Material) -> Section:
+def _fairness(material: ReportData) -> Section:
     reasons = unfair(material.contrasts[material.metric])
     text = (
         f"{tables.UNFAIR} marks every paired difference whose two arms differ in more than the declared "
@@ -528,7 +528,7 @@ def _fairness(material: Material) -> Section:
     return Section("fairness", "Fair comparison", text, found)
 
 
-def _completeness(material: Material) -> Section:
+def _completeness(material: ReportData) -> Section:
     text = (
         "How many cells each mean could have, and what became of them; samples per split as a range over its "
         "done cells."
@@ -540,7 +540,7 @@ def _completeness(material: Material) -> Section:
     return Section("complete", "Completeness", text, found)
 
 
-def _failures(material: Material) -> Section:
+def _failures(material: ReportData) -> Section:
     failed = labels.with_arm(material.rows.loc[material.rows["state"] == "failed"])
     if failed.empty:
         return Section("failures", "Failures", "")
@@ -550,7 +550,7 @@ def _failures(material: Material) -> Section:
     return Section("failures", "Failures", text, [tables.plain(frame, "key")])
 
 
-def _testing(material: Material) -> Section:
+def _testing(material: ReportData) -> Section:
     analysis = material.analysis
     family = summary.declared(material)
     level = f"{1 - analysis.alpha:.0%}"
@@ -626,13 +626,13 @@ def _testing(material: Material) -> Section:
     return Section("testing", "How it was tested", "", found, (), paragraphs)
 
 
-def _settings(material: Material) -> Section:
+def _settings(material: ReportData) -> Section:
     text = "Fixed for every cell, unless the search chose them per arm."
     found = _pairs(material.facts.get("settings", {}), "setting")
     return Section("settings", "Settings", text, [found] if found.lines else [])
 
 
-def _provenance(material: Material) -> Section:
+def _provenance(material: ReportData) -> Section:
     facts = {name: material.facts[name] for name in _PROVENANCE if material.facts.get(name) is not None}
     text = (
         "The same cells and the same versions make this report again, byte for byte. means.csv, "
@@ -643,7 +643,7 @@ def _provenance(material: Material) -> Section:
     return Section("provenance", "Provenance", text, [table for table in found if table.lines])
 
 
-def legend(material: Material, frame: pd.DataFrame, *, ranked: bool = True) -> list[str]:
+def legend(material: ReportData, frame: pd.DataFrame, *, ranked: bool = True) -> list[str]:
     """Notes under a table of means or contrasts: what stands in it, the test by its name."""
     alpha = material.analysis.alpha
     level = f"{1 - alpha:.0%}"
@@ -693,7 +693,7 @@ def _plain_contrasts(contrasts: pd.DataFrame) -> pd.DataFrame:
     return contrasts[contrasts["fold"].isna()]
 
 
-def _pictures(material: Material, *prefixes: str) -> list[Picture]:
+def _pictures(material: ReportData, *prefixes: str) -> list[Picture]:
     return [picture for picture in material.pictures if picture.name.startswith(prefixes)]
 
 

@@ -14,7 +14,7 @@ from sweeps.analysis.labels import is_control
 from sweeps.report import tables
 
 if TYPE_CHECKING:
-    from sweeps.report.data import Material
+    from sweeps.report.data import ReportData
 
 TESTS = {"corrected t": "corrected resampled t-test", "Wilcoxon": "Wilcoxon's signed-rank test"}
 _FLIPPED = {"better": "worse", "worse": "better"}
@@ -25,7 +25,7 @@ Line = Mapping[Any, Any]
 """Of `inference.contrasts`, by column."""
 
 
-def sentences(material: Material) -> list[str]:
+def sentences(material: ReportData) -> list[str]:
     """Within region; out of region; what is open. A regime that the study has not has no sentence."""
     means = material.means[material.metric]
     within = _splits(means, labels.WR, "test")
@@ -40,7 +40,7 @@ def sentences(material: Material) -> list[str]:
     return [*found, _open(material)]
 
 
-def cautions(material: Material) -> list[str]:
+def cautions(material: ReportData) -> list[str]:
     """What stands against the numbers: failed audits, unfair contrasts, settings that searches chose."""
     found = []
     means = material.means[material.metric]
@@ -62,7 +62,7 @@ def cautions(material: Material) -> list[str]:
     return found
 
 
-def declared(material: Material) -> pd.DataFrame:
+def declared(material: ReportData) -> pd.DataFrame:
     """The contrasts that are tested, of every metric that claims are about."""
     frames = [frame[frame["declared"]] for frame in material.contrasts.values()]
     return pd.concat(frames, ignore_index=True)
@@ -72,7 +72,7 @@ def _splits(means: pd.DataFrame, regime: str, part: str) -> list[str]:
     return list(dict.fromkeys(means.loc[(means["regime"] == regime) & (means["part"] == part), "split"]))
 
 
-def _at(material: Material, split: str, part: str) -> str:
+def _at(material: ReportData, split: str, part: str) -> str:
     """One place: of the declared contrasts with 'none' the best, or else the best of all of them.
 
     Arms with all their cells come first; a declared contrast without them is told all the same, with the
@@ -210,7 +210,7 @@ def _lowest(whole: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
     return f"{text}; {why}, so nothing is compared here"
 
 
-def _open(material: Material) -> str:
+def _open(material: ReportData) -> str:
     """What is undecided, has too few test sets, or is missing."""
     family = declared(material)
     several = len({*family["metric"]}) > 1

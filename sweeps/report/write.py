@@ -14,7 +14,7 @@ from pm25.metrics import METRICS
 from sweeps.analysis import labels
 from sweeps.report import latex, sections, tables
 from sweeps.report import summary as answers
-from sweeps.report.data import Material
+from sweeps.report.data import ReportData
 from sweeps.report.sections import Section
 from sweeps.report.tables import Table
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAPER = "published protocol, leaks included"
 
 
-def write(material: Material, out: Path) -> list[Path]:
+def write(material: ReportData, out: Path) -> list[Path]:
     """Writes the report's files to `out`, each whole or not at all; the pictures to its folder `figures`.
 
     index.html, report.md, cells.csv, means.csv, contrasts.csv, claims.csv, and the tables of a paper as
@@ -60,12 +60,12 @@ def write(material: Material, out: Path) -> list[Path]:
     return [out / name for name in texts]
 
 
-def answer(material: Material) -> list[str]:
+def answer(material: ReportData) -> list[str]:
     """The answer in three sentences made from the numbers: within region, out of it, and what is open."""
     return answers.sentences(material)
 
 
-def brief(material: Material) -> str:
+def brief(material: ReportData) -> str:
     """The question, the answer and the tables of one metric in Markdown, for a page with little room."""
     question = material.facts.get("question")
     blocks = [*([str(question)] if question else []), *answer(material), *answers.cautions(material)]
@@ -77,7 +77,7 @@ def brief(material: Material) -> str:
     return "\n\n".join(blocks)
 
 
-def terminal(material: Material) -> None:
+def terminal(material: ReportData) -> None:
     """Prints the tables of one metric, and the answer, to the terminal."""
     from rich.console import Console
     from rich.table import Table as Grid
@@ -100,7 +100,7 @@ def terminal(material: Material) -> None:
         console.print(Text(sentence))
 
 
-def _small(material: Material) -> Iterable[Table]:
+def _small(material: ReportData) -> Iterable[Table]:
     """The means within and out of region, and the paired differences, of the answer's metric."""
     means, contrasts = material.means[material.metric], material.contrasts[material.metric]
     name = METRICS[material.metric].title
@@ -119,7 +119,7 @@ def _small(material: Material) -> Iterable[Table]:
         yield tables.of_differences(frame, columns, alpha, f"Paired differences: {name}", notes)
 
 
-def _reasons(material: Material) -> list[str]:
+def _reasons(material: ReportData) -> list[str]:
     """Why contrasts are unfair, a line each."""
     found = sections.unfair(material.contrasts[material.metric]).itertuples(index=False)
     return [
@@ -127,21 +127,21 @@ def _reasons(material: Material) -> list[str]:
     ]
 
 
-def _all_means(material: Material) -> pd.DataFrame:
+def _all_means(material: ReportData) -> pd.DataFrame:
     """Of every metric: by split, then by region held out."""
     return pd.concat(
         [*material.means.values(), *material.tail.values(), *material.directions.values()], ignore_index=True
     )
 
 
-def _all_contrasts(material: Material) -> pd.DataFrame:
+def _all_contrasts(material: ReportData) -> pd.DataFrame:
     """Of every metric: by split, then by region held out."""
     regions = material.direction_contrasts.values()
     return pd.concat([*material.contrasts.values(), *regions], ignore_index=True)
 
 
 def _markdown(
-    material: Material, said: Sequence[str], cautions: Sequence[str], parts: Sequence[Section]
+    material: ReportData, said: Sequence[str], cautions: Sequence[str], parts: Sequence[Section]
 ) -> str:
     facts = material.facts
     blocks = [f"# {tables.escape(_title(facts))}"]
@@ -167,7 +167,9 @@ def _markdown(
     return "\n\n".join(blocks) + "\n"
 
 
-def _html(material: Material, said: Sequence[str], cautions: Sequence[str], parts: Sequence[Section]) -> str:
+def _html(
+    material: ReportData, said: Sequence[str], cautions: Sequence[str], parts: Sequence[Section]
+) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

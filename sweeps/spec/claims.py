@@ -60,7 +60,7 @@ class ArmChoice(Settings):
         return Arm(self.variant, self.fusion, self.head)
 
 
-class Place(Settings):
+class EvaluationPlace(Settings):
     """Names the test sets of a split, or one of them."""
 
     split: Text
@@ -77,7 +77,7 @@ class Claim(Settings):
     claim: Text
     better: ArmChoice
     than: ArmChoice
-    on: Place
+    on: EvaluationPlace
     metric: Metric
 
     @property
@@ -87,7 +87,7 @@ class Claim(Settings):
         )
 
 
-class PublishedValue(ArmChoice, Place):
+class PublishedValue(ArmChoice, EvaluationPlace):
     """A number that a paper reports of an arm in some place, which the design need not have."""
 
     metric: Metric
@@ -156,7 +156,7 @@ def of_design(
     return tuple(found)
 
 
-def _label(name: str, place: Place, design: Design) -> str:
+def _label(name: str, place: EvaluationPlace, design: Design) -> str:
     """Of the place's split."""
     splits = {factor.split.label: factor.split for factor in design.split}
     label = place.split

@@ -33,7 +33,7 @@ def listed(value: Any) -> Any:
 
 Levels = (BeforeValidator(listed), Field(min_length=1))
 
-Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+ExactInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
 """As far as a float counts in ones, which is how Optuna counts."""
 
 
@@ -133,8 +133,8 @@ class Design(Settings):
             label = factor.split.label
             if label in seen:
                 same = seen[label] == factor.split
-                mend = "name its folds in one entry" if same else "settings differ: make it two studies"
-                raise ValueError(f"split {label} stands there twice; {mend}")
+                fix = "name its folds in one entry" if same else "settings differ: make it two studies"
+                raise ValueError(f"split {label} stands there twice; {fix}")
             seen[label] = factor.split
         return self
 
@@ -171,7 +171,7 @@ def _check_scalar(value: Any, where: str = "") -> None:
         raise ValueError(f"{where}{value!r} is no number, no text and not null")
 
 
-Met = Annotated[
+ConditionValues = Annotated[
     tuple[Any, ...],
     BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,)),
     Field(min_length=1),
@@ -186,11 +186,11 @@ class Parameter(Settings):
     """
 
     float_: Annotated[tuple[float, float] | None, Field(alias="float")] = None
-    int_: Annotated[tuple[Whole, Whole] | None, Field(alias="int")] = None
+    int_: Annotated[tuple[ExactInt, ExactInt] | None, Field(alias="int")] = None
     choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
     log: bool = False
     step: Annotated[float | None, Field(gt=0)] = None
-    when: Annotated[dict[str, Met], Field(min_length=1)] | None = None
+    when: Annotated[dict[str, ConditionValues], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Parameter":
@@ -456,12 +456,12 @@ def active(space: Space, point: Point) -> dict[str, Any]:
     """The parameters that mean something at a point, without those whose `when` is not met."""
     kept: dict[str, Any] = {}
     for name, parameter in _in_order(space).items():
-        if name in point and meant(parameter, kept):
+        if name in point and is_active(parameter, kept):
             kept[name] = point[name]
     return kept
 
 
-def meant(parameter: Parameter, point: Point) -> bool:
+def is_active(parameter: Parameter, point: Point) -> bool:
     """Whether a parameter means something beside the values of those that it hangs on."""
     return all(
         other in point and any(same(point[other], value) for value in values)
@@ -474,7 +474,7 @@ def within(space: Space, point: Point) -> bool:
     return (
         all(name in space and space[name].holds(value) for name, value in point.items())
         and active(space, point) == dict(point)
-        and all(name in point for name, parameter in space.items() if meant(parameter, point))
+        and all(name in point for name, parameter in space.items() if is_active(parameter, point))
     )
 
 

@@ -56,7 +56,7 @@ def _place(value: Any) -> Path | str:
     return value if uri.is_address(value) else Path(value)
 
 
-Place = Annotated[Path | str, PlainValidator(_place)]
+FileLocation = Annotated[Path | str, PlainValidator(_place)]
 """A file: a path, or an address that pyarrow opens."""
 
 
@@ -71,7 +71,7 @@ class Synthetic(Settings):
 class Data(Settings):
     """The table, or the synthetic panel, that the study is about."""
 
-    table: Place | None = None
+    table: FileLocation | None = None
     synthetic: Synthetic | None = None
     channels: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(listed)] = (
         None
@@ -81,8 +81,8 @@ class Data(Settings):
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
         if (self.table is None) == (self.synthetic is None):
-            have, mend = ("both", "synthetic=null") if self.table else ("neither", "table=PANEL.parquet")
-            raise ValueError(f"give either data.table or data.synthetic, not {have}: --set data.{mend}")
+            have, fix = ("both", "synthetic=null") if self.table else ("neither", "table=PANEL.parquet")
+            raise ValueError(f"give either data.table or data.synthetic, not {have}: --set data.{fix}")
         if self.channels is not None and len(set(self.channels)) < len(self.channels):
             raise ValueError("data.channels names a channel twice")
         return self
@@ -91,7 +91,7 @@ class Data(Settings):
 class SatCLIPOptions(Settings):
     """Where the published weights are: a checkpoint on disk, or a model on the Hugging Face hub."""
 
-    checkpoint: Place | None = None
+    checkpoint: FileLocation | None = None
     model: str | None = None
 
     @model_validator(mode="after")
@@ -104,7 +104,7 @@ class SatCLIPOptions(Settings):
 class TableOptions(Settings):
     """A Parquet of precomputed vectors, keyed by site_id or by lat and lon."""
 
-    path: Place
+    path: FileLocation
     tolerance_deg: PositiveFloat | None = None
     """How far a place may lie from its row; means nothing for a table keyed by site_id."""
     trained_on_target: bool = False
@@ -485,7 +485,7 @@ def _make_absolute(content: dict[str, Any], base: Path) -> None:
 
 
 def _one_line(error: ValidationError, content: Mapping[str, Any]) -> str:
-    """The first fault of a study file as `field: what is wrong; the mend`."""
+    """The first fault of a study file as `field: what is wrong; the fix`."""
     faults = error.errors(include_url=False)
     # An unknown key says more than the missing one that it was meant to be.
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")

@@ -90,7 +90,7 @@ def factors(cell: Cell) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Group:
+class FailureGroup:
     """Cells that failed alike."""
 
     signature: str
@@ -131,7 +131,7 @@ class Group:
 
 def groups(
     cells: Mapping[str, Cell], records: Mapping[str, Record], waiting: Iterable[Cell] = ()
-) -> list[Group]:
+) -> list[FailureGroup]:
     """The failed ones of `cells` by signature, the largest group first.
 
     `waiting` are cells of the study that have no key yet: they too say what not all cells share.
@@ -149,7 +149,7 @@ def groups(
         messages = {record["error"]["message"] for record in failed}
         common = _common([cells[key] for key in keys])
         found.append(
-            Group(
+            FailureGroup(
                 signature=name,
                 type=failed[0]["error"]["type"],
                 message=messages.pop() if len(messages) == 1 else alike(failed[0]["error"]["message"]),
@@ -182,4 +182,4 @@ class Breaker:
         # Told as it was then: others that were running may fail before anybody asks.
         if self.open is None and self._counts[signature] >= self.limit:
             count = self._counts[signature]
-            self.open = f"{count} equal failures in this run, {signature}; mend the cause, then `sweep retry`"
+            self.open = f"{count} equal failures in this run, {signature}; fix the cause, then `sweep retry`"

@@ -21,7 +21,7 @@ Values = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Where:
+class CellFilter:
     """A filter that was read (`parse`): it chooses the cells that have, in every field, one of its values.
 
     Kinds of splits stand in it as the labels that they mean.
@@ -35,7 +35,7 @@ class Where:
         return all(any(_has(values, field, v) for v in wanted) for field, wanted in self.wanted.items())
 
 
-def parse(text: str, cells: Sequence[Cell], failed: Sequence[Record] | None = None) -> Where:
+def parse(text: str, cells: Sequence[Cell], failed: Sequence[Record] | None = None) -> CellFilter:
     """Read a filter that is to choose some of `cells`.
 
     `fusion` is `-` without one; `arm` is such as geoclip-hadamard; `split` is a label, or a kind such as
@@ -75,7 +75,7 @@ def parse(text: str, cells: Sequence[Cell], failed: Sequence[Record] | None = No
                 f"filter {text!r}: no {what} with {so_far} has {field}={'|'.join(values)}; {_listed(others)}"
             )
         wanted[field], left = values, chosen
-    return Where(wanted)
+    return CellFilter(wanted)
 
 
 def _terms(text: str, fields: Sequence[str]) -> Iterable[tuple[str, tuple[str, ...]]]:

@@ -62,7 +62,7 @@ class Driver(BaseModel):
             return False
 
 
-class Hold:
+class StudyLock:
     """Makes this process the study's only driver while its `with` block lasts.
 
     `<storage>/<study>/driver.json` names the driver, and a thread renews its `beat`. A second driver gets an

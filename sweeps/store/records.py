@@ -61,11 +61,11 @@ class Store:
             system, root = pyarrow.fs.LocalFileSystem(), os.path.abspath(self.storage)
         return system, "/".join([root.rstrip("/"), self.study, *parts])
 
-    def refusal(self, what: str, error: Exception, mend: str | None = None) -> InputError:
+    def refusal(self, what: str, error: Exception, fix: str | None = None) -> InputError:
         """That the storage cannot be `what` ('read', 'written')."""
-        if mend is None:
-            mend = uri.mend(self.storage, error) or "; --set storage=FOLDER"
-        return InputError(f"storage: {self.storage} cannot be {what} ({uri.reason(error)}){mend}")
+        if fix is None:
+            fix = uri.fix(self.storage, error) or "; --set storage=FOLDER"
+        return InputError(f"storage: {self.storage} cannot be {what} ({uri.reason(error)}){fix}")
 
     def prepare(self) -> None:
         """Make the study's folders and prove that they can be written. Raises InputError."""

@@ -625,12 +625,12 @@ def _refusal(uri: str, error: Exception) -> InputError:
     """Why a tracking store cannot be used; a server that only does not answer may do so later."""
     reason = " ".join(str(error).split())[:300].rstrip(".")
     if not uri.startswith("http"):
-        mend = (
+        fix = (
             f"; delete {uri.rpartition(':///')[2]}, and `sweep sync` makes it again"
             if "malformed" in reason
             else ""
         )
-        return InputError(f"tracking: {uri} cannot be opened ({reason}){mend}")
+        return InputError(f"tracking: {uri} cannot be opened ({reason}){fix}")
     if re.search(r"\b40[13]\b", reason):
         return InputError(
             f"tracking: {uri} refuses this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"

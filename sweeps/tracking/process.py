@@ -23,7 +23,7 @@ from sweeps.store.records import Record, Store, default_tracking
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sweeps.state import State
+    from sweeps.state import StudyState
     from sweeps.tracking.mlflow_view import Tracker
     from sweeps.tracking.winners import Winner
 
@@ -43,7 +43,7 @@ _WINNER = ("arm", "name", "key", "card", "tags", "inputs", "encoder_options")
 """What of a winner travels as it is."""
 
 
-class Writer:
+class TrackingProcess:
     """Writes what was recorded before, then what is added, in a process that ends with this one.
 
     So neither MLflow's time nor its memory is the driver's. A tracking store that does not answer, or a
@@ -106,7 +106,7 @@ class Writer:
         """A cell or a search trial has ended."""
         self._send("write", record)
 
-    def plan(self, state: "State") -> None:
+    def plan(self, state: "StudyState") -> None:
         """What the study holds by now: the arms are compared over its cells, recorded or not."""
         cells = {key: cell.resolved() for key, cell in state.cells.items()}
         waiting = [cell.resolved() for cell in state.waiting]
@@ -166,7 +166,7 @@ def serve() -> None:
 
     _, (storage, study, uri, data) = told.get()
     try:
-        view = _View(Store(storage, study), uri, data)
+        view = MlflowMirror(Store(storage, study), uri, data)
     except InputError as error:
         answer("refused", str(error))
         listener.join()
@@ -211,7 +211,7 @@ def _listen(told: "queue.Queue[tuple[str, Any]]", closing: threading.Event) -> N
         told.put((verb, value))
 
 
-class _View:
+class MlflowMirror:
     """The tracking store, which may fail for a while: what it missed it is told when it answers again."""
 
     def __init__(self, store: Store, uri: str | None, data: Mapping[str, Any] | None = None) -> None:

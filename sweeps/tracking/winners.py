@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pm25.predictor import Predictor
-    from sweeps.state import State
+    from sweeps.state import StudyState
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _score(record: Record) -> float:
     return math.inf if rmse is None else rmse
 
 
-class Keeper:
+class WeightRetention:
     """Leaves the weights of each arm's winner only, where the study says `keep_weights: winners`.
 
     Weights are deleted of recorded cells alone: what has a record stays done, and what has none may be
@@ -119,14 +119,14 @@ class Keeper:
             self._store.delete_file(max(mine, before)[1], WEIGHTS)
 
 
-def lacking(state: "State", records: Mapping[str, Record]) -> dict[str, str]:
+def lacking(state: "StudyState", records: Mapping[str, Record]) -> dict[str, str]:
     """By arm's label the key of its winner, where that was trained without keeping its weights."""
     held = state.store.holding(WEIGHTS)
     chosen = best(state.study, state.cells, records)
     return {arm.label: key for arm, key in chosen.items() if key not in held}
 
 
-def winners(state: "State", records: Mapping[str, Record]) -> list[Winner]:
+def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
     """The arms' models in the study's order; none of a control, nor where the winner has no weights."""
     from pm25 import encoders
     from sweeps.analysis import labels
@@ -167,7 +167,7 @@ def _tags(study: Study, arm: Arm, record: Record) -> dict[str, str]:
     return tags
 
 
-def example(state: "State", winner: Winner) -> "pd.DataFrame":
+def example(state: "StudyState", winner: Winner) -> "pd.DataFrame":
     """One row that the model takes: the test sample of its cell with the fewest missing values."""
     import pandas as pd
 

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pm25.leakage import audit, audited, nearest_km
+from pm25.leakage import audit, audited, distance_to_training_km
 from pm25.panel import Panel, read
 from pm25.splits import (
     AnySplit,
     CheckerboardSplit,
     ClusterSplit,
     GroupSplit,
-    Parts,
     RandomSplit,
     SpatialSplit,
+    SplitIndices,
     TemporalSplit,
     cut,
 )
@@ -64,11 +64,13 @@ def flat(pairs: Pairs) -> np.ndarray:
     return np.sort(np.array([site * DAYS + day for site, day in pairs], np.int64))
 
 
-def parts_of(train: Pairs, test: Pairs, validation: Pairs = (), within: Pairs | None = None) -> Parts:
-    return Parts(flat(train), flat(validation), flat(test), None if within is None else flat(within))
+def parts_of(train: Pairs, test: Pairs, validation: Pairs = (), wr: Pairs | None = None) -> SplitIndices:
+    return SplitIndices(flat(train), flat(validation), flat(test), None if wr is None else flat(wr))
 
 
-def look(split: AnySplit, parts: Parts, panel: Panel, window: int = WINDOW, **changes: Any) -> dict[str, Any]:
+def look(
+    split: AnySplit, parts: SplitIndices, panel: Panel, window: int = WINDOW, **changes: Any
+) -> dict[str, Any]:
     told = {"fitted": {"scalers": parts.train}, "encoder_trained_on_target": False, **changes}
     return audit(split, parts, panel, window, **told)
 
@@ -126,7 +128,7 @@ def test_distance_along_a_parallel_is_the_great_circle():
 
 def test_nearest_km_of_every_site():
     panel = meridian(40, 41, 43, 47)
-    got = nearest_km(parts_of([(1, 5), (3, 5), (3, 6)], [(0, 5)]), panel)
+    got = distance_to_training_km(parts_of([(1, 5), (3, 5), (3, 6)], [(0, 5)]), panel)
     assert got == pytest.approx(np.array([1, 0, 2, 0]) * KM_PER_DEGREE)
     assert got[1] == got[3] == 0
 
@@ -139,7 +141,7 @@ def test_by_brute_force(seed, window, share):
     every = rng.permutation(8 * DAYS)
     some = np.sort(every[: max(2, int(share * len(every)))])
     train, test = some[::2], some[1::2]
-    parts = Parts(train, train[:0], test, None)
+    parts = SplitIndices(train, train[:0], test, None)
     got = look(RandomSplit(), parts, panel, window)
 
     def days_of(flat: int) -> set[int]:
@@ -161,7 +163,7 @@ def test_by_brute_force(seed, window, share):
         return 2 * 6371.0088 * np.arcsin(np.linalg.norm(unit(a) - unit(b)) / 2)
 
     nearest = [min(km(a, b) for b in sites(train)) for a in range(8)]
-    assert nearest_km(parts, panel) == pytest.approx(nearest, abs=2e-3)
+    assert distance_to_training_km(parts, panel) == pytest.approx(nearest, abs=2e-3)
     tested = [nearest[a] for a in sorted(sites(test))]
     assert got["nearest_km_min"] == pytest.approx(min(tested), abs=2e-3)
     assert got["nearest_km_median"] == pytest.approx(np.median(tested), abs=2e-3)
@@ -199,7 +201,7 @@ def test_a_copied_site_is_found(but, duplicates):
 def test_a_copy_must_end_on_the_day_of_a_training_sample_and_counts_within_too():
     train = [(0, 5), (0, 6)]
     assert look(SpatialSplit(), parts_of(train, [(1, 7)]), copied())["duplicate_rows"] == 0
-    found = look(SpatialSplit(), parts_of(train, [(2, 5)], within=[(1, 6)]), copied())
+    found = look(SpatialSplit(), parts_of(train, [(2, 5)], wr=[(1, 6)]), copied())
     assert found["duplicate_rows"] == 1
 
 
@@ -265,26 +267,26 @@ def test_a_site_in_two_parts_breaks_the_promise_of_places(kind, change, failed):
         "clusters": ClusterSplit(folds=2),
     }[kind]
     within = None if kind == "spatial" else [(1, 3)] if "validation" in change else []
-    parts = parts_of(**(APART | change), within=within)
+    parts = parts_of(**(APART | change), wr=within)
     if within:  # site 1 is within here, so that validation may stand elsewhere
-        parts = parts_of(**(APART | change), within=within)
+        parts = parts_of(**(APART | change), wr=within)
     region = [] if kind == "spatial" or not failed else ["shared_regions"]
     assert look(split, parts, panel)["failed"] == failed + region
 
 
 def test_the_within_region_test_must_not_train():
     panel = meridian(*FAR)
-    good = parts_of([(0, 5)], [(2, 5)], within=[(1, 5)])
-    bad = parts_of([(0, 5), (1, 11)], [(2, 5)], within=[(1, 5)])
+    good = parts_of([(0, 5)], [(2, 5)], wr=[(1, 5)])
+    bad = parts_of([(0, 5), (1, 11)], [(2, 5)], wr=[(1, 5)])
     assert look(CheckerboardSplit(degrees=16), good, panel)["failed"] == []
     assert look(CheckerboardSplit(degrees=16), bad, panel)["failed"] == ["shared_sites_within"]
-    seen = parts_of([(0, 5)], [(2, 5)], [(1, 9)], within=[(1, 5)])
+    seen = parts_of([(0, 5)], [(2, 5)], [(1, 9)], wr=[(1, 5)])
     assert look(CheckerboardSplit(degrees=16), seen, panel)["failed"] == ["shared_sites_validation"]
 
 
 def test_a_region_must_not_stand_on_both_sides():
     panel = meridian(*FAR, groups={"half": np.array(["s", "n", "n", "n"])})
-    parts = parts_of([(0, 5)], [(2, 5), (3, 5)], [(1, 5)], within=[])
+    parts = parts_of([(0, 5)], [(2, 5), (3, 5)], [(1, 5)], wr=[])
     for split, failed in [
         (GroupSplit(column="half", values=("n",)), ["shared_regions"]),
         (CheckerboardSplit(degrees=16), []),
@@ -335,13 +337,13 @@ def test_a_temporal_split_promises_its_gap(train, validation, gap, failed):
 def test_nothing_is_fitted_on_held_out_samples_and_no_encoder_on_the_target(split):
     panel = conus(80, days=60)
     parts = cut(split, 0, panel, WINDOW)
-    held_out = parts.test[-1:] if parts.within is None else parts.within[:1]
+    held_out = parts.test[-1:] if parts.wr is None else parts.wr[:1]
     fitted = {"scalers": np.concatenate([parts.train, held_out, held_out]), "neighbours": parts.train}
     got = look(split, parts, panel, fitted=fitted)
     assert (got["fitted_scalers_test"], got["fitted_neighbours_test"]) == (1, 0)
     assert got["failed"] == ["fitted_scalers_test"]
     every = look(split, parts, panel, fitted={"scalers": np.arange(panel.target.size)})
-    assert every["fitted_scalers_test"] == sum(len(p) for p in (parts.test, parts.within) if p is not None)
+    assert every["fitted_scalers_test"] == sum(len(p) for p in (parts.test, parts.wr) if p is not None)
     encoder = look(split, parts, panel, encoder_trained_on_target=True)
     assert encoder["encoder_trained_on_target"] is True
     assert encoder["failed"] == ["encoder_trained_on_target"]
@@ -354,9 +356,9 @@ def test_an_audit_that_cannot_be_made_has_failed():
     assert audited(SpatialSplit(), parts, panel, WINDOW, **told) == audit(
         SpatialSplit(), parts, panel, WINDOW, **told
     )
-    (said,) = audited(SpatialSplit(), Parts(parts.train, nothing, nothing, None), panel, WINDOW, **told)[
-        "failed"
-    ]
+    (said,) = audited(
+        SpatialSplit(), SplitIndices(parts.train, nothing, nothing, None), panel, WINDOW, **told
+    )["failed"]
     assert said.startswith("audit: ValueError: ")
     beyond = audited(SpatialSplit(), parts, panel, WINDOW, **(told | {"fitted": {"scalers": np.array([99])}}))
     assert [*beyond] == ["failed"]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pm25 import neighbours, splits
 from pm25.errors import InputError
 from pm25.geo import great_circle_km
-from pm25.neighbours import NeighbourSettings, feature, inverse_distance, nearest_km, usable
+from pm25.neighbours import NeighbourSettings, feature, inverse_distance, nearest_monitor_km, usable
 from pm25.panel import Panel
 
 WINDOW = 5
@@ -35,7 +35,7 @@ def world(seed: int = 0, sites: int = 16, days: int = 24, missing: float = 0.3) 
     )
 
 
-def made(panel: Panel, parts: splits.Parts, block: NeighbourSettings, seed: int = 0) -> np.ndarray:
+def made(panel: Panel, parts: splits.SplitIndices, block: NeighbourSettings, seed: int = 0) -> np.ndarray:
     test_sites = np.unique(parts.test // len(panel.dates))
     return feature(panel, parts.train, test_sites, WINDOW, block, np.random.default_rng(seed))
 
@@ -168,10 +168,10 @@ def test_no_target_but_trainings_own_ever_changes_the_feature(seed, split, hide,
     known = np.zeros(panel.target.shape, bool)
     known.reshape(-1)[parts.train] = True
     known[np.unique(parts.train // days), : WINDOW - 1] = True
-    for part in (parts.validation, parts.test, parts.within):  # what the property must cover
+    for part in (parts.validation, parts.test, parts.wr):  # what the property must cover
         assert part is None or not known.reshape(-1)[part].any()
     if not isinstance(split, splits.RandomSplit):
-        for part in (parts.validation, parts.test, parts.within):
+        for part in (parts.validation, parts.test, parts.wr):
             assert part is None or not known[part // days].any()
     rng = np.random.default_rng(seed)
     other = {
@@ -237,7 +237,7 @@ def test_hidden_training_sites_see_what_test_sites_see():
     }
     rest = np.setdiff1d(np.arange(60), train)
     assert np.array_equal(near[None][rest], near["test_distance"][rest])  # validation and tests see all
-    drawn = nearest_km(panel.lat, panel.lon, test, train)
+    drawn = nearest_monitor_km(panel.lat, panel.lon, test, train)
     draws = np.random.default_rng(0).choice(drawn, len(train))
     expected = [
         min(
@@ -276,10 +276,10 @@ def test_nothing_is_hidden_where_test_sites_train_too():
 def test_nearest_km_by_hand():
     lat, lon = on_the_equator(0, 0, 1, 3)
     every = np.arange(4)
-    np.testing.assert_allclose(nearest_km(lat, lon, every, every) / KM, [0, 0, 1, 2])
-    np.testing.assert_allclose(nearest_km(lat, lon, every, every, 1.5 * KM) / KM, [3, 3, 2, 2])
-    assert nearest_km(lat, lon, np.array([2]), np.array([2])).tolist() == [np.inf]
-    assert nearest_km(lat, lon, np.array([2]), np.array([], int)).tolist() == [np.inf]
+    np.testing.assert_allclose(nearest_monitor_km(lat, lon, every, every) / KM, [0, 0, 1, 2])
+    np.testing.assert_allclose(nearest_monitor_km(lat, lon, every, every, 1.5 * KM) / KM, [3, 3, 2, 2])
+    assert nearest_monitor_km(lat, lon, np.array([2]), np.array([2])).tolist() == [np.inf]
+    assert nearest_monitor_km(lat, lon, np.array([2]), np.array([], int)).tolist() == [np.inf]
 
 
 @pytest.mark.parametrize("wrong", [{"k": 0}, {"power": -1}, {"exclusion_km": -1}, {"hide": "all"}, {"K": 3}])

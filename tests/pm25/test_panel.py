@@ -1,4 +1,4 @@
-"""A table becomes the arrays it says, and a bad table one line that says what to mend."""
+"""A table becomes the arrays it says, and a bad table one line that says what to fix."""
 
 import math
 import re

@@ -22,9 +22,9 @@ from pm25.splits import (
     CheckerboardSplit,
     ClusterSplit,
     GroupSplit,
-    Parts,
     RandomSplit,
     SpatialSplit,
+    SplitIndices,
     TemporalSplit,
 )
 
@@ -134,7 +134,7 @@ def statistics(made: Cell, panel: Panel) -> dict[str, bytes]:
     }
 
 
-def otherwise(panel: Panel, split: AnySplit, parts: Parts, factor: float) -> Panel:
+def otherwise(panel: Panel, split: AnySplit, parts: SplitIndices, factor: float) -> Panel:
     """The panel with other test targets and, where the split keeps them apart, other test features.
 
     By site: everything of a site that neither trains nor validates. By time: the days of the test period.
@@ -252,8 +252,8 @@ def test_paper_parts_by_hand():
     target = np.ones((2, 50), np.float32)
     target[0, 3], target[0, 4], target[1, 9], target[1, 20] = 0, -0.3, 0, -2
     panel = replace(world(), target=target)
-    given_parts = Parts(
-        train=np.arange(0, 80, 2), validation=np.arange(1, 80, 2)[:20], test=np.arange(80, 100), within=None
+    given_parts = SplitIndices(
+        train=np.arange(0, 80, 2), validation=np.arange(1, 80, 2)[:20], test=np.arange(80, 100), wr=None
     )
     made = protocol.paper_parts(given_parts, panel)
     # 60 rows train or validate: 0 to 39 and the even ones to 78; 3, 4 and 70 (site 1, day 20) go, 57 stay.
@@ -261,21 +261,21 @@ def test_paper_parts_by_hand():
     assert made.train.tolist() == rows[:-3]  # 5 % of 57 is 2.85
     assert made.validation.tolist() == rows[-3:] == [74, 76, 78]
     assert made.test.tolist() == list(range(80, 100))
-    assert made.within is None
+    assert made.wr is None
 
 
 def test_paper_parts_drop_the_not_positive_of_held_out_parts_too():
     target = np.ones((2, 50), np.float32)
     target[1, [31, 41]] = 0, -1
-    given_parts = Parts(np.arange(40), np.arange(40, 50), np.arange(80, 90), np.arange(90, 100))
+    given_parts = SplitIndices(np.arange(40), np.arange(40, 50), np.arange(80, 90), np.arange(90, 100))
     made = protocol.paper_parts(given_parts, replace(world(), target=target))
     assert made.test.tolist() == [80, *range(82, 90)]
-    assert made.within.tolist() == [90, *range(92, 100)]
+    assert made.wr.tolist() == [90, *range(92, 100)]
 
 
 def test_at_least_one_row_validates():
     made = protocol.paper_parts(
-        Parts(np.arange(4), np.arange(4, 6), np.arange(9, 12), None),
+        SplitIndices(np.arange(4), np.arange(4, 6), np.arange(9, 12), None),
         replace(world(), target=np.ones((1, 20))),
     )
     assert (made.train.tolist(), made.validation.tolist()) == ([0, 1, 2, 3, 4], [5])
@@ -283,12 +283,12 @@ def test_at_least_one_row_validates():
 
 @pytest.mark.parametrize(
     ("zeros", "name"),
-    [(slice(0, 10), "train"), (slice(1, 10), "train"), (slice(10, 15), "test"), (slice(15, 20), "within")],
+    [(slice(0, 10), "train"), (slice(1, 10), "train"), (slice(10, 15), "test"), (slice(15, 20), "wr")],
 )
 def test_a_part_without_a_positive_sample_is_refused(zeros, name):
     target = np.ones((1, 20), np.float32)
     target[0, zeros] = 0
-    parts = Parts(np.arange(8), np.arange(8, 10), np.arange(10, 15), np.arange(15, 20))
+    parts = SplitIndices(np.arange(8), np.arange(8, 10), np.arange(10, 15), np.arange(15, 20))
     with pytest.raises(InputError, match=f"^toy: protocol paper keeps .* leaves the {name} part empty"):
         protocol.paper_parts(parts, replace(world(), target=target))
 
@@ -305,8 +305,8 @@ def test_only_positive_samples_and_the_last_rows_validate(split):
     assert np.array_equal(np.concatenate([made.train, made.validation]), rest)
     assert len(made.validation) == max(1, round(0.05 * len(rest)))
     assert np.array_equal(made.parts.test, parts.test[target[parts.test] > 0])
-    if parts.within is not None:
-        assert np.array_equal(made.parts.within, parts.within[target[parts.within] > 0])
+    if parts.wr is not None:
+        assert np.array_equal(made.parts.wr, parts.wr[target[parts.wr] > 0])
     got = trial.run(cell(split=split, protocol="paper"), panel)
     assert (got.predictions["truth"] > 0).all()
     # Strict keeps them all.

@@ -23,10 +23,10 @@ from pm25.splits import (
     CheckerboardSplit,
     ClusterSplit,
     GroupSplit,
-    Parts,
     RandomSplit,
     SpatialSplit,
     Split,
+    SplitIndices,
     TemporalSplit,
     checkerboard,
     cut,
@@ -72,9 +72,9 @@ def sites(flat: np.ndarray) -> set[int]:
     return set((flat // DAYS).tolist())
 
 
-def all_parts(parts: Parts) -> list[np.ndarray]:
+def all_parts(parts: SplitIndices) -> list[np.ndarray]:
     named = [parts.train, parts.validation, parts.test]
-    return named if parts.within is None else [*named, parts.within]
+    return named if parts.wr is None else [*named, parts.wr]
 
 
 # --- The checkerboard --------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_parts_are_disjoint_ascending_and_made_of_samples(kind, fold, split_seed
         assert (np.diff(part) > 0).all()
     together = np.sort(np.concatenate(all_parts(parts)))
     assert np.array_equal(together, samples(panel))  # nothing twice, nothing lost, nothing else
-    assert (parts.within is None) == (kind != "checkerboard")
+    assert (parts.wr is None) == (kind != "checkerboard")
 
 
 @pytest.mark.parametrize("split", SPLITS[:2])
@@ -201,7 +201,7 @@ def test_validation_is_the_named_share_of_the_rest():
     board = CheckerboardSplit(degrees=16, holdout=0.25, validation=0.3)
     parts = cut(board, 1, panel, WINDOW)
     region = int((checkerboard(panel.lat, panel.lon, 16) == 0).sum())
-    assert len(sites(parts.within)) == round(0.25 * region)
+    assert len(sites(parts.wr)) == round(0.25 * region)
     assert len(sites(parts.validation)) == round(0.3 * (region - round(0.25 * region)))
 
 
@@ -226,11 +226,11 @@ def test_a_checkerboard_tests_one_colour_and_all_else_has_the_other(degrees):
     both = [cut(CheckerboardSplit(degrees=degrees), fold, panel, WINDOW) for fold in (0, 1)]
     for fold, parts in enumerate(both):
         assert {int(colour[s]) for s in sites(parts.test)} == {fold}
-        training_side = sites(parts.train) | sites(parts.validation) | sites(parts.within)
+        training_side = sites(parts.train) | sites(parts.validation) | sites(parts.wr)
         assert {int(colour[s]) for s in training_side} == {1 - fold}
     # Swapped: what one direction tests is the other's training side.
     for parts, other in (both, both[::-1]):
-        side = np.concatenate([other.train, other.validation, other.within])
+        side = np.concatenate([other.train, other.validation, other.wr])
         assert np.array_equal(parts.test, np.sort(side))
 
 
@@ -269,7 +269,7 @@ def test_another_split_seed_is_another_cut(split):
     assert not np.array_equal(first.validation, other.validation)
     if isinstance(split, CheckerboardSplit):
         assert np.array_equal(first.test, other.test)  # its test set is a matter of geography
-        assert not np.array_equal(first.within, other.within)
+        assert not np.array_equal(first.wr, other.wr)
     else:
         assert not np.array_equal(first.test, other.test)
 
@@ -302,7 +302,7 @@ def test_sites_without_a_sample_take_no_part():
         (RandomSplit(), 0, world(np.full(2, 40.0), np.full(2, -100.0), days=WINDOW - 1), "train"),
         (CheckerboardSplit(degrees=30), 0, world(np.full(9, 40.0), np.full(9, -80.0)), "test"),
         (CheckerboardSplit(degrees=30), 1, world(np.full(9, 40.0), np.full(9, -80.0)), "train"),
-        (CheckerboardSplit(degrees=30, holdout=0.01), 0, conus(20), "within"),
+        (CheckerboardSplit(degrees=30, holdout=0.01), 0, conus(20), "wr"),
     ],
 )
 def test_an_empty_part_is_refused(split, fold, panel, part):
@@ -452,7 +452,7 @@ def by_place(kind: str, **changes: Any) -> AnySplit:
     }[kind]()
 
 
-def cut_or_none(split: AnySplit, fold: int, panel: Panel, window: int) -> Parts | None:
+def cut_or_none(split: AnySplit, fold: int, panel: Panel, window: int) -> SplitIndices | None:
     """None where a part is empty: a far buffer, for one, can leave nothing to train on."""
     try:
         return cut(split, fold, panel, window)
@@ -507,8 +507,8 @@ def test_parts_by_place_share_no_site_and_lose_none(kind, fold, seed):
     assert sum(map(len, groups)) == len(set.union(*groups))
     assert np.array_equal(np.sort(np.concatenate(all_parts(parts))), samples(panel))
     assert all((np.diff(part) > 0).all() for part in all_parts(parts))
-    assert (parts.within is None) == (kind == "spatial")
-    if parts.within is not None:
+    assert (parts.wr is None) == (kind == "spatial")
+    if parts.wr is not None:
         side = set.union(*groups) - groups[2]
         assert len(groups[3]) == round(0.2 * len(side))
         assert len(groups[1]) == round(0.1 * (len(side) - len(groups[3])))
@@ -522,7 +522,7 @@ def test_a_buffer_keeps_the_held_out_sites_of_the_training_region():
     parts = cut(split, 1, panel, WINDOW)
     assert sites(parts.test) == set(range(10, 20))
     assert sites(parts.train) | sites(parts.validation) <= set(range(20, 50))
-    assert sites(parts.within) & set(range(10))
+    assert sites(parts.wr) & set(range(10))
     with pytest.raises(InputError, match="buffer5000km fold 1 leaves its train part empty"):
         cut(split.model_copy(update={"buffer_km": 5000}), 1, panel, WINDOW)
 
@@ -538,7 +538,7 @@ def test_a_fold_is_a_group_in_the_order_listed():
         parts = cut(split, fold, panel, WINDOW)
         assert {str(state[s]) for s in sites(parts.test)} == {value}
         assert len(sites(parts.test)) == 10
-        rest = sites(parts.train) | sites(parts.validation) | sites(parts.within)
+        rest = sites(parts.train) | sites(parts.validation) | sites(parts.wr)
         assert {str(state[s]) for s in rest} == {*STATES} - {value}
         assert len(rest) == 20
     one = GroupSplit(column="state", values=("Ohio",))
@@ -696,7 +696,7 @@ def test_a_temporal_cut_by_hand():
     assert days_of(parts.validation, 40) == set(range(21, 27))  # 6 of the days 3 to 26
     assert days_of(parts.train, 40) == set(range(3, 18))  # 3 days before the validation, again
     assert len(parts.test) == 3 * 10
-    assert parts.within is None
+    assert parts.wr is None
     tight = TemporalSplit(test_from=date(1970, 1, 31), gap_days=3, validation=0.25)
     assert np.array_equal(cut(tight, 0, panel, WINDOW).train, parts.train)
     with pytest.raises(InputError, match=r"gap_days 2 a test window of 4 days .* give at least 3$"):
@@ -791,6 +791,6 @@ def test_leaving_california_out_of_the_real_table():
     assert panel.lat[tested].min() > 32.5
     assert panel.lat[tested].max() < 42.1
     assert panel.lon[tested].max() < -114
-    rest = np.concatenate([parts.train, parts.validation, parts.within])
+    rest = np.concatenate([parts.train, parts.validation, parts.wr])
     assert "California" not in panel.groups["state"][np.unique(rest // days)]
     assert len(tested) > 100

@@ -16,7 +16,7 @@ from pm25 import encoders, splits, trial
 from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
 from pm25.fit import Diverged, Epoch, Fit, predict
-from pm25.leakage import audit, nearest_km
+from pm25.leakage import audit, distance_to_training_km
 from pm25.metrics import SCORES, detailed, scores
 from pm25.model import build, initialise
 from pm25.neighbours import NeighbourSettings
@@ -226,7 +226,7 @@ def test_golden(variant, fusion, kind):
 def test_training_cannot_see_test_targets(split, variant, fusion):
     panel = world()
     parts = splits.cut(split, 0, panel, WINDOW)
-    hidden = parts.test if parts.within is None else np.concatenate([parts.test, parts.within])
+    hidden = parts.test if parts.wr is None else np.concatenate([parts.test, parts.wr])
     target = panel.target.copy()
     target.reshape(-1)[hidden] = 500 - 7 * target.reshape(-1)[hidden]
     embedding = EMBEDDING if fusion else None
@@ -808,12 +808,12 @@ def test_a_result_holds_what_it_says(split):
     panel = world()
     parts = splits.cut(split, 0, panel, WINDOW)
     got = trial.run(cell(split=split), panel)
-    scored = {"test": parts.test} if parts.within is None else {"test": parts.test, "wr": parts.within}
+    scored = {"test": parts.test} if parts.wr is None else {"test": parts.test, "wr": parts.wr}
     plain = {f"{p}_{m}" for p in ("val", *scored) for m in SCORES}
     more = {f"{p}_{m}" for p in scored for m in ("n_tail", "temporal_r2", "n_mape", "mape")}
     assert plain | more | {"test_spatial_r2"} <= set(got.metrics)
     assert {m for m in got.metrics if m.startswith("val_")} == {m for m in plain if m.startswith("val_")}
-    km = nearest_km(parts, panel)
+    km = distance_to_training_km(parts, panel)
     assert got.counts == {
         "n_train": len(parts.train),
         "n_val": len(parts.validation),

@@ -157,7 +157,7 @@ def test_nothing_that_the_arm_is_tested_on_reaches_a_search(outer, inner, neighb
     hidden.reshape(-1)[side] = False
     hidden[np.unique(side // DAYS), : WINDOW - 1] = False
     parts = splits.cut(outer, 0, panel, WINDOW)
-    for part in (parts.test, parts.within):
+    for part in (parts.test, parts.wr):
         assert part is None or hidden.reshape(-1)[part].all()
     target = panel.target.copy()
     target[hidden] = 300 - 7 * target[hidden] ** 2  # the same ones are observed, so that the cut is the same
@@ -177,7 +177,7 @@ def test_all_parts_of_a_search_lie_in_the_training_side(outer, inner):
     for fold in range(inner.folds if inner else 1):
         ready = trial.prepare(cell(outer, inner, fold), panel)
         parts = [p for p in (ready.parts.train, ready.parts.validation, ready.parts.test) if p is not None]
-        parts += [] if ready.parts.within is None else [ready.parts.within]
+        parts += [] if ready.parts.wr is None else [ready.parts.wr]
         assert all(len(part) for part in parts)
         together = np.concatenate(parts if inner else parts[:2])
         assert len(np.unique(together)) == len(together)
@@ -225,7 +225,7 @@ def test_a_period_within_the_training_period_by_hand():
     alone = trial.prepare(cell(outer), panel)
     assert days_of(alone.train) == [2, 3, 4, 5, 6, 7, 8, 9]
     assert days_of(alone.validation) == days_of(alone.parts.test) == [12, 13, 14, 15]
-    assert alone.parts.within is None
+    assert alone.parts.wr is None
     seen = np.isfinite(alone.panel.target)
     assert np.flatnonzero(seen[0]).tolist() == [*range(10), 12, 13, 14, 15]
     assert (seen == seen[0]).all()
@@ -245,19 +245,17 @@ def test_groups_within_a_group_by_hand():
     inner = GroupSplit(column="parity", values=("even", "odd"), holdout=0.3, validation=0.3)
     panel = without_gaps(world())
     half, parity = panel.groups["half"], panel.groups["parity"]
-    held_out = splits.cut(outer, 0, panel, WINDOW).within
+    held_out = splits.cut(outer, 0, panel, WINDOW).wr
     east = np.setdiff1d(np.flatnonzero(half == "east"), held_out // DAYS)
     assert len(east) == (half == "east").sum() - round(0.2 * (half == "east").sum())
     for fold, (tested, trained) in enumerate([("even", "odd"), ("odd", "even")]):
         made = trial.prepare(cell(outer, inner, fold), panel)
-        sites = {
-            p: np.unique(getattr(made.parts, p) // DAYS) for p in ("train", "validation", "test", "within")
-        }
+        sites = {p: np.unique(getattr(made.parts, p) // DAYS) for p in ("train", "validation", "test", "wr")}
         assert sites["test"].tolist() == east[parity[east] == tested].tolist()
-        rest = [sites[p] for p in ("train", "validation", "within")]
+        rest = [sites[p] for p in ("train", "validation", "wr")]
         assert np.sort(np.concatenate(rest)).tolist() == east[parity[east] == trained].tolist()
         n = (parity[east] == trained).sum()
-        assert len(sites["within"]) == round(0.3 * n)
+        assert len(sites["wr"]) == round(0.3 * n)
         assert len(sites["validation"]) == round(0.3 * (n - round(0.3 * n)))
         seen = np.zeros((SITES, DAYS), bool)
         seen[east] = True
@@ -299,7 +297,7 @@ def test_a_result_tells_validation_scores_only(outer, inner):
     got, ready = trial.run(made, panel), trial.prepare(made, panel)
     held_out = {"val_wr": ready.validation if inner is None else ready.parts.test}
     if inner is not None and inner.regime == "OoR":
-        held_out = {"val_oor": ready.parts.test, "val_wr": ready.parts.within}
+        held_out = {"val_oor": ready.parts.test, "val_wr": ready.parts.wr}
     assert list(got.metrics) == [f"{part}_{name}" for part in ("val", *held_out) for name in PLAIN]
     assert got.counts == {
         "n_train": len(ready.parts.train),
@@ -324,7 +322,7 @@ def test_the_audit_of_a_search_on_validation_finds_what_is_shared(outer, monkeyp
     # Validation samples that train: what no split makes, and what its check must see.
     cut = splits.cut
 
-    def leaking(*arguments: Any) -> splits.Parts:
+    def leaking(*arguments: Any) -> splits.SplitIndices:
         parts = cut(*arguments)
         return replace(parts, train=np.sort(np.concatenate([parts.train, parts.validation[:3]])))
 

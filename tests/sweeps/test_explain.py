@@ -13,7 +13,7 @@ from pm25.errors import InputError
 from pm25.sources import synthetic
 from sweeps import explain
 from sweeps.spec.design import Arm
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store.records import Record
 
 STUDY = """\
@@ -42,11 +42,11 @@ def toy(table: pd.DataFrame, tmp_path: Path) -> Path:
     return tmp_path / "toy.yaml"
 
 
-def state(toy: Path, *overrides: str) -> State:
-    return State(str(toy), overrides)
+def state(toy: Path, *overrides: str) -> StudyState:
+    return StudyState(str(toy), overrides)
 
 
-def record(of: State, key: str, **more: Any) -> Record:
+def record(of: StudyState, key: str, **more: Any) -> Record:
     """What `work` would have written of a cell."""
     cell = of.cells[key]
     options = of.study.encoder_options(cell.variant)
@@ -66,7 +66,7 @@ def record(of: State, key: str, **more: Any) -> Record:
     }
 
 
-def lost(of: State, key: str) -> Record:
+def lost(of: StudyState, key: str) -> Record:
     """What is written of a worker that died."""
     error = {"type": "RuntimeError", "message": "it died", "traceback": "Traceback:\nit died\n"}
     cell = of.cells[key].resolved()
@@ -79,13 +79,13 @@ def lost(of: State, key: str) -> Record:
     }
 
 
-def store(of: State, **more: Any) -> None:
+def store(of: StudyState, **more: Any) -> None:
     """Record all the cells of a study as done."""
     for key in of.cells:
         of.store.write_record(record(of, key, **more))
 
 
-def key_of(of: State, label: str) -> str:
+def key_of(of: StudyState, label: str) -> str:
     (key,) = (key for key, cell in of.cells.items() if cell.label == label)
     return key
 

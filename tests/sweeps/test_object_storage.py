@@ -13,7 +13,7 @@ import pytest
 
 from pm25.errors import InputError
 from sweeps.store import lock
-from sweeps.store.lock import Hold
+from sweeps.store.lock import StudyLock
 from sweeps.store.records import Store
 
 SMALLER = (
@@ -118,10 +118,10 @@ def test_one_driver_holds_a_study_in_a_bucket(objects: Any, monkeypatch: pytest.
     monkeypatch.setattr(lock, "SETTLE_S", 0.1)
     monkeypatch.setattr(lock, "BEAT_S", 0.1)
     store = Store(f"{objects.bucket()}/results", "demo")
-    with Hold(store) as first:
+    with StudyLock(store) as first:
         with (
             pytest.raises(InputError, match=r"driver\.json: process .* has been running study demo since"),
-            Hold(store),
+            StudyLock(store),
         ):
             pass
         time.sleep(0.5)
@@ -130,6 +130,6 @@ def test_one_driver_holds_a_study_in_a_bucket(objects: Any, monkeypatch: pytest.
         system.delete_file(path)
         time.sleep(0.5)
         assert first.lost == f"{path} was removed: somebody ended this run"
-    with Hold(store):  # which is free again
+    with StudyLock(store):  # which is free again
         pass
     assert system.get_file_info(path).type == pyarrow.fs.FileType.NotFound

@@ -28,7 +28,7 @@ from pm25.geo import CONUS, EARTH_KM
 from pm25.metrics import EXCEEDANCE_UGM3, KM_EDGES, METRICS
 from sweeps.analysis import inference, labels
 from sweeps.analysis.artifacts import BEND_UGM3, DENSITY_EDGES, Predicted
-from sweeps.analysis.results import Cut
+from sweeps.analysis.results import SplitMap
 from sweeps.analysis.stored import Curves
 from sweeps.spec.claims import Analysis
 
@@ -72,7 +72,7 @@ _VERDICTS = {
 _ROLES = {
     "train": (".", _BLUE, "training"),
     "validation": ("^", _SKY, "validation"),
-    "within": ("s", _GREEN, "held out inside (WR test)"),
+    "wr": ("s", _GREEN, "held out inside (WR test)"),
     "test": ("D", _ORANGE, "held out region (OoR test)"),
 }
 
@@ -102,7 +102,7 @@ def draw(
     importance: pd.DataFrame | None = None,
     trials: pd.DataFrame | None = None,
     parameters: pd.DataFrame | None = None,
-    cuts: Sequence[Cut] = (),
+    cuts: Sequence[SplitMap] = (),
     outlines: Sequence[np.ndarray] = (),
 ) -> list[Figure]:
     """Every figure that there is data for, in the report's order.
@@ -230,9 +230,9 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             canvas,
             f"forest-{metric}",
             f"Forest plot of paired {METRICS[metric].name} differences to 'none', by split and arm",
-            f"Paired differences in {METRICS[metric].title} to 'none': the same split, fold and seed. A "
-            "thick line is the interval over independent test sets, a thin one the bootstrap over sites (WR) or "
-            "blocks of sites (OoR); within the grey band arms count as equal. The number at the right counts "
+            f"Paired differences in {METRICS[metric].title} to 'none': the same split, fold and "
+            "seed. A thick line is the interval over independent test sets, a thin one the bootstrap over "
+            "sites (WR) or blocks of sites (OoR); within the grey band arms count as equal. The number at the right counts "
             "the independent test sets; hollow: too few of them for a test.",
         )
 
@@ -607,7 +607,7 @@ def learning(curves: Curves, arms: Sequence[str] = ()) -> Figure | None:
         )
 
 
-def split_map(cut: Cut, outlines: Sequence[np.ndarray] = ()) -> Figure | None:
+def split_map(cut: SplitMap, outlines: Sequence[np.ndarray] = ()) -> Figure | None:
     """The monitors by their part in a split, a panel per fold, with a checkerboard's cells."""
     if not cut.roles:
         return None

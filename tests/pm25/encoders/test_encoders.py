@@ -273,7 +273,7 @@ def test_a_table_with_months_gives_twelve_vectors_a_place(tmp_path, key):
 def test_places_that_a_table_lacks_are_counted_and_named(tmp_path):
     table = encoders.load("table", path=write(tmp_path, SITES))
     ids = [f"{i:02}" for i in range(8)] * 2
-    with pytest.raises(InputError, match=r"8 of the places have no vector: 00, 01, 02, 03, 04, \.\.\.; mend"):
+    with pytest.raises(InputError, match=r"8 of the places have no vector: 00, 01, 02, 03, 04, \.\.\.; fix"):
         table.embed(np.zeros(16), np.zeros(16), ids)
 
 

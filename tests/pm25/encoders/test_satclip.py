@@ -264,7 +264,7 @@ def test_a_hub_model_is_taken_from_the_cache_and_offline_is_said_in_one_line(tmp
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model = "microsoft/SatCLIP-ViT16-L40"
     with pytest.raises(
-        InputError, match=r"cannot get satclip-vit16-l40.ckpt of .* from the hub: .*; mend"
+        InputError, match=r"cannot get satclip-vit16-l40.ckpt of .* from the hub: .*; fix"
     ) as caught:
         encoders.load("satclip", model=model)
     assert "\n" not in str(caught.value)

@@ -288,7 +288,7 @@ def test_angles_off_the_circle(tmp_path, name):
 def test_a_sample_without_any_date(tmp_path):
     world = World(days=420)
     world.x[5, :, YEAR] = np.nan  # 1 of 1600 samples
-    assert "sample 5: its calendar fits no date; mend it, or give dates=" in refusal(tmp_path, world)
+    assert "sample 5: its calendar fits no date; fix it, or give dates=" in refusal(tmp_path, world)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_more_than_a_century(tmp_path):
     ends[0] = np.datetime64("9999-01-01")
     np.save(tmp_path / "dates.npy", ends)
     text = refusal(tmp_path, world, channels=names, dates=tmp_path / "dates.npy")
-    assert "to 9999-01-01; mend the year" in text
+    assert "to 9999-01-01; fix the year" in text
 
 
 class Trap:

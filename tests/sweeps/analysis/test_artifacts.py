@@ -11,7 +11,7 @@ import pytest
 from pm25 import metrics
 from pm25.errors import InputError
 from sweeps.analysis import artifacts
-from sweeps.analysis.artifacts import CALIBRATION_EDGES, DENSITY_EDGES, Group, Tail
+from sweeps.analysis.artifacts import CALIBRATION_EDGES, DENSITY_EDGES, PredictionGroup, Tail
 from sweeps.store.records import Store
 
 PLACES = {"a": (40.0, -90.0), "b": (45.0, -100.0), "c": (35.0, -80.0)}
@@ -151,7 +151,7 @@ def test_densities_count_every_prediction_once(store: Store) -> None:
     assert found.density("none", BOARD, "wr")[:, -1].sum() == 1  # 1,000 and more are in the last bin
     assert [*found.arms(BOARD)] == ["none", "lat/lon"]
     assert found.arms("random") == []
-    assert found.groups[:2] == [Group("none", BOARD, "test"), Group("none", BOARD, "wr")]
+    assert found.groups[:2] == [PredictionGroup("none", BOARD, "test"), PredictionGroup("none", BOARD, "wr")]
 
 
 def test_calibration_by_predicted_bin(store: Store) -> None:

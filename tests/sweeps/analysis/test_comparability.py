@@ -14,7 +14,7 @@ from sweeps.analysis import comparability
 from sweeps.analysis.comparability import differences
 from sweeps.store.records import Record
 
-FAIR = comparability.Difference((), ())
+FAIR = comparability.ArmDifference((), ())
 
 
 def record(
@@ -100,7 +100,7 @@ def test_the_factor_and_what_it_implies_may_differ(arm: Record, other: Record) -
 )
 def test_anything_else_is_named(name: str, value: Any, line: str | None) -> None:
     arm = changed(record("geoclip", "hadamard"), name, value)
-    assert differences(arm, record()) == comparability.Difference((line,) if line else (), ())
+    assert differences(arm, record()) == comparability.ArmDifference((line,) if line else (), ())
 
 
 def leaves(block: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -169,7 +169,7 @@ def tuned(base: Record, trials: int = 8, epochs: int | None = None, **values: An
 def test_tuned_values_are_declared() -> None:
     arm = tuned(record("latlon"), train_learning_rate=0.003, model_width=64)
     other = tuned(record(), train_learning_rate=0.001, model_width=64)
-    assert differences(arm, other) == comparability.Difference(
+    assert differences(arm, other) == comparability.ArmDifference(
         (), ("train.learning_rate 0.003 against 0.001",)
     )
     # By one arm's space alone, too: a space has conditions.
@@ -183,20 +183,20 @@ def test_tuned_values_are_declared() -> None:
 
 def test_a_tuned_projection_is_tuned() -> None:
     arm = tuned(record("geoclip", "hadamard"), model_projection="norm_tanh")
-    assert differences(arm, tuned(record(), model_width=256)) == comparability.Difference(
+    assert differences(arm, tuned(record(), model_width=256)) == comparability.ArmDifference(
         (), ("model.projection norm_tanh against not set",)
     )
 
 
 def test_one_searched_arm_is_unfair() -> None:
     arm = tuned(record("latlon"), train_learning_rate=0.003)
-    assert differences(arm, record()) == comparability.Difference(
+    assert differences(arm, record()) == comparability.ArmDifference(
         ("searched yes against no",), ("train.learning_rate 0.003 against 0.001",)
     )
     assert differences(record(), arm).undeclared == ("searched no against yes",)
     # The study's own settings won: the search was there all the same.
     same = tuned(record("latlon"), train_learning_rate=0.001)
-    assert differences(same, record()) == comparability.Difference(("searched yes against no",), ())
+    assert differences(same, record()) == comparability.ArmDifference(("searched yes against no",), ())
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_unequal_budgets_are_unfair(budget: dict[str, Any] | None, line: str) ->
 def test_more_samples_are_unfair_though_their_limit_was_tuned() -> None:
     arm = changed(tuned(record("latlon"), train_max_windows=70), "counts.n_train", 70)
     other = changed(tuned(record(), train_max_windows=35), "counts.n_train", 35)
-    assert differences(arm, other) == comparability.Difference(
+    assert differences(arm, other) == comparability.ArmDifference(
         ("n_train 70 against 35",), ("train.max_windows 70 against 35",)
     )
 

@@ -15,9 +15,9 @@ from pm25.errors import InputError
 from pm25.sources import synthetic
 from sweeps import cli
 from sweeps.analysis import compare
-from sweeps.analysis.compare import Inferred, Side
+from sweeps.analysis.compare import Inferred, StudyResults
 from sweeps.engine import worker
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store.records import Record
 
 STUDY = """\
@@ -102,7 +102,7 @@ def changed(base: Record, name: str, value: Any) -> Record:
     return made
 
 
-def side(*records: Record, concludes: Inferred = NOTHING, name: str = "it", **columns: Any) -> Side:
+def side(*records: Record, concludes: Inferred = NOTHING, name: str = "it", **columns: Any) -> StudyResults:
     """A study whose cells are one fold each of one split; a record without metrics failed."""
     rows = pd.DataFrame(
         {
@@ -124,10 +124,10 @@ def side(*records: Record, concludes: Inferred = NOTHING, name: str = "it", **co
             **columns,
         }
     )
-    return Side(name, rows, {r["key"]: r for r in records}, concludes)
+    return StudyResults(name, rows, {r["key"]: r for r in records}, concludes)
 
 
-def outcomes(a: Side, b: Side, tolerance: float = 0.0) -> list[str]:
+def outcomes(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> list[str]:
     return compare.cells(a, b, tolerance)["outcome"].tolist()
 
 
@@ -402,7 +402,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return call
 
 
-def train(state: State) -> None:
+def train(state: StudyState) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     state.store.prepare()
@@ -418,8 +418,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("panel", 0), ("other", 4)):
         synthetic.synthesize(sites=12, days=40, seed=seed).to_parquet(folder / f"{name}.parquet", index=False)
     (folder / "toy.yaml").write_text(STUDY)
-    train(State(str(folder / "toy.yaml")))
-    train(State(str(folder / "toy.yaml"), other(folder)))
+    train(StudyState(str(folder / "toy.yaml")))
+    train(StudyState(str(folder / "toy.yaml"), other(folder)))
     return folder
 
 
@@ -430,7 +430,7 @@ def other(folder: Path) -> list[str]:
 def again(finished: Path, folder: Path, change: Callable[[Record], Record]) -> str:
     """A storage with the study's records changed; as an override."""
     there = f"storage={folder / 'again'}"
-    state, copied = State(str(finished / "toy.yaml")), State(str(finished / "toy.yaml"), [there])
+    state, copied = StudyState(str(finished / "toy.yaml")), StudyState(str(finished / "toy.yaml"), [there])
     for made in state.records().values():
         copied.store.write_record(change(made))
     return there
@@ -456,7 +456,7 @@ def test_another_table(sweep: Sweep, finished: Path) -> None:
     toy = finished / "toy.yaml"
     ended = sweep(toy, toy, *options("--set-b", other(finished)))
     assert (ended.status, ended.err) == (1, "")
-    prints = [State(str(toy), sets).panel.fingerprint[:12] for sets in ([], other(finished))]
+    prints = [StudyState(str(toy), sets).panel.fingerprint[:12] for sets in ([], other(finished))]
     assert ended.out.splitlines()[0] == (
         "0 of 4 cells equal to the last digit, 4 differ: "
         f"data {prints[0]} against {prints[1]}; no conclusion changed"
@@ -534,7 +534,7 @@ def test_as_json(sweep: Sweep, finished: Path, tmp_path: Path) -> None:
     assert (content["a"], content["b"]) == (str(toy), f"{toy} {there}")
     assert (content["conclusions"], content["claims"], content["verdicts_changed"]) == ([], [], [])
     assert [line["outcome"] for line in content["unequal"]] == ["differs"] * 2
-    records = State(str(toy)).records()
+    records = StudyState(str(toy)).records()
     for line in content["unequal"]:
         was = records[line["key_a"]]["metrics"]["test_rmse"]
         assert line["metrics"] == {"test_rmse": {"a": was, "b": was + 0.25}}  # every digit

@@ -275,7 +275,7 @@ def test_cuts_say_what_each_site_is_for(panel: Panel) -> None:
     for role, part in (
         ("train", parts.train),
         ("validation", parts.validation),
-        ("within", parts.within),
+        ("wr", parts.wr),
         ("test", parts.test),
     ):
         sites = panel.site_id[np.unique(part // len(panel.dates))]

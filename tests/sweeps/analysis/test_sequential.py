@@ -19,11 +19,11 @@ from pm25.cell import Cell
 from pm25.panel import Panel
 from sweeps.analysis import sequential
 from sweeps.analysis.sequential import Looks
-from sweeps.engine.scheduler import Agenda, Work
+from sweeps.engine.scheduler import Scheduler, Task
 from sweeps.plan import cost
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study, Synthetic
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store.records import Record, Store
 
 NONE, LATLON, SINCOS = Arm("none", None), Arm("latlon", None), Arm("sincos", None)
@@ -427,21 +427,21 @@ def same_world(world: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "panel", lambda self: world)
 
 
-def state(folder: Path, **changes: Any) -> State:
+def state(folder: Path, **changes: Any) -> StudyState:
     content = STUDY | changes | {"design": STUDY["design"] | changes.get("design", {})}
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(content | {"storage": str(folder / "results")}))
-    return State(str(path))
+    return StudyState(str(path))
 
 
-def end(agenda: Agenda, of: State, work: Work, value: Value) -> None:
+def end(agenda: Scheduler, of: StudyState, work: Task, value: Value) -> None:
     """As the runner does it."""
     made = record(work.cells[0], value(work.cells[0]), work.key)
     of.store.write_record(made)
     agenda.ended(work, made)
 
 
-def handed(agenda: Agenda) -> Iterator[Work]:
+def handed(agenda: Scheduler) -> Iterator[Task]:
     """What comes, until there is nothing more at the moment."""
     while (work := agenda.next(cast(Any, None))) is not None:
         yield work
@@ -455,7 +455,7 @@ def name(cell: Cell) -> str:
 def test_new_cells_come_as_soon_as_a_look_is_complete(tmp_path: Path) -> None:
     value = by_arm(none=5, latlon=5, sincos=9)
     of = state(tmp_path)
-    agenda = Agenda(of)
+    agenda = Scheduler(of)
     assert agenda.outline == "30 cells, 0 recorded, 30 to run; up to 45 more if undecided"
     begun = [*handed(agenda)]
     assert len(begun) == agenda.total == 30
@@ -481,13 +481,13 @@ def test_a_study_s_cells_are_those_that_its_records_ask_for(tmp_path: Path) -> N
     value = by_arm(none=5, latlon=5, sincos=9)
     of = state(tmp_path)
     assert (len(of.cells), of.further, of.waiting) == (30, 45, [])
-    agenda = Agenda(of)
+    agenda = Scheduler(of)
     for work in handed(agenda):
         end(agenda, of, work, value)
     of.refresh()
     assert (len(of.cells), of.further) == (30 + 2 * 3 * 5, 0)
     assert [*of.cells.values()] == of.grid == [cell for cell in of.study.cells() if cell in of.grid]
-    assert Agenda(of).outline == "60 cells, 60 recorded, 0 to run"
+    assert Scheduler(of).outline == "60 cells, 60 recorded, 0 to run"
     assert [one["seeds"] for one in sequential.outcome(of.study, of.records())] == [7, 2, 2, 2]
 
 
@@ -499,14 +499,14 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, deat
         count = 0
         while True:
             of = state(folder)
-            agenda = Agenda(of)
+            agenda = Scheduler(of)
             for work in handed(agenda):
                 end(agenda, of, work, noise)
                 if (count := count + 1) in deaths:
                     break
             else:
                 of.refresh()
-                assert not Agenda(of).total
+                assert not Scheduler(of).total
                 return {key: one["state"] for key, one in of.records().items()}
 
     assert all_of(tmp_path / "killed", deaths) == all_of(tmp_path / "whole", [])
@@ -516,12 +516,12 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, deat
 def test_what_another_study_recorded_is_not_run_again(tmp_path: Path) -> None:
     value = by_arm(none=5, latlon=5, sincos=9)
     listed = state(tmp_path, design={"seed": [2, 3], "split": STUDY["design"]["split"][:1]})
-    agenda = Agenda(listed)
+    agenda = Scheduler(listed)
     for work in handed(agenda):
         end(agenda, listed, work, value)
     of = state(tmp_path)
     assert (len(of.cells), of.records()) == (30, {})  # they are seeds of a later look
-    agenda = Agenda(of)
+    agenda = Scheduler(of)
     names = []
     for work in handed(agenda):
         names.append(name(work.cells[0]))
@@ -535,7 +535,7 @@ def test_what_another_study_recorded_is_not_run_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("same_world")
 def test_a_part_of_the_study_gets_its_part_of_the_seeds(tmp_path: Path) -> None:
     of = state(tmp_path)
-    agenda = Agenda(
+    agenda = Scheduler(
         of, selects=lambda cell: cell.variant in ("none", "latlon") and cell.split.kind == "random"
     )
     assert agenda.outline == "30 cells, 0 recorded, 12 to run; up to 30 more if undecided"
@@ -555,7 +555,7 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
     small = {"variant": ["none", "latlon"], "split": STUDY["design"]["split"][:1]}
     of = state(tmp_path, design=small, search=search)
     assert (len(of.waiting), of.further) == (12, 30)
-    agenda = Agenda(of)
+    agenda = Scheduler(of)
     assert (agenda.cells, agenda.trials, agenda.further) == (12, 2, 30)
     asker = SimpleNamespace(ask=lambda arm: ("asked", {"train.learning_rate": 0.5}), tell=lambda *told: None)
     names = []
@@ -578,7 +578,7 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
     )
     of.store.forget(gone)
     again = state(tmp_path, design=small, search=search | {"trials": 2})
-    agenda = Agenda(again)
+    agenda = Scheduler(again)
     assert (agenda.cells, agenda.trials) == (12, 2)
     names = []
     while (work := agenda.next(asker)) is not None:
@@ -594,12 +594,12 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
 def test_vectors_are_made_of_encoders_that_may_get_seeds_later(tmp_path: Path) -> None:
     small = {"variant": ["none", "geoclip"], "split": STUDY["design"]["split"][:1]}
     of = state(tmp_path, design=small)
-    agenda = Agenda(of)
+    agenda = Scheduler(of)
     for work in handed(agenda):
         if work.cells[0].variant == "geoclip":
             end(agenda, of, work, lambda cell: 5.0)
     of.refresh()
-    again = Agenda(of)
+    again = Scheduler(of)
     assert {work.arm.variant for work in handed(again)} == {"none"}
     assert again.encoders() == {"geoclip"}
 
@@ -619,7 +619,7 @@ def test_listed_seeds_cost_no_look_at_the_records(tmp_path: Path, monkeypatch: p
 @pytest.mark.usefixtures("same_world")
 def test_a_plan_is_of_the_seeds_that_are_asked_for(tmp_path: Path) -> None:
     of = state(tmp_path, design={"split": STUDY["design"]["split"][:1]})
-    room = cost.Room.of(of.study, 1, 0)
+    room = cost.Capacity.of(of.study, 1, 0)
 
     found = cost.Estimate(of, {}, of.parts(), room)
     assert len(found.jobs) == 18

@@ -36,9 +36,9 @@ def test_the_pieces_are_uneven_and_the_same_each_time() -> None:
 
 
 def test_sixty_pieces_are_to_be_done(tmp_path: Path) -> None:
-    from sweeps.engine.scheduler import Agenda
+    from sweeps.engine.scheduler import Scheduler
 
-    agenda = Agenda(bench_busy.study(tmp_path))
+    agenda = Scheduler(bench_busy.study(tmp_path))
     assert (agenda.trials, agenda.cells) == (18, 42)
 
 

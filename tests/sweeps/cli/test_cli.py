@@ -28,7 +28,7 @@ from pm25.panel import Panel
 from pm25.sources import synthetic
 from sweeps import cli
 from sweeps.engine import measure, worker
-from sweeps.engine.scheduler import Agenda
+from sweeps.engine.scheduler import Scheduler
 from sweeps.spec import study
 from sweeps.store.records import Store
 
@@ -266,7 +266,7 @@ def test_plan_tells_what_is_to_come(sweep: Sweep, toy: Path) -> None:
     assert "  arm     latlon: 2 cells, 1 done" in lines
     cut = [line for line in lines if line.startswith("  split   checkerboard-16 fold 0: train ")]
     assert len(cut) == 1
-    assert "within" in cut[0]
+    assert "wr" in cut[0]
     assert "  epochs  1 (checkerboard-16)" in lines
     assert f"  speed   of 1: measured in done cells on {platform.machine()}" in lines
     assert "  on      2 CPUs, 0 GPUs: 2 side by side, each with 1 CPU and 0 GPU" in lines
@@ -399,7 +399,7 @@ def test_plan_as_json(sweep: Sweep, toy: Path) -> None:
     assert plan["arms"] == {"none": {"cells": 2, "done": 1}, "latlon": {"cells": 2, "done": 1}}
     random, checkerboard = plan["splits"]
     assert set(random) == {"split", "fold", "train", "validation", "test"}
-    assert set(checkerboard) == {*random, "within"}
+    assert set(checkerboard) == {*random, "wr"}
     samples = study.load(str(toy)).panel().samples(21)[0]
     assert random["train"] + random["validation"] + random["test"] == len(samples)
     assert plan["seeds"] == [0]
@@ -610,7 +610,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Cells run in this process, one by one; handed out is the list of the keys that MLflow heard of."""
     heard: list[str] = []
 
-    def run(agenda: Agenda, panel: Panel, store: Store, of: study.Study, observer: Any, **_: Any) -> None:
+    def run(agenda: Scheduler, panel: Panel, store: Store, of: study.Study, observer: Any, **_: Any) -> None:
         while (found := agenda.next(cast(Any, None))) is not None:
             key, (cell,) = found.key, found.cells
             observer.started(key, "cell")
@@ -624,7 +624,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             agenda.ended(found, record)
             observer.ended("cell", record)
 
-    class Writer:
+    class TrackingProcess:
         behind = ""
 
         def __init__(self, store: Store, uri: str | None, recorded: Any, data: dict[str, Any]) -> None:
@@ -650,7 +650,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     for name, toy in (
         ("engine.ray_tune", SimpleNamespace(run=run)),
-        ("tracking.process", SimpleNamespace(Writer=Writer)),
+        ("tracking.process", SimpleNamespace(TrackingProcess=TrackingProcess)),
     ):
         room, _, module = name.partition(".")
         monkeypatch.setitem(sys.modules, f"sweeps.{name}", toy)

@@ -11,7 +11,7 @@ import pytest
 
 from pm25.errors import InputError
 from sweeps.engine import cluster as nodes
-from sweeps.engine.cluster import Cluster, Mark, Node, Report
+from sweeps.engine.cluster import Cluster, Node, Report, StorageProbe
 from sweeps.plan.calibration import Device
 from sweeps.spec.study import Resources
 from sweeps.store.records import Store
@@ -76,7 +76,7 @@ def test_who_waits_for_nodes_says_what_they_have() -> None:
 
 
 def test_every_node_is_asked_and_named(tmp_path: Path) -> None:
-    mark = Mark.put(Store(str(tmp_path), "toy"))
+    mark = StorageProbe.put(Store(str(tmp_path), "toy"))
     reports: list[Report | None] = [
         Report("a", (Device("A10", 24e3),), ""),
         Report("b", (Device("T4", 16e3),), ""),
@@ -98,7 +98,7 @@ def test_every_node_is_asked_and_named(tmp_path: Path) -> None:
 
 def test_a_node_sees_the_mark_where_the_storage_is_the_same(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "shared"), "toy")
-    mark = Mark.put(store)
+    mark = StorageProbe.put(store)
     assert mark.problem() == ""
     assert [path.name for path in (tmp_path / "shared" / "toy").iterdir()] == [mark.name]
     assert nodes.look(mark).problem == ""
@@ -110,15 +110,15 @@ def test_another_folder_of_that_name_is_seen_for_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nodes, "SEEN_WITHIN_S", 0.2)
-    mark = Mark.put(Store(str(tmp_path / "shared"), "toy"))
-    elsewhere = Mark(Store(str(tmp_path / "local"), "toy"), mark.name)
+    mark = StorageProbe.put(Store(str(tmp_path / "shared"), "toy"))
+    elsewhere = StorageProbe(Store(str(tmp_path / "local"), "toy"), mark.name)
     Store(str(tmp_path / "local"), "toy").prepare()
     assert "local there is not the driver's" in elsewhere.problem()
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root writes anywhere")
 def test_a_folder_that_cannot_be_written_there_is_named(tmp_path: Path) -> None:
-    mark = Mark.put(Store(str(tmp_path), "toy"))
+    mark = StorageProbe.put(Store(str(tmp_path), "toy"))
     (tmp_path / "toy").chmod(0o500)
     try:
         assert "cannot be used there (" in mark.problem()
@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_written_there_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_shown_late_is_waited_for(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
-    mark = Mark.put(store)
+    mark = StorageProbe.put(store)
     file = tmp_path / "toy" / mark.name
     hidden = file.rename(tmp_path / "later")
     timer = threading.Timer(0.7, hidden.rename, [file])
@@ -141,7 +141,7 @@ def test_a_file_that_is_shown_late_is_waited_for(tmp_path: Path) -> None:
 
 def test_marks_of_dead_drivers_are_cleared_away(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
-    old, new = Mark.put(store), Mark.put(store)
+    old, new = StorageProbe.put(store), StorageProbe.put(store)
     assert [path.name for path in (tmp_path / "toy").iterdir()] == [new.name]
     assert old.name != new.name
 

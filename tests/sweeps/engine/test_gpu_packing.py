@@ -14,17 +14,19 @@ from hypothesis import strategies as st
 
 from pm25.cell import Cell
 from pm25.errors import InputError
-from pm25.network_shape import Shape
+from pm25.network_shape import NetworkShape
 from sweeps.engine import gpu_packing
 from sweeps.engine.cluster import Cluster, Node
-from sweeps.engine.gpu_packing import Footprint, Packing, Shares, covers
-from sweeps.engine.scheduler import Agenda
-from sweeps.state import State
+from sweeps.engine.gpu_packing import Footprint, GpuShares, Packing, covers
+from sweeps.engine.scheduler import Scheduler
+from sweeps.state import StudyState
 
 
-def shape(units: tuple[int, ...] = (32,), **more: Any) -> Shape:
+def shape(units: tuple[int, ...] = (32,), **more: Any) -> NetworkShape:
     same = {"channels": 12, "window": 21, "attention_units": 32, "fusion": None, "embedding_dim": 0}
-    return Shape(**same | {"projection": None, "masked": False, "batch_size": 256, "units": units} | more)
+    return NetworkShape(
+        **same | {"projection": None, "masked": False, "batch_size": 256, "units": units} | more
+    )
 
 
 SMALL, LARGE = shape((32,)), shape((256, 128))
@@ -124,22 +126,22 @@ class World:
         self.said: list[str] = []
         self.folder, self.gpu_mb = folder, gpu_mb
         (folder / "toy.yaml").write_text(yaml.safe_dump({**STUDY, **more}))
-        self.state = State(str(folder / "toy.yaml"))
+        self.state = StudyState(str(folder / "toy.yaml"))
 
-    def shares(self) -> Shares:
+    def shares(self) -> GpuShares:
         there = [Node(name, name, {"CPU": 8.0, "GPU": 2.0}) for name in ("a", "b")]
         cluster = Cluster(lambda: there, lambda *_: [], self.said.append, joined=True)
         cluster.gpu_mb = self.gpu_mb
-        made = Shares(self.state.study, self.state.panel, cluster)
-        made.measure(Agenda(self.state), self.state.store, self._footprints, self.said.append)
+        made = GpuShares(self.state.study, self.state.panel, cluster)
+        made.measure(Scheduler(self.state), self.state.store, self._footprints, self.said.append)
         return made
 
-    def _footprints(self, kinds: Mapping[Shape, Cell]) -> Iterable[Footprint]:
+    def _footprints(self, kinds: Mapping[NetworkShape, Cell]) -> Iterable[Footprint]:
         for found, cell in kinds.items():
             self.measured.append(cell)
             yield Footprint(shape=found, memory_mb=6000, context_mb=400, gpu="H200", gpu_mb=140_000)
 
-    def gpu(self, shares: Shares, cell: Cell) -> float:
+    def gpu(self, shares: GpuShares, cell: Cell) -> float:
         return shares.gpu(SimpleNamespace(cells=(cell,)))  # type: ignore[arg-type]
 
 

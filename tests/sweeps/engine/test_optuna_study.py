@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from pm25.settings import ModelSettings, TrainSettings
 from sweeps.analysis.search_importance import distribution, frozen
-from sweeps.engine.optuna_study import Optimiser, View
+from sweeps.engine.optuna_study import Optimiser, OptunaJournal
 from sweeps.spec.design import Arm, Search, within
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
@@ -371,7 +371,7 @@ def test_without_a_pruner_nothing_is_ended() -> None:
 # The journal
 
 
-def opened(view: View) -> dict[str, optuna.Study]:
+def opened(view: OptunaJournal) -> dict[str, optuna.Study]:
     """What another program reads in it."""
     assert view.path is not None
     storage = JournalStorage(JournalFileBackend(str(view.path)))
@@ -379,12 +379,12 @@ def opened(view: View) -> dict[str, optuna.Study]:
     return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
 
 
-def view_in(folder: Path) -> View:
+def view_in(folder: Path) -> OptunaJournal:
     (folder / "toy").mkdir(exist_ok=True)
-    return View(Store(str(folder), "toy"))
+    return OptunaJournal(Store(str(folder), "toy"))
 
 
-def check_same(view: View, *searches: ArmTrials) -> None:
+def check_same(view: OptunaJournal, *searches: ArmTrials) -> None:
     """The journal says what the records say, no less and no more."""
     assert view.behind == ""
     found = opened(view)
@@ -559,13 +559,13 @@ def test_a_file_that_cannot_be_written_is_told_and_made_up_for(
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
-    view = View(Store(str(tmp_path), "nowhere"))
+    view = OptunaJournal(Store(str(tmp_path), "nowhere"))
     view.write([arm_trials(*ENDED)])
     assert view.behind == f"{view.path}: No such file or directory"
 
 
 def test_a_storage_that_is_no_folder_has_no_journal() -> None:
-    view = View(Store("s3://bucket/results", "toy"))
+    view = OptunaJournal(Store("s3://bucket/results", "toy"))
     view.write([arm_trials(*ENDED)])
     assert (view.path, view.behind) == (None, "")
 

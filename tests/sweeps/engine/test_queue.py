@@ -12,7 +12,7 @@ from sweeps.engine import cluster as nodes
 from sweeps.engine import ray_tune
 from sweeps.engine.cluster import Cluster, Node
 from sweeps.engine.ray_tune import LOSSES_BORNE, StudyQueue
-from sweeps.engine.scheduler import Work
+from sweeps.engine.scheduler import Task
 from sweeps.spec.design import Arm
 from sweeps.store.records import Record, Store
 
@@ -26,13 +26,13 @@ class Agenda:
     searches: dict[Arm, Any] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
-        self.left = [Work("cell", f"k{i}", Arm.of(cell), (cell,), {}) for i, cell in enumerate(CELLS)]
+        self.left = [Task("cell", f"k{i}", Arm.of(cell), (cell,), {}) for i, cell in enumerate(CELLS)]
         self.told: list[Record] = []
 
-    def next(self, asker: object) -> Work | None:
+    def next(self, asker: object) -> Task | None:
         return self.left.pop(0) if self.left else None
 
-    def ended(self, work: Work, record: Record) -> None:
+    def ended(self, work: Task, record: Record) -> None:
         self.told.append(record)
 
     def stop(self, why: str) -> None:
@@ -41,7 +41,7 @@ class Agenda:
 
 def long_agenda() -> Agenda:
     agenda = Agenda()
-    agenda.left = [Work("cell", f"k{i}", Arm.of(CELLS[0]), (CELLS[0],), {}) for i in range(20)]
+    agenda.left = [Task("cell", f"k{i}", Arm.of(CELLS[0]), (CELLS[0],), {}) for i in range(20)]
     return agenda
 
 
@@ -62,10 +62,10 @@ class Shares:
         self.cpu, self.whole, self.own = cpu, gpu, own
         self.learnt: list[Record] = []
 
-    def gpu(self, work: Work) -> float:
+    def gpu(self, work: Task) -> float:
         return self.own.get(work.key, self.whole)
 
-    def learn(self, work: Work, record: Record) -> None:
+    def learn(self, work: Task, record: Record) -> None:
         self.learnt.append(record)
 
 

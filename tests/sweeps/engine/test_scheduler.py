@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pm25.cell import Cell
 from pm25.panel import Panel
 from sweeps.engine import scheduler as agendas
-from sweeps.engine.scheduler import Agenda, Work
+from sweeps.engine.scheduler import Scheduler, Task
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study, Synthetic
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
 
@@ -48,7 +48,7 @@ def same_world(world: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "panel", lambda self: world)
 
 
-def state(folder: Path, **changes: Any) -> State:
+def state(folder: Path, **changes: Any) -> StudyState:
     """The toy study in a folder; changes to its search by name, to other blocks as `budget={...}`."""
     blocks = {n: changes.pop(n) for n in ("design", "budget", "max_equal_failures") if n in changes}
     content = STUDY | {"search": STUDY["search"] | changes}
@@ -56,19 +56,19 @@ def state(folder: Path, **changes: Any) -> State:
         content[name] = STUDY.get(name, {}) | block if isinstance(block, dict) else block
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(content | {"storage": str(folder / "results")}))
-    return State(str(path))
+    return StudyState(str(path))
 
 
-def of_study(folder: Path, **content: Any) -> State:
+def of_study(folder: Path, **content: Any) -> StudyState:
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(content | {"storage": str(folder / "results")}))
-    return State(str(path))
+    return StudyState(str(path))
 
 
 class Asker:
     """Gives what was begun before, then points that were declared, then ever smaller ones."""
 
-    def __init__(self, of: State, points: dict[Arm, list[float]] | None = None, begin: int = 0) -> None:
+    def __init__(self, of: StudyState, points: dict[Arm, list[float]] | None = None, begin: int = 0) -> None:
         self._begun = {arm: [point for _, point in trials.begun] for arm, trials in of.searches.items()}
         self._points = {arm: [*rates] for arm, rates in (points or {}).items()}
         self._count = begin
@@ -87,7 +87,7 @@ class Asker:
         self.told.append((arm, asked, record))
 
 
-def result(work: Work, loss: float = 1.0, **more: Any) -> Record:
+def result(work: Task, loss: float = 1.0, **more: Any) -> Record:
     """As a worker would record it."""
     if work.kind == "cell":
         made = {"key": work.key, "state": "done", "cell": work.cells[0].resolved(), "seconds": 1.0}
@@ -97,13 +97,13 @@ def result(work: Work, loss: float = 1.0, **more: Any) -> Record:
     return made | dict(work.more) | more
 
 
-def failure(work: Work, kind: str = "RuntimeError", message: str = "broken") -> Record:
+def failure(work: Task, kind: str = "RuntimeError", message: str = "broken") -> Record:
     made = result(work, state="failed", error={"type": kind, "message": message})
     made.pop("scores", None)
     return made
 
 
-def end(agenda: Agenda, asker: Asker, of: State, work: Work, record: Record) -> None:
+def end(agenda: Scheduler, asker: Asker, of: StudyState, work: Task, record: Record) -> None:
     """As the runner does it."""
     (of.store if work.kind == "cell" else of.store.search).write_record(record)
     if work.kind == "trial":
@@ -111,7 +111,7 @@ def end(agenda: Agenda, asker: Asker, of: State, work: Work, record: Record) -> 
     agenda.ended(work, record)
 
 
-def name(work: Work | None) -> str | None:
+def name(work: Task | None) -> str | None:
     if work is None:
         return None
     if work.kind == "trial":
@@ -123,10 +123,10 @@ def name(work: Work | None) -> str | None:
 class Run:
     """An agenda with a fake asker; what it hands out is named."""
 
-    def __init__(self, of: State, points: dict[Arm, list[float]] | None = None, **options: Any) -> None:
+    def __init__(self, of: StudyState, points: dict[Arm, list[float]] | None = None, **options: Any) -> None:
         self.state, self.asker = of, Asker(of, points)
-        self.agenda = Agenda(of, **options)
-        self.works: dict[str, Work] = {}
+        self.agenda = Scheduler(of, **options)
+        self.works: dict[str, Task] = {}
 
     def next(self, count: int | None = None) -> Any:
         """The names of the next so many; of one without a count."""
@@ -424,13 +424,13 @@ def test_a_limit_counts_what_is_begun(tmp_path: Path) -> None:
     assert run.next() is None
     assert run.agenda.stopped == ""
     said = "8 cells, 0 recorded, 8 to run; 2 arms to search first, 6 trials; at most 4 now"
-    assert Agenda(state(tmp_path, seed=5), limit=4).outline == said
+    assert Scheduler(state(tmp_path, seed=5), limit=4).outline == said
     assert Run(state(tmp_path), limit=100).agenda.total == 10
 
 
 def test_what_is_to_be_done_in_words(tmp_path: Path) -> None:
     of = state(tmp_path, seed=[7, 8])
-    agenda = Agenda(of)
+    agenda = Scheduler(of)
     assert agenda.outline == "8 cells, 0 recorded, 8 to run; 2 arms to search first, 6 trials"
     assert [*agenda.lines()] == [
         "search  none: 3 trials of 2 trainings, then 4 cells",
@@ -441,15 +441,15 @@ def test_what_is_to_be_done_in_words(tmp_path: Path) -> None:
     first.all(lambda work: 1.0)
     key = first.works["none cell 1 0"].key
     of.store.forget(key)
-    after = Agenda(state(tmp_path, seed=[7, 8]))
+    after = Scheduler(state(tmp_path, seed=[7, 8]))
     assert after.outline == "8 cells, 7 recorded, 1 to run"
     assert [*after.lines()] == [f"cell    none random fold 1 seed 0 ({key})"]
 
 
 def test_the_encoders_that_are_needed(tmp_path: Path) -> None:
     of = state(tmp_path, design={"variant": ["none", "geoclip", "random"], "fusion": ["concat"]})
-    assert Agenda(of).encoders() == {"geoclip", "random"}
-    only = Agenda(of, selects=lambda cell: cell.variant == "random")
+    assert Scheduler(of).encoders() == {"geoclip", "random"}
+    only = Scheduler(of, selects=lambda cell: cell.variant == "random")
     assert only.encoders() == {"random"}
 
 
@@ -575,9 +575,9 @@ def test_an_arm_whose_trials_all_failed_is_blocked_and_the_others_go_on(tmp_path
 # Everything once
 
 
-def slots(run: Run, count: int, rng: random.Random, dies: int | None) -> Iterator[tuple[Work, Record]]:
+def slots(run: Run, count: int, rng: random.Random, dies: int | None) -> Iterator[tuple[Task, Record]]:
     """A pool of workers that end in any order; the run is killed after so many have ended."""
-    running: list[Work] = []
+    running: list[Task] = []
     while True:
         while len(running) < count and (work := run.agenda.next(run.asker)) is not None:
             running.append(work)
@@ -615,7 +615,7 @@ def test_every_cell_and_every_trial_is_done_once(
 ) -> None:
     folder, rng = tmp_path_factory.mktemp("once"), random.Random(seed)
     declared = {"concurrent": concurrent, "max_equal_failures": None, "trials": 4}
-    ended: list[tuple[Work, Record]] = []
+    ended: list[tuple[Task, Record]] = []
     for begin, dies in enumerate([*kills, None]):
         run = Run(state(folder, **declared))
         run.asker = Asker(run.state, begin=100 * begin + rng.randrange(3))
@@ -639,7 +639,7 @@ def test_every_cell_and_every_trial_is_done_once(
         else:  # every cell of the grid once, with the settings that were chosen
             grid = [cell for cell in after.study.cells({arm: settled}) if Arm.of(cell) == arm]
             assert sorted(cells, key=Cell.model_dump_json) == sorted(grid, key=Cell.model_dump_json)
-    assert Agenda(after).total == 0
+    assert Scheduler(after).total == 0
 
 
 def test_a_store_of_another_study_is_left_alone(tmp_path: Path) -> None:

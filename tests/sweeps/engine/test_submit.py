@@ -26,7 +26,7 @@ from aiohttp import web
 
 from sweeps import cli
 from sweeps.engine import submit, worker
-from sweeps.engine.submit import Cluster
+from sweeps.engine.submit import JobClient
 from sweeps.spec import study
 
 # Of Ray's client: it asks aiohttp in a way that is going away, and leaves a stream that broke unclosed.
@@ -283,7 +283,7 @@ def test_the_address_that_is_given_is_the_one(here: Path, toy: Toy, monkeypatch:
     """Ray's client prefers these variables, which are set on machines of a cluster."""
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-    assert Cluster(f"{toy.address}/").address == toy.address
+    assert JobClient(f"{toy.address}/").address == toy.address
     assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:1"
 
 

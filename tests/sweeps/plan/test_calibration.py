@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from pm25.errors import InputError
-from pm25.network_shape import Shape
+from pm25.network_shape import NetworkShape
 from pm25.sources import synthetic
 from sweeps.engine import measure
 from sweeps.plan import calibration
-from sweeps.plan.cost import Calibration, Cut, Estimate, Room
-from sweeps.state import State
+from sweeps.plan.cost import Calibration, Capacity, Estimate, SplitShape
+from sweeps.state import StudyState
 
 STUDY = """\
 study: toy
@@ -28,8 +28,8 @@ design:
 model: {width: 4, depth: 1, attention_units: 2}
 train: {batch_size: 64}
 """
-ONE_CPU = Room(cpus=1, gpus=0, cpu=1, gpu=0)
-ONE_GPU = Room(cpus=1, gpus=1, cpu=1, gpu=1)
+ONE_CPU = Capacity(cpus=1, gpus=0, cpu=1, gpu=0)
+ONE_GPU = Capacity(cpus=1, gpus=1, cpu=1, gpu=1)
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,14 @@ def table() -> pd.DataFrame:
 @pytest.fixture
 def toy(
     tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., State]]:
+) -> Iterator[Callable[..., StudyState]]:
     """The state of a study with these overrides, on a machine without a GPU."""
     table.to_parquet(tmp_path / "panel.parquet", index=False)
     (tmp_path / "toy.yaml").write_text(STUDY)
     monkeypatch.setattr(measure, "TIMED_S", 0.01)
     monkeypatch.setattr(calibration, "devices", list)
     threads = torch.get_num_threads()
-    yield lambda *overrides: State(str(tmp_path / "toy.yaml"), overrides)
+    yield lambda *overrides: StudyState(str(tmp_path / "toy.yaml"), overrides)
     torch.set_num_threads(threads)
 
 
@@ -73,7 +73,7 @@ def other(name: str, device: str = "cpu", date: str = "2026-01-01", **more: obje
 
 
 def test_everything_is_measured_once(
-    toy: Callable[..., State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Callable[..., StudyState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, said = toy(), list[str]()
     assert calibration.read(state.store, ONE_CPU) is None
@@ -84,9 +84,9 @@ def test_everything_is_measured_once(
     assert (found.device, found.name, found.threads) == ("cpu", calibration.processor(), 1)
     cells = [*state.cells.values()]
     assert {t.shape for t in found.shapes} == {
-        Shape.of(cell, state.panel, state.study.encoders) for cell in cells
+        NetworkShape.of(cell, state.panel, state.study.encoders) for cell in cells
     }
-    assert {t.cut for t in found.cuts} == {Cut.of(cell, state.panel) for cell in cells}
+    assert {t.cut for t in found.cuts} == {SplitShape.of(cell, state.panel) for cell in cells}
     for timed in found.shapes:
         assert len(timed.step_s) >= 2
         assert 0 < min(timed.step_s) < 1
@@ -104,7 +104,7 @@ def test_everything_is_measured_once(
     assert (len(said), path.read_bytes()) == (4, before)
 
 
-def test_only_what_is_new_is_measured(toy: Callable[..., State], tmp_path: Path) -> None:
+def test_only_what_is_new_is_measured(toy: Callable[..., StudyState], tmp_path: Path) -> None:
     measure.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
     said: list[str] = []
     measure.measure(toy(), ONE_CPU, said.append)
@@ -115,7 +115,7 @@ def test_only_what_is_new_is_measured(toy: Callable[..., State], tmp_path: Path)
     assert (len(found.shapes), len(found.cuts), len(stored(tmp_path))) == (2, 2, 1)
 
 
-def test_the_trainings_of_a_search_are_measured(toy: Callable[..., State]) -> None:
+def test_the_trainings_of_a_search_are_measured(toy: Callable[..., StudyState]) -> None:
     declared = (
         "search={trials: 2, split: {kind: random, folds: 3, fold: 0, inner: {kind: random, folds: 2}}, "
         "space: {model.width: {int: [4, 8], step: 2}}}"
@@ -127,7 +127,7 @@ def test_the_trainings_of_a_search_are_measured(toy: Callable[..., State]) -> No
     assert whole.wall_hours() is not None
 
 
-def test_another_machine_is_no_measure_for_a_cpu(toy: Callable[..., State], tmp_path: Path) -> None:
+def test_another_machine_is_no_measure_for_a_cpu(toy: Callable[..., StudyState], tmp_path: Path) -> None:
     store = toy().store
     folder = tmp_path / "results" / "toy" / "calibration"
     folder.mkdir(parents=True)
@@ -140,7 +140,7 @@ def test_another_machine_is_no_measure_for_a_cpu(toy: Callable[..., State], tmp_
 
 
 def test_a_gpu_elsewhere_is_better_than_none(
-    toy: Callable[..., State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Callable[..., StudyState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = toy().store
     folder = tmp_path / "results" / "toy" / "calibration"
@@ -170,7 +170,7 @@ def test_a_gpu_elsewhere_is_better_than_none(
     ids=["cut", "empty", "device", "unknown key", "missing key"],
 )
 def test_a_file_that_is_no_calibration_is_named(
-    toy: Callable[..., State], tmp_path: Path, content: str, said: str
+    toy: Callable[..., StudyState], tmp_path: Path, content: str, said: str
 ) -> None:
     path = tmp_path / "results" / "toy" / "calibration" / "a.json"
     path.parent.mkdir(parents=True)
@@ -181,20 +181,22 @@ def test_a_file_that_is_no_calibration_is_named(
     assert said in str(raised.value)
 
 
-def test_a_store_of_another_file_system(toy: Callable[..., State], tmp_path: Path) -> None:
+def test_a_store_of_another_file_system(toy: Callable[..., StudyState], tmp_path: Path) -> None:
     state = toy(f"storage=file://{tmp_path}/elsewhere", "design.variant=none")
     measure.measure(state, ONE_CPU, lambda line: None)
     assert calibration.read(state.store, ONE_CPU) is not None
     assert len([*(tmp_path / "elsewhere" / "toy" / "calibration").glob("*.json")]) == 1
 
 
-def test_a_store_that_cannot_be_written_is_refused(toy: Callable[..., State], tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_refused(toy: Callable[..., StudyState], tmp_path: Path) -> None:
     state = toy("storage=/proc/results", "design.variant=none")
     with pytest.raises(InputError, match="storage: /proc/results cannot be written"):
         measure.measure(state, ONE_CPU, lambda line: None)
 
 
-def test_a_probe_that_fails_is_no_measure(toy: Callable[..., State], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_fails_is_no_measure(
+    toy: Callable[..., StudyState], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object, **__: object) -> dict[str, object]:
         return {"state": "failed", "error": {"type": "ValueError", "message": "no such thing"}}
 
@@ -204,7 +206,7 @@ def test_a_probe_that_fails_is_no_measure(toy: Callable[..., State], monkeypatch
 
 
 def test_the_child_measures_and_says_what_is_wrong(
-    toy: Callable[..., State], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    toy: Callable[..., StudyState], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reference = str(tmp_path / "toy.yaml")
     measure.in_child(reference, ["design.variant=none"], ONE_CPU)

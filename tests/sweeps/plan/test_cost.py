@@ -14,27 +14,27 @@ from hypothesis import strategies as st
 
 from pm25 import model, trial
 from pm25.errors import InputError
-from pm25.network_shape import Shape
+from pm25.network_shape import NetworkShape
 from pm25.settings import Fusion, ModelSettings, TrainSettings
 from pm25.sources import synthetic
 from sweeps.plan import cost
 from sweeps.plan.cost import (
     CALIBRATED,
+    Bounds,
     Calibration,
-    Cut,
-    CutTime,
+    Capacity,
     Estimate,
-    Job,
-    Range,
-    Room,
-    ShapeTime,
+    NetworkTime,
+    PlannedTask,
+    SplitShape,
+    SplitTime,
     epochs_of,
     spread,
     wall,
 )
 from sweeps.spec import study
 from sweeps.spec.design import Arm
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store import search_trials
 
 STUDY = """\
@@ -48,8 +48,8 @@ design:
 model: {width: 4, depth: 1, attention_units: 2}
 train: {max_epochs: 5, patience: 30, batch_size: 64, max_windows: 100, max_validation_windows: 10}
 """
-ONE_CPU = Room(cpus=1, gpus=0, cpu=1, gpu=0)
-ONE_GPU = Room(cpus=4, gpus=1, cpu=1, gpu=1)
+ONE_CPU = Capacity(cpus=1, gpus=0, cpu=1, gpu=0)
+ONE_GPU = Capacity(cpus=4, gpus=1, cpu=1, gpu=1)
 
 
 @pytest.fixture(scope="module")
@@ -58,41 +58,41 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture
-def toy(tmp_path: Path, table: pd.DataFrame) -> Callable[..., State]:
+def toy(tmp_path: Path, table: pd.DataFrame) -> Callable[..., StudyState]:
     """The state of a study with these overrides."""
     table.to_parquet(tmp_path / "panel.parquet", index=False)
     (tmp_path / "toy.yaml").write_text(STUDY)
-    return lambda *overrides: State(str(tmp_path / "toy.yaml"), overrides)
+    return lambda *overrides: StudyState(str(tmp_path / "toy.yaml"), overrides)
 
 
 def measured(
-    state: State, step_s: float = 1.0, scored_s: float = 0.0, fixed_s: float = 0.0, device: Any = "cpu"
+    state: StudyState, step_s: float = 1.0, scored_s: float = 0.0, fixed_s: float = 0.0, device: Any = "cpu"
 ) -> Calibration:
     """A calibration in which every shape of the study is equally fast."""
     cells = [*state.cells.values(), *state.waiting]
     for arm in state.searches:
         cells += search_trials.trainings(state.study, arm, {})
-    shapes = {Shape.of(cell, state.panel, state.study.encoders.random.dim) for cell in cells}
-    cuts = {Cut.of(cell, state.panel) for cell in cells}
+    shapes = {NetworkShape.of(cell, state.panel, state.study.encoders.random.dim) for cell in cells}
+    cuts = {SplitShape.of(cell, state.panel) for cell in cells}
     return Calibration(
         device=device,
         name="Abacus",
         threads=1,
         shapes=tuple(
-            ShapeTime(shape=s, step_s=(step_s,), scored_s=scored_s, memory_mb=100, date="2026-01-01")
+            NetworkTime(shape=s, step_s=(step_s,), scored_s=scored_s, memory_mb=100, date="2026-01-01")
             for s in shapes
         ),
-        cuts=tuple(CutTime(cut=cut, fixed_s=fixed_s, date="2026-01-01") for cut in cuts),
+        cuts=tuple(SplitTime(cut=cut, fixed_s=fixed_s, date="2026-01-01") for cut in cuts),
     )
 
 
 def of(
-    state: State, room: Room = ONE_CPU, calibration: Calibration | None = None, **records: Any
+    state: StudyState, room: Capacity = ONE_CPU, calibration: Calibration | None = None, **records: Any
 ) -> Estimate:
     return Estimate(state, records, state.parts(), room, calibration)
 
 
-def done(state: State, key: str, seconds: float, epochs: int = 5, **more: Any) -> dict[str, Any]:
+def done(state: StudyState, key: str, seconds: float, epochs: int = 5, **more: Any) -> dict[str, Any]:
     """A record as `sweeps.engine.worker` makes it, as far as an estimate looks."""
     place = {"device": platform.machine(), "threads": 1}
     return {"key": key, "state": "done", "seconds": seconds, "counts": {"epochs": epochs}, **place, **more}
@@ -101,7 +101,7 @@ def done(state: State, key: str, seconds: float, epochs: int = 5, **more: Any) -
 # Operations and parameters
 
 
-def shape(**other: Any) -> Shape:
+def shape(**other: Any) -> NetworkShape:
     tiny = {
         "channels": 3,
         "window": 2,
@@ -113,7 +113,7 @@ def shape(**other: Any) -> Shape:
         "masked": False,
         "batch_size": 8,
     }
-    return Shape(**(tiny | other))
+    return NetworkShape(**(tiny | other))
 
 
 def test_operations_of_a_tiny_network() -> None:
@@ -146,7 +146,7 @@ def test_parameters_are_the_networks(fusion: Fusion | None, projection: Any) -> 
     assert made.parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_a_shape_is_what_the_network_is_fed(toy: Callable[..., State]) -> None:
+def test_a_shape_is_what_the_network_is_fed(toy: Callable[..., StudyState]) -> None:
     more = [
         "design.head=[plain, matched]",
         "neighbours={k: 3, distance: true}",
@@ -158,12 +158,12 @@ def test_a_shape_is_what_the_network_is_fed(toy: Callable[..., State]) -> None:
         if cell.encoder:
             given = 0.5 * pd.DataFrame(1.0, index=range(40), columns=range(512)).to_numpy()
         made = trial.prepare(cell, state.panel, embedding=given)
-        found = Shape.of(cell, state.panel, state.study.encoders.random.dim)
+        found = NetworkShape.of(cell, state.panel, state.study.encoders.random.dim)
         assert (found.channels, found.embedding_dim) == (made.inputs.width, made.inputs.embedding_dim)
         assert found.parameters == sum(parameter.numel() for parameter in made.model.parameters())
 
 
-def test_what_changes_no_speed_is_no_shape(toy: Callable[..., State]) -> None:
+def test_what_changes_no_speed_is_no_shape(toy: Callable[..., StudyState]) -> None:
     plain, other = (
         toy(f"train.learning_rate={rate}", f"model.dropout={drop}") for rate, drop in ((0.1, 0), (0.2, 0.5))
     )
@@ -182,7 +182,7 @@ SEARCH = (
 )
 
 
-def test_samples_are_those_of_the_trial(toy: Callable[..., State]) -> None:
+def test_samples_are_those_of_the_trial(toy: Callable[..., StudyState]) -> None:
     state = toy(SEARCH, "train.max_windows=150")
     arm = Arm("none", None)
     cells = [*state.study.cells(), *search_trials.trainings(state.study, arm, {})]
@@ -216,7 +216,7 @@ def test_the_spread_of_few_values_is_widened() -> None:
     assert spread([1.0] * 9 + [100.0]) == pytest.approx((1, 10.9, 10.9))  # never below its mean
 
 
-def test_epochs_are_those_of_the_split_where_it_has_some(toy: Callable[..., State]) -> None:
+def test_epochs_are_those_of_the_split_where_it_has_some(toy: Callable[..., StudyState]) -> None:
     state = toy("train.max_epochs=100", "train.patience=3")
     keys: dict[str, list[str]] = {"random": [], "checkerboard-16": []}
     for key, cell in state.cells.items():
@@ -232,10 +232,10 @@ def test_epochs_are_those_of_the_split_where_it_has_some(toy: Callable[..., Stat
 # Schedules
 
 
-def jobs_of(*arms: str) -> list[Job]:
+def jobs_of(*arms: str) -> list[PlannedTask]:
     """Cells that are ready (`a`), the trials of an arm (`A?`), and the cells that wait for it (`A!`)."""
     return [
-        Job(Arm(name[0], None), (), {}, trial=name.endswith("?"), waits=name.endswith("!"))  # type: ignore[arg-type]
+        PlannedTask(Arm(name[0], None), (), {}, trial=name.endswith("?"), waits=name.endswith("!"))  # type: ignore[arg-type]
         for name in arms
     ]
 
@@ -276,20 +276,20 @@ def test_a_schedule_is_within_its_bounds(seconds: list[float], slots: int) -> No
     assert found <= sum(seconds) / slots + longest + 1e-9  # Graham's bound
 
 
-def test_room_for_cells(toy: Callable[..., State]) -> None:
-    assert Room.of(toy("resources.cpu=2").study, 7, 0).slots == 3
-    assert Room.of(toy().study, 32, 8).slots == 8
-    assert Room.of(toy("resources={cpu: 0.1, gpu: 0.1}").study, 4, 3).slots == 30
-    assert Room.of(toy("resources={cpu: 4, gpu: 0.5}").study, 16, 8).slots == 4
-    assert Room.of(toy("resources.gpu=0").study, 4, 8).gpu == 0
+def test_room_for_cells(toy: Callable[..., StudyState]) -> None:
+    assert Capacity.of(toy("resources.cpu=2").study, 7, 0).slots == 3
+    assert Capacity.of(toy().study, 32, 8).slots == 8
+    assert Capacity.of(toy("resources={cpu: 0.1, gpu: 0.1}").study, 4, 3).slots == 30
+    assert Capacity.of(toy("resources={cpu: 4, gpu: 0.5}").study, 16, 8).slots == 4
+    assert Capacity.of(toy("resources.gpu=0").study, 4, 8).gpu == 0
     with pytest.raises(InputError, match="wants 1 CPU and 1 GPU, and the plan is for 4 CPU and 0 GPU"):
-        Room.of(toy("resources.gpu=1").study, 4, 0)
+        Capacity.of(toy("resources.gpu=1").study, 4, 0)
 
 
 # Speeds
 
 
-def test_a_calibrated_study_by_hand(toy: Callable[..., State]) -> None:
+def test_a_calibrated_study_by_hand(toy: Callable[..., StudyState]) -> None:
     state = toy("design.variant=[none, latlon]", "design.split={kind: random, folds: 3}", "design.seed=0")
     whole = of(state, calibration=measured(state, step_s=2.0, scored_s=0.5, fixed_s=3.0))
     tested = [len(parts.test) for parts in state.parts().values()]
@@ -304,7 +304,7 @@ def test_a_calibrated_study_by_hand(toy: Callable[..., State]) -> None:
     assert two.wall_hours() == pytest.approx(tuple(sum(each) / 3600 * margin for margin in CALIBRATED))
 
 
-def test_the_range_holds_every_epoch_that_was_timed(toy: Callable[..., State]) -> None:
+def test_the_range_holds_every_epoch_that_was_timed(toy: Callable[..., StudyState]) -> None:
     state = toy("design.seed=0")
     plain = measured(state)
     timed = tuple(t.model_copy(update={"step_s": (2.0, 1.0, 6.0)}) for t in plain.shapes)
@@ -314,7 +314,7 @@ def test_the_range_holds_every_epoch_that_was_timed(toy: Callable[..., State]) -
     assert speed.step == pytest.approx((CALIBRATED.low * 1, 1, CALIBRATED.high * 6))
 
 
-def test_without_a_speed_nothing_is_said(toy: Callable[..., State]) -> None:
+def test_without_a_speed_nothing_is_said(toy: Callable[..., StudyState]) -> None:
     state = toy()
     whole = of(state)
     assert whole.worker_hours() is whole.wall_hours() is None
@@ -328,7 +328,7 @@ def test_without_a_speed_nothing_is_said(toy: Callable[..., State]) -> None:
         whole.largest(1)
 
 
-def test_a_record_tells_the_cells_like_it(toy: Callable[..., State]) -> None:
+def test_a_record_tells_the_cells_like_it(toy: Callable[..., StudyState]) -> None:
     state = toy("design.variant=none")
     (first, cell), *_ = state.cells.items()
     whole = of(state, **{first: done(state, first, 12.0)})
@@ -340,7 +340,9 @@ def test_a_record_tells_the_cells_like_it(toy: Callable[..., State]) -> None:
     assert seconds == pytest.approx((0.8 * 12, 12, 1.25 * 12))
 
 
-def test_a_record_goes_before_a_calibration_and_its_split_before_others(toy: Callable[..., State]) -> None:
+def test_a_record_goes_before_a_calibration_and_its_split_before_others(
+    toy: Callable[..., StudyState],
+) -> None:
     state = toy("design.variant=none")
     by_label = {cell.split.label: key for key, cell in reversed(state.cells.items())}
     records = {
@@ -356,13 +358,15 @@ def test_a_record_goes_before_a_calibration_and_its_split_before_others(toy: Cal
 
 
 @pytest.mark.parametrize("other", [{"device": "NVIDIA H200"}, {"threads": 4}])
-def test_a_record_of_another_device_tells_no_speed(toy: Callable[..., State], other: dict[str, Any]) -> None:
+def test_a_record_of_another_device_tells_no_speed(
+    toy: Callable[..., StudyState], other: dict[str, Any]
+) -> None:
     state = toy("design.variant=none")
     first = next(iter(state.cells))
     assert of(state, **{first: done(state, first, 12.0, **other)}).worker_hours() is None
 
 
-def test_records_of_a_gpu_plan_gpus(toy: Callable[..., State]) -> None:
+def test_records_of_a_gpu_plan_gpus(toy: Callable[..., StudyState]) -> None:
     state = toy("design.variant=none")
     first = next(iter(state.cells))
     whole = of(state, ONE_GPU, **{first: done(state, first, 12.0, device="NVIDIA H200")})
@@ -370,7 +374,7 @@ def test_records_of_a_gpu_plan_gpus(toy: Callable[..., State]) -> None:
     assert "NOT measured" in next(iter(of(state, ONE_GPU, **{first: done(state, first, 12.0)}).sources()))
 
 
-def test_gpus_that_nobody_measured_by_operation_counts(toy: Callable[..., State]) -> None:
+def test_gpus_that_nobody_measured_by_operation_counts(toy: Callable[..., StudyState]) -> None:
     state = toy("design.variant=none")
     whole = of(state, ONE_GPU)
     cell = whole.jobs[0].cells[0]
@@ -387,7 +391,7 @@ def test_gpus_that_nobody_measured_by_operation_counts(toy: Callable[..., State]
     assert whole.content(0)["gpu_hours"] == whole.content(0)["cpu_hours"]
 
 
-def test_cells_that_share_a_gpu_may_wait_for_each_other(toy: Callable[..., State]) -> None:
+def test_cells_that_share_a_gpu_may_wait_for_each_other(toy: Callable[..., StudyState]) -> None:
     state = toy("design.variant=none")
     calibration = measured(state, device="cuda")
     alone = of(state, ONE_GPU, calibration).worker_hours()
@@ -399,7 +403,7 @@ def test_cells_that_share_a_gpu_may_wait_for_each_other(toy: Callable[..., State
 # Searches
 
 
-def test_a_search_by_hand(toy: Callable[..., State]) -> None:
+def test_a_search_by_hand(toy: Callable[..., StudyState]) -> None:
     state = toy(SEARCH, "design.variant=none", "design.seed=0", "design.split={kind: random, folds: 3}")
     whole = of(state, calibration=measured(state))
     assert [job.trial for job in whole.jobs] == [True] * 3 + [False] * 3
@@ -407,18 +411,18 @@ def test_a_search_by_hand(toy: Callable[..., State]) -> None:
     space = [shape_of_width(whole, width) for width in (2, 8)]
     low, high = (s.flops / whole.shape(whole.jobs[0].cells[0]).flops for s in space)
     # Two placements, each 2 steps of a second in 5 epochs; a grid cell is one.
-    work = Range(low * CALIBRATED.low, math.sqrt(low * high), high * CALIBRATED.high)
+    work = Bounds(low * CALIBRATED.low, math.sqrt(low * high), high * CALIBRATED.high)
     assert whole._each[0] == pytest.approx(work.times(20))
     assert whole._each[3] == pytest.approx(work.times(10))
     assert whole.content(0)["search_trials"] == 3
 
 
-def shape_of_width(whole: Estimate, width: int) -> Shape:
+def shape_of_width(whole: Estimate, width: int) -> NetworkShape:
     cell = whole.jobs[0].cells[0]
     return whole.shape(cell.model_copy(update={"model": cell.model.model_copy(update={"width": width})}))
 
 
-def test_pruning_and_the_budget_of_epochs_shorten_trials_alone(toy: Callable[..., State]) -> None:
+def test_pruning_and_the_budget_of_epochs_shorten_trials_alone(toy: Callable[..., StudyState]) -> None:
     flat = SEARCH.replace("model.width: {int: [2, 8], step: 2}, ", "")
     one = flat.replace(
         ", {kind: checkerboard, degrees: 16, fold: 1, inner: {kind: checkerboard, degrees: 8}}",
@@ -430,7 +434,7 @@ def test_pruning_and_the_budget_of_epochs_shorten_trials_alone(toy: Callable[...
         state = toy(declared, *base)
         whole = of(state, calibration=measured(state))
         return [
-            tuple(s.times(Range(*(1 / m for m in CALIBRATED))))
+            tuple(s.times(Bounds(*(1 / m for m in CALIBRATED))))
             for s in (whole._each[0], whole._each[-1])
             if s
         ]
@@ -446,7 +450,7 @@ def test_pruning_and_the_budget_of_epochs_shorten_trials_alone(toy: Callable[...
 # Levels
 
 
-def test_what_a_level_costs_by_hand(toy: Callable[..., State]) -> None:
+def test_what_a_level_costs_by_hand(toy: Callable[..., StudyState]) -> None:
     state = toy()
     whole = of(state, calibration=measured(state, step_s=360.0))  # 2 steps x 5 epochs: an hour a cell
     found = {(level.factor, level.level): (level.jobs, level.worker_hours) for level in whole.levels()}
@@ -472,7 +476,7 @@ def test_what_a_level_costs_by_hand(toy: Callable[..., State]) -> None:
     assert {level.jobs for level in of(state, **records).levels()} == {0}
 
 
-def test_levels_of_the_matched_head_and_of_a_search(toy: Callable[..., State]) -> None:
+def test_levels_of_the_matched_head_and_of_a_search(toy: Callable[..., StudyState]) -> None:
     state = toy(SEARCH, "design.head=[plain, matched]")
     found = {(level.factor, level.level): level.jobs for level in of(state).levels()}
     # Ten cells and three trials of each arm: none, two with a matched head, latlon, two of geoclip.
@@ -483,7 +487,7 @@ def test_levels_of_the_matched_head_and_of_a_search(toy: Callable[..., State]) -
     assert found["seed", "0"] == 30  # no trial has a seed of the grid
 
 
-def test_cells_with_a_record_cost_nothing(toy: Callable[..., State]) -> None:
+def test_cells_with_a_record_cost_nothing(toy: Callable[..., StudyState]) -> None:
     state = toy()
     first, second, *_ = state.cells
     records = {first: done(state, first, 1.0), second: {"key": second, "state": "failed"}}
@@ -493,7 +497,7 @@ def test_cells_with_a_record_cost_nothing(toy: Callable[..., State]) -> None:
 # Disk
 
 
-def test_disk_by_hand(toy: Callable[..., State]) -> None:
+def test_disk_by_hand(toy: Callable[..., StudyState]) -> None:
     design = ("design.variant=none", "design.split={kind: random, folds: 3}", "design.seed=0")
     state = toy(*design, "keep_weights=false")
     tested = sum(len(parts.test) for parts in state.parts().values())
@@ -505,7 +509,7 @@ def test_disk_by_hand(toy: Callable[..., State]) -> None:
         assert found == pytest.approx((8 * tested + 3 * 6e3 + n * weights) / 1e6)
 
 
-def test_disk_of_winners_weights_counts_every_arm_once(toy: Callable[..., State]) -> None:
+def test_disk_of_winners_weights_counts_every_arm_once(toy: Callable[..., StudyState]) -> None:
     splits = "design.split=[{kind: checkerboard, degrees: 30}, {kind: random, folds: 2}]"
     design = ("design.variant=[none, latlon]", splits, "design.seed=0")
     state, without = toy(*design), toy(*design, "keep_weights=false")
@@ -525,7 +529,7 @@ def test_disk_of_winners_weights_counts_every_arm_once(toy: Callable[..., State]
         assert more - of(without, **record).disk_mb(stored).expected == pytest.approx(left / 1e6)
 
 
-def test_disk_by_what_the_done_cells_take(toy: Callable[..., State]) -> None:
+def test_disk_by_what_the_done_cells_take(toy: Callable[..., StudyState]) -> None:
     design = ("design.variant=none", "design.split={kind: random, folds: 3}", "design.seed=0")
     state = toy(*design, "keep_weights=false")
     first = next(iter(state.cells))
@@ -538,7 +542,7 @@ def test_disk_by_what_the_done_cells_take(toy: Callable[..., State]) -> None:
 # Budgets
 
 
-def test_the_largest_subset_is_that_of_brute_force(toy: Callable[..., State]) -> None:
+def test_the_largest_subset_is_that_of_brute_force(toy: Callable[..., StudyState]) -> None:
     state = toy("design.seed=[3, 1, 2]")
     design = state.study.design
     room = ONE_CPU._replace(cpus=3)
@@ -546,7 +550,7 @@ def test_the_largest_subset_is_that_of_brute_force(toy: Callable[..., State]) ->
     for records, hours in itertools.product(({}, some), (0.5, 2, 4, 6.5, 9, 13, 17, 25)):
         whole = of(state, room, measured(state, step_s=360.0), **records)
         # Done cells tell a speed too, which is not what is looked at here.
-        whole._each = [Range(0.5, 1 + 0.1 * (i % 3), 3).times(3600) for i in range(len(whole.jobs))]
+        whole._each = [Bounds(0.5, 1 + 0.1 * (i % 3), 3).times(3600) for i in range(len(whole.jobs))]
         fitting = []
         for seeds, folds in itertools.product((1, 2, 3), (1, 2, 3)):
             chosen = [
@@ -564,7 +568,7 @@ def test_the_largest_subset_is_that_of_brute_force(toy: Callable[..., State]) ->
             assert found.wall_hours.expected <= hours
 
 
-def test_of_equal_subsets_the_even_one_is_taken(toy: Callable[..., State]) -> None:
+def test_of_equal_subsets_the_even_one_is_taken(toy: Callable[..., StudyState]) -> None:
     state = toy("design.seed=[0, 1, 2, 3]", "design.split={kind: random, folds: 4}", "design.variant=none")
     whole = of(state, calibration=measured(state, step_s=360.0))
     found = whole.largest(4.5)
@@ -572,27 +576,27 @@ def test_of_equal_subsets_the_even_one_is_taken(toy: Callable[..., State]) -> No
     assert (found.seeds, found.folds, found.cells) == (2, 2, 4)  # and not one seed on four folds
 
 
-def test_what_is_done_is_free(toy: Callable[..., State]) -> None:
+def test_what_is_done_is_free(toy: Callable[..., StudyState]) -> None:
     state = toy("design.variant=none", "design.split={kind: random, folds: 3}")
     keys = {(cell.seed, cell.fold): key for key, cell in state.cells.items()}
     first = {keys[0, fold]: done(state, keys[0, fold], 1.0) for fold in range(3)}
     whole = of(state, **first)
-    whole._each = [Range(1, 1, 1).times(3600)] * 3
+    whole._each = [Bounds(1, 1, 1).times(3600)] * 3
     found = whole.largest(2)
     assert found is not None
     assert (found.seeds, found.folds, found.cells, found.wall_hours.expected) == (2, 2, 4, 2)
 
 
-def test_the_search_is_part_of_every_subset(toy: Callable[..., State]) -> None:
+def test_the_search_is_part_of_every_subset(toy: Callable[..., StudyState]) -> None:
     state = toy(SEARCH, "design.variant=none", "design.split={kind: random, folds: 3}")
     whole = of(state, calibration=measured(state))
-    whole._each = [Range(1, 1, 1).times(3600)] * len(whole.jobs)
+    whole._each = [Bounds(1, 1, 1).times(3600)] * len(whole.jobs)
     assert [whole.subset(1, folds).wall_hours.expected for folds in (1, 2, 3)] == [4, 5, 6]  # 3 trials each
 
 
 @pytest.mark.parametrize(("seeds", "folds"), [(1, 1), (1, 3), (2, 1), (2, 2), (2, 3)])
 def test_the_overrides_make_the_subset(
-    toy: Callable[..., State], seeds: int, folds: int, tmp_path: Path
+    toy: Callable[..., StudyState], seeds: int, folds: int, tmp_path: Path
 ) -> None:
     state = toy("design.seed=[7, 5]")
     whole = of(state, calibration=measured(state))
@@ -614,7 +618,7 @@ def test_a_split_of_any_kind_can_be_typed_again(tmp_path: Path) -> None:
         {"kind": "checkerboard", "degrees": 8, "origin": [1.5, 2], "seed": 3},
         {"kind": "clusters", "folds": 2},
     ]
-    state = State(
+    state = StudyState(
         "demo", ["data.synthetic={sites: 40, days: 60}", f"storage={tmp_path}", "design.variant=none"]
     )
     declared = state.study.model_copy(
@@ -623,7 +627,7 @@ def test_a_split_of_any_kind_can_be_typed_again(tmp_path: Path) -> None:
     state.study = declared
     whole = Estimate.__new__(Estimate)
     whole._study, whole._seeds = declared, (0,)
-    (text,) = whole.overrides(cost.Subset(1, 1, 5, Range(0, 0, 0), {}))
+    (text,) = whole.overrides(cost.Subset(1, 1, 5, Bounds(0, 0, 0), {}))
     again = study.load("demo", [text])
     assert [factor.split for factor in again.design.split] == [
         factor.split for factor in declared.design.split
@@ -631,7 +635,7 @@ def test_a_split_of_any_kind_can_be_typed_again(tmp_path: Path) -> None:
     assert [factor.folds for factor in again.design.split] == [(3,), (0,), (0,), (0,), (0,)]
 
 
-def test_the_json_of_a_budget(toy: Callable[..., State]) -> None:
+def test_the_json_of_a_budget(toy: Callable[..., StudyState]) -> None:
     state = toy()
     whole = of(state, ONE_CPU._replace(cpus=4), measured(state, step_s=360.0))
     assert "budget" not in whole.content(0)

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from pm25.metrics import SCORES
 from pm25.splits import CheckerboardSplit, GroupSplit
 from sweeps.analysis import artifacts
-from sweeps.analysis.results import Cut
+from sweeps.analysis.results import SplitMap
 from sweeps.analysis.stored import Curves
 from sweeps.report import figures
 from sweeps.report.figures import Figure
@@ -137,15 +137,15 @@ def parameters() -> pd.DataFrame:
     )
 
 
-def cuts() -> list[Cut]:
+def cuts() -> list[SplitMap]:
     lat, lon = (grid.ravel() for grid in np.meshgrid([30.0, 38.0, 46.0], [-118.0, -102.0, -86.0, -70.0]))
-    names = np.array(["train", "validation", "within", "test"])
+    names = np.array(["train", "validation", "wr", "test"])
     frame = pd.DataFrame(
         {"site_id": np.arange(12).astype("str"), "lat": lat, "lon": lon, "role": np.resize(names, 12)}
     )
     return [
-        Cut(CheckerboardSplit(degrees=16, origin=(4.0, 2.0)), {0: frame, 1: frame}),
-        Cut(GroupSplit(column="state", values=("CA", "TX", "NY")), {0: frame, 1: frame}),
+        SplitMap(CheckerboardSplit(degrees=16, origin=(4.0, 2.0)), {0: frame, 1: frame}),
+        SplitMap(GroupSplit(column="state", values=("CA", "TX", "NY")), {0: frame, 1: frame}),
     ]
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sweeps.report import data, write
-from sweeps.spec.claims import Analysis, ArmChoice, Claim, Place
+from sweeps.spec.claims import Analysis, ArmChoice, Claim, EvaluationPlace
 
 WOBBLE = (0.1, -0.1, 0.05, -0.05, 0.0)
 """By fold, what an arm's difference is off by: zero on average."""
@@ -47,14 +47,14 @@ def claim(split: str = "random", metric: str = "rmse", fold: int | None = None) 
             "claim": f"{split} {metric} {fold}",
             "better": GEOCLIP,
             "than": ArmChoice(variant="none"),
-            "on": Place(split=split, fold=fold),
+            "on": EvaluationPlace(split=split, fold=fold),
             "metric": metric,
         }
     )
 
 
 def answer(rows: pd.DataFrame, *claims: Claim, **analysis: Any) -> list[str]:
-    return write.answer(data.made(rows, {"study": "toy"}, Analysis(**analysis), claims))
+    return write.answer(data.build_report_data(rows, {"study": "toy"}, Analysis(**analysis), claims))
 
 
 def test_a_declared_contrast_without_all_its_cells_is_told_with_its_pairs() -> None:

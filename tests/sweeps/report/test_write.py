@@ -16,7 +16,7 @@ import pytest
 from pm25.metrics import SCORES
 from sweeps.report import data, summary, tables, write
 from sweeps.report.figures import Figure
-from sweeps.spec.claims import Analysis, ArmChoice, Claim, Place, Published, PublishedValue
+from sweeps.spec.claims import Analysis, ArmChoice, Claim, EvaluationPlace, Published, PublishedValue
 
 HOSTILE = "ValueError: <script>alert('x')</script> | *bold*"
 PAGES = ["index.html", "report.md", "cells.csv", "means.csv", "contrasts.csv"]
@@ -99,7 +99,7 @@ def digests(folder):
 
 
 def made(rows, facts=FACTS, claims=(), **more):
-    return data.made(rows, facts, more.pop("analysis", None), claims, **more)
+    return data.build_report_data(rows, facts, more.pop("analysis", None), claims, **more)
 
 
 def written(tmp_path, rows, facts=FACTS, claims=(), **more):
@@ -195,7 +195,7 @@ def declared(better="geoclip", than="none", split="random", metric="rmse", part=
     arms = (
         ArmChoice(variant=name, fusion="hadamard" if name == "geoclip" else None) for name in (better, than)
     )
-    place = Place(split=split, part=part)
+    place = EvaluationPlace(split=split, part=part)
     return Claim(
         claim=f"{better} beats {than}, {split}", better=next(arms), than=next(arms), on=place, metric=metric
     )

@@ -26,7 +26,7 @@ from sweeps.spec.design import (
     Pruner,
     Search,
     active,
-    meant,
+    is_active,
     same,
     settings_at,
     within,
@@ -200,7 +200,7 @@ def test_a_parameter_means_something_beside_the_values_it_names(
     point: dict[str, Any], names: list[str]
 ) -> None:
     space = conditional()
-    assert [n for n, p in space.items() if p.when and meant(p, point)] == names
+    assert [n for n, p in space.items() if p.when and is_active(p, point)] == names
     everything = {"train.huber_delta": 1.0, "model.dropout": 0.1} | point
     assert active(space, everything) == point | {name: everything[name] for name in names}
 

@@ -360,7 +360,7 @@ def test_an_override_can_swap_the_data() -> None:
     other = study.load("demo", ["data.synthetic=null", "data.table=p.parquet"])
     assert other.data.synthetic is None
     assert other.data.table == Path.cwd() / "p.parquet"
-    # The likeliest slip says how to mend it.
+    # The likeliest slip says how to fix it.
     with pytest.raises(InputError, match=r"not both: --set data\.synthetic=null$"):
         study.load("demo", ["data.table=p.parquet"])
 

@@ -19,7 +19,7 @@ import pytest
 
 from pm25.errors import InputError
 from sweeps.store import lock
-from sweeps.store.lock import Hold
+from sweeps.store.lock import StudyLock
 from sweeps.store.records import Store
 
 ROOT = Path(__file__).parents[3]
@@ -83,7 +83,7 @@ def content(file: Path) -> dict[str, Any]:
 
 def test_the_file_names_the_driver_and_goes_with_it(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "toy" / "driver.json"
-    with Hold(store) as held:
+    with StudyLock(store) as held:
         found = content(file)
         assert found["process"] == os.getpid()
         assert found["process_started"] == psutil.Process().create_time()
@@ -91,14 +91,14 @@ def test_the_file_names_the_driver_and_goes_with_it(store: Store, tmp_path: Path
         assert timedelta() <= age < timedelta(seconds=10)
         assert held.lost == ""
     assert [*file.parent.iterdir()] == []
-    with pytest.raises(ZeroDivisionError), Hold(store):
+    with pytest.raises(ZeroDivisionError), StudyLock(store):
         raise ZeroDivisionError
     assert [*file.parent.iterdir()] == []
 
 
 def test_a_second_driver_is_told_of_the_first(store: Store, tmp_path: Path) -> None:
-    with Hold(store) as held:
-        with pytest.raises(InputError) as caught, Hold(store):
+    with StudyLock(store) as held:
+        with pytest.raises(InputError) as caught, StudyLock(store):
             pass
         since = content(tmp_path / "toy" / "driver.json")["since"][:19].replace("T", " ")
         host = content(tmp_path / "toy" / "driver.json")["host"]
@@ -107,13 +107,13 @@ def test_a_second_driver_is_told_of_the_first(store: Store, tmp_path: Path) -> N
             f"since {since} UTC; stop that process, or wait until it has ended"
         )
         assert held.lost == ""
-        with Hold(Store(store.storage, "other")):  # another study is another matter
+        with StudyLock(Store(store.storage, "other")):  # another study is another matter
             pass
 
 
 def test_the_beat_goes_on(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "toy" / "driver.json"
-    with Hold(store):
+    with StudyLock(store):
         first = content(file)
         second = until(lambda: content(file)["beat"] > first["beat"] and content(file))
         assert second | {"beat": ""} == first | {"beat": ""}
@@ -123,9 +123,9 @@ def test_the_beat_goes_on(store: Store, tmp_path: Path) -> None:
 
 _HOLDS = """
 import sys
-from sweeps.store.lock import Hold
+from sweeps.store.lock import StudyLock
 from sweeps.store.records import Store
-with Hold(Store(sys.argv[1], "toy")):
+with StudyLock(Store(sys.argv[1], "toy")):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -151,15 +151,15 @@ def test_a_killed_driver_is_replaced_at_once(
     tmp_path: Path, other: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(str(tmp_path), "toy")
-    with pytest.raises(InputError, match=f"process {other.pid} on host "), Hold(store):
+    with pytest.raises(InputError, match=f"process {other.pid} on host "), StudyLock(store):
         pass
     other.send_signal(signal.SIGKILL)
     until(lambda: psutil.Process(other.pid).status() == psutil.STATUS_ZOMBIE)
-    with Hold(store):  # nobody has reaped it yet
+    with StudyLock(store):  # nobody has reaped it yet
         pass
     other.wait()
     (tmp_path / "toy" / "driver.json").write_text(json.dumps(driver(process=other.pid)))
-    with Hold(store):
+    with StudyLock(store):
         assert content(tmp_path / "toy" / "driver.json")["process"] == os.getpid()
     assert capsys.readouterr().err == ""  # nothing was waited for
 
@@ -173,7 +173,7 @@ def test_a_driver_that_ends_lets_go(tmp_path: Path, other: "subprocess.Popen[str
 
 def test_another_process_with_the_same_id_is_no_driver(store: Store, file: Path) -> None:
     file.write_text(json.dumps(driver(process_started=psutil.Process().create_time() - 100)))
-    with Hold(store) as held:
+    with StudyLock(store) as held:
         assert content(file)["id"] != "somebody"
         assert held.lost == ""
 
@@ -204,7 +204,7 @@ def test_a_beating_heart_is_alive_whatever_its_clock_says(
     try:
         with (
             pytest.raises(InputError, match=r"process 1 on host node7 .* 2026-03-01 09:30:00 UTC"),
-            Hold(store),
+            StudyLock(store),
         ):
             pass
     finally:
@@ -219,7 +219,7 @@ def test_a_heart_that_stands_still_is_dead(
 ) -> None:
     file.write_text(json.dumps(elsewhere(beat=ago(seconds))))
     began = time.monotonic()
-    with Hold(store):
+    with StudyLock(store):
         assert time.monotonic() - began > lock.STALE_S - 0.1
         assert content(file)["process"] == os.getpid()
     said = capsys.readouterr().err
@@ -232,7 +232,7 @@ def test_a_heart_that_stood_still_before_is_watched_for_less(
     monkeypatch.setattr(lock, "STALE_S", 60.0)
     file.write_text(json.dumps(elsewhere(beat=ago(3600))))
     began = time.monotonic()
-    with Hold(store):
+    with StudyLock(store):
         assert lock.WATCH_S < time.monotonic() - began < 30
 
 
@@ -243,7 +243,7 @@ def test_a_driver_that_lets_go_is_not_waited_for(
     file.write_text(json.dumps(elsewhere()))
     threading.Timer(0.1, file.unlink).start()
     began = time.monotonic()
-    with Hold(store):
+    with StudyLock(store):
         assert time.monotonic() - began < 15
         assert content(file)["process"] == os.getpid()
 
@@ -253,7 +253,7 @@ def test_a_driver_that_lets_go_is_not_waited_for(
 
 def test_a_driver_that_was_replaced_stops_and_touches_nothing(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "toy" / "driver.json"
-    with Hold(store) as held:
+    with StudyLock(store) as held:
         file.write_text(json.dumps(elsewhere()))
         assert until(lambda: held.lost) == "process 1 on host node7 has taken over study toy"
     assert content(file)["id"] == "somebody"
@@ -261,7 +261,7 @@ def test_a_driver_that_was_replaced_stops_and_touches_nothing(store: Store, tmp_
 
 def test_a_file_that_vanished_ends_the_run(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "toy" / "driver.json"
-    with Hold(store) as held:
+    with StudyLock(store) as held:
         file.unlink()
         assert until(lambda: held.lost) == f"{file} was removed: somebody ended this run"
     assert not file.exists()
@@ -277,7 +277,7 @@ def test_a_storage_that_fails_for_a_while_is_tried_again(
         asked.append(time.monotonic())
         raise OSError(5, "Input/output error")
 
-    with Hold(store) as held:
+    with StudyLock(store) as held:
         first = content(file)["beat"]
         with monkeypatch.context() as broken:
             broken.setattr(lock, "write", fails)
@@ -299,7 +299,7 @@ def test_a_hold_that_cannot_be_renewed_is_lost_before_it_is_stale(
             again.wait()
         raise OSError(5, "Input/output error")
 
-    with Hold(store) as held:
+    with StudyLock(store) as held:
         began = time.monotonic()
         monkeypatch.setattr(lock, "write", bad)
         lost = until(lambda: held.lost)
@@ -325,7 +325,7 @@ def test_without_locks_the_last_writer_wins(
     thread.start()
     with (
         pytest.raises(InputError, match=f"process {os.getpid()} on host node7"),
-        Hold(Elsewhere(str(tmp_path), "toy")),
+        StudyLock(Elsewhere(str(tmp_path), "toy")),
     ):
         pass
     thread.join()
@@ -337,7 +337,7 @@ import random, sys, time
 import pyarrow.fs
 from pm25.errors import InputError
 from sweeps import hold
-from sweeps.store.lock import Hold
+from sweeps.store.lock import StudyLock
 from sweeps.store.records import Store
 
 class Elsewhere(Store):
@@ -353,7 +353,7 @@ mine = None
 for line in sys.stdin:
     if line == "go\\n":
         try:
-            mine = Hold(Store(sys.argv[1], "toy"))
+            mine = StudyLock(Store(sys.argv[1], "toy"))
             mine.__enter__()
             print("won", flush=True)
         except InputError as error:

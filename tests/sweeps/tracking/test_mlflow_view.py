@@ -358,7 +358,7 @@ def test_a_winner_is_registered_once(store: Store, client: MlflowClient) -> None
     from mlflow import pyfunc
 
     from sweeps.engine import worker
-    from sweeps.state import State
+    from sweeps.state import StudyState
     from sweeps.tracking import winners
 
     study = {
@@ -372,7 +372,7 @@ def test_a_winner_is_registered_once(store: Store, client: MlflowClient) -> None
     }
     file = Path(store.storage) / "toy.yaml"
     file.write_text(json.dumps(study))
-    state = State(str(file))
+    state = StudyState(str(file))
     for key, cell in state.cells.items():
         worker.run_and_record(cell, key, state.panel, store, keep_weights=True)
     records = state.records()

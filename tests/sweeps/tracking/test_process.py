@@ -21,7 +21,7 @@ from sweeps.spec.claims import Analysis
 from sweeps.store.records import Record, Store
 from sweeps.tracking import process
 from sweeps.tracking.parent_metrics import Aggregates
-from sweeps.tracking.process import Writer, _View
+from sweeps.tracking.process import MlflowMirror, TrackingProcess
 
 PANEL: Any = SimpleNamespace(fingerprint="f")
 
@@ -44,7 +44,7 @@ def runs(store: Store) -> list[tuple[str, str]]:
 
 
 def planned(*records: Record) -> Any:
-    """Of a state what `Writer.plan` looks at: these cells and no searches."""
+    """Of a state what `TrackingProcess.plan` looks at: these cells and no searches."""
     cells = {record["key"]: Cell.model_validate(record["cell"]) for record in records}
     study = SimpleNamespace(analysis=Analysis(), claims=(), design=SimpleNamespace(looks=()))
     return SimpleNamespace(cells=cells, waiting=[], searched=list, study=study)
@@ -64,7 +64,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.mark.slow
 def test_all_that_is_handed_in_is_written_by_the_end(store: Store) -> None:
     before, during = [stored(store, seed) for seed in (0, 1)], [stored(store, seed) for seed in (2, 3)]
-    with Writer(store, None, before) as made:
+    with TrackingProcess(store, None, before) as made:
         for record in during:
             made.add(record)
         made.plan(planned(*before, *during))
@@ -77,7 +77,9 @@ def test_all_that_is_handed_in_is_written_by_the_end(store: Store) -> None:
         notes = database.execute("select value from experiment_tags where key = 'mlflow.note.content'")
         assert notes.fetchall() == [("RMSE 5",)]
 
-    with Writer(store, None, [*before, *during]) as made:  # nothing is new, and nothing was asked of it
+    with TrackingProcess(
+        store, None, [*before, *during]
+    ) as made:  # nothing is new, and nothing was asked of it
         pass
     assert made.behind == ""
     assert runs(store) == finished(*before, *during)
@@ -86,13 +88,13 @@ def test_all_that_is_handed_in_is_written_by_the_end(store: Store) -> None:
 @pytest.mark.slow
 def test_a_killed_writer_is_told_and_made_up_for(store: Store) -> None:
     first, second = stored(store, 0), stored(store, 1)
-    with Writer(store, None, []) as made:
+    with TrackingProcess(store, None, []) as made:
         made.add(first)
         made._process.kill()
         made._process.wait()
         made.add(second)
     assert made.behind == "its process ended with -9"
-    with Writer(store, None, [first, second]) as made:
+    with TrackingProcess(store, None, [first, second]) as made:
         pass
     assert runs(store) == finished(first, second)
 
@@ -101,7 +103,7 @@ def test_a_killed_writer_is_told_and_made_up_for(store: Store) -> None:
 def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(store: Store) -> None:
     (Path(store.storage) / "file").touch()
     uri = f"sqlite:///{store.storage}/file/mlflow.db"
-    made = Writer(store, uri, [])
+    made = TrackingProcess(store, uri, [])
     with pytest.raises(InputError, match=f"^tracking: {uri} cannot be opened"), made:
         made.opened()
     assert made._process.poll() is not None
@@ -113,7 +115,7 @@ def test_a_server_that_does_not_answer_is_refused_only_where_it_is_needed(
     store: Store, needed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    made = Writer(store, "http://127.0.0.1:9", [])
+    made = TrackingProcess(store, "http://127.0.0.1:9", [])
     with made:
         if needed:
             with pytest.raises(InputError, match=r"^tracking: http://127.0.0.1:9"):
@@ -127,8 +129,8 @@ def test_a_server_that_does_not_answer_is_refused_only_where_it_is_needed(
 def test_it_ends_with_its_driver(store: Store) -> None:
     code = (
         "import sys, time; from sweeps.store.records import Store\n"
-        "from sweeps.tracking.process import Writer\n"
-        f"made = Writer(Store({store.storage!r}, 'toy'), None, [])\n"
+        "from sweeps.tracking.process import TrackingProcess\n"
+        f"made = TrackingProcess(Store({store.storage!r}, 'toy'), None, [])\n"
         "made.opened(); print(made._process.pid, flush=True); time.sleep(60)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -145,7 +147,7 @@ def test_a_store_that_does_not_answer_holds_up_no_training(
     monkeypatch.setattr(process, "OPENS_S", 0.2)
     # As one whose server accepts a connection and does not answer.
     monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, "import time; time.sleep(60)"))
-    made = Writer(store, "http://127.0.0.1:9", [])
+    made = TrackingProcess(store, "http://127.0.0.1:9", [])
     made.opened()
     made._process.kill()
     made.close()
@@ -156,7 +158,7 @@ def test_a_process_that_dies_at_once_is_told_at_the_end(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, "import sys; sys.exit(3)"))
-    made = Writer(store, None, [])
+    made = TrackingProcess(store, None, [])
     made.opened()
     made.close()
     assert made.behind == "its process ended with 3"
@@ -198,14 +200,14 @@ class Tracker:
 @pytest.fixture
 def tracker(monkeypatch: pytest.MonkeyPatch) -> Tracker:
     made = Tracker()
-    monkeypatch.setattr(_View, "_open", lambda view: made)
+    monkeypatch.setattr(MlflowMirror, "_open", lambda view: made)
     return made
 
 
 def test_what_was_missed_is_written_when_the_tracking_store_answers_again(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = _View(Store("nowhere", "toy"), None)
+    view = MlflowMirror(Store("nowhere", "toy"), None)
 
     def add(key: str) -> None:
         view.missed.append({"key": key})
@@ -231,7 +233,7 @@ def test_what_was_missed_is_written_when_the_tracking_store_answers_again(
 
 
 def test_the_last_attempt_does_not_wait_and_describes_only_what_is_whole(tracker: Tracker) -> None:
-    view = _View(Store("nowhere", "toy"), None)
+    view = MlflowMirror(Store("nowhere", "toy"), None)
     tracker.fails = True
     view.missed.append({"key": "a"})
     view.catch_up(at_leisure=False)
@@ -247,7 +249,7 @@ def test_the_last_attempt_does_not_wait_and_describes_only_what_is_whole(tracker
 def test_the_arms_are_compared_at_leisure_and_at_the_end(tracker: Tracker, store: Store) -> None:
     record = stored(store, 0)
     other = Cell(variant="none", split=RandomSplit(), fold=0, seed=1)
-    view = _View(store, None)
+    view = MlflowMirror(store, None)
     view.catch_up(at_leisure=True)
     assert [what for what, _ in tracker.asked] == ["sync"], "nothing is planned as yet"
     cells = {record["key"]: record["cell"], other.key("f"): other.resolved()}

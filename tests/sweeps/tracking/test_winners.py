@@ -32,10 +32,10 @@ from sweeps.engine import worker
 from sweeps.engine.worker import WEIGHTS
 from sweeps.spec import study
 from sweeps.spec.design import Arm
-from sweeps.state import State
+from sweeps.state import StudyState
 from sweeps.store.records import Record, Store
 from sweeps.tracking import model_card, winners
-from sweeps.tracking.winners import Keeper, Winner
+from sweeps.tracking.winners import WeightRetention, Winner
 
 DESIGN: dict[str, Any] = {
     "variant": ["none", "latlon", "geoclip", "table", "random"],
@@ -73,7 +73,7 @@ def written(folder: Path, **changes: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> State:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> StudyState:
     """A whole study, trained in this process and kept in order as a run keeps it."""
     folder = tmp_path_factory.mktemp("winners")
     reference = written(folder)
@@ -83,8 +83,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> State:
     for name in ("a", "b"):
         vectors[name] = np.random.default_rng(0).normal(size=len(vectors))
     vectors.to_parquet(folder / "vectors.parquet", index=False)
-    state = State(reference)
-    keeper = Keeper(state.study, state.store)
+    state = StudyState(reference)
+    keeper = WeightRetention(state.study, state.store)
     for key, cell in state.cells.items():
         keeps = state.study.keeps_weights(cell)
         embedded = state.embedded(cell)
@@ -97,7 +97,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> State:
 
 
 @pytest.fixture(scope="module")
-def chosen(ran: State) -> list[Winner]:
+def chosen(ran: StudyState) -> list[Winner]:
     return winners.winners(ran, ran.records())
 
 
@@ -108,13 +108,13 @@ def by_name(found: list[Winner], name: str) -> Winner:
 # Who wins
 
 
-def judged(records: dict[str, Record], state: State, arm: Arm) -> dict[str, float]:
+def judged(records: dict[str, Record], state: StudyState, arm: Arm) -> dict[str, float]:
     """Validation RMSE of the arm's cells on the random split, by key."""
     keys = [k for k, c in state.cells.items() if Arm.of(c) == arm and c.split.label == "random"]
     return {key: records[key]["metrics"]["val_rmse"] for key in keys}
 
 
-def test_the_winner_has_the_lowest_validation_error_within_region(ran: State) -> None:
+def test_the_winner_has_the_lowest_validation_error_within_region(ran: StudyState) -> None:
     records = ran.records()
     found = winners.best(ran.study, ran.cells, records)
     assert [arm.label for arm in found] == ARMS
@@ -124,7 +124,7 @@ def test_the_winner_has_the_lowest_validation_error_within_region(ran: State) ->
         assert key == min(scores, key=lambda k: (scores[k], k))
 
 
-def test_a_test_score_is_not_looked_at(ran: State) -> None:
+def test_a_test_score_is_not_looked_at(ran: StudyState) -> None:
     records = ran.records()
     blind = {
         key: {**record, "metrics": {"val_rmse": record["metrics"]["val_rmse"]}}
@@ -133,7 +133,7 @@ def test_a_test_score_is_not_looked_at(ran: State) -> None:
     assert winners.best(ran.study, ran.cells, blind) == winners.best(ran.study, ran.cells, records)
 
 
-def test_ties_go_by_key_and_what_is_no_number_is_last(ran: State) -> None:
+def test_ties_go_by_key_and_what_is_no_number_is_last(ran: StudyState) -> None:
     arm = Arm("none", None)
     records = {key: dict(record) for key, record in ran.records().items()}
     keys = sorted(judged(records, ran, arm))
@@ -157,26 +157,28 @@ def test_without_a_split_within_region_the_first_counts(tmp_path: Path) -> None:
 # Whose weights are kept
 
 
-def test_one_file_of_weights_is_left_of_each_arm(ran: State) -> None:
+def test_one_file_of_weights_is_left_of_each_arm(ran: StudyState) -> None:
     records = ran.records()
     best = winners.best(ran.study, ran.cells, records)
     assert ran.store.holding(WEIGHTS) == {*best.values()}
     assert winners.lacking(ran, records) == {}
-    Keeper(ran.study, ran.store).tidy(ran.cells, records)
+    WeightRetention(ran.study, ran.store).tidy(ran.cells, records)
     assert ran.store.holding(WEIGHTS) == {*best.values()}
 
 
-def toy(ran: State, folder: Path, keep: Any = "winners") -> tuple[Keeper, Store, Any]:
+def toy(ran: StudyState, folder: Path, keep: Any = "winners") -> tuple[WeightRetention, Store, Any]:
     """The study's cells in a store of their own, where each has a file for its weights."""
     store = Store(str(folder), "tiny")
     for key in ran.cells:
         store.write_file(key, WEIGHTS, b"weights")
     of = ran.study.model_copy(update={"keep_weights": keep})
-    return Keeper(of, store), store, of
+    return WeightRetention(of, store), store, of
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_in_whatever_order_they_end_and_wherever_it_is_killed(ran: State, tmp_path: Path, seed: int) -> None:
+def test_in_whatever_order_they_end_and_wherever_it_is_killed(
+    ran: StudyState, tmp_path: Path, seed: int
+) -> None:
     keeper, store, of = toy(ran, tmp_path)
     records = ran.records()
     best = {*winners.best(of, ran.cells, records).values()}
@@ -189,7 +191,7 @@ def test_in_whatever_order_they_end_and_wherever_it_is_killed(ran: State, tmp_pa
     assert store.holding(WEIGHTS) == left | others | (records.keys() - heard.keys())
     # Killed: two more were recorded that nobody heard of; then a new run begins.
     heard |= {record["key"]: record for record in order[20:22]}
-    keeper = Keeper(of, store)
+    keeper = WeightRetention(of, store)
     keeper.tidy(ran.cells, heard)
     assert {*winners.best(of, ran.cells, heard).values()} == store.holding(WEIGHTS) & heard.keys()
     assert records.keys() - heard.keys() <= store.holding(WEIGHTS), "a cell without a record lost its weights"
@@ -199,7 +201,7 @@ def test_in_whatever_order_they_end_and_wherever_it_is_killed(ran: State, tmp_pa
     assert store.holding(WEIGHTS) == best
 
 
-def test_cells_of_other_settings_in_the_same_store_are_left_alone(ran: State, tmp_path: Path) -> None:
+def test_cells_of_other_settings_in_the_same_store_are_left_alone(ran: StudyState, tmp_path: Path) -> None:
     keeper, store, _ = toy(ran, tmp_path)
     store.write_file("stale", WEIGHTS, b"weights")
     records = ran.records()
@@ -208,7 +210,7 @@ def test_cells_of_other_settings_in_the_same_store_are_left_alone(ran: State, tm
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_where_all_or_none_are_kept_nothing_is_deleted(ran: State, tmp_path: Path, keep: bool) -> None:
+def test_where_all_or_none_are_kept_nothing_is_deleted(ran: StudyState, tmp_path: Path, keep: bool) -> None:
     keeper, store, of = toy(ran, tmp_path, keep)
     records = ran.records()
     for record in records.values():
@@ -218,7 +220,7 @@ def test_where_all_or_none_are_kept_nothing_is_deleted(ran: State, tmp_path: Pat
     assert {of.keeps_weights(cell) for cell in ran.cells.values()} == {keep}
 
 
-def test_a_failed_cell_takes_nothing_from_anybody(ran: State, tmp_path: Path) -> None:
+def test_a_failed_cell_takes_nothing_from_anybody(ran: StudyState, tmp_path: Path) -> None:
     keeper, store, of = toy(ran, tmp_path)
     key = winners.best(of, ran.cells, ran.records())[Arm("none", None)]
     keeper.ended(ran.records()[key])
@@ -226,7 +228,7 @@ def test_a_failed_cell_takes_nothing_from_anybody(ran: State, tmp_path: Path) ->
     assert key in store.holding(WEIGHTS)
 
 
-def test_a_winner_without_weights_is_named_and_not_served(ran: State, tmp_path: Path) -> None:
+def test_a_winner_without_weights_is_named_and_not_served(ran: StudyState, tmp_path: Path) -> None:
     records = ran.records()
     key = winners.best(ran.study, ran.cells, records)[Arm("latlon", None)]
     weights = ran.store.read_file(key, WEIGHTS)
@@ -252,7 +254,7 @@ def test_controls_are_not_served(chosen: list[Winner]) -> None:
     ]
 
 
-def stored_predictions(ran: State, winner: Winner) -> tuple[pd.DataFrame, np.ndarray]:
+def stored_predictions(ran: StudyState, winner: Winner) -> tuple[pd.DataFrame, np.ndarray]:
     """The test samples of its cell as a frame that the model takes, and what was stored of them."""
     panel = ran.panel
     found = ran.store.read_table(winner.key, "predictions").to_pandas()
@@ -270,7 +272,7 @@ def stored_predictions(ran: State, winner: Winner) -> tuple[pd.DataFrame, np.nda
 
 @pytest.mark.parametrize("name", SERVED)
 def test_a_winners_folder_serves_the_stored_predictions(
-    ran: State, chosen: list[Winner], tmp_path: Path, name: str
+    ran: StudyState, chosen: list[Winner], tmp_path: Path, name: str
 ) -> None:
     winner = by_name(chosen, name)
     winner.write(tmp_path / "model")
@@ -284,7 +286,7 @@ def test_a_winners_folder_serves_the_stored_predictions(
     assert np.abs(stored - alone).min() <= 1e-5 * abs(alone)
 
 
-def test_the_example_is_a_test_sample_of_the_panel(ran: State, chosen: list[Winner]) -> None:
+def test_the_example_is_a_test_sample_of_the_panel(ran: StudyState, chosen: list[Winner]) -> None:
     winner = by_name(chosen, "none")
     row = winners.example(ran, winner).iloc[0]
     frame, _ = stored_predictions(ran, winner)
@@ -303,7 +305,7 @@ def test_the_example_is_a_test_sample_of_the_panel(ran: State, chosen: list[Winn
     assert missing(row) == min(missing(other) for _, other in frame.iterrows())
 
 
-def test_inputs_and_tags(ran: State, chosen: list[Winner]) -> None:
+def test_inputs_and_tags(ran: StudyState, chosen: list[Winner]) -> None:
     plain, tabled = by_name(chosen, "none"), by_name(chosen, "table-hadamard")
     channels = dict.fromkeys((*ran.panel.channels, "neighbours_pm25", "neighbours_km"), "array")
     assert plain.inputs == {"lat": "double", "lon": "double", **channels}
@@ -328,7 +330,7 @@ def test_requirements_are_what_is_installed() -> None:
 # Its card
 
 
-def test_a_card_says_what_the_record_and_the_study_say(ran: State, chosen: list[Winner]) -> None:
+def test_a_card_says_what_the_record_and_the_study_say(ran: StudyState, chosen: list[Winner]) -> None:
     winner, records, rows = by_name(chosen, "geoclip-hadamard"), ran.records(), ran.rows()
     record, text = records[winner.key], winner.card
     assert text.startswith("# GeoCLIP · Hadamard: daily PM2.5 at a place, from 21 days of its covariates\n")
@@ -354,12 +356,12 @@ def test_a_card_says_what_the_record_and_the_study_say(ran: State, chosen: list[
     assert "nan" not in text.replace('float("nan")', "")
 
 
-def card(ran: State, winner: Winner, record: Record, rows: pd.DataFrame, **options: Any) -> str:
+def card(ran: StudyState, winner: Winner, record: Record, rows: pd.DataFrame, **options: Any) -> str:
     facts = {**ran.facts(ran.records()), "question": ""}
     return model_card.card(winner.arm, winner.cell, record, rows, facts, winner.inputs, ran.panel, options)
 
 
-def test_without_its_number_a_sentence_is_left_out(ran: State, chosen: list[Winner]) -> None:
+def test_without_its_number_a_sentence_is_left_out(ran: StudyState, chosen: list[Winner]) -> None:
     winner, rows = by_name(chosen, "none"), ran.rows()
     record = ran.records()[winner.key]
     record["metrics"] |= {"test_n_tail": 7.0, "test_tail_mbe": -12.34, "test_r2": None}
@@ -373,7 +375,7 @@ def test_without_its_number_a_sentence_is_left_out(ran: State, chosen: list[Winn
     assert "- Its audit found: scalers_saw_test." in card(ran, winner, record, rows)
 
 
-def test_only_known_licences_are_told(ran: State, chosen: list[Winner]) -> None:
+def test_only_known_licences_are_told(ran: StudyState, chosen: list[Winner]) -> None:
     winner = by_name(chosen, "geoclip-hadamard")
     record, rows = ran.records()[winner.key], ran.rows()
     winner = replace(winner, cell=winner.cell.model_copy(update={"variant": "satclip"}))
@@ -415,7 +417,7 @@ def elsewhere() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def saved(ran: State, winner: Winner, folder: Path) -> Path:
+def saved(ran: StudyState, winner: Winner, folder: Path) -> Path:
     """The model as it is registered."""
     import mlflow
     from mlflow.models import ModelSignature
@@ -443,7 +445,7 @@ def saved(ran: State, winner: Winner, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what MLflow's imports, and its checks of an example, warn of
 @pytest.mark.parametrize("name", ["geoclip-hadamard", "table-hadamard"])
-def test_mlflow_loads_a_winner(ran: State, chosen: list[Winner], tmp_path: Path, name: str) -> None:
+def test_mlflow_loads_a_winner(ran: StudyState, chosen: list[Winner], tmp_path: Path, name: str) -> None:
     """In a process elsewhere, asked by frame and by JSON, and as its card says."""
     winner = by_name(chosen, name)
     model = saved(ran, winner, tmp_path)
@@ -465,7 +467,7 @@ def test_mlflow_loads_a_winner(ran: State, chosen: list[Winner], tmp_path: Path,
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_served_winner_answers(ran: State, chosen: list[Winner], tmp_path: Path) -> None:
+def test_a_served_winner_answers(ran: StudyState, chosen: list[Winner], tmp_path: Path) -> None:
     """`mlflow models serve` on this machine: the example by HTTP, and what is wrong with a bad one."""
     winner = by_name(chosen, "none")
     model = saved(ran, winner, tmp_path)
