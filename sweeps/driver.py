@@ -38,6 +38,7 @@ def train(
     writer = TrackingProcess(state.store, state.study.tracking, recorded, state.data())
     del records, recorded  # `TrackingProcess` lets go of them too, once it has sent them
     from sweeps.engine import ray_tune
+    from sweeps.engine.optuna_study import OptunaJournal
     from sweeps.report import data, write
     from sweeps.tracking import winners  # Ray, while the writer's process imports MLflow
 

@@ -232,8 +232,8 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             f"Forest plot of paired {METRICS[metric].name} differences to 'none', by split and arm",
             f"Paired differences in {METRICS[metric].title} to 'none': the same split, fold and "
             "seed. A thick line is the interval over independent test sets, a thin one the bootstrap over "
-            "sites (WR) or blocks of sites (OoR); within the grey band arms count as equal. The number at the right counts "
-            "the independent test sets; hollow: too few of them for a test.",
+            "sites (WR) or blocks of sites (OoR); within the grey band arms count as equal. The number at "
+            "the right counts the independent test sets; hollow: too few of them for a test.",
         )
 
 
