@@ -1,0 +1,1 @@
+"""Tests of pm25-sweeps; the folders mirror the packages."""
