@@ -86,11 +86,6 @@ class Cell(Settings):
         return self
 
     @property
-    def arm(self) -> tuple[str, str | None]:
-        """Variant and fusion; a fusion without an encoder is the matched head's."""
-        return self.variant, self.fusion
-
-    @property
     def encoder(self) -> str | None:
         """The name that `pm25.encoders.load` knows, for the variants that have one."""
         return self.variant if self.variant in ENCODERS else None

@@ -27,7 +27,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class Settings(BaseModel):
     """Base of every settings block: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelSettings(Settings):

@@ -1,1 +1,1 @@
-"""What a study declares."""
+"""Contents of a study file, as values that were checked."""

@@ -1,44 +1,46 @@
-"""What a study is to settle: how differences are judged, which are claimed, and what a paper published."""
+"""Claims of a study: how arms are compared, which differences are declared, and published values."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from pm25.errors import SettingError
 from pm25.settings import Fusion, Settings, Share, Variant
+from sweeps.spec import suggest
 from sweeps.spec.design import Arm, Design, Head
 
 Metric = Literal["rmse", "r2", "mae"]
 Part = Literal["test", "wr"]
-"""Of a cell's two test sets: the fold held out, or the held-out sites inside its training region."""
+"""Evaluation set of a cell: the fold held out, or the held-out sites within its training region."""
 
 Text = Annotated[str, Field(min_length=1)]
 
 
 class Analysis(Settings):
-    """How a difference between two arms is judged."""
+    """Statistical settings of the comparison of two arms."""
 
     metric: Metric = "rmse"
-    """The primary one: what is tested where the study claims nothing."""
+    """Primary metric, tested where the study declares no claims."""
     alpha: Share = 0.05
-    """Level of all tests of declared contrasts together; intervals are of level 1 - alpha."""
+    """Family-wise error rate of all declared tests together; confidence intervals have level 1 - alpha."""
     rope: NonNegativeFloat = 0.01
-    """Practically equal is what differs by less: a share of the other arm's RMSE or MAE; R2 as it is."""
+    """Half-width of the region of practical equivalence: a fraction of the other arm's RMSE or MAE, or an
+    absolute difference of R2."""
     test: Literal["corrected_t", "wilcoxon"] = "corrected_t"
-    """The t-test with the variance of overlapping training sets (Nadeau and Bengio 2003), or signed ranks,
-    which take folds for independent and so find too much where they are not (`statistics.wilcoxon`)."""
+    """Test of a difference: `corrected_t` corrects the variance for overlapping training sets (Nadeau and
+    Bengio 2003); `wilcoxon` treats folds as independent, so it may find too many differences."""
     bootstrap: PositiveInt = 1000
-    """Resamples of sites, or out of region of blocks."""
+    """Number of bootstrap resamples, of sites or, out of region, of spatial blocks."""
     block_degrees: PositiveFloat = 4.0
-    """Edge of a block."""
+    """Edge of a spatial block in degrees."""
     outlines: Path | None = None
-    """A GeoJSON file of outlines to draw on the maps."""
+    """GeoJSON file of outlines to draw on maps. Default: none."""
 
 
 class Contrast(NamedTuple):
-    """`arm` minus `other` in one place, paired by fold and seed: what one test is about."""
+    """One test: `arm` minus `other` on one evaluation set, paired by fold and seed."""
 
     arm: Arm
     other: Arm
@@ -49,65 +51,80 @@ class Contrast(NamedTuple):
 
 
 class ArmChoice(Settings):
-    """Names an arm of the design."""
+    """Reference to an arm of the design."""
 
     variant: Variant
+    """Variant of the arm."""
     fusion: Fusion | None = None
+    """Fusion of the arm; none for a variant without an encoder."""
     head: Head | None = None
+    """Head of the arm: `matched`, or null for the plain head."""
 
     @property
     def arm(self) -> Arm:
+        """The arm itself."""
         return Arm(self.variant, self.fusion, self.head)
 
 
 class EvaluationPlace(Settings):
-    """Names the test sets of a split, or one of them."""
+    """Reference to the evaluation sets of a split: all folds, or one fold."""
 
     split: Text
-    """Its label, such as checkerboard-16. A claim may name the kind, where one split of the design has it;
-    in a `Study` the label stands there."""
+    """Label of the split, such as `checkerboard-16`, or its kind if only one split of the design has it."""
     part: Part = "test"
+    """Evaluation set: `test`, or `wr` for the held-out sites within the training region."""
     fold: Annotated[int, Field(ge=0)] | None = None
-    """One of the split's; all of them without it."""
+    """Fold of the split, counted from 0. Default: all folds."""
 
 
 class Claim(Settings):
-    """One arm is better than another in some place by some metric, as it is declared before the run."""
+    """Statement, declared before the run, that one arm is better than another on one evaluation set."""
 
     claim: Text
+    """Text of the claim, as reports show it."""
     better: ArmChoice
+    """Arm that is claimed to be better."""
     than: ArmChoice
+    """Arm that it is compared with."""
     on: EvaluationPlace
+    """Evaluation sets of the comparison."""
     metric: Metric
+    """Metric of the comparison."""
 
     @property
     def contrast(self) -> Contrast:
+        """Test that decides the claim."""
         return Contrast(
             self.better.arm, self.than.arm, self.on.split, self.on.part, self.on.fold, self.metric
         )
 
 
 class PublishedValue(ArmChoice, EvaluationPlace):
-    """A number that a paper reports of an arm in some place, which the design need not have."""
+    """Value that a paper reports for an arm on an evaluation set; the design need not contain either."""
 
     metric: Metric
+    """Metric of the value."""
     value: float
+    """Published value, in the unit of the metric."""
     sd: NonNegativeFloat | None = None
+    """Published standard deviation. Default: not reported."""
 
 
 class Published(Settings):
-    """Numbers of a paper, to be shown beside ours and never mixed with them."""
+    """Values of a paper, shown next to the study's own and never mixed with them."""
 
     source: Text
+    """Citation of the paper."""
     values: Annotated[tuple[PublishedValue, ...], Field(min_length=1)]
+    """Published values."""
 
 
 def declared(
     claims: Sequence[Claim], analysis: Analysis, arms: Sequence[Arm], design: Design
 ) -> tuple[Contrast, ...]:
-    """The family of contrasts that are tested together.
+    """Return the family of contrasts that are tested together: one for each distinct claim.
 
-    Those of the claims; without any, every arm against `none` on every split's test set.
+    Without claims, every arm is compared with the arm `none` on the test set of every split.
     """
     if claims:
         return tuple(dict.fromkeys(claim.contrast for claim in claims))
@@ -120,33 +137,39 @@ def declared(
     )
 
 
-class NotOfDesign(ValueError):
-    """A claim about an arm or a split that the design has not."""
+class NotOfDesign(SettingError):
+    """A claim about an arm or a split that the design does not contain."""
 
 
 def of_design(
     claims: Sequence[Claim], arms: Sequence[Arm], design: Design, *, narrowed: bool = False
 ) -> tuple[Claim, ...]:
-    """The claims with their splits' labels. Raises ValueError for one that the design does not fit.
+    """Return the claims with the labels of their splits in place of kinds.
 
-    Where the design was `narrowed`, claims about what went with that are left out.
+    With `narrowed`, claims about arms or splits that the design does not contain are left out. Otherwise they
+    raise NotOfDesign. Other faults raise SettingError.
     """
     found = []
     texts: dict[str, int] = {}
     for i, claim in enumerate(claims):
         name = f"claims.{i}"
         if claim.claim in texts:
-            raise ValueError(f"{name}.claim: claims.{texts[claim.claim]} has the same text; leave one out")
+            raise SettingError(
+                f"{name}.claim", f"same text as claims.{texts[claim.claim]}", "remove one of the two"
+            )
         texts[claim.claim] = i
         if claim.better.arm == claim.than.arm:
-            raise ValueError(
-                f"{name}.than: {claim.than.arm.label} is no better than itself; name another arm"
+            raise SettingError(
+                f"{name}.than", f"{claim.than.arm.label} is compared with itself", "name another arm"
             )
         try:
             for field, arm in (("better", claim.better.arm), ("than", claim.than.arm)):
                 if arm not in arms:
-                    near = _nearest(arm.label, [own.label for own in arms])
-                    raise NotOfDesign(f"{name}.{field}: the design has no arm {arm.label}; {near}")
+                    raise NotOfDesign(
+                        f"{name}.{field}",
+                        f"arm {arm.label} is not in the design",
+                        suggest.fix(arm.label, [own.label for own in arms]),
+                    )
             label = _label(f"{name}.on", claim.on, design)
         except NotOfDesign:
             if not narrowed:
@@ -157,29 +180,31 @@ def of_design(
 
 
 def _label(name: str, place: EvaluationPlace, design: Design) -> str:
-    """Of the place's split."""
+    """Return the label of the split that `place` refers to; `name` is its dotted key."""
     splits = {factor.split.label: factor.split for factor in design.split}
     label = place.split
     if label not in splits:
         of_kind = [known for known, split in splits.items() if split.kind == label]
         if len(of_kind) > 1:
-            raise ValueError(
-                f"{name}.split: {label} is the kind of several; give one of {', '.join(of_kind)}"
+            raise SettingError(
+                f"{name}.split",
+                f"{label} is the kind of {len(of_kind)} splits",
+                suggest.use_one_of(of_kind),
             )
         if not of_kind:
-            near = _nearest(label, [*splits])
-            raise NotOfDesign(f"{name}.split: the design has no split {label}; {near}")
+            raise NotOfDesign(
+                f"{name}.split", f"split {label} is not in the design", suggest.fix(label, [*splits])
+            )
         label = of_kind[0]
     split = splits[label]
     if place.part == "wr" and split.regime != "OoR":
-        raise ValueError(f"{name}.part: wr is of a split of regions; the test of {label} is within region")
+        raise SettingError(
+            f"{name}.part", f"wr needs a split of regions, and {label} is within region", "use test"
+        )
     if place.fold is not None and place.fold >= split.folds:
-        raise ValueError(
-            f"{name}.fold: fold {place.fold} does not exist: {label} has folds 0 to {split.folds - 1}"
+        raise SettingError(
+            f"{name}.fold",
+            f"{place.fold} is not a fold of split {label}",
+            f"use folds from 0 to {split.folds - 1}",
         )
     return label
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"

@@ -315,13 +315,11 @@ def test_labels_are_for_people():
     assert Cell(variant="none", split=SpatialSplit(), fold=0, seed=0).label == "none spatial fold 0 seed 0"
     matched = Cell(variant="none", head="matched", fusion="film", split=RandomSplit(), fold=0, seed=0)
     assert matched.label == "none-matched-film random fold 0 seed 0"
-    assert matched.arm == ("none", "film")
     assert CheckerboardSplit(degrees=7.5).label == "checkerboard-7.5"
     plain = "geoclip-hadamard checkerboard-8 fold 0 seed 0"
     assert cell(tuning={}).label == f"{plain} tuning on validation"
     nested = cell(tuning={"split": {"kind": "spatial"}, "fold": 4})
     assert nested.label == f"{plain} tuning on spatial fold 4"
-    assert nested.arm == cell().arm
 
 
 def test_units_are_the_published_ones():

@@ -23,13 +23,15 @@ import torch
 
 import sweeps.analysis
 from pm25 import encoders
+from pm25.cell import Cell
 from pm25.metrics import SCORES
 from pm25.panel import Panel
 from pm25.sources import synthetic
 from sweeps import cli
 from sweeps.engine import measure, worker
 from sweeps.engine.scheduler import Scheduler
-from sweeps.spec import study
+from sweeps.spec import study_file as study
+from sweeps.spec.study import Study
 from sweeps.store.records import Store
 
 STUDY = """\
@@ -74,6 +76,12 @@ def table() -> pd.DataFrame:
     return synthetic.synthesize(sites=12, days=40)
 
 
+def by_key(declared: Study, panel: Panel) -> dict[str, Cell]:
+    """The cells of a study's grid by their keys."""
+    key = declared.keys(panel)
+    return {key(cell): cell for cell in declared.cells()}
+
+
 @pytest.fixture(scope="module")
 def finished(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study, its table and its store: two cells done, one failed, one missing."""
@@ -85,7 +93,7 @@ def finished(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> P
     store = Store(toy.storage, "toy")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    first, second, third, _ = toy.keyed(panel).items()
+    first, second, third, _ = by_key(toy, panel).items()
     for key, cell in (first, second):
         assert worker.run_and_record(cell, key, panel, store)["state"] == "done"
     torch.set_num_threads(threads)
@@ -168,14 +176,14 @@ def test_plan_and_status_load_no_trainer_no_cluster_and_no_tracker(toy: Path) ->
 def toy_keys(toy: Path) -> list[str]:
     """The keys of the study's four cells: two done, one failed, one missing."""
     toy_study = study.load(str(toy))
-    return [*toy_study.keyed(toy_study.panel())]
+    return [*by_key(toy_study, toy_study.panel())]
 
 
 def fail(toy: Path, key: str, message: str, kind: str = "RuntimeError", host: str = "alpha") -> None:
     """Record a cell of the study as failed."""
     toy_study = study.load(str(toy))
     store = Store(toy_study.storage, "toy")
-    cell = toy_study.keyed(toy_study.panel())[key]
+    cell = by_key(toy_study, toy_study.panel())[key]
     store.forget(key)
     record = worker.record_loss({"key": key, "cell": cell.resolved(), "host": host}, store, message)
     error = record["error"] | {"type": kind, "signature": f"{kind}: {message}"}
@@ -235,7 +243,7 @@ def test_status_stays_short(sweep: Sweep, toy: Path) -> None:
     many = ["--set", "design.seed=[0, 1, 2]"]
     toy_study = study.load(str(toy), many[1:])
     store = Store(toy_study.storage, "toy")
-    for number, (key, cell) in enumerate(toy_study.keyed(toy_study.panel()).items()):
+    for number, (key, cell) in enumerate(by_key(toy_study, toy_study.panel()).items()):
         kind = "abcdefghij"[max(0, number - 2)]  # three a, and nine others
         store.forget(key)
         worker.record_loss({"key": key, "cell": cell.resolved()}, store, kind)
@@ -388,7 +396,7 @@ def test_plan_counts_the_samples_of_the_protocol(sweep: Sweep, toy: Path, table:
     )
     parts = ("train", "validation", "test")
     assert sum(paper[part] for part in parts) == positive < sum(strict[part] for part in parts)
-    (key, cell), *_ = toy_study.keyed(panel).items()
+    (key, cell), *_ = by_key(toy_study, panel).items()
     store = Store(toy_study.storage, "toy")
     counts = worker.run_and_record(cell, key, panel, store)["counts"]
     assert [paper[part] for part in parts] == [counts[f"n_{part}"] for part in ("train", "val", "test")]
@@ -575,7 +583,7 @@ def test_why_of_every_state(sweep: Sweep, toy: Path) -> None:
 
 def study_keys(toy: Path, sets: list[str]) -> list[str]:
     toy_study = study.load(str(toy), sets[1::2])
-    return [*toy_study.keyed(toy_study.panel())]
+    return [*by_key(toy_study, toy_study.panel())]
 
 
 def test_the_retry_that_why_proposes_chooses_that_cell(sweep: Sweep, toy: Path) -> None:
@@ -778,7 +786,7 @@ def one_thread() -> Iterator[None]:
 
 def done_keys(toy: Path) -> list[str]:
     toy_study = study.load(str(toy))
-    records = Store(toy_study.storage, "toy").records(toy_study.keyed(toy_study.panel()))
+    records = Store(toy_study.storage, "toy").records(by_key(toy_study, toy_study.panel()))
     return [key for key, record in records.items() if record["state"] == "done"]
 
 
@@ -826,7 +834,7 @@ def test_a_sample_is_as_large_as_was_asked(
     cells = toy.parent / "results" / "toy" / "cells"
     seeds = [f"design.seed=[{', '.join(map(str, range(4)))}]", "design.split={kind: random, fold: 0}"]
     toy_study = study.load(str(toy), seeds)
-    for key in toy_study.keyed(toy_study.panel()):
+    for key in by_key(toy_study, toy_study.panel()):
         if key != first:
             shutil.copytree(cells / first, cells / key, dirs_exist_ok=True)
     monkeypatch.setattr(worker, "differences", lambda *_, **__: [])
@@ -936,7 +944,7 @@ def test_importance_needs_one_cell_and_its_weights(sweep: Sweep, toy: Path) -> N
     # Of 17 keys in hexadecimal two begin alike.
     more = [f"design.seed=[{', '.join(map(str, range(17)))}]", "design.split={kind: random, fold: 0}"]
     toy_study = study.load(str(toy), more)
-    starts = [key[0] for key in toy_study.keyed(toy_study.panel())]
+    starts = [key[0] for key in by_key(toy_study, toy_study.panel())]
     often = max(starts, key=starts.count)
     sets = [part for override in more for part in ("--set", override)]
     said = f"{often}: names {starts.count(often)} cells of"

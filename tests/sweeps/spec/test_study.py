@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pyarrow.parquet
@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from pm25.cell import Cell
 from pm25.errors import InputError
@@ -18,8 +19,9 @@ from pm25.neighbours import NeighbourSettings
 from pm25.panel import CALENDAR, Panel
 from pm25.settings import ENCODERS, ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
-from sweeps.spec import study
-from sweeps.spec.study import Study
+from sweeps.spec import study_file
+from sweeps.spec.study import Encoders, Study
+from tests.errors import refuses
 
 SHARED = Path(__file__).parents[3].parent / "shared"
 SHIPPED = ["demo", "paper2025", "quick"]
@@ -43,27 +45,22 @@ def write(folder: Path, text: str | bytes = TOY) -> str:
     return str(path)
 
 
-def fault(path: str, *overrides: str) -> str:
-    """What is said of a study, behind the file's name."""
-    with pytest.raises(InputError) as caught:
-        study.load(path, overrides)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    if not text.startswith("--set "):
-        assert text.startswith(f"{path}: ")
-    return text.removeprefix(f"{path}: ")
+def refused(path: str, overrides: list[str], said: tuple[str | None, ...]) -> None:
+    """Check that a study is refused with the file, and with the field and the values of `said`."""
+    with refuses(path, *said):
+        study_file.load(path, overrides)
 
 
 def arms(of: Study) -> list[tuple[str, str | None]]:
     """Variant and fusion, in the order of the grid."""
-    return list(dict.fromkeys(cell.arm for cell in of.cells()))
+    return list(dict.fromkeys((cell.variant, cell.fusion) for cell in of.cells()))
 
 
 # What a study crosses
 
 
 def test_demo_is_30_cells_of_5_arms() -> None:
-    demo = study.load("demo")
+    demo = study_file.load("demo")
     cells = demo.cells()
     assert len(cells) == len(set(cells)) == 30  # 5 arms x (1 random fold + 2 colours) x 2 seeds
     assert arms(demo) == [
@@ -85,19 +82,19 @@ def test_demo_is_30_cells_of_5_arms() -> None:
 
 
 def test_quick_is_60_cells_on_a_table_of_the_users() -> None:
-    quick = study.load("quick", ["data.table=panel.parquet"])
+    quick = study_file.load("quick", ["data.table=panel.parquet"])
     assert len(quick.cells()) == 60  # 5 arms x (5 + 5 + 2 folds)
     assert len(arms(quick)) == 5
     folds = {"random": 5, "spatial": 5, "checkerboard-16": 2}
     assert {(c.split.label, c.fold) for c in quick.cells()} == {
         (label, fold) for label, number in folds.items() for fold in range(number)
     }
-    with pytest.raises(InputError, match=r"not neither: --set data\.table=PANEL\.parquet$"):
-        study.load("quick")
+    with refuses("quick.yaml", "data", "--set data.table="):
+        study_file.load("quick")
 
 
 def test_the_published_design_is_910_cells_of_7_arms() -> None:
-    published = study.load("paper2025", ["data.table=panel.parquet"])
+    published = study_file.load("paper2025", ["data.table=panel.parquet"])
     assert len(published.cells()) == 910  # 7 arms x (10 + 10 + 3 x 2 folds) x 5 seeds
     assert arms(published) == [
         *(("none", None), ("latlon", None), ("sincos", None)),
@@ -109,42 +106,42 @@ def test_the_published_design_is_910_cells_of_7_arms() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_study_says_how_many_cells_and_trials_it_has(name: str) -> None:
-    first = (study.SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
-    shipped = study.load(name, ["data={table: panel.parquet}"])
+    first = (study_file.SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
+    shipped = study_file.load(name, ["data={table: panel.parquet}"])
     trials = shipped.search.trials * len(shipped.arms()) if shipped.search else 0
     said = f"{trials} search trials and " if trials else ""
     assert re.search(rf"  {said}{len(shipped.cells())} cells\b", first)
 
 
 def test_the_shipped_studies_are_these() -> None:
-    assert sorted(file.name for file in study.SHIPPED.iterdir()) == [f"{name}.yaml" for name in SHIPPED]
+    assert sorted(file.name for file in study_file.SHIPPED.iterdir()) == [f"{name}.yaml" for name in SHIPPED]
 
 
 def test_an_address_stays_one() -> None:
     uri = "s3://bucket/a/panel.parquet"
     told = [f"data.table={uri}", f"encoders.table.path={uri}", f"encoders.satclip.checkpoint={uri}"]
-    made = study.load("quick", told)
+    made = study_file.load("quick", told)
     assert made.data.table == uri
     assert made.encoder_options("table")["path"] == made.encoder_options("satclip")["checkpoint"] == uri
-    with pytest.raises(InputError, match=r"data\.table: give a path, or an address such as .*, got 5$"):
-        study.load("quick", ["data.table=5"])
+    with refuses("quick.yaml", "data.table", 5):
+        study_file.load("quick", ["data.table=5"])
 
 
 def test_quick_names_channels_of_the_real_table() -> None:
     table = SHARED / "data" / "conus_daily_2021.parquet"
     if not table.is_file():
         pytest.skip(f"{table.name} is not in shared/data")
-    channels = study.load("quick", [f"data.table={table}"]).data.channels
+    channels = study_file.load("quick", [f"data.table={table}"]).data.channels
     assert channels is not None
     assert {*channels} - {*CALENDAR} <= {*pyarrow.parquet.read_schema(table).names}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_arm_stands_in_the_grid_s_first_cells(name: str) -> None:
-    shipped = study.load(name, ["data={table: panel.parquet}"])
+    shipped = study_file.load(name, ["data={table: panel.parquet}"])
     cells, every = shipped.cells(), arms(shipped)
     for block in range(0, len(cells), len(every)):
-        assert [c.arm for c in cells[block : block + len(every)]] == every
+        assert [(c.variant, c.fusion) for c in cells[block : block + len(every)]] == every
         assert len({(c.split.label, c.fold, c.seed) for c in cells[block : block + len(every)]}) == 1
     # The first seed's first folds, over all splits, come before any second fold or seed.
     splits = len(shipped.design.split)
@@ -154,16 +151,21 @@ def test_every_arm_stands_in_the_grid_s_first_cells(name: str) -> None:
 
 def test_a_variant_without_an_encoder_has_no_fusion(tmp_path: Path) -> None:
     path = write(tmp_path)
-    both = study.load(path, ["design.fusion=[hadamard, concat]"])
+    both = study_file.load(path, ["design.fusion=[hadamard, concat]"])
     assert arms(both) == [("none", None), ("geoclip", "hadamard"), ("geoclip", "concat")]
     assert all((c.fusion is None) == (c.variant == "none") for c in both.cells())
     assert len(both.cells()) == 3 * 7 * 2
-    assert len(study.load(path, ["design.variant=none", "design.fusion=[hadamard, concat]"]).cells()) == 7 * 2
+    assert (
+        len(study_file.load(path, ["design.variant=none", "design.fusion=[hadamard, concat]"]).cells())
+        == 7 * 2
+    )
 
 
 def test_folds_are_all_of_a_split_s_unless_named(tmp_path: Path) -> None:
     def folds(text: str) -> list[int]:
-        cells = study.load(write(tmp_path), ["design.variant=none", "design.seed=0", f"design.split={text}"])
+        cells = study_file.load(
+            write(tmp_path), ["design.variant=none", "design.seed=0", f"design.split={text}"]
+        )
         return [c.fold for c in cells.cells()]
 
     assert folds("{kind: random}") == [0, 1, 2, 3, 4]
@@ -175,7 +177,7 @@ def test_folds_are_all_of_a_split_s_unless_named(tmp_path: Path) -> None:
 
 def test_one_level_needs_no_list(tmp_path: Path) -> None:
     listed = write(tmp_path)
-    one = study.load(
+    one = study_file.load(
         listed,
         [
             "design.variant=geoclip",
@@ -199,7 +201,7 @@ def test_one_level_needs_no_list(tmp_path: Path) -> None:
 
 def test_a_level_that_stands_twice_is_one_cell(tmp_path: Path) -> None:
     twice = ["design.seed=[0, 0, 1, 1]", "design.variant=[none, geoclip, none]"]
-    assert study.load(write(tmp_path), twice).cells() == study.load(write(tmp_path)).cells()
+    assert study_file.load(write(tmp_path), twice).cells() == study_file.load(write(tmp_path)).cells()
 
 
 # Heads, encoders, neighbours, protocol
@@ -210,23 +212,25 @@ def test_a_matched_head_is_one_more_none_for_each_fusion(tmp_path: Path) -> None
     both = ["design.head=[plain, matched]", "design.fusion=[hadamard, concat]"]
     encoded: list[tuple[str, str | None]] = [("geoclip", "hadamard"), ("geoclip", "concat")]
     matched: list[tuple[str, str | None]] = [("none", "hadamard"), ("none", "concat")]
-    assert arms(study.load(path, both)) == [("none", None), *matched, *encoded]
-    assert arms(study.load(path, [both[1], "design.head=matched"])) == [*matched, *encoded]
-    cells = study.load(path, both).cells()
+    assert arms(study_file.load(path, both)) == [("none", None), *matched, *encoded]
+    assert arms(study_file.load(path, [both[1], "design.head=matched"])) == [*matched, *encoded]
+    cells = study_file.load(path, both).cells()
     assert all((c.head == "matched") == (c.variant == "none" and c.fusion is not None) for c in cells)
     assert len(cells) == len(set(cells)) == 5 * 7 * 2
 
 
 def test_a_head_is_for_none_alone(tmp_path: Path) -> None:
     others = "design.variant=[latlon, random]"
-    plain = study.load(write(tmp_path), [others]).cells()
-    assert study.load(write(tmp_path), [others, "design.head=[plain, matched]"]).cells() == plain
+    plain = study_file.load(write(tmp_path), [others]).cells()
+    assert study_file.load(write(tmp_path), [others, "design.head=[plain, matched]"]).cells() == plain
     # Coordinates have a plain head, whatever head 'none' is given.
-    assert study.load(write(tmp_path), [others, "design.head=matched"]).cells() == plain
+    assert study_file.load(write(tmp_path), [others, "design.head=matched"]).cells() == plain
 
 
 def test_protocol_neighbours_and_blocks_reach_every_cell(tmp_path: Path) -> None:
-    made = study.load(write(tmp_path), ["protocol=paper", "neighbours={k: 4}", "model.projection=norm_tanh"])
+    made = study_file.load(
+        write(tmp_path), ["protocol=paper", "neighbours={k: 4}", "model.projection=norm_tanh"]
+    )
     assert {c.protocol for c in made.cells()} == {"paper"}
     assert {c.neighbours for c in made.cells()} == {NeighbourSettings(k=4)}
     # Where nothing is projected there is no such setting, and the cell keeps its key.
@@ -234,29 +238,31 @@ def test_protocol_neighbours_and_blocks_reach_every_cell(tmp_path: Path) -> None
         ("none", None),
         ("geoclip", "norm_tanh"),
     }
-    plain = study.load(write(tmp_path))
+    plain = study_file.load(write(tmp_path))
     assert {(c.protocol, c.neighbours) for c in plain.cells()} == {("strict", None)}
-    defaults = study.load(write(tmp_path), ["neighbours={}"])
+    defaults = study_file.load(write(tmp_path), ["neighbours={}"])
     assert {c.neighbours for c in defaults.cells()} == {NeighbourSettings()}
-    assert study.load(write(tmp_path), ["neighbours=null"]) == plain
+    assert study_file.load(write(tmp_path), ["neighbours=null"]) == plain
 
 
 def test_whose_weights_are_kept(tmp_path: Path) -> None:
-    assert study.load(write(tmp_path)).keep_weights == "winners"
+    assert study_file.load(write(tmp_path)).keep_weights == "winners"
     for value in (True, False, "winners"):
-        assert study.load(write(tmp_path), [f"keep_weights={str(value).lower()}"]).keep_weights == value
-    with pytest.raises(InputError, match=r"toy.yaml: keep_weights: .*, got 'best'"):
-        study.load(write(tmp_path), ["keep_weights=best"])
+        assert study_file.load(write(tmp_path), [f"keep_weights={str(value).lower()}"]).keep_weights == value
+    with refuses("toy.yaml", "keep_weights", "'best'"):
+        study_file.load(write(tmp_path), ["keep_weights=best"])
 
 
 def test_an_encoder_is_told_what_it_takes(tmp_path: Path) -> None:
-    made = study.load(write(tmp_path), ["encoders.random.dim=8", "encoders.shuffled.seed=3"])
+    made = study_file.load(write(tmp_path), ["encoders.random.dim=8", "encoders.shuffled.seed=3"])
     assert made.encoder_options("random") == {"dim": 8, "seed": 0}
     assert made.encoder_options("shuffled") == {"seed": 3}
     assert made.encoder_options("geoclip") == made.encoder_options("latlon") == {}
-    made = study.load(write(tmp_path), ["design.variant=satclip", "encoders.satclip.model=some/hub-name"])
+    made = study_file.load(
+        write(tmp_path), ["design.variant=satclip", "encoders.satclip.model=some/hub-name"]
+    )
     assert made.encoder_options("satclip") == {"model": "some/hub-name"}
-    made = study.load(write(tmp_path), ["design.variant=table", "encoders.table.path=/v.parquet"])
+    made = study_file.load(write(tmp_path), ["design.variant=table", "encoders.table.path=/v.parquet"])
     assert made.encoder_options("table") == {"path": Path("/v.parquet"), "trained_on_target": False}
 
 
@@ -271,7 +277,7 @@ def test_paths_of_encoders_are_relative_like_all_others(
     path = write(there, TOY + told)
 
     def paths(*overrides: str) -> tuple[Path | None, Path]:
-        encoders = study.load(path, overrides).encoders
+        encoders = study_file.load(path, overrides).encoders
         assert encoders.satclip is not None
         assert encoders.table is not None
         return encoders.satclip.checkpoint, encoders.table.path
@@ -280,14 +286,14 @@ def test_paths_of_encoders_are_relative_like_all_others(
     assert paths("encoders.satclip.checkpoint=b.ckpt") == (here / "b.ckpt", there / "v.parquet")
     assert paths("encoders.table={path: x/u.parquet}") == (tmp_path / "w" / "a.ckpt", here / "x/u.parquet")
     assert paths("encoders.table.path=/far/u.parquet")[1] == Path("/far/u.parquet")
-    hub = study.load(path, ["encoders.satclip={model: microsoft/SatCLIP-ViT16-L40}"]).encoders.satclip
+    hub = study_file.load(path, ["encoders.satclip={model: microsoft/SatCLIP-ViT16-L40}"]).encoders.satclip
     assert hub is not None
     assert (hub.model, hub.checkpoint) == ("microsoft/SatCLIP-ViT16-L40", None)  # a name, no path
 
 
 def test_splits_say_which_columns_they_go_by(tmp_path: Path) -> None:
-    assert study.load(write(tmp_path)).groups() == ()
-    made = study.load(
+    assert study_file.load(write(tmp_path)).groups() == ()
+    made = study_file.load(
         write(tmp_path),
         [
             "design.split=[{kind: group, column: state, values: [CA, TX]}, {kind: random}, "
@@ -306,12 +312,14 @@ def test_the_columns_of_groups_are_read_and_are_no_channels(tmp_path: Path) -> N
     frame["half"] = pd.Series(frame["site_id"].rank(method="dense") > 6).map({False: "low", True: "high"})
     (tmp_path / "tables").mkdir()
     frame.to_parquet(tmp_path / "tables" / "panel.parquet", index=False)
-    made = study.load(write(tmp_path), ["design.split={kind: group, column: half, values: [high, low]}"])
+    made = study_file.load(write(tmp_path), ["design.split={kind: group, column: half, values: [high, low]}"])
     panel = made.panel()
     assert sorted({*panel.groups["half"].tolist()}) == ["high", "low"]
     assert "half" not in panel.channels
-    with pytest.raises(InputError, match="nowhere"):
-        study.load(write(tmp_path), ["design.split={kind: group, column: nowhere, values: [a, b]}"]).panel()
+    other = study_file.load(write(tmp_path), ["design.split={kind: group, column: nowhere, values: [a, b]}"])
+    with pytest.raises(InputError) as raised:
+        other.panel()
+    assert "nowhere" in str(raised.value)
 
 
 def test_a_leaking_channel_is_for_the_published_protocol(tmp_path: Path) -> None:
@@ -320,14 +328,16 @@ def test_a_leaking_channel_is_for_the_published_protocol(tmp_path: Path) -> None
     (tmp_path / "tables").mkdir()
     frame = synthetic.synthesize(sites=12, days=30).assign(knnidw_pm25=5.0)
     frame.to_parquet(tmp_path / "tables" / "panel.parquet", index=False)
-    with pytest.raises(InputError, match=r"channel knnidw_pm25 holds .* set neighbours, or set protocol"):
-        study.load(write(tmp_path)).panel()
-    assert "knnidw_pm25" in study.load(write(tmp_path), ["protocol=paper"]).panel().channels
+    with pytest.raises(InputError) as raised:
+        study_file.load(write(tmp_path)).panel()
+    for name in ("knnidw_pm25", "neighbours", "protocol"):
+        assert name in str(raised.value)
+    assert "knnidw_pm25" in study_file.load(write(tmp_path), ["protocol=paper"]).panel().channels
 
 
 def test_null_means_every_channel() -> None:
     some = ["data={synthetic: {sites: 12, days: 30}, channels: [elev_m]}"]
-    every = study.load("demo", [*some, "data.channels=null"])
+    every = study_file.load("demo", [*some, "data.channels=null"])
     assert every.data.channels is None
     assert len(every.panel().channels) > 1
 
@@ -337,7 +347,7 @@ def test_null_means_every_channel() -> None:
 
 def test_overrides_nest_and_are_yaml(tmp_path: Path) -> None:
     path = write(tmp_path)
-    made = study.load(
+    made = study_file.load(
         path,
         [
             "train.learning_rate=1e-4",
@@ -357,30 +367,31 @@ def test_overrides_nest_and_are_yaml(tmp_path: Path) -> None:
 
 
 def test_an_override_can_swap_the_data() -> None:
-    other = study.load("demo", ["data.synthetic=null", "data.table=p.parquet"])
+    other = study_file.load("demo", ["data.synthetic=null", "data.table=p.parquet"])
     assert other.data.synthetic is None
     assert other.data.table == Path.cwd() / "p.parquet"
     # The likeliest slip says how to fix it.
-    with pytest.raises(InputError, match=r"not both: --set data\.synthetic=null$"):
-        study.load("demo", ["data.table=p.parquet"])
+    with refuses("demo.yaml", "data", "--set data.synthetic=null"):
+        study_file.load("demo", ["data.table=p.parquet"])
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("model.width", "--set model.width: write it as a.b=value"),
-        ("=4", "--set =4: write it as a.b=value"),
-        ("model..width=4", "--set model..width=4: write it as a.b=value"),
-        ("model width=4", "--set model width=4: write it as a.b=value"),
-        ("design.seed=[0", "--set design.seed=[0: the value is not valid YAML"),
-        ("title=a: b: c", "--set title=a: b: c: the value is not valid YAML"),
-        ("model={width: 4, width: 8}", "--set model={width: 4, width: 8}: the value is not valid YAML"),
-        ("study.name=x", "--set study.name=x: study holds 'toy', not further keys"),
-        ("model.width.units=4", "--set model.width.units=4: width holds 4, not further keys"),
+        ("model.width", ("", "a.b", "--set data.table=panel")),
+        ("=4", ("", "a.b", "--set data.table=panel")),
+        ("model..width=4", ("", "a.b", "--set data.table=panel")),
+        ("model width=4", ("", "a.b", "--set data.table=panel")),
+        ("design.seed=[0", ("design.seed",)),
+        ("title=a: b: c", ("title",)),
+        ("model={width: 4, width: 8}", ("model",)),
+        ("study.name=x", ("study", "'toy'", "--set study=VALUE")),
+        ("model.width.units=4", ("model.width", "4", "--set model.width=VALUE")),
     ],
 )
-def test_a_bad_override_is_named(tmp_path: Path, override: str, said: str) -> None:
-    assert fault(write(tmp_path), override).startswith(said)
+def test_a_bad_override_is_named(tmp_path: Path, override: str, said: tuple[str, ...]) -> None:
+    with refuses(f"--set {override}", *said):
+        study_file.load(write(tmp_path), [override])
 
 
 def test_paths_in_a_file_are_relative_to_it_and_overrides_to_the_current_folder(
@@ -392,18 +403,18 @@ def test_paths_in_a_file_are_relative_to_it_and_overrides_to_the_current_folder(
     monkeypatch.chdir(here)
     path = write(there, TOY + "storage: ../out\n")
     for reference in (path, os.path.relpath(path)):
-        made = study.load(reference)
+        made = study_file.load(reference)
         assert made.data.table == there / "tables" / "panel.parquet"
         assert made.storage == str(tmp_path / "out")
     for overrides in (
         ["data.table=p.parquet", "storage=mine"],
         ["data={table: p.parquet}", "storage=./mine/x/.."],
     ):
-        made = study.load(path, overrides)
+        made = study_file.load(path, overrides)
         assert made.data.table == here / "p.parquet"
         assert made.storage == str(here / "mine")
-    assert study.load(path, ["storage=/far/away"]).storage == "/far/away"
-    assert study.load(path, ["storage=s3://bucket/x"]).storage == "s3://bucket/x"
+    assert study_file.load(path, ["storage=/far/away"]).storage == "/far/away"
+    assert study_file.load(path, ["storage=s3://bucket/x"]).storage == "s3://bucket/x"
 
 
 @pytest.mark.parametrize(
@@ -424,11 +435,11 @@ def test_the_resolved_content_is_the_same_study_elsewhere(
         folder.mkdir()
     write(here)
     monkeypatch.chdir(here)
-    declared, content = study.resolve(reference, overrides)
-    assert declared == study.load(reference, overrides)
+    declared, content = study_file.resolve(reference, overrides)
+    assert declared == study_file.load(reference, overrides)
     monkeypatch.chdir(there)
     (there / "shipped.yaml").write_text(yaml.safe_dump(content))
-    assert study.load("shipped.yaml") == declared
+    assert study_file.load("shipped.yaml") == declared
 
 
 def test_results_stand_beside_the_file_or_in_the_current_folder(
@@ -437,36 +448,34 @@ def test_results_stand_beside_the_file_or_in_the_current_folder(
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    assert study.load(write(tmp_path)).storage == str(tmp_path / "results")
-    assert study.load("demo").storage == str(here / "results")
+    assert study_file.load(write(tmp_path)).storage == str(tmp_path / "results")
+    assert study_file.load("demo").storage == str(here / "results")
 
 
 def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert study.load("demo", ["storage=~/results"]).storage == str(tmp_path / "results")
-    lost = study.load(write(tmp_path, TOY.replace("tables/", "~nobody-of-this-name/")))
+    assert study_file.load("demo", ["storage=~/results"]).storage == str(tmp_path / "results")
+    lost = study_file.load(write(tmp_path, TOY.replace("tables/", "~nobody-of-this-name/")))
     assert lost.data.table == tmp_path / "~nobody-of-this-name" / "panel.parquet"
 
 
 # Faults
 
-KINDS = "random, temporal, spatial, checkerboard, group or clusters"
-
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("model: {width", "model: {widht", "model.widht: unknown key; did you mean model.width?"),
-        ("model:", "modle:", "modle: unknown key; did you mean model?"),
-        ("degrees", "degress", "design.split.1.degress: unknown key; did you mean design.split.degrees?"),
-        ("seed:", "sedes:", "design.sedes: unknown key; did you mean design.seed?"),
-        ("variant", "varaint", "design.varaint: unknown key; did you mean design.variant?"),
-        ("design:", "desing:", "desing: unknown key; did you mean design?"),
-        ("study: toy", "stduy: toy", "stduy: unknown key; did you mean study?"),
+        ("model: {width", "model: {widht", ("model.widht", "model.width")),
+        ("model:", "modle:", ("modle", "model")),
+        ("degrees", "degress", ("design.split.1.degress", "design.split.degrees")),
+        ("seed:", "sedes:", ("design.sedes", "design.seed")),
+        ("variant", "varaint", ("design.varaint", "design.variant")),
+        ("design:", "desing:", ("desing", "design")),
+        ("study: toy", "stduy: toy", ("stduy", "study")),
     ],
 )
-def test_a_misspelt_key_names_the_nearest(tmp_path: Path, old: str, new: str, said: str) -> None:
-    assert fault(write(tmp_path, TOY.replace(old, new))).startswith(said)
+def test_a_misspelt_key_names_the_nearest(tmp_path: Path, old: str, new: str, said: tuple[str, ...]) -> None:
+    refused(write(tmp_path, TOY.replace(old, new)), [], said)
 
 
 @pytest.mark.parametrize(
@@ -475,223 +484,238 @@ def test_a_misspelt_key_names_the_nearest(tmp_path: Path, old: str, new: str, sa
         # Three blocks have a seed: the one of the same block is meant.
         (
             "data={synthetic: {sede: 1}}",
-            "data.synthetic.sede: unknown key; did you mean data.synthetic.seed?",
+            ("data.synthetic.sede", "data.synthetic.seed"),
         ),
         (
             "design.split={kind: random, sede: 1}",
-            "design.split.0.sede: unknown key; did you mean design.split.seed?",
+            ("design.split.0.sede", "design.split.seed"),
         ),
-        ("learning_rate=1", "learning_rate: unknown key; did you mean train.learning_rate?"),
-        ("fusion=concat", "fusion: unknown key; did you mean design.fusion?"),
+        ("learning_rate=1", ("learning_rate", "train.learning_rate")),
+        ("fusion=concat", ("fusion", "design.fusion")),
         (
             "model.zzzzz=1",
-            "model.zzzzz: unknown key; known keys: width, depth, attention_units, dropout, initialiser, "
-            "projection",
+            ("model.zzzzz", "attention_units"),
         ),
         # The least nested of the keys with that name, and of these the first.
-        ("seed=1", "seed: unknown key; did you mean design.seed?"),
-        ("table=p.parquet", "table: unknown key; did you mean data.table?"),
-        ("train.model={width: 4}", "train.model: unknown key; did you mean model?"),
-        ("checkpoint=x.ckpt", "checkpoint: unknown key; did you mean encoders.satclip.checkpoint?"),
-        ("heads=matched", "heads: unknown key; did you mean design.head?"),
-        ("keep_weight=true", "keep_weight: unknown key; did you mean keep_weights?"),
+        ("seed=1", ("seed", "design.seed")),
+        ("table=p.parquet", ("table", "data.table")),
+        ("train.model={width: 4}", ("train.model", "model")),
+        ("checkpoint=x.ckpt", ("checkpoint", "encoders.satclip.checkpoint")),
+        ("heads=matched", ("heads", "design.head")),
+        ("keep_weight=true", ("keep_weight", "keep_weights")),
         (
             "encoders.random={dmi: 8}",
-            "encoders.random.dmi: unknown key; did you mean encoders.random.dim?",
+            ("encoders.random.dmi", "encoders.random.dim"),
         ),
         (
             "encoders.table={path: v.parquet, tolerance: 1}",
-            "encoders.table.tolerance: unknown key; did you mean encoders.table.tolerance_deg?",
+            ("encoders.table.tolerance", "encoders.table.tolerance_deg"),
         ),
-        ("neighbours={kk: 3}", "neighbours.kk: unknown key; did you mean neighbours.k?"),
+        ("neighbours={kk: 3}", ("neighbours.kk", "neighbours.k")),
         (
             "design.split={kind: temporal, test_from: 2021-10-01, seed: 0}",
-            "design.split.0.seed: this kind of split has no such key",
+            ("design.split.0.seed",),
         ),
         (
             "design.split={kind: clusters, fodls: 3}",
-            "design.split.0.fodls: unknown key; did you mean design.split.folds?",
+            ("design.split.0.fodls", "design.split.folds"),
         ),
         (
             "design.split={kind: checkerboard, degrees: 8, folds: 3}",
-            "design.split.0.folds: this kind of split has no such key",
+            ("design.split.0.folds",),
         ),
     ],
 )
-def test_the_nearest_key_is_one_of_the_same_block(tmp_path: Path, override: str, said: str) -> None:
-    assert fault(write(tmp_path), override) == said
+def test_the_nearest_key_is_one_of_the_same_block(
+    tmp_path: Path, override: str, said: tuple[str, ...]
+) -> None:
+    refused(write(tmp_path), [override], said)
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("design.seed=-1", "design.seed.0: input should be greater than or equal to 0, got -1"),
-        ("design.seed=[0, 1.5]", "design.seed.1: input should be a valid integer"),
-        ("design.seed=[]", "design.seed: "),
+        ("design.seed=-1", ("design.seed.0", "0", "-1")),
+        ("design.seed=[0, 1.5]", ("design.seed.1", "1.5")),
+        ("design.seed=[]", ("design.seed", "[]")),
         (
             "design.variant=geoclop",
-            "design.variant.0: input should be 'none', 'latlon', 'sincos', 'geoclip', 'satclip', 'table', "
-            "'random' or 'shuffled', got 'geoclop'",
+            (
+                "design.variant.0",
+                "'none'",
+                "'latlon'",
+                "'sincos'",
+                "'geoclip'",
+                "'satclip'",
+                "'table'",
+                "'random'",
+                "'shuffled'",
+                "'geoclop'",
+            ),
         ),
-        ("design.variant=[none, geoclop]", "design.variant.1: "),
+        ("design.variant=[none, geoclop]", ("design.variant.1", "'geoclop'")),
         (
             "design.fusion=sum",
-            "design.fusion.0: input should be 'hadamard', 'concat', 'film' or 'gated', got 'sum'",
+            ("design.fusion.0", "'hadamard'", "'concat'", "'film'", "'gated'", "'sum'"),
         ),
-        ("design.head=both", "design.head.0: input should be 'plain' or 'matched', got 'both'"),
-        ("design.head=[]", "design.head: "),
-        ("protocol=papr", "protocol: input should be 'strict' or 'paper', got 'papr'"),
-        ("data.channels=[]", "data.channels: "),
-        ("data.channels=[1]", "data.channels.0: input should be a valid string, got 1"),
-        ("neighbours.k=0", "neighbours.k: input should be greater than 0, got 0"),
-        ("neighbours.hide=near", "neighbours.hide: input should be 'test_distance', got 'near'"),
-        ("neighbours=true", "neighbours: input should be a valid dictionary"),
-        ("encoders.random.dim=0", "encoders.random.dim: input should be greater than or equal to 1, got 0"),
-        ("encoders.shuffled.seed=-1", "encoders.shuffled.seed: input should be greater than or equal to 0"),
+        ("design.head=both", ("design.head.0", "'plain'", "'matched'", "'both'")),
+        ("design.head=[]", ("design.head", "[]")),
+        ("protocol=papr", ("protocol", "'strict'", "'paper'", "'papr'")),
+        ("data.channels=[]", ("data.channels", "[]")),
+        ("data.channels=[1]", ("data.channels.0", "1")),
+        ("neighbours.k=0", ("neighbours.k", "0")),
+        ("neighbours.hide=near", ("neighbours.hide", "'test_distance'", "'near'")),
+        ("neighbours=true", ("neighbours", "True")),
+        ("encoders.random.dim=0", ("encoders.random.dim", "1", "0")),
+        ("encoders.shuffled.seed=-1", ("encoders.shuffled.seed", "0", "-1")),
         (
             "encoders.table={tolerance_deg: 1}",
-            "encoders.table.path: missing; it has no default",
+            ("encoders.table.path",),
         ),
         (
             "encoders.satclip={}",
-            "encoders.satclip: give either checkpoint (a file) or model (a hub name)",
+            ("encoders.satclip",),
         ),
         (
             "encoders.satclip={checkpoint: a.ckpt, model: b}",
-            "encoders.satclip: give either checkpoint (a file) or model (a hub name)",
+            ("encoders.satclip",),
         ),
         (
             "design.variant=[none, satclip]",
-            "encoders.satclip: missing; --set encoders.satclip.checkpoint=FILE or model=HUB_NAME",
+            ("encoders.satclip", "HUB_NAME", "--set encoders.satclip.checkpoint=FILE"),
         ),
         (
             "design.variant=table",
-            "encoders.table: missing; --set encoders.table.path=VECTORS.parquet",
+            ("encoders.table", "VECTORS.parquet", "--set encoders.table.path=VECTORS"),
         ),
-        ("design=[1]", "design: input should be a valid dictionary"),
-        ("data=null", "data: input should be a valid dictionary"),
-        ("model.width=wide", "model.width: input should be a valid integer"),
-        ("model.width=3", "model.width: input should be a multiple of 2, got 3"),
-        ("model.dropout=1", "model.dropout: input should be less than 1, got 1"),
-        ("train.learning_rate=0", "train.learning_rate: input should be greater than 0, got 0"),
-        ("train.learning_rate=.inf", "train.learning_rate: input should be a finite number, got inf"),
-        ("window=0", "window: input should be greater than or equal to 1, got 0"),
-        ("resources.gpu=some", "resources.gpu: input should be a valid number"),
-        ("resources.cpu=0", "resources.cpu: input should be greater than 0, got 0"),
-        ("study=../escape", "study: string should match pattern"),
-        ("storage=5", "storage: input should be a valid string, got 5"),
-        ("data.channels=[elev_m, elev_m]", "data: data.channels names a channel twice"),
-        ("data.synthetic={sites: 12}", "data: give either data.table or data.synthetic, not both"),
-        ("data.table=null", "data: give either data.table or data.synthetic, not neither"),
+        ("design=[1]", ("design", "[1]")),
+        ("data=null", ("data", "None")),
+        ("model.width=wide", ("model.width", "'wide'")),
+        ("model.width=3", ("model.width", "2", "3")),
+        ("model.dropout=1", ("model.dropout", "1")),
+        ("train.learning_rate=0", ("train.learning_rate", "0")),
+        ("train.learning_rate=.inf", ("train.learning_rate", "inf")),
+        ("window=0", ("window", "1", "0")),
+        ("resources.gpu=some", ("resources.gpu", "'some'")),
+        ("resources.cpu=0", ("resources.cpu", "0")),
+        ("study=../escape", ("study", "'../escape'")),
+        ("storage=5", ("storage", "5")),
+        ("data.channels=[elev_m, elev_m]", ("data.channels", "elev_m")),
+        ("data.synthetic={sites: 12}", ("data", "both", "--set data.synthetic=null")),
+        ("data.table=null", ("data", "neither", "--set data.table=PANEL")),
         (
             "design.split={kind: randm}",
-            f"design.split.0.kind: give {KINDS}, got 'randm'",
+            ("design.split.0.kind", "'randm'", "random"),
         ),
-        ("design.split={folds: 3}", f"design.split.0.kind: give {KINDS}, got None"),
-        ("design.split={kind: group, values: [a]}", "design.split.0.column: missing; it has no default"),
+        ("design.split={folds: 3}", ("design.split.0.kind", "random")),
+        ("design.split={kind: group, values: [a]}", ("design.split.0.column",)),
         (
             "design.split={kind: group, column: x, values: ['']}",
-            "design.split.0.values.0: string should have",
+            ("design.split.0.values.0", "''"),
         ),
         (
             "design.split={kind: group, column: state, values: [CA, CA]}",
-            "design.split.0.values: a value stands there twice",
+            ("design.split.0.values",),
         ),
         (
             "design.split={kind: temporal, test_from: autumn}",
-            "design.split.0.test_from: input should be a valid date",
+            ("design.split.0.test_from", "'autumn'"),
         ),
-        ("design.split={kind: clusters, folds: 1}", "design.split.0.folds: input should be greater than"),
-        ("design.split={kind: random, fold: [a]}", "design.split.0.fold.0: input should be a valid integer"),
-        (
-            "design.split={kind: checkerboard, degrees: 8, origin: [8, 0]}",
-            "design.split.0: origin: a whole cell only swaps the colours; stay below 8",
-        ),
-        ("design.split={kind: checkerboard}", "design.split.0.degrees: missing"),
-        ("design.split={kind: random, folds: 1}", "design.split.0.folds: "),
+        ("design.split={kind: clusters, folds: 1}", ("design.split.0.folds", "1")),
+        ("design.split={kind: random, fold: [a]}", ("design.split.0.fold.0", "'a'")),
+        ("design.split={kind: checkerboard}", ("design.split.0.degrees",)),
+        ("design.split={kind: random, folds: 1}", ("design.split.0.folds", "1")),
         (
             "design.split=[{kind: spatial}, {kind: random, fold: 5}]",
-            "design.split.1: fold 5 does not exist: random has folds 0 to 4",
+            ("design.split.1.fold", "5", "0", "4", "random"),
         ),
-        ("design.split={kind: random, fold: [0, -1]}", "design.split.0: fold -1 does not exist"),
+        ("design.split={kind: random, fold: [0, -1]}", ("design.split.0.fold", "0", "1")),
         (
             "design.split={kind: checkerboard, degrees: 8, fold: 2}",
-            "design.split.0: fold 2 does not exist: checkerboard-8 has folds 0 to 1",
+            ("design.split.0.fold", "0", "2", "1", "checkerboard-8"),
         ),
         (
             "design.split=[{kind: random, fold: 0}, {kind: random, fold: 1}]",
-            "design: split random stands there twice; name its folds in one entry",
+            ("design.split", "random"),
         ),
         (
             "design.split=[{kind: random, folds: 5}, {kind: random, folds: 10}]",
-            "design: split random stands there twice; settings differ: make it two studies",
+            ("design.split", "random"),
         ),
     ],
 )
-def test_a_wrong_value_is_named_with_its_field(tmp_path: Path, override: str, said: str) -> None:
-    assert fault(write(tmp_path), override).startswith(said)
+def test_a_wrong_value_is_named_with_its_field(tmp_path: Path, override: str, said: tuple[str, ...]) -> None:
+    refused(write(tmp_path), [override], said)
+
+
+def test_a_shift_of_a_checkerboard_stays_below_one_cell(tmp_path: Path) -> None:
+    with refuses("toy.yaml") as raised:
+        study_file.load(write(tmp_path), ["design.split={kind: checkerboard, degrees: 8, origin: [8, 0]}"])
+    assert raised.value.field.startswith("design.split.0")
+    assert {"origin", "8"} <= {*re.findall(r"\w+", str(raised.value))}
 
 
 @pytest.mark.parametrize(
     ("dropped", "said"),
     [
-        ("study: toy\n", "study: missing"),
-        ("  seed: [0, 1]\n", "design.seed: missing"),
-        ("  variant: [none, geoclip]\n", "design.variant: missing"),
-        ("data: {table: tables/panel.parquet}\n", "data: missing"),
+        ("study: toy\n", ("study",)),
+        ("  seed: [0, 1]\n", ("design.seed",)),
+        ("  variant: [none, geoclip]\n", ("design.variant",)),
+        ("data: {table: tables/panel.parquet}\n", ("data",)),
     ],
 )
-def test_a_missing_key_is_named(tmp_path: Path, dropped: str, said: str) -> None:
+def test_a_missing_key_is_named(tmp_path: Path, dropped: str, said: tuple[str, ...]) -> None:
     assert dropped in TOY
-    assert fault(write(tmp_path, TOY.replace(dropped, ""))).startswith(said)
+    refused(write(tmp_path, TOY.replace(dropped, "")), [], said)
 
 
 def test_the_published_protocol_has_a_target_scale_of_its_own(tmp_path: Path) -> None:
     path = write(tmp_path)
-    assert {c.train.target for c in study.load(path, ["train.target=log1p"]).cells()} == {"log1p"}
-    said = fault(path, "train.target=log1p", "protocol=paper")
-    assert said == "train.target: protocol paper has a target scale of its own; --set train.target=null"
+    assert {c.train.target for c in study_file.load(path, ["train.target=log1p"]).cells()} == {"log1p"}
+    refused(
+        path, ["train.target=log1p", "protocol=paper"], ("train.target", "log1p", "--set train.target=null")
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TOY + "study: again\n", "not valid YAML (line 1: key 'study' stands twice)"),
-        (TOY.replace("width: 4", "width: 4, width: 8"), "not valid YAML (line 9: key 'width' stands twice)"),
-        ("study: [toy", "not valid YAML ("),
-        ("study: !!python/object:os.system x", "not valid YAML (could not determine a constructor"),
-        (b"\xff\xfe\x00\x01", "not valid YAML ("),
-        ("? [a]\n: 1\n", "not valid YAML ("),
-        ("", "a study is a mapping"),
-        ("- study\n- data\n", "a study is a mapping"),
-        ("only words", "a study is a mapping"),
-        ("5: 1\n" + TOY, "5: keys should be strings"),
+        (TOY + "study: again\n", ("line 10", "'study'")),
+        (TOY.replace("width: 4", "width: 4, width: 8"), ("line 9", "'width'")),
+        ("study: [toy", ("line 1",)),
+        ("study: !!python/object:os.system x", ("line 1",)),
+        (b"\xff\xfe\x00\x01", ("",)),
+        ("? [a]\n: 1\n", ("line 1",)),
+        ("", ("",)),
+        ("- study\n- data\n", ("",)),
+        ("only words", ("",)),
+        ("5: 1\n" + TOY, ("5",)),
     ],
 )
-def test_what_is_no_study_is_told_from_one(tmp_path: Path, text: str | bytes, said: str) -> None:
-    assert fault(write(tmp_path, text)).startswith(said)
+def test_what_is_no_study_is_told_from_one(tmp_path: Path, text: str | bytes, said: tuple[str, ...]) -> None:
+    refused(write(tmp_path, text), [], said)
 
 
 def test_yaml_s_own_merging_is_no_duplicate(tmp_path: Path) -> None:
     text = "train:\n  <<: {batch_size: 8, max_epochs: 3}\n  batch_size: 16\n"
-    made = study.load(write(tmp_path, TOY + text))
+    made = study_file.load(write(tmp_path, TOY + text))
     assert (made.train.batch_size, made.train.max_epochs) == (16, 3)
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"),
+    ("name", "near"),
     [
-        ("dmeo", "; did you mean demo?"),
-        ("qick", "; did you mean quick?"),
-        ("nowhere/toy.yaml", ""),
-        ("", ""),
-        ("x" * 5000, ""),
+        ("dmeo", "use demo"),
+        ("qick", "use quick"),
+        ("nowhere/toy.yaml", "demo, paper2025, quick"),
+        ("", "demo, paper2025, quick"),
+        ("x" * 5000, "demo, paper2025, quick"),
     ],
 )
-def test_an_unknown_study_names_the_nearest(name: str, hint: str) -> None:
-    with pytest.raises(InputError) as caught:
-        study.load(name)
-    assert str(caught.value) == f"{name}: no such study file, and not one of demo, paper2025, quick{hint}"
+def test_an_unknown_study_names_the_nearest(name: str, near: str) -> None:
+    with refuses(name, "", near) as raised:
+        study_file.load(name)
+    assert "demo, paper2025, quick" in raised.value.problem
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -701,10 +725,16 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert fault(path) == "cannot be read (Permission denied); give another study file"
+    refused(path, [], ("", "Permission denied"))
 
 
 # Keys
+
+
+def by_key(of: Study) -> dict[str, Cell]:
+    """The cells of the grid by their keys."""
+    key = of.keys(of.panel())
+    return {key(cell): cell for cell in of.cells()}
 
 
 def keys(design: dict[str, object], **others: object) -> dict[str, Cell]:
@@ -775,14 +805,14 @@ def test_a_key_changes_with_what_changes_numbers_and_with_nothing_else() -> None
     assert len({key, *(k for others in other for k in keys(design, **others))}) == 1 + len(other)
 
 
-def test_keyed_uses_the_data_and_the_encoder() -> None:
-    made = study.load(
+def test_a_key_depends_on_the_data_and_the_encoder() -> None:
+    made = study_file.load(
         "demo", ["data.synthetic={sites: 12, days: 30}", "design.seed=0", "design.variant=[none, geoclip]"]
     )
     panel = made.panel()
     assert isinstance(panel, Panel)
     assert panel.target.shape == (12, 30)
-    named = made.keyed(panel)
+    named = by_key(made)
     assert [*named.values()] == made.cells()
     from pm25 import encoders
 
@@ -809,8 +839,10 @@ SMALL = ["data.synthetic={sites: 12, days: 30}", "design.seed=0"]
 
 def test_a_key_depends_on_the_bytes_of_a_table_and_not_on_its_path(tmp_path: Path) -> None:
     def named(path: Path) -> dict[str, Cell]:
-        made = study.load("demo", [*SMALL, "design.variant=[none, table]", f"encoders.table.path={path}"])
-        return made.keyed(made.panel())
+        made = study_file.load(
+            "demo", [*SMALL, "design.variant=[none, table]", f"encoders.table.path={path}"]
+        )
+        return by_key(made)
 
     here = named(vectors(tmp_path / "v.parquet"))
     assert {c.variant for c in here.values()} == {"none", "table"}
@@ -826,16 +858,18 @@ def test_a_table_of_places_may_have_a_tolerance_and_one_of_sites_none(tmp_path: 
     from pm25 import encoders
 
     options = ["design.variant=table", f"encoders.table.path={vectors(tmp_path / 'v.parquet')}"]
-    made = study.load("demo", options)
+    made = study_file.load("demo", options)
     assert encoders.load("table", **made.encoder_options("table")).dim == 2
     options.append("encoders.table.tolerance_deg=0.5")
-    assert study.load("demo", options).encoder_options("table")["tolerance_deg"] == 0.5
+    assert study_file.load("demo", options).encoder_options("table")["tolerance_deg"] == 0.5
 
 
 def test_an_encoder_s_options_change_its_own_keys_only(tmp_path: Path) -> None:
     def named(*overrides: str) -> dict[str, str]:
-        made = study.load("demo", [*SMALL, "design.variant=[none, geoclip, random, shuffled]", *overrides])
-        return {k: c.variant for k, c in made.keyed(made.panel()).items()}
+        made = study_file.load(
+            "demo", [*SMALL, "design.variant=[none, geoclip, random, shuffled]", *overrides]
+        )
+        return {k: c.variant for k, c in by_key(made).items()}
 
     plain = named()
     assert {*plain.values()} == {"none", "geoclip", "random", "shuffled"}
@@ -850,19 +884,38 @@ def test_an_encoder_s_options_change_its_own_keys_only(tmp_path: Path) -> None:
 def test_an_encoder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     for variant, option in (("table", "path"), ("satclip", "checkpoint")):
         lost = [f"design.variant={variant}", f"encoders.{variant}.{option}={tmp_path / 'lost'}"]
-        made = study.load("demo", [*SMALL, *lost])  # planning reads no weights before the keys
-        with pytest.raises(InputError) as caught:
-            made.keyed(made.panel())
-        assert len(str(caught.value).splitlines()) == 1
-        assert str(tmp_path / "lost") in str(caught.value)
+        made = study_file.load("demo", [*SMALL, *lost])  # planning reads no weights before the keys
+        with pytest.raises(InputError) as raised:
+            by_key(made)
+        assert str(tmp_path / "lost") in str(raised.value)
+
+
+def blocks(kind: Any) -> set[type[BaseModel]]:
+    """Every settings block that a block's fields may hold, and the block itself."""
+    found: set[type[BaseModel]] = set()
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        found |= {kind}.union(*(blocks(info.annotation) for info in kind.model_fields.values()))
+    return found.union(*(blocks(inner) for inner in get_args(kind)))
+
+
+def test_every_key_of_a_study_file_is_described() -> None:
+    """As `model_json_schema` and the reference of the study file show it."""
+    own = [block for block in blocks(Study) if block.__module__.startswith("sweeps.spec.")]
+    assert {"Study", "Search", "Pruner", "AdaptiveSeeds", "PublishedValue"} <= {b.__name__ for b in own}
+    fields = [(block, name, info) for block in own for name, info in block.model_fields.items()]
+    lacking = [f"{block.__name__}.{name}" for block, name, info in fields if not info.description]
+    assert lacking == []
+    assert [name for _, name, info in fields if not str(info.description).endswith(".")] == []
 
 
 def test_every_encoder_has_a_place_in_the_file() -> None:
-    assert {*study.Encoders.model_fields} | {"geoclip"} == ENCODERS
+    assert {*Encoders.model_fields} | {"geoclip"} == ENCODERS
 
 
 def test_channels_choose_the_panel_s_features() -> None:
-    made = study.load("demo", ["data={synthetic: {sites: 12, days: 30}, channels: [crn_rh_avg, day_sin]}"])
+    made = study_file.load(
+        "demo", ["data={synthetic: {sites: 12, days: 30}, channels: [crn_rh_avg, day_sin]}"]
+    )
     assert made.panel().channels == ("crn_rh_avg", "day_sin")
 
 

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pm25.errors import InputError
+from pm25.errors import InputError, SettingError
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.cli import main
 from sweeps.engine.optuna_study import Optimiser, _suggested
-from sweeps.spec import study
-from sweeps.spec.design import (
-    Arm,
+from sweeps.spec import study_file
+from sweeps.spec.design import Arm
+from sweeps.spec.search_space import (
     Parameter,
     Placement,
     Pruner,
@@ -32,6 +32,7 @@ from sweeps.spec.design import (
     within,
 )
 from sweeps.store.search_trials import ArmTrials
+from tests.errors import refuses
 
 NONE, GEOCLIP = Arm("none", None), Arm("geoclip", "hadamard")
 MATCHED = Arm("none", "concat", "matched")
@@ -58,14 +59,15 @@ def first_points(arm: Arm, space: dict[str, Any], **given: Any) -> list[dict[str
     return made.first_points(arm, made.space_of(arm, MODEL, TRAIN), MODEL, TRAIN)
 
 
-def fault(function: Any, *arguments: Any, **given: Any) -> str:
-    """The one line that is said of what cannot be."""
-    with pytest.raises((ValidationError, ValueError)) as caught:
-        function(*arguments, **given)
-    error = caught.value
-    text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    assert len(text.splitlines()) == 1
-    return text.removeprefix("Value error, ")
+def refused(said: tuple[str, ...], function: Any, *arguments: Any, **given: Any) -> None:
+    """Check that a function raises for the field and the values of `said`, as a study file would."""
+    with refuses("", *said):
+        try:
+            function(*arguments, **given)
+        except ValidationError as error:
+            raise study_file.input_error("", error) from None
+        except SettingError as error:
+            raise InputError("", error.field, error.problem, error.fix) from None
 
 
 # One parameter
@@ -99,49 +101,64 @@ def test_yes_is_not_one() -> None:
     assert not same(None, 0)
 
 
-ONE_OF = "give one of float: [LOW, HIGH], int: [LOW, HIGH] and choice: [A, B]"
-ORDER = "the low end comes first, and below the high one; got "
-LOG = "log needs ends above 0, and takes no step"
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, ONE_OF),
-        ({"float": [1, 2], "int": [1, 2]}, ONE_OF),
-        ({"int": [1, 2], "choice": [1, 2]}, ONE_OF),
-        ({"log": True}, ONE_OF),
-        ({"float": [2, 1]}, ORDER + "[2, 1]"),
-        ({"int": [4, 4]}, ORDER + "[4, 4]"),
-        ({"float": [0, 1], "log": True}, LOG),
-        ({"int": [0, 4], "log": True}, LOG),
-        ({"float": [1, 2], "log": True, "step": 0.5}, LOG),
-        ({"float": [0.1, 1], "step": 0.4}, "1 is no whole number of steps of 0.4 above 0.1"),
-        ({"int": [1, 8], "step": 3}, "8 is no whole number of steps of 3 above 1"),
-        ({"int": [1, 4], "step": 1.5}, "step 1.5 of an int is a whole number"),
-        ({"float": [1, 2], "step": 0}, "Input should be greater than 0"),
-        ({"choice": [1, 2], "log": True}, "log and step are for float and int, not for a choice"),
-        ({"choice": [1, 2], "step": 1}, "log and step are for float and int, not for a choice"),
-        ({"choice": ["1e-3", 0.1]}, "YAML reads 1e-3 as a text; write it with a point, such as 1.0e-3"),
-        ({"choice": [math.nan, 1]}, "nan is no number, no text and not null"),
-        ({"choice": [1, [2]]}, "[2] is no number, no text and not null"),
-        ({"choice": []}, "Tuple should have at least 1 item after validation, not 0"),
-        ({"float": [1, math.inf]}, "Input should be a finite number"),
-        ({"float": [math.nan, 1]}, "Input should be a finite number"),
-        ({"float": [1, 10**400]}, "Input should be a valid number"),
-        ({"int": [1, 10**400]}, "Input should be less than or equal to 9007199254740992"),
-        ({"int": [-(10**400), 1]}, "Input should be greater than or equal to -9007199254740992"),
-        ({"int": [1, 2.5]}, "Input should be a valid integer, got a number with a fractional part"),
-        ({"float": [1]}, "Field required"),
-        ({"flaot": [1, 2]}, "Extra inputs are not permitted"),
-        ({"float_": [1, 2]}, "Extra inputs are not permitted"),
-        ({"float": [1, 2], "when": {}}, "Dictionary should have at least 1 item after validation, not 0"),
-        ({"choice": [1, 2], "when": {}}, "Dictionary should have at least 1 item after validation, not 0"),
-        ({"int": [1, 2], "when": {"model.depth": []}}, "Value should have at least 1 item after validation"),
+        ({}, ("", "[LOW, HIGH]", "[A, B]")),
+        ({"float": [1, 2], "int": [1, 2]}, ("", "[LOW, HIGH]", "[A, B]")),
+        ({"int": [1, 2], "choice": [1, 2]}, ("", "[LOW, HIGH]", "[A, B]")),
+        ({"log": True}, ("", "[LOW, HIGH]", "[A, B]")),
+        ({"float": [2, 1]}, ("float", "2", "1")),
+        ({"int": [4, 4]}, ("int", "4")),
+        ({"float": [0, 1], "log": True}, ("float", "0")),
+        ({"int": [0, 4], "log": True}, ("int", "0")),
+        ({"float": [1, 2], "log": True, "step": 0.5}, ("step",)),
+        ({"float": [0.1, 1], "step": 0.4}, ("step", "0.4", "0.1")),
+        ({"int": [1, 8], "step": 3}, ("step", "8", "3", "1")),
+        ({"int": [1, 4], "step": 1.5}, ("step", "1.5")),
+        ({"float": [1, 2], "step": 0}, ("step", "0")),
+        ({"choice": [1, 2], "log": True}, ("log",)),
+        ({"choice": [1, 2], "step": 1}, ("step",)),
+        ({"choice": ["1e-3", 0.1]}, ("choice", "1e-3", "1.0e-3")),
+        ({"choice": [math.nan, 1]}, ("choice", "nan", "null")),
+        ({"choice": [1, [2]]}, ("choice", "[2]", "null")),
+        ({"choice": []}, ("choice", "1", "0", "[]")),
+        ({"float": [1, math.inf]}, ("float.1", "inf")),
+        ({"float": [math.nan, 1]}, ("float.0", "nan")),
+        (
+            {"float": [1, 10**400]},
+            (
+                "float.1",
+                "10000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000",
+            ),
+        ),
+        (
+            {"int": [1, 10**400]},
+            (
+                "int.1",
+                "9007199254740992",
+                "10000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000",
+            ),
+        ),
+        (
+            {"int": [-(10**400), 1]},
+            (
+                "int.0",
+                "-9007199254740992",
+                "-10000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000",
+            ),
+        ),
+        ({"int": [1, 2.5]}, ("int.1", "2.5")),
+        ({"float": [1]}, ("float.1",)),
+        ({"flaot": [1, 2]}, ("flaot", "search.space.float")),
+        ({"float_": [1, 2]}, ("float_", "search.space.float")),
+        ({"float": [1, 2], "when": {}}, ("when", "1", "0", "{}")),
+        ({"choice": [1, 2], "when": {}}, ("when", "1", "0", "{}")),
+        ({"int": [1, 2], "when": {"model.depth": []}}, ("when.model.depth", "1", "[]")),
     ],
 )
-def test_what_no_parameter_can_be(given: dict[str, Any], said: str) -> None:
-    assert fault(parameter, **given).startswith(said)
+def test_what_no_parameter_can_be(given: dict[str, Any], said: tuple[str, ...]) -> None:
+    refused(said, parameter, **given)
 
 
 def test_yaml_reads_a_number_without_a_point_as_a_text_which_ends_may_be() -> None:
@@ -150,7 +167,7 @@ def test_yaml_reads_a_number_without_a_point_as_a_text_which_ends_may_be() -> No
 
 def test_steps_are_counted_as_optuna_counts_them() -> None:
     assert parameter(float=[0, 0.3], step=0.1).step == 0.1  # 0.3 / 0.1 is 2.9999999999999996
-    assert "no whole number of steps" in fault(parameter, float=[1 / 3, 1], step=1 / 6)
+    refused(("step",), parameter, float=[1 / 3, 1], step=1 / 6)
 
 
 @settings(max_examples=200, deadline=None)
@@ -339,8 +356,7 @@ def test_an_arm_that_projects_nothing_tunes_no_projection() -> None:
     assert [*plain] == ["train.learning_rate", "train.decay", "train.patience"]
     assert [p.when for p in plain.values()] == [None, None, None]  # nothing is projected: it is met
     assert settings_at(NONE, {}, ModelSettings(projection="norm_tanh"), TRAIN)[0].projection is None
-    said = fault(space_of, NONE, projection)
-    assert said == "search.space: arm none has nothing to tune"
+    refused(("search.space", "arm none"), space_of, NONE, projection)
 
 
 def test_a_choice_is_what_the_setting_makes_of_it() -> None:
@@ -354,77 +370,77 @@ def test_a_choice_is_what_the_setting_makes_of_it() -> None:
 @pytest.mark.parametrize(
     ("space", "said"),
     [
-        ({}, "search.space: arm none has nothing to tune"),
+        ({}, ("search.space", "none")),
         (
             {"train.lerning_rate": {"float": [0.1, 1]}},
-            "search.space: train.lerning_rate is no setting; did you mean train.learning_rate?",
+            ("search.space.train.lerning_rate", "train.learning_rate"),
         ),
         (
             {"model.widht": {"choice": [4, 8]}},
-            "search.space: model.widht is no setting; did you mean model.width?",
+            ("search.space.model.widht", "model.width"),
         ),
         (
             {"x.y": {"float": [0.1, 1]}},
-            "search.space: x.y is no setting; known are model.width, model.depth,",
+            ("search.space.x.y", "model.width", "model.depth"),
         ),
-        ({"model.units": {"int": [1, 2]}}, "search.space: model.units is no setting; "),
+        ({"model.units": {"int": [1, 2]}}, ("search.space.model.units", "model.width")),
         (
             {"model.width": {"int": [4, 16]}},
-            "search.space.model.width: input should be a multiple of 2, got 5",
+            ("search.space.model.width", "2", "5"),
         ),
         (
             {"model.width": {"int": [4, 16], "log": True}},
-            "search.space.model.width: input should be a multiple of 2, got 5",
+            ("search.space.model.width", "2", "5"),
         ),
         (
             {"model.width": {"int": [4, 16], "step": 3}},
-            "search.space.model.width: input should be a multiple of 2, got 7",
+            ("search.space.model.width", "2", "7"),
         ),
         (
             {"model.depth": {"float": [1, 4]}},
-            "search.space.model.depth: it is a whole number; write int in place of float",
+            ("search.space.model.depth",),
         ),
         (
             {"model.dropout": {"float": [0, 1]}},
-            "search.space.model.dropout: input should be less than 1, got",
+            ("search.space.model.dropout", "1"),
         ),
         (
             {"train.learning_rate": {"float": [-1, 1]}},
-            "search.space.train.learning_rate: input should be greater than 0, got -1.0",
+            ("search.space.train.learning_rate", "-1.0"),
         ),
-        ({"train.target": {"choice": ["log2p"]}}, "search.space.train.target: input should be 'log1p', got"),
-        ({"model.depth": {"choice": [1, 2, 2]}}, "search.space.model.depth: choice holds 2 twice"),
-        ({"model.depth": {"choice": [1, 1.0]}}, "search.space.model.depth: choice holds 1 twice"),
-        ({"model.depth": {"choice": [True, 1]}}, "search.space.model.depth: choice holds 1 twice"),
+        ({"train.target": {"choice": ["log2p"]}}, ("search.space.train.target", "'log1p'")),
+        ({"model.depth": {"choice": [1, 2, 2]}}, ("search.space.model.depth.choice", "2")),
+        ({"model.depth": {"choice": [1, 1.0]}}, ("search.space.model.depth.choice", "1")),
+        ({"model.depth": {"choice": [True, 1]}}, ("search.space.model.depth.choice", "1")),
         (
             {**RATE, "model.depth": {"int": [1, 2], "when": {"model.dropout": 0}}},
-            "search.space.model.depth.when: model.dropout is no other parameter",
+            ("search.space.model.depth.when", "model.dropout", "train.learning_rate"),
         ),
         (
             {"model.depth": {"int": [1, 2], "when": {"model.depth": 1}}},
-            "search.space.model.depth.when: model.depth is no other parameter",
+            ("search.space.model.depth.when", "model.depth"),
         ),
         (
             {**RATE, "model.depth": {"int": [1, 2], "when": {"train.learning_rate": [0.001, 3]}}},
-            "search.space.model.depth.when: train.learning_rate is never 3",
+            ("search.space.model.depth.when", "3", "train.learning_rate"),
         ),
         (
             {
                 "model.depth": {"choice": [1, 2], "when": {"train.patience": 1}},
                 "train.patience": {"choice": [1, 2], "when": {"model.depth": 1}},
             },
-            "search.space: parameters hang on each other in a circle",
+            ("search.space",),
         ),
     ],
 )
-def test_what_no_arm_can_tune(space: dict[str, Any], said: str) -> None:
-    assert fault(space_of, NONE, space).startswith(said)
+def test_what_no_arm_can_tune(space: dict[str, Any], said: tuple[str, ...]) -> None:
+    refused(said, space_of, NONE, space)
 
 
 @pytest.mark.parametrize("name", ["model", "train", True, 1, None])
 def test_a_block_in_place_of_a_name(name: Any) -> None:
-    said = fault(search, space={name: {"learning_rate": {"float": [0.1, 1]}}})
-    assert said == f"{name}: write settings as train.learning_rate or model.width"
+    given = {name: {"learning_rate": {"float": [0.1, 1]}}}
+    refused((f"space.{name}", "train.learning_rate"), search, space=given)
 
 
 def test_settings_at_a_point_are_the_study_s_but_for_the_point() -> None:
@@ -432,7 +448,8 @@ def test_settings_at_a_point_are_the_study_s_but_for_the_point() -> None:
     assert model == MODEL.model_copy(update={"depth": 2})
     assert train == TRAIN.model_copy(update={"target": "log1p"})
     assert settings_at(GEOCLIP, {}, MODEL, TRAIN) == (MODEL, TRAIN)
-    assert "did you mean model.depth?" in fault(settings_at, NONE, {"model.dept": 2}, MODEL, TRAIN)
+    said = ("search.space.model.dept", "model.depth")
+    refused(said, settings_at, NONE, {"model.dept": 2}, MODEL, TRAIN)
 
 
 # Points to try first
@@ -478,32 +495,32 @@ def test_a_point_is_tried_once_and_an_arm_has_points_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("point", "said"),
     [
-        ({"train.lr": 1}, "search.enqueue: train.lr is not in search.space"),
-        ({"model.depth": 1}, "search.enqueue: model.depth is not in search.space"),
+        ({"train.lr": 1}, ("search.enqueue", "train.lr", "search.space", "train.learning_rate")),
+        ({"model.depth": 1}, ("search.enqueue", "model.depth", "search.space", "train.learning_rate")),
         (
             {"train.learning_rate": 1},
-            "search.enqueue: train.learning_rate 1 is outside of its space in arm none",
+            ("search.enqueue", "1", "train.learning_rate", "none"),
         ),
         (
             {"train.learning_rate": "0.001"},
-            "search.enqueue: train.learning_rate '0.001' is outside of its space in arm none",
+            ("search.enqueue", "'0.001'", "train.learning_rate", "none"),
         ),
         (
             {"train.learning_rate": "1e-3"},
-            "search.enqueue: train.learning_rate: YAML reads 1e-3 as a text; write it with a point",
+            ("search.enqueue.train.learning_rate", "1e-3"),
         ),
         (
             {"train.learning_rate": math.nan},
-            "search.enqueue: train.learning_rate: nan is no number, no text and not null",
+            ("search.enqueue.train.learning_rate", "nan", "null"),
         ),
-        ({"train.learning_rate": [0.001]}, "search.enqueue: train.learning_rate: [0.001] is no number"),
-        ({"train.learning_rate": True}, "search.enqueue: train.learning_rate True is outside of its space"),
-        ("published", "search.enqueue: train.learning_rate 0.001 is outside of its space in arm none"),
+        ({"train.learning_rate": [0.001]}, ("search.enqueue.train.learning_rate", "[0.001]")),
+        ({"train.learning_rate": True}, ("search.enqueue", "train.learning_rate")),
+        ("published", ("search.enqueue", "0.001", "train.learning_rate", "none")),
     ],
 )
-def test_a_point_that_cannot_be_tried(point: Any, said: str) -> None:
+def test_a_point_that_cannot_be_tried(point: Any, said: tuple[str, ...]) -> None:
     space = {"train.learning_rate": {"float": [0.002, 0.01]}}
-    assert fault(space_of, NONE, space, enqueue=[point]).startswith(said)
+    refused(said, space_of, NONE, space, enqueue=[point])
 
 
 # The search itself
@@ -512,64 +529,64 @@ def test_a_point_that_cannot_be_tried(point: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"trials": 0}, "Input should be greater than 0"),
-        ({"epochs": 0}, "Input should be greater than 0"),
-        ({"concurrent": 0}, "Input should be greater than 0"),
-        ({"split": []}, "Value should have at least 1 item after validation, not 0"),
-        ({"seed": []}, "Value should have at least 1 item after validation, not 0"),
-        ({"objective": []}, "Value should have at least 1 item after validation, not 0"),
-        ({"seed": [-1]}, "Input should be greater than or equal to 0"),
-        ({"seed": [2**63]}, "Input should be less than 9223372036854775808"),
-        ({"seed": [7, 8, 7]}, "seed: one stands there twice; leave it out"),
-        ({"objective": ["wr", "wr"]}, "objective: one stands there twice; leave it out"),
+        ({"trials": 0}, ("trials", "0")),
+        ({"epochs": 0}, ("epochs", "0")),
+        ({"concurrent": 0}, ("concurrent", "0")),
+        ({"split": []}, ("split", "1", "0", "[]")),
+        ({"seed": []}, ("seed", "1", "0", "[]")),
+        ({"objective": []}, ("objective", "1", "0", "[]")),
+        ({"seed": [-1]}, ("seed.0", "0", "-1")),
+        ({"seed": [2**63]}, ("seed.0", "9223372036854775808")),
+        ({"seed": [7, 8, 7]}, ("seed", "7")),
+        ({"objective": ["wr", "wr"]}, ("objective", "wr")),
         (
             {"split": [{"kind": "random", "fold": [1, 1]}]},
-            "split: one stands there twice; leave it out",
+            ("split",),
         ),
         (
             {"split": [{"kind": "random", "fold": 1}, {"kind": "random"}]},
-            "split: one stands there twice; leave it out",
+            ("split",),
         ),
-        ({"objective": "oor"}, "objective: nothing in search.split validates oor; give a placement inner"),
+        ({"objective": "oor"}, ("objective", "search.split", "oor")),
         (
             {"objective": ["wr", "oor"], "split": [{"kind": "random", "inner": {"kind": "random"}}]},
-            "objective: nothing in search.split validates oor; give a placement inner",
+            ("objective", "search.split", "oor"),
         ),
         (
             {"objective": ["oor"], "split": [{"kind": "checkerboard", "degrees": 8}]},
-            "objective: nothing in search.split validates oor; give a placement inner",
+            ("objective", "search.split", "oor"),
         ),
         (
             {"objective": ["wr", "oor"], "split": [INNER], "pruner": "median"},
-            "pruner: an epoch tells the validation RMSE within region, so the objective must be [wr] and",
+            ("pruner", "[wr]"),
         ),
-        ({"metric": "r2", "pruner": "asha"}, "pruner: an epoch tells the validation RMSE within region"),
+        ({"metric": "r2", "pruner": "asha"}, ("pruner",)),
         (
             {"objective": ["wr", "oor"], "split": [INNER], "sampler": "cmaes"},
-            "sampler: cmaes has one objective; take nsga2, tpe, gp or random",
+            ("sampler", "cmaes", "nsga2", "tpe", "gp", "random"),
         ),
         (
             {"sampler": "cmaes", "space": {"model.depth": {"choice": [1, 2]}}},
-            "sampler: cmaes has no choices; take tpe, gp or random",
+            ("sampler", "cmaes", "tpe", "gp", "random"),
         ),
         (
             {
                 "sampler": "cmaes",
                 "per_arm": [{"variant": "none", "space": {"model.depth": {"choice": [1]}}}],
             },
-            "sampler: cmaes has no choices; take tpe, gp or random",
+            ("sampler", "cmaes", "tpe", "gp", "random"),
         ),
-        ({"pick": "wr"}, "pick: is for two objectives; leave it out"),
-        ({"metric": "mbe"}, "Input should be 'rmse', 'r2' or 'mae'"),
-        ({"sampler": "bo"}, "Input should be 'tpe', 'gp', 'cmaes', 'nsga2' or 'random'"),
-        ({"pruner": "sha"}, "Input should be 'median', 'asha' or 'hyperband'"),
-        ({"pruner": {"kind": "asha", "factor": 1}}, "Input should be greater than or equal to 2"),
-        ({"enqueue": ["publishd"]}, "Input should be 'study' or 'published'"),
-        ({"per_arm": [{"space": {}}]}, "Field required"),
+        ({"pick": "wr"}, ("pick",)),
+        ({"metric": "mbe"}, ("metric", "'rmse'", "'r2'", "'mae'", "'mbe'")),
+        ({"sampler": "bo"}, ("sampler", "'tpe'", "'gp'", "'cmaes'", "'nsga2'", "'random'", "'bo'")),
+        ({"pruner": "sha"}, ("pruner.kind", "'median'", "'asha'", "'hyperband'", "'sha'")),
+        ({"pruner": {"kind": "asha", "factor": 1}}, ("pruner.factor", "2", "1")),
+        ({"enqueue": ["publishd"]}, ("enqueue.0", "'study'", "'published'", "'publishd'")),
+        ({"per_arm": [{"space": {}}]}, ("per_arm.0.variant",)),
     ],
 )
-def test_what_no_search_can_be(given: dict[str, Any], said: str) -> None:
-    assert fault(search, **given).startswith(said)
+def test_what_no_search_can_be(given: dict[str, Any], said: tuple[str, ...]) -> None:
+    refused(said, search, **given)
 
 
 def test_what_a_search_is_by_default() -> None:
@@ -600,15 +617,15 @@ def test_placements() -> None:
     assert made.inner == CheckerboardSplit(degrees=8)
     assert (made.fold, made.inner_fold) == ((3,), 1)
 
-    def said(**given: Any) -> str:
-        return fault(Placement.model_validate, given)
-
-    assert said(kind="random", inner_fold=1) == "inner_fold is a fold of inner, which is not given"
-    assert said(**INNER, inner_fold=2) == "inner_fold: checkerboard-8 has folds 0 to 1"
-    assert said(kind="random", fold=10) == "fold 10 does not exist: random has folds 0 to 4"
-    assert said(**INNER, inner_fold=-1) == "Input should be greater than or equal to 0"
-    assert said(fold=1).startswith("Unable to extract tag")
-    assert "Extra inputs" in said(**INNER, innerfold=1)
+    for said, placement in (
+        (("inner_fold", "inner"), {"kind": "random", "inner_fold": 1}),
+        (("inner_fold", "checkerboard-8", "0 to 1"), {**INNER, "inner_fold": 2}),
+        (("fold", 10, "random", "0 to 4"), {"kind": "random", "fold": 10}),
+        (("inner_fold", -1), {**INNER, "inner_fold": -1}),
+        (("split.kind", "checkerboard"), {"fold": 1}),
+        (("split.random.innerfold",), {**INNER, "innerfold": 1}),
+    ):
+        refused(said, Placement.model_validate, placement)
 
 
 # In a study file
@@ -628,81 +645,84 @@ search:
 """
 
 
-def told(folder: Path, text: str, *overrides: str) -> str:
-    """What is said of a study, behind the file's name, in one line."""
+def load(folder: Path, text: str, *overrides: str) -> None:
     path = folder / "toy.yaml"
     path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        study.load(str(path), overrides)
-    said = str(caught.value)
-    assert len(said.splitlines()) == 1
-    assert said.startswith(f"{path}: ")
-    return said.removeprefix(f"{path}: ")
+    study_file.load(str(path), overrides)
 
 
 @pytest.mark.parametrize(
     ("line", "other", "said"),
     [
-        ("train.learning_rate", "train.lerning_rate", "search.space: train.lerning_rate is no setting; did"),
-        ("train.learning_rate", "5", "search.space: 5: write settings as train.learning_rate or"),
-        ("train.learning_rate", "on", "search.space: on is no setting; known are model.width,"),
-        ("log: true", "on: true", "search.space.train.learning_rate.on: unknown key; did you mean"),
-        ("log: true", "lgo: true", "search.space.train.learning_rate.lgo: unknown key; did you mean"),
-        ("[1.0e-4, 1.0e-2]", "[1.0e-4, .nan]", "search.space.train.learning_rate.float.1: input should be a"),
+        (
+            "train.learning_rate",
+            "train.lerning_rate",
+            ("search.space.train.lerning_rate", "train.learning_rate"),
+        ),
+        ("train.learning_rate", "5", ("search.space.5", "train.learning_rate")),
+        ("train.learning_rate", "on", ("search.space.on", "model.width")),
+        ("log: true", "on: true", ("search.space.train.learning_rate.on", "claims.on")),
+        ("log: true", "lgo: true", ("search.space.train.learning_rate.lgo", "search.space.log")),
+        ("[1.0e-4, 1.0e-2]", "[1.0e-4, .nan]", ("search.space.train.learning_rate.float.1", "nan")),
         (
             "float: [1.0e-4, 1.0e-2], log: true",
             "choice: [1e-4, 0.1]",
-            "search.space.train.learning_rate: YAML reads 1e-4 as a text",
+            ("search.space.train.learning_rate.choice", "1e-4"),
         ),
-        ("[1.0e-4, 1.0e-2]", "[]", "search.space.train.learning_rate.float.0: missing; it has no default"),
-        ("trials: 4", "trails: 4", "search.trails: unknown key; did you mean search.trials? (1 more)"),
-        ("fold: 1}]", "fold: 2}]", "search.split.0: fold 2 does not exist: random has folds 0 to 1"),
-        ("kind: random, folds: 2, fold: 1", "kind: rnd", "search.split.0.kind: give random, temporal,"),
+        ("[1.0e-4, 1.0e-2]", "[]", ("search.space.train.learning_rate.float.0",)),
+        ("trials: 4", "trails: 4", ("search.trails", "search.trials", "1")),
+        ("fold: 1}]", "fold: 2}]", ("search.split.0.fold", "0", "2", "1", "random")),
+        ("kind: random, folds: 2, fold: 1", "kind: rnd", ("search.split.0.kind", "random")),
         (
             "  trials: 4",
             "  trials: 4\n  seed: [5, 1]",
-            "search.seed: 1 is a seed of the grid too; the search",
+            ("search.seed", "1"),
         ),
-        ("  trials: 4", "  trials: 4\n  objective: oor", "search: objective: nothing in search.split"),
-        ("fold: 1}]", "inner_fold: 1}]", "search.split.0: inner_fold is a fold of inner, which is not given"),
-        ("search:", "protocol: paper\nsearch:", "search: protocol paper has no validation set that is not"),
+        ("  trials: 4", "  trials: 4\n  objective: oor", ("search.objective", "search.split")),
+        ("fold: 1}]", "inner_fold: 1}]", ("search.split.0.inner_fold", "inner_fold")),
+        ("search:", "protocol: paper\nsearch:", ("search",)),
         (
             "  trials: 4",
             "  trials: 4\n  per_arm: [{variant: latlon}]",
-            "search.per_arm: the design has no arm",
+            ("search.per_arm.0",),
         ),
         (
             "  trials: 4",
             "  trials: 4\n  per_arm: [{variant: none, fusion: concat}]",
-            "search.per_arm: the design has no arm none-concat",
+            ("search.per_arm.0", "none-concat"),
         ),
         (
             "  trials: 4",
             "  trials: 4\n  pruner: {kind: asha, facter: 3}",
-            "search.pruner.facter: unknown key",
+            ("search.pruner.facter", "search.pruner.factor"),
         ),
     ],
 )
-def test_a_faulty_search_is_told_in_one_line(tmp_path: Path, line: str, other: str, said: str) -> None:
+def test_a_faulty_search_names_its_key(tmp_path: Path, line: str, other: str, said: tuple[str, ...]) -> None:
     assert line in FILE
-    assert told(tmp_path, FILE.replace(line, other, 1)).startswith(said)
+    with refuses("toy.yaml", *said):
+        load(tmp_path, FILE.replace(line, other, 1))
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("search.space={}", "search.space: arm none has nothing to tune"),
-        ("search.space=", "search.space: input should be a valid dictionary, got None"),
+        ("search.space={}", ("search.space", "none")),
+        ("search.space=", ("search.space", "None")),
         (
             "search.split=[]",
-            "search.split: value should have at least 1 item after validation, not 0, got []",
+            ("search.split", "[]", "1", "0"),
         ),
-        ("search.enqueue=[study, {train.learning_rate: 1.0}]", "search.enqueue: train.learning_rate 1.0 is"),
-        ("search.seed=0", "search.seed: 0 is a seed of the grid too; the search is to have seeds of its own"),
+        (
+            "search.enqueue=[study, {train.learning_rate: 1.0}]",
+            ("search.enqueue", "1.0", "train.learning_rate"),
+        ),
+        ("search.seed=0", ("search.seed", "0")),
     ],
 )
-def test_overrides_reach_the_search(tmp_path: Path, override: str, said: str) -> None:
-    assert told(tmp_path, FILE, override).startswith(said)
+def test_overrides_reach_the_search(tmp_path: Path, override: str, said: tuple[str, ...]) -> None:
+    with refuses("toy.yaml", *said):
+        load(tmp_path, FILE, override)
 
 
 def test_a_faulty_search_is_bad_input(
@@ -715,8 +735,9 @@ def test_a_faulty_search_is_bad_input(
         with pytest.raises(SystemExit) as caught:
             main()
         assert caught.value.code == 2
-        said = f"{path}: search.space: train.lerning_rate is no setting; did you mean train.learning_rate?"
-        assert capsys.readouterr().err == f"sweep: {said}\n"
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"sweep: {path}: search.space.train.lerning_rate: ")
+        assert "train.learning_rate" in line
 
 
 def test_a_search_is_declared_without_optuna() -> None:

@@ -1,0 +1,235 @@
+"""Reading of a study file: overrides, absolute paths, and errors that name the file and the key."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pm25.errors import InputError, SettingError
+from pm25.splits import AnySplit
+from sweeps.spec import suggest
+from sweeps.spec.design import ADAPTIVE, LISTED, SplitFactor
+from sweeps.spec.study import Study
+
+KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit))
+"""Kinds of splits."""
+
+SHIPPED = resources.files("sweeps") / "studies"
+"""Folder of the studies that come with the package."""
+
+
+def load(reference: str, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file, or a shipped study by its name, with `a.b=value` overrides (YAML values).
+
+    Relative paths in the file are relative to its folder. Those in overrides, and in shipped studies, are
+    relative to the current folder. Raises InputError with the file, the key, the value and the nearest known
+    key.
+    """
+    return resolve(reference, overrides)[0]
+
+
+def resolve(reference: str, overrides: Sequence[str] = ()) -> tuple[Study, dict[str, Any]]:
+    """Read a study as `load` does; return it with the content of a file that declares it in any folder.
+
+    The content includes the overrides, its paths are absolute, and it has no claims about arms or splits that
+    the overrides removed.
+    """
+    path, base = _find(reference)
+    content = _read(path)
+    _make_absolute(content, base)
+    for override in overrides:
+        _override(content, override)
+    _make_absolute(content, Path.cwd())
+    content.setdefault("storage", str(base / "results"))
+    # Claims must fit the design of the file; an override that removes an arm also removes its claims.
+    narrowed = any(re.match(r"design(\.(variant|fusion|head|split))?=", text) for text in overrides)
+    try:
+        study = Study.model_validate(content, context={"narrowed": narrowed})
+    except ValidationError as error:
+        raise input_error(str(path), error) from None
+    kept = {claim.claim for claim in study.claims}
+    content["claims"] = [claim for claim in content.get("claims", ()) if claim["claim"] in kept]
+    return study, content
+
+
+def _find(reference: str) -> tuple[Path, Path]:
+    """Return the study file, and the folder that its paths are relative to."""
+    path = Path(reference)
+    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
+        return path, path.resolve().parent
+    shipped = {Path(str(f)).stem: Path(str(f)) for f in SHIPPED.iterdir() if f.name.endswith(".yaml")}
+    if reference in shipped:
+        return shipped[reference], Path.cwd()
+    raise InputError(
+        reference or "study",
+        "",
+        f"no such study file, and not a shipped study ({', '.join(sorted(shipped))})",
+        suggest.fix(reference, sorted(shipped)),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file. Raises InputError."""
+    try:
+        content = yaml.load(path.read_text(), _UniqueKeys)
+    except OSError as error:
+        raise InputError(
+            str(path), "", f"cannot be read ({error.strerror})", "give another study file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), "", f"not valid YAML ({error})", "save the file as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise InputError(str(path), *_yaml_fault(error), "correct the YAML") from None
+    if not isinstance(content, dict):
+        raise InputError(str(path), "", "not a mapping of keys", "write keys such as study, data and design")
+    return content
+
+
+def _yaml_fault(error: yaml.YAMLError) -> tuple[str, str]:
+    """Return the line (empty if unknown) and the problem of a YAML error."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        said = ", ".join(filter(None, (error.context, error.problem)))
+        return f"line {error.problem_mark.line + 1}", f"not valid YAML ({said})"
+    return "", f"not valid YAML ({error})"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML loader that refuses a repeated key, and that reads the key `on` as a text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool":  # YAML 1.1 reads the key `on` as true
+                key.tag = "tag:yaml.org,2002:str"
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=deep) for key in own]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is repeated", problem_mark=own[i].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Set one key of `content` to the value of an `a.b=value` override. Raises InputError."""
+    where = f"--set {override}"
+    name, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
+        raise InputError(
+            where, "", "not of the form a.b=value", "write, for example, --set data.table=panel.parquet"
+        )
+    try:
+        value = yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError:
+        raise InputError(where, name, "the value is not valid YAML", "quote the value") from None
+    *blocks, last = name.split(".")
+    for depth, block in enumerate(blocks, 1):
+        inner = content.get(block)
+        if inner is None:
+            inner = content[block] = {}
+        if not isinstance(inner, dict):
+            dotted = ".".join(blocks[:depth])
+            raise InputError(where, dotted, f"the value {inner!r} has no keys", f"write --set {dotted}=VALUE")
+        content = inner
+    content[last] = value
+
+
+def _make_absolute(content: dict[str, Any], base: Path) -> None:
+    """Replace the relative paths of a study by paths below `base`."""
+    encoders = content.get("encoders")
+    options = encoders if isinstance(encoders, dict) else {}
+    for block, name in (
+        (content.get("data"), "table"),
+        (content, "storage"),
+        (options.get("satclip"), "checkpoint"),
+        (options.get("table"), "path"),
+        (content.get("analysis"), "outlines"),
+    ):
+        if isinstance(block, dict) and isinstance(block.get(name), str) and "://" not in block[name]:
+            block[name] = os.path.normpath(base / os.path.expanduser(block[name]))
+
+
+def input_error(where: str, error: ValidationError) -> InputError:
+    """Make an InputError of the first fault of a study file; an unknown key comes before other faults."""
+    faults = error.errors(include_url=False)
+    # A misspelt key causes two faults, and the unknown key says more than the missing one.
+    fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
+    field, problem, fix = _described(fault)
+    if others := len(faults) - 1:
+        problem += f" ({others} more fault{'s' if others > 1 else ''})"
+    return InputError(where, field, problem, fix)
+
+
+def _described(fault: ErrorDetails) -> tuple[str, str, str]:
+    """Return the dotted key, the problem and the fix of one fault that pydantic found."""
+    at = _keys_of(fault["loc"])
+    name = ".".join(at)
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, SettingError):
+        return ".".join(filter(None, (name, cause.field))), cause.problem, cause.fix
+    if fault["type"] == "extra_forbidden":
+        return name, *_unknown_key(at)
+    if fault["type"] == "missing":
+        return name, "missing, and has no default", f"set {name}"
+    if fault["type"].startswith("union_tag"):
+        kind = fault["input"].get("kind")
+        return f"{name}.kind", f"unknown kind {kind!r}", suggest.fix(str(kind), KINDS)
+    what = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return name, what, ""
+    return name, f"{what[0].lower()}{what[1:]}, got {fault['input']!r}", ""
+
+
+def _keys_of(location: Sequence[int | str]) -> list[str]:
+    """Return the keys of the study file that an error's location names, without pydantic's own entries."""
+    at = [str(part) for part in location]
+    at = [part for part in at if part != "bool" and not part.startswith(("constrained-", "literal["))]
+    if at[:2] in (["design", "split"], ["search", "split"]) and at[3:4] == ["split"]:
+        del at[3:5]  # the field `split` of SplitFactor, and the kind
+    if at[:2] == ["design", "seed"] and at[2:3] in ([ADAPTIVE], [LISTED]):
+        del at[2]
+    return at
+
+
+def _unknown_key(at: Sequence[str]) -> tuple[str, str]:
+    """Return the problem and the fix of an unknown key.
+
+    The fix names a key of the same name in another block, or else the nearest key, first in the same block.
+    """
+    *blocks, key = at
+    own = ".".join(block for block in blocks if not block.isdigit())
+    known: dict[str, str] = {}
+    for name, path in _keys(Study):  # of keys with one name the least nested is meant, of these the first
+        if path.count(".") < known.get(name, path + ".").count("."):
+            known[name] = path
+    beside = {name: path for name, path in _keys(Study) if path == f"{own}.{name}".lstrip(".")}
+    if key in beside:
+        return "not a key of this kind of split", "remove the key, or change kind"
+    if key in known:
+        return "unknown key", f"use {known[key]}"
+    for among in (beside, known):
+        if near := suggest.nearest(key, among, cutoff=0.5):
+            return "unknown key", f"use {among[near]}"
+    return "unknown key", suggest.use_one_of(beside)
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every key that a study file may contain, with its dotted path."""
+
+    def blocks(annotation: Any) -> Iterator[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield annotation
+        for inner in get_args(annotation):
+            yield from blocks(inner)
+
+    for name, info in model.model_fields.items():
+        path = prefix + (info.alias or name)
+        for block in blocks(info.annotation):
+            yield from _keys(
+                block, prefix if issubclass(model, SplitFactor) and name == "split" else path + "."
+            )
+        yield info.alias or name, path
