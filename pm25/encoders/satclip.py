@@ -73,8 +73,8 @@ class SatCLIP:
 def harmonics(lat: ArrayLike, lon: ArrayLike, L: int, kind: str = "analytic") -> NDArray[np.float64]:
     """Real spherical harmonics of degrees 0..L-1 at lat (n,) and lon (n,) in degrees -> float64 (n, L*L).
 
-    Column l*l + l + m contains degree l and order m = -l..l, where phi is lon + 180 and theta is lat + 90.
-    Its factor in phi is cos(m phi) for m > 0 and sin(|m| phi) for m < 0.
+    Column `l*l + l + m` contains degree l and order `m = -l..l`; `phi = lon + 180`, `theta = lat + 90`.
+    Its factor in phi is `cos(m phi)` for m > 0 and `sin(|m| phi)` for m < 0.
 
     Two kinds are published. The kind 'closed-form' is orthonormal and has the Condon-Shortley phase (-1)^m.
     The kind 'analytic' has no phase, and its m = 0 terms are pi times too large. The published generator has
