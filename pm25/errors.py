@@ -2,20 +2,20 @@
 
 
 class InputError(ValueError):
-    """Input that the program cannot use: bad data, a bad setting, or a file or server that cannot be used.
+    """Bad data, a bad setting, or a file, node or server that cannot be used.
+
+    The command line prints the error in one line and exits with status 2.
 
     Parameters
     ----------
     where : str
-        The file, option, node or server that holds the bad value.
+        File, option, node or server with the bad value.
     field : str
-        Column, key or row inside `where`; empty if the whole of it is meant.
+        Column, key or row inside `where`; empty if all of `where` is meant.
     problem : str
-        What is wrong, with the value that was found.
+        Problem, with the value that was found.
     fix : str
-        What the user can do; empty if the problem says it.
-
-    The command line prints the error in one line and exits with status 2.
+        Instruction for the user; empty if the problem implies it.
     """
 
     def __init__(self, where: str, field: str = "", problem: str = "", fix: str = "") -> None:
@@ -27,9 +27,9 @@ class InputError(ValueError):
 
 
 class SettingError(ValueError):
-    """A value that a settings block refuses; the study file's reader adds the file to it.
+    """Value that a settings block refuses; the reader of the study file adds the file's name.
 
-    `field` is the dotted key, or empty where the block itself says which key is meant.
+    `field` is the dotted key, or empty if the settings block is already named.
     """
 
     def __init__(self, field: str, problem: str, fix: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The panel: a table of daily PM2.5 with covariates as arrays over site, day and channel."""
+"""The panel: daily PM2.5 and covariates as arrays over site, day and channel."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +13,26 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pm25 import uri
-from pm25.errors import InputError
+from pm25.errors import InputError, one_line
 from pm25.geo import CONUS, inside_conus
 
 REQUIRED = ("site_id", "date", "lat", "lon", "pm25")
+"""Columns that every table must have."""
 CALENDAR = ("day_cos", "day_sin", "month_cos", "month_sin")
-"""Channels made from the date where the table has no column of that name."""
+"""Channels computed from the date if the table has no column of that name."""
 MIN_DAYS = 21
+"""Fewest days of a table: one window of the default length."""
 MAX_DAYS = 36_525
-"""A century: a longer table has a mistyped year, and would take the memory of all the days between."""
+"""Most days of a table: a century. A longer table has a mistyped year, and all days between need memory."""
+
+
+LEAVE_EMPTY = "leave it empty where the value is missing"
+"""Fix for a value that is not a number."""
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A sample is a pair (site, day); its window is gathered when it is needed and never stored."""
+    """Arrays of one table. A sample is a pair (site, day); its window is gathered only when it is needed."""
 
     features: np.ndarray
     """(sites, days, channels) float32, NaN where missing."""
@@ -42,16 +48,16 @@ class Panel:
     """(days,) datetime64[D], every day from the first to the last."""
     channels: tuple[str, ...]
     name: str
-    """What to call the data before people: a file name."""
+    """Name of the data in reports: a file name."""
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """By column name (sites,) str: the group of each site, of the columns that a split asks for."""
+    """Group of each site, (sites,) str, for each column that a split uses; keyed by column name."""
     fingerprint: str = field(init=False)
-    """Of the content: the same table in another row order or file format has the same one."""
+    """Hash of the content; it does not depend on the order of rows or the file format."""
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.features, self.target, self.lat, self.lon):
-            # One bit pattern for NaN, and none for negative zero.
+            # Every NaN gets the same bit pattern, and negative zero becomes zero.
             part = np.where(np.isnan(part), np.float32("nan"), part + 0).astype(part.dtype)
             digest.update(repr((part.shape, part.dtype.str)).encode())
             digest.update(np.ascontiguousarray(part).data)
@@ -60,9 +66,9 @@ class Panel:
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
     def fingerprint_by(self, group: str | None) -> str:
-        """Of the content and of one group column: what a split by that column depends on.
+        """Hash of the content and of one group column, on which a split by that column depends.
 
-        A group is no part of `fingerprint`, so that a new split by a group renames no other cell.
+        Groups are not part of `fingerprint`, so that a new split by a group changes no other cell's key.
         """
         if group is None:
             return self.fingerprint
@@ -71,21 +77,21 @@ class Panel:
 
     @property
     def observed(self) -> int:
-        """Site-days with a target."""
+        """Number of site-days with a target."""
         return int(np.isfinite(self.target).sum())
 
     def samples(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sites and days (both int32, site-major) of every observed target with a whole window before it."""
+        """Sites and days (both int32, site-major) of all observed targets that end a complete window."""
         site, day = np.nonzero(np.isfinite(self.target[:, window - 1 :]))
         return site.astype(np.int32), (day + window - 1).astype(np.int32)
 
 
 def read(path: Path | str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()) -> Panel:
-    """Read a Parquet or CSV table with one row per site and day, at a path or an address.
+    """Read a Parquet or CSV table with one row per site and day, at a path or a URI.
 
-    `channels` names the columns to feed to the model, in order; None takes every numeric column beside
-    the required ones, then the calendar. `groups` names the columns that group sites, such as their state:
-    they are read as text, and none is a channel unless `channels` names it. Raises InputError for the first
+    `channels` names the columns to feed to the model, in order. None means every numeric column except
+    the required ones, then the calendar. `groups` names columns that group sites, such as their state. They
+    are read as strings, and are not channels unless `channels` names them. Raises InputError for the first
     problem that `check` finds.
     """
     return from_table(read_table(path, channels, groups), str(path), channels, groups)
@@ -94,77 +100,87 @@ def read(path: Path | str, channels: Sequence[str] | None = None, groups: Sequen
 def read_table(
     path: Path | str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
 ) -> pa.Table:
-    """The table as it stands, or only what `channels` and `groups` need of it.
+    """Read the table without checking it. With `channels`, read only the columns that they and `groups` need.
 
-    Raises InputError when it cannot be read.
+    Raises InputError if the file cannot be read.
     """
     name, file = uri.file_name(path), _opener(path)
     try:
         if name.endswith(".csv"):
-            # A site_id keeps its leading zeros; an empty cell is missing in a column of text too.
+            # Strings keep the leading zeros of a site_id; an empty string is a missing value.
             kinds = dict.fromkeys(["site_id", *(c for c in groups if c not in REQUIRED)], pa.string())
             text = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
             table = pyarrow.csv.read_csv(file(), convert_options=text)
-            return table.rename_columns(table.column_names)  # which fails here if they are no UTF-8
+            return table.rename_columns(table.column_names)  # raises UnicodeDecodeError unless they are UTF-8
         columns = None
         if channels is not None:
             present = set(pyarrow.parquet.read_schema(file()).names)
             needed = {*REQUIRED, *channels, *groups} - (set(CALENDAR) - present)
-            columns = list(needed) if needed <= present else None  # all of them, to say what there is
+            columns = (
+                list(needed) if needed <= present else None
+            )  # all columns, so that the error can list them
         return pyarrow.parquet.read_table(file(), columns=columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"{path}: cannot be read as {Path(name).suffix[1:] or 'parquet'} ({reason}); write it again"
-        ) from None
+        problem = f"cannot be read as {Path(name).suffix[1:] or 'parquet'} ({reason})"
+        raise InputError(str(path), "", problem, "write it again") from None
 
 
 def _opener(path: Path | str) -> Callable[[], Any]:
-    """What pyarrow reads, each time from the beginning."""
-    missing = f"{path}: no such table; give a Parquet or CSV file with columns {', '.join(REQUIRED)}"
+    """Return a function whose value pyarrow can read, each time from the beginning."""
+    give = f"give a Parquet or CSV file with columns {', '.join(REQUIRED)}"
+    missing = InputError(str(path), "", "no such table", give)
     if not uri.is_address(path):
         if not Path(path).is_file():
-            raise InputError(missing)
+            raise missing
         return lambda: path
     try:
         content = uri.read(path)
     except FileNotFoundError:
-        raise InputError(missing) from None
+        raise missing from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise uri.unreadable(path, error) from None
     return lambda: pa.BufferReader(content)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of fault in a table, with every row that has it."""
+    """One kind of problem in a table, with every row that has it."""
 
     column: str
+    """Name of the column, or of several, separated by a comma."""
     what: str
-    fix: str
+    """Problem with the value that was found."""
+    fix: str = ""
+    """Instruction for the user; empty for a notice."""
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    """Counted from 1 for the first row of data; empty where the fault is the whole column's."""
+    """Rows, counted from 1 for the first row of data; empty if the problem concerns the complete column."""
 
-    def __str__(self) -> str:
+    @property
+    def problem(self) -> str:
+        """Description of the problem, with the first of its rows."""
         shown = ", ".join(map(str, self.rows[:5]))
         dots = f", ... {len(self.rows)} rows in all" if len(self.rows) > 5 else ""
-        place = f" (row {shown}{dots})" if len(self.rows) else ""
-        return f"{self.column}: {self.what}{place}; {self.fix}"
+        return f"{self.what} (row {shown}{dots})" if len(self.rows) else self.what
+
+    def __str__(self) -> str:
+        return one_line("", self.column, self.problem, self.fix)
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a table holds and what is wrong with it."""
+    """Problems and counts of a table."""
 
     problems: list[Problem]
-    """Each of them keeps the table from being used."""
+    """Problems; a table with any of them cannot be used."""
     notices: list[Problem]
-    """Worth knowing, and allowed."""
+    """Facts that the user should know; they do not prevent the table's use."""
     counts: dict[str, int | float | str]
+    """Counts and ranges, such as sites, days and observed values."""
 
 
 def channels_of(table: pa.Table, groups: Sequence[str] = ()) -> list[str]:
-    """The default channels: every numeric column that is no place, date, target, identifier or group."""
+    """Default channels: all numeric columns except places, dates, targets, identifiers and groups."""
     taken = {*REQUIRED, "param", "county_fips", *groups}
     numeric = [f.name for f in table.schema if f.name not in taken and _is_numeric(f.type)]
     return numeric + [name for name in CALENDAR if name not in numeric]
@@ -173,7 +189,7 @@ def channels_of(table: pa.Table, groups: Sequence[str] = ()) -> list[str]:
 def check(
     table: pa.Table, name: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
 ) -> Check:
-    """Find every problem of `table`. Without `channels`, every column is looked at as a possible one."""
+    """Find every problem of `table`. Without `channels`, every column is checked as a possible channel."""
     problems: list[Problem] = []
     notices: list[Problem] = []
     counts: dict[str, int | float | str] = {"table": name, "rows": table.num_rows}
@@ -183,14 +199,15 @@ def check(
 
     for column in REQUIRED:
         if column not in table.column_names:
-            problems.append(
-                Problem(column, "column is missing", f"the table has {', '.join(table.column_names)}")
-            )
+            fix = f"add it; the table has {', '.join(table.column_names)}"
+            problems.append(Problem(column, "column is missing", fix))
     for column in dict.fromkeys(table.column_names):
         if table.column_names.count(column) > 1:
-            problems.append(Problem(column, "column stands twice", "keep one of them"))
+            problems.append(Problem(column, "two columns have this name", "keep one of them"))
     if table.num_rows == 0:
-        problems.append(Problem("site_id", "the table has no rows", "give at least 21 days of one site"))
+        problems.append(
+            Problem("site_id", "the table has no rows", f"give {MIN_DAYS} days or more of one site")
+        )
     if problems:
         return done()
 
@@ -198,10 +215,10 @@ def check(
     for column in ("site_id", "date"):
         null = _rows(pc.is_null(table[column]))
         if len(null):
-            problems.append(Problem(column, "empty", "fill it in or drop the row", null))
+            problems.append(Problem(column, "value is missing", "fill it in or drop the row", null))
     try:
         day = _days(table["date"])
-    except (pa.ArrowException, InputError) as error:
+    except pa.ArrowException as error:
         text = _unparsed_rows(table["date"], pa.date32())
         what = f"{table['date'][int(text[0]) - 1].as_py()!r}" if len(text) else str(error).splitlines()[0]
         problems.append(Problem("date", f"not a date ({what})", "write dates as YYYY-MM-DD", text))
@@ -216,9 +233,8 @@ def check(
     moved = (lat != lat[first][code]) | (lon != lon[first][code])
     if moved.any():
         who = ", ".join(dict.fromkeys(sites[code[moved]][:1000]))[:80]
-        problems.append(
-            Problem("lat, lon", f"site {who} moves", "give each place a site_id of its own", _rows(moved))
-        )
+        what, fix = f"several places for site {who}", "give each place a site_id of its own"
+        problems.append(Problem("lat, lon", what, fix, _rows(moved)))
     problems += _check_groups(table, groups, code, sites)
     order = np.lexsort((np.arange(len(code)), day, code))
     again = np.zeros(len(code), bool)
@@ -231,10 +247,11 @@ def check(
 
     span = int(day.max() - day.min()) + 1
     if span < MIN_DAYS:
-        problems.append(Problem("date", f"only {span} days", f"a window needs at least {MIN_DAYS}"))
+        problems.append(Problem("date", f"only {span} days", f"give {MIN_DAYS} or more, for one window"))
     if span > MAX_DAYS:
         ends = f"{np.datetime64(int(day.min()), 'D')} to {np.datetime64(int(day.max()), 'D')}"
-        problems.append(Problem("date", f"{span} days, {ends}", "fix the year that cannot be"))
+        what = f"{span} days, {ends}, but at most {MAX_DAYS} are allowed"
+        problems.append(Problem("date", what, "fix the year that is wrong"))
     target = _float(table["pm25"])
     observed = np.isfinite(target)
     counts |= {
@@ -245,7 +262,7 @@ def check(
         "observed": int(observed.sum()),
     }
     if not observed.any():
-        problems.append(Problem("pm25", "all values are null", "give the target in ug/m3"))
+        problems.append(Problem("pm25", "all values are missing", "give the target in ug/m3"))
         return done()
     counts |= {
         "pm25_mean": round(float(target[observed].mean()), 2),
@@ -254,30 +271,29 @@ def check(
     negative = observed & (target < 0)
     counts["negative"] = int(negative.sum())
     if negative.any():
-        what = f"{int(negative.sum())} negative values, the lowest {target[negative].min():g}"
-        notices.append(
-            Problem("pm25", what, "kept: monitors read slightly below zero in clean air", _rows(negative))
-        )
+        count, lowest = int(negative.sum()), f"{target[negative].min():g}"
+        what = f"{count} negative values, the lowest {lowest}, are kept; monitors read so in clean air"
+        notices.append(Problem("pm25", what, rows=_rows(negative)))
     silent = len(sites) - len(np.unique(code[observed]))
     if silent:
-        notices.append(Problem("pm25", f"{silent} sites have no observation", "they take no part"))
+        notices.append(Problem("pm25", f"{silent} sites have no observation and are not used"))
     outside = ~inside_conus(lat, lon)
     if outside.any() and not _check_places(lat, lon):
-        what = f"{len(np.unique(code[outside]))} sites outside the CONUS box"
-        notices.append(Problem("lat, lon", what, "checkerboard splits leave them out"))
+        what = f"{len(np.unique(code[outside]))} sites outside CONUS are left out of checkerboard splits"
+        notices.append(Problem("lat, lon", what))
     return done()
 
 
 def from_table(
     table: pa.Table, source: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
 ) -> Panel:
-    """The arrays of a table. Raises InputError for the first problem that `check` finds; says `source`."""
+    """Convert a table to arrays. Raises InputError, which names `source`, for the first problem found."""
     name = uri.file_name(source)
     found = check(table, name, channels, groups)
     if found.problems:
-        more = len(found.problems) - 1
-        rest = f" ({more} more: see `sweep data check {source}`)" if more else ""
-        raise InputError(f"{source}: {found.problems[0]}{rest}")
+        first, more = found.problems[0], len(found.problems) - 1
+        rest = f"; `sweep data check {source}` shows {more} more problems" if more else ""
+        raise InputError(source, first.column, first.problem, first.fix + rest)
     channels = list(channels) if channels is not None else channels_of(table, groups)
     code, sites = _site_codes(table)
     day = _days(table["date"])
@@ -292,65 +308,61 @@ def from_table(
             features[code, day, index] = _float(table[channel])
         else:
             features[:, :, index] = _calendar(channel, dates)
-    first = _first_of(code, len(sites))
-    lat, lon = (_float(table[c])[first] for c in ("lat", "lon"))
-    grouped = {column: _text(table[column].take(pa.array(first))) for column in groups}
+    rows = _first_of(code, len(sites))
+    lat, lon = (_float(table[c])[rows] for c in ("lat", "lon"))
+    grouped = {column: _text(table[column].take(pa.array(rows))) for column in groups}
     return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped)
 
 
 def _check_numbers(
     table: pa.Table, channels: Sequence[str] | None, groups: Sequence[str], notices: list[Problem]
 ) -> list[Problem]:
-    """Text, infinities and nulls where numbers must be."""
+    """Find strings, infinities and missing values in columns of numbers; add notices to `notices`."""
     problems = []
     if channels is None:
         others = [c for c in table.column_names if c not in REQUIRED and c not in groups]
     else:
         others = [c for c in channels if c in table.column_names or c not in CALENDAR]
         for column in sorted({*channels} & {*REQUIRED}):
-            what = "cannot be a channel, it is the target, the place or the date"
+            what = "the target, the place and the date cannot be channels"
             problems.append(Problem(column, what, "leave it out of data.channels"))
             others.remove(column)
     for column in ("lat", "lon", "pm25", *others):
         if column not in table.column_names:
-            known = ", ".join(channels_of(table))
-            problems.append(
-                Problem(column, "channel is missing from the table", f"set data.channels; it has {known}")
-            )
+            fix = f"choose data.channels among {', '.join(channels_of(table))}"
+            problems.append(Problem(column, "the table has no such channel", fix))
         elif not _is_numeric(table[column].type):
             text = _unparsed_rows(table[column], pa.float64())
             must = channels is not None or column in REQUIRED
             if len(text) and (must or len(text) <= 0.5 * table.num_rows):
                 value = table[column][int(text[0]) - 1].as_py()
-                problems.append(
-                    Problem(
-                        column, f"text {value!r} in a numeric channel", "leave it empty where missing", text
-                    )
-                )
+                problems.append(Problem(column, f"{value!r} is not a number", LEAVE_EMPTY, text))
             elif channels is None:
-                notices.append(Problem(column, "not numeric", "cannot be a channel"))
+                notices.append(Problem(column, "not numeric, so not a channel"))
         else:
             bad = np.flatnonzero(np.isinf(_float(table[column]))) + 1
             if len(bad):
-                problems.append(Problem(column, "infinite", "leave it empty where missing", bad))
+                problems.append(Problem(column, "value is infinite", LEAVE_EMPTY, bad))
     for column in ("lat", "lon"):
         if _is_numeric(table[column].type):
             null = np.flatnonzero(np.isnan(_float(table[column]))) + 1
             if len(null):
-                problems.append(Problem(column, "empty", "every row needs its place in degrees", null))
+                problems.append(
+                    Problem(column, "value is missing", "give every row its place in degrees", null)
+                )
     return problems
 
 
 def _check_groups(
     table: pa.Table, groups: Sequence[str], code: np.ndarray, sites: np.ndarray
 ) -> list[Problem]:
-    """A group is a matter of the site: one value, on every row of it."""
+    """Find group columns without exactly one value for each site."""
     problems = []
     first = _first_of(code, len(sites))
     for column in groups:
         if column not in table.column_names:
-            has = ", ".join(table.column_names)
-            problems.append(Problem(column, "group column is missing from the table", f"it has {has}"))
+            fix = f"group by one of {', '.join(table.column_names)}"
+            problems.append(Problem(column, "group column is missing", fix))
             continue
         value = _text(table[column])
         empty = value == ""
@@ -358,21 +370,22 @@ def _check_groups(
         if empty.any():
             who = sites[code[empty][0]]
             fix = "give every site its group, on each of its rows"
-            problems.append(Problem(column, f"empty for site {who}", fix, _rows(empty)))
+            problems.append(Problem(column, f"value is missing for site {who}", fix, _rows(empty)))
         if varies.any():
             row = int(np.argmax(varies))
             both = f"{str(value[first][code[row]])!r} and {str(value[row])!r}"
-            fix = "a group must be the same on all days of a site"
+            fix = "give a site the same group on all its days"
             problems.append(Problem(column, f"site {sites[code[row]]} has both {both}", fix, _rows(varies)))
     return problems
 
 
 def _check_places(lat: np.ndarray, lon: np.ndarray) -> list[Problem]:
+    """Find coordinates outside the globe, and latitude swapped with longitude."""
     west, south, east, north = CONUS
     swapped = (lon > south) & (lon < north) & (lat > west) & (lat < east)
     if swapped.any():
         what = f"lat {lat[swapped][0]:g}, lon {lon[swapped][0]:g} look swapped"
-        return [Problem("lat, lon", what, "latitude comes first, in -90..90", _rows(swapped))]
+        return [Problem("lat, lon", what, "store latitude, -90..90, in the column lat", _rows(swapped))]
     problems = []
     for column, value, limit in (("lat", lat, 90), ("lon", lon, 180)):
         out = np.abs(value) > limit
@@ -383,6 +396,7 @@ def _check_places(lat: np.ndarray, lon: np.ndarray) -> list[Problem]:
 
 
 def _is_numeric(kind: pa.DataType) -> bool:
+    """Tell whether a column of this type is read as numbers; bool is, and so is a column of nulls."""
     return bool(
         pa.types.is_floating(kind)
         or pa.types.is_integer(kind)
@@ -392,7 +406,7 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 
 def _unparsed_rows(column: pa.ChunkedArray, kind: pa.DataType) -> np.ndarray:
-    """Rows (from 1) whose value is no text of a `kind`."""
+    """Rows (from 1) whose value, as a string, cannot be converted to the type `kind`."""
     encoded = pc.dictionary_encode(pc.cast(column, pa.string())).combine_chunks()
 
     def is_bad(value: pa.StringScalar) -> bool:
@@ -407,31 +421,32 @@ def _unparsed_rows(column: pa.ChunkedArray, kind: pa.DataType) -> np.ndarray:
 
 
 def _rows(mask: np.ndarray | pa.ChunkedArray) -> np.ndarray:
+    """Rows (from 1) where `mask` is true."""
     mask = mask if isinstance(mask, np.ndarray) else pc.fill_null(mask, False).to_numpy()
     return np.flatnonzero(mask) + 1
 
 
 def _float(column: pa.ChunkedArray) -> np.ndarray:
-    """float64 with NaN for null."""
+    """Convert a column to float64, with NaN for null."""
     return pc.cast(column, pa.float64(), safe=False).to_numpy()
 
 
 def _text(column: pa.ChunkedArray) -> np.ndarray:
-    """str; empty for null."""
+    """Convert a column to an array of str, with an empty string for null."""
     encoded = pc.dictionary_encode(pc.fill_null(pc.cast(column, pa.string()), "")).combine_chunks()
     return np.array(encoded.dictionary.to_pylist(), dtype=str)[encoded.indices.to_numpy()]
 
 
 def _days(column: pa.ChunkedArray) -> np.ndarray:
-    """Days since 1970-01-01 as int64; 0 for null."""
+    """Convert a column to days since 1970-01-01 (int64), with 0 for null. Raises pa.ArrowException."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        raise InputError("it is a number")
+        raise pa.ArrowInvalid("the column contains numbers")
     day = pc.cast(pc.cast(column, pa.date32(), safe=False), pa.int32())
     return pc.fill_null(day, 0).to_numpy().astype(np.int64)
 
 
 def _site_codes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the index of its site; and the site names, ascending."""
+    """Return the index of each row's site, and the names of the sites, ascending."""
     encoded = pc.dictionary_encode(pc.cast(table["site_id"], pa.string())).combine_chunks()
     names = np.array(encoded.dictionary.to_pylist(), dtype=str)
     order = np.argsort(names, kind="stable")
@@ -441,6 +456,7 @@ def _site_codes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _first_of(code: np.ndarray, sites: int) -> np.ndarray:
+    """Return the first row (from 0) of each site."""
     first = np.empty(sites, np.int64)
     first[code[::-1]] = np.arange(len(code))[::-1]
     return first

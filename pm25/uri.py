@@ -1,4 +1,4 @@
-"""Files at an address that pyarrow opens, such as s3://bucket/panel.parquet, in place of a path."""
+"""Files at a URI that pyarrow opens, such as s3://bucket/panel.parquet, in place of a path."""
 
 import errno
 import functools
@@ -10,17 +10,21 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs
 
+from pm25.errors import InputError
+
 
 def is_address(place: Path | str) -> bool:
+    """Tell whether `place` is a URI and not a path."""
     return "://" in str(place)
 
 
 def file_name(place: Path | str) -> str:
+    """Last part of a path, or of the path in a URI."""
     return Path(urlsplit(str(place)).path if is_address(place) else place).name
 
 
 def read(place: Path | str) -> bytes:
-    """A whole file. Raises OSError, whose `strerror` says why not, and of an address what to do."""
+    """Read a complete file. Raises OSError, whose `strerror` gives the reason (see `unreadable`)."""
     if not is_address(place):
         return Path(place).read_bytes()
     uri = str(place)
@@ -32,15 +36,21 @@ def read(place: Path | str) -> bytes:
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from None
     except (OSError, pa.ArrowException) as error:
-        raise OSError(errno.EIO, reason(error) + (fix(uri, error) or "; fix the address"), uri) from None
+        raise OSError(errno.EIO, reason(error), uri) from None
+
+
+def unreadable(place: Path | str, error: OSError) -> InputError:
+    """Error to raise for a file that `read` could not read."""
+    fix = advice(str(place), error) or f"give {'a URI' if is_address(place) else 'a file'} that can be read"
+    return InputError(str(place), "", f"cannot be read ({error.strerror})", fix)
 
 
 @functools.lru_cache(8)
 def open_system(uri: str, at_once: bool = True) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system and the path in it, opened once in a process: a new client makes new connections.
+    """Open the file system of a URI, and return it with the path in it.
 
-    `at_once` writes what is less than 10 MiB to S3 in one request, and not in three. Raises OSError or
-    pa.ArrowException.
+    Each is opened once in a process, because a new client opens new connections. With `at_once`, a file
+    smaller than 10 MiB is written to S3 in one request instead of three. Raises OSError or pa.ArrowException.
     """
     if at_once and uri.startswith("s3://"):
         uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
@@ -50,8 +60,11 @@ def open_system(uri: str, at_once: bool = True) -> tuple[pyarrow.fs.FileSystem, 
 
 @functools.lru_cache(32)
 def meet(uri: str, path: str) -> None:
-    """Raise within seconds where no S3 answers: in all its attempts a request may wait for five minutes."""
-    # Of these options the copy below knows nothing, and would refuse a certificate.
+    """Raise OSError within seconds if no S3 server answers.
+
+    With its default number of attempts, a request would wait for up to five minutes.
+    """
+    # The copy below loses these two options, and would refuse a certificate that they allow.
     if not uri.startswith("s3://") or "tls_verify_certificates" in uri or "tls_ca_dir_path" in uri:
         return
     make, (options,) = open_system(uri)[0].__reduce__()
@@ -60,20 +73,26 @@ def meet(uri: str, path: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What a file system says, in one line and without the number that a server gives to a request."""
+    """Message of a file system in one line, without the number that a server gives to a request."""
     return " ".join(re.sub(r"\(Request ID: [^)]*\)", "", str(error)).split()).rstrip(".")
 
 
-def fix(uri: str, error: Exception) -> str:
-    """What to do about an S3 that cannot be used, after a semicolon; empty where it is not known."""
+def advice(uri: str, error: Exception) -> str:
+    """Instruction that may solve an S3 error; empty for other file systems and unknown errors."""
     if not uri.startswith("s3://"):
         return ""
     text = str(error)
     if "NO_SUCH_BUCKET" in text or "not found" in text:
-        return "; make the bucket first, or name another"
+        return "make the bucket first, or name another"
     if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE|CREDENTIAL", text):
-        return "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to those of a user who may"
+        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to those of a user who has access"
     if "NETWORK_CONNECTION" in text:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return f"; AWS_ENDPOINT_URL is {endpoint}" if endpoint else "; set AWS_ENDPOINT_URL if it is not AWS"
+        return f"check AWS_ENDPOINT_URL ({endpoint})" if endpoint else "set AWS_ENDPOINT_URL if it is not AWS"
     return ""
+
+
+def fix(uri: str, error: Exception) -> str:
+    """`advice` after a semicolon; empty if there is none."""
+    found = advice(uri, error)
+    return f"; {found}" if found else ""

@@ -1,6 +1,6 @@
-"""SatCLIP's location network in float64: spherical harmonics of a place, then a sine network.
+"""SatCLIP's location encoder in float64: spherical harmonics of a place, then a sine network.
 
-Klemmer, Rolf, Robinson, Mackey and Russwurm (2023), arXiv 2311.17179; the harmonics and the sine network are
+Klemmer, Rolf, Robinson, Mackey and Russwurm (2023), arXiv 2311.17179. The harmonics and the sine network are
 those of Russwurm et al. (2024), arXiv 2310.06743. The published code takes (lon, lat); everything here takes
 latitude first, in degrees.
 """
@@ -18,38 +18,80 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pm25 import uri
+from pm25.encoders.base import Source, embed_distinct, is_whole
 from pm25.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
 KINDS = ("analytic", "closed-form")
+"""Published definitions of the spherical harmonics."""
+
 MAX_DEGREES = 100
-"""The recurrence is stable far beyond; a checkpoint that asks for more is not one of these."""
+"""Largest number of degrees accepted from a checkpoint; the published ones have 10 or 40."""
+
+MAX_UNITS, MAX_LAYERS = 1 << 16, 1 << 8
+"""Largest layer width and number of hidden layers accepted from a checkpoint."""
 
 W0_FIRST, W0 = 30.0, 1.0
-"""Frequency of the first sine layer and of the others; the checkpoint does not hold them."""
+"""Frequencies of the first sine layer and of the others; a checkpoint does not contain them."""
 
 MODELS = tuple(
     f"microsoft/SatCLIP-{tower}-L{L}" for tower in ("ResNet18", "ResNet50", "ViT16") for L in (10, 40)
 )
+"""Published models on the Hugging Face hub."""
+
+UNCHANGED = "give a SatCLIP checkpoint as it was published"
+"""Fix for a file that is not a SatCLIP checkpoint."""
+
+
+class SatCLIP:
+    """SatCLIP's location encoder (Klemmer et al. 2023, arXiv 2311.17179), 256 values in the published models.
+
+    `checkpoint` is a file in the published format, at a path or a URI; `model` is one of `MODELS` on the
+    Hugging Face hub.
+    """
+
+    trained_on_target = False
+
+    def __init__(self, source: Source) -> None:
+        self.fingerprint = source.fingerprint
+        self._network = LocationNetwork(source.content, str(source.other))
+        self.dim = self._network.dim
+
+    @staticmethod
+    def source(checkpoint: str | Path | None = None, model: str | None = None) -> Source:
+        """Read the checkpoint. Raises InputError if it cannot be read or downloaded."""
+        content = checkpoint_bytes(checkpoint, model)
+        return Source("satclip", {}, content, other=checkpoint if model is None else model)
+
+    def embed(self, lat: ArrayLike, lon: ArrayLike, site_id: ArrayLike | None = None) -> NDArray[np.float32]:
+        """Embed places (n,) in degrees -> float32 (n, dim)."""
+        return embed_distinct(lat, lon, self.dim, lambda places: self._network.embed(*places.T))
 
 
 def harmonics(lat: ArrayLike, lon: ArrayLike, L: int, kind: str = "analytic") -> NDArray[np.float64]:
     """Real spherical harmonics of degrees 0..L-1 at lat (n,) and lon (n,) in degrees -> float64 (n, L*L).
 
-    Column l*l + l + m holds degree l and order m = -l..l of phi = lon + 180 and theta = lat + 90: cos(m phi)
-    for m > 0, sin(|m| phi) for m < 0. Of the two published kinds, 'closed-form' is orthonormal and has the
-    Condon-Shortley phase (-1)^m. 'analytic' has no phase, and its m = 0 terms are pi times too large: in the
-    published generator `sqrt((2l + 1) / 4 * pi)` stands for sqrt((2l + 1) / (4 pi)). The pretrained weights
-    were trained on those values, so they are kept.
+    Column `l*l + l + m` contains degree l and order `m = -l..l`; `phi = lon + 180`, `theta = lat + 90`.
+    Its factor in phi is `cos(m phi)` for m > 0 and `sin(|m| phi)` for m < 0.
 
-    The normalised associated Legendre functions come from the recurrence in l at fixed m (Holmes and
-    Featherstone 2002, doi 10.1007/s00190-002-0216-2, eq. 11), which forms no factorial and loses no digits.
-    The published polynomials do lose some: they agree to 1e-12 at L = 10, to about 1e-5 over CONUS at L = 40.
+    Two kinds are published. The kind 'closed-form' is orthonormal and has the Condon-Shortley phase (-1)^m.
+    The kind 'analytic' has no phase, and its m = 0 terms are pi times too large. The published generator has
+    a slip,
+    `sqrt((2l + 1) / 4 * pi)` in place of `sqrt((2l + 1) / (4 pi))`. The pretrained weights were trained on
+    those values, so they are kept.
+
+    The normalised associated Legendre functions come from the recurrence in l at fixed m. It needs no
+    factorials and loses no digits (Holmes and Featherstone 2002, doi 10.1007/s00190-002-0216-2, eq. 11).
+    The published polynomials lose some: they agree to 1e-12 at L = 10, to about 1e-5 over CONUS at L = 40.
+
+    Raises InputError for an unknown kind.
     """
     if kind not in KINDS:
-        raise InputError(f"spherical harmonics {kind!r} are not known; known: {', '.join(KINDS)}")
+        raise InputError(
+            "spherical harmonics", "kind", f"{kind!r} is unknown", f"choose {' or '.join(KINDS)}"
+        )
     north, phi = np.deg2rad(np.asarray(lat, np.float64)), np.deg2rad(np.asarray(lon, np.float64) + 180)
     cos_theta, sin_theta = -np.sin(north)[:, None], np.cos(north)[:, None]  # theta = lat + 90
     turns = phi[:, None] * np.arange(1, L)
@@ -59,13 +101,13 @@ def harmonics(lat: ArrayLike, lon: ArrayLike, L: int, kind: str = "analytic") ->
 
     values = np.empty((len(phi), L * L))
     legendre = np.full((len(phi), 1), math.sqrt(1 / (4 * math.pi)))  # (n, l + 1): orders 0..l of degree l
-    before = np.empty((len(phi), 0))  # the same of degree l - 1
+    before = np.empty((len(phi), 0))  # the same for degree l - 1
     for degree in range(L):
         if degree:
             m = np.arange(degree)
             rise = np.sqrt((4 * degree**2 - 1) / (degree**2 - m**2))
             grown = rise * cos_theta * legendre
-            m = m[:-1]  # degree l - 2 has one order less
+            m = m[:-1]  # degree l - 2 has one order fewer
             grown[:, :-1] -= (
                 rise[:-1] * np.sqrt(((degree - 1) ** 2 - m**2) / (4 * (degree - 1) ** 2 - 1)) * before
             )
@@ -79,72 +121,83 @@ def harmonics(lat: ArrayLike, lon: ArrayLike, L: int, kind: str = "analytic") ->
 
 
 def checkpoint_bytes(checkpoint: str | Path | None, model: str | None) -> bytes:
-    """Read a checkpoint: a file, at a path or an address, or one of MODELS from the hub or its cache."""
+    """Read a checkpoint: a file at a path or a URI, or one of `MODELS` from the hub or its cache.
+
+    Raises InputError unless exactly one of the arguments is given and the file can be read.
+    """
     if (checkpoint is None) == (model is None):
-        raise InputError("encoder satclip: give one of checkpoint= (a local file) and model= (a hub name)")
+        problem = "neither is given" if model is None else "both are given"
+        fix = "give one of checkpoint=FILE and model=HUB_NAME"
+        raise InputError("encoder satclip", "checkpoint, model", problem, fix)
     path = checkpoint if checkpoint is not None else _from_hub(str(model))
     try:
         return uri.read(path)
     except OSError as error:
-        raise InputError(f"encoder satclip: cannot read checkpoint {path}: {error.strerror}") from error
+        raise uri.unreadable(path, error) from error
 
 
 def _from_hub(model: str) -> Path:
+    """Path of a published checkpoint in the hub's cache; it is downloaded if it is not there."""
     if model not in MODELS:
-        raise InputError(f"encoder satclip: unknown model {model!r}; known: {', '.join(MODELS)}")
-    fix = "fix: download it elsewhere and pass checkpoint="
+        problem, known = f"unknown model {model!r}", ", ".join(MODELS)
+        raise InputError("encoder satclip", "model", problem, f"choose one of {known}")
+    fix = "download the file elsewhere and pass checkpoint=FILE"
     try:
         import huggingface_hub
     except ImportError as error:
-        raise InputError(f"encoder satclip: model={model} needs huggingface_hub; {fix}") from error
+        problem = f"{model} needs the package huggingface_hub, which is not installed"
+        raise InputError("encoder satclip", "model", problem, fix) from error
     file = model.split("/")[1].lower() + ".ckpt"
     try:
-        # The cache first: no network for a file at hand, and the same file for every trial of a study.
+        # The cache comes first: no network for a cached file, and the same file for every cell of a study.
         return Path(huggingface_hub.hf_hub_download(model, file, local_files_only=True))
-    except Exception:  # whatever ails the cache, the hub may still have the file
+    except Exception:  # whatever is wrong with the cache, the hub may still have the file
         pass
     try:
         return Path(huggingface_hub.hf_hub_download(model, file))
-    except Exception as error:  # the hub's own, httpx's, requests' and the disk's: one line for each
-        raise InputError(
-            f"encoder satclip: cannot get {file} of {model} from the hub: {_line(error)}; {fix}"
-        ) from error
+    except Exception as error:  # errors of the hub, httpx, requests and the disk
+        problem = f"cannot download {file} of {model} from the Hugging Face hub ({_line(error)})"
+        raise InputError("encoder satclip", "model", problem, fix) from error
 
 
 def _line(error: Exception) -> str:
+    """Type and first line of an error, shortened."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {textwrap.shorten(text, 160, placeholder=' ...')}".rstrip(": ")
 
 
 class LocationNetwork:
-    """The location half of a SatCLIP checkpoint: `embed(lat (n,), lon (n,)) -> (n, dim)`, all float64.
+    """The location network of a SatCLIP checkpoint.
 
         h0 = harmonics;  h1 = sin(30 (W h0 + b));  h = sin(W h + b) for further layers;  last: W h + b
 
     `checkpoint` is the content of a file in the published format. It is read as plain tensors and values: a
-    file that holds pickled code is refused and nothing in it runs. InputError, naming `origin`, for any file
-    that is not such a checkpoint.
+    file with pickled code is refused, and none of that code runs. Raises InputError, which names `origin`,
+    for any file that is not such a checkpoint.
     """
 
     def __init__(self, checkpoint: bytes, origin: str) -> None:
         state, settings = _open(checkpoint, origin)
-        for key, wanted in (("le_type", "sphericalharmonics"), ("pe_type", "siren")):
-            if settings.get(key, wanted) != wanted:
-                raise InputError(f"{origin}: {key} is {settings[key]!r}; only {wanted!r} is supported")
-        kind = settings.get("harmonics_calculation")
-        if kind not in KINDS:
-            raise InputError(f"{origin}: harmonics_calculation is {kind!r}; known: {', '.join(KINDS)}")
-        self.kind = str(kind)
-        self.L = _whole(settings, "legendre_polys", MAX_DEGREES, origin)
-        self.dim = _whole(settings, "embed_dim", 1 << 16, origin)
-        capacity = _whole(settings, "capacity", 1 << 16, origin)
-        depth = _whole(settings, "num_hidden_layers", 1 << 8, origin)
+        for key, known, default in (
+            ("le_type", ("sphericalharmonics",), "sphericalharmonics"),
+            ("pe_type", ("siren",), "siren"),
+            ("harmonics_calculation", KINDS, None),
+        ):
+            if (value := settings.get(key, default)) not in known:
+                problem, fix = f"{value!r} is not supported", f"give a model with {' or '.join(known)}"
+                raise InputError(origin, f"hyper_parameters.{key}", problem, fix)
+        self.kind = str(settings["harmonics_calculation"])
+        self.L = _size(settings, "legendre_polys", MAX_DEGREES, origin)
+        self.dim = _size(settings, "embed_dim", MAX_UNITS, origin)
+        capacity = _size(settings, "capacity", MAX_UNITS, origin)
+        depth = _size(settings, "num_hidden_layers", MAX_LAYERS, origin)
         names = [*(f"layers.{i}" for i in range(depth)), "last_layer"]
         widths = [self.L**2, *[capacity] * depth, self.dim]
-        # The same weights stand again under model.nnet.*: the published module registers them twice.
+        # The same weights are repeated under model.nnet.*, because the published module registers them twice.
         extra = f"model.location.nnet.layers.{depth}.weight"
         if extra in state:
-            raise InputError(f"{origin}: {extra} is there, but num_hidden_layers is {depth}")
+            problem = f"not expected, because hyper_parameters.num_hidden_layers is {depth}"
+            raise InputError(origin, extra, problem, UNCHANGED)
         self._layers = [
             (
                 _weights(state, f"model.location.nnet.{name}.weight", (wide, narrow), origin),
@@ -154,6 +207,7 @@ class LocationNetwork:
         ]
 
     def embed(self, lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
+        """Embed places (n,) in degrees -> float64 (n, dim)."""
         hidden = harmonics(lat, lon, self.L, self.kind)
         for i, (weight, bias) in enumerate(self._layers[:-1]):
             hidden = np.sin((W0 if i else W0_FIRST) * (hidden @ weight.T + bias))
@@ -162,42 +216,44 @@ class LocationNetwork:
 
 
 def _open(checkpoint: bytes, origin: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read `state_dict` and `hyper_parameters` of a checkpoint without running any code in it."""
     import torch
 
     try:
         content = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")
-    except Exception as error:  # pickle's, zip's and torch's own: whatever it says, the file is no checkpoint
-        raise InputError(
-            f"{origin}: not a checkpoint of plain tensors (truncated, another format, or with pickled code,"
-            f" which is not run): {_line(error)}"
-        ) from error
-    parts = []
+    except Exception as error:  # errors of pickle, zipfile and torch: the file is not a checkpoint
+        problem = f"not a checkpoint of plain tensors ({_line(error)})"
+        fix = f"{UNCHANGED}; one that is cut short or contains pickled code is refused"
+        raise InputError(origin, "", problem, fix) from error
+    found = []
     for key in ("state_dict", "hyper_parameters"):
-        part = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(part, dict):
-            raise InputError(
-                f"{origin}: no {key} in it; a SatCLIP checkpoint has state_dict and hyper_parameters"
-            )
-        parts.append(part)
-    return parts[0], parts[1]
+        value = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(value, dict):
+            raise InputError(origin, key, "missing", UNCHANGED)
+        found.append(value)
+    return found[0], found[1]
 
 
-def _whole(settings: dict[str, Any], key: str, most: int, origin: str) -> int:
-    value = settings.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise InputError(f"{origin}: hyper_parameters.{key} is {value!r}; a whole number 1..{most} is needed")
-    return value
+def _size(settings: dict[str, Any], key: str, most: int, origin: str) -> int:
+    """Read one of the network's sizes, a whole number from 1 to `most`."""
+    value: Any = settings.get(key)
+    if not is_whole(value, 1, most):
+        problem = f"{value!r} is not a whole number in 1..{most}"
+        raise InputError(origin, f"hyper_parameters.{key}", problem, UNCHANGED)
+    return int(value)
 
 
 def _weights(state: dict[str, Any], key: str, shape: tuple[int, ...], origin: str) -> NDArray[np.float64]:
+    """Read one weight or bias of the network."""
     import torch
 
     value: torch.Tensor | None = state.get(key)
     if not isinstance(value, torch.Tensor):
-        raise InputError(f"{origin}: {key} is missing; the weights of a SatCLIP location encoder are needed")
+        raise InputError(origin, key, "missing", UNCHANGED)
     if tuple(value.shape) != shape:
-        raise InputError(f"{origin}: {key} has shape {tuple(value.shape)}, its hyper_parameters mean {shape}")
+        problem = f"shape is {tuple(value.shape)}, but hyper_parameters ask for {shape}"
+        raise InputError(origin, key, problem, UNCHANGED)
     weights = value.detach().double().numpy()
     if not np.isfinite(weights).all():
-        raise InputError(f"{origin}: {key} holds values that are not finite")
+        raise InputError(origin, key, "contains values that are not finite", UNCHANGED)
     return weights

@@ -15,7 +15,7 @@ from scipy import special
 
 from pm25 import encoders
 from pm25.encoders import satclip
-from pm25.errors import InputError
+from tests.errors import refuses
 
 FIXTURES = Path(__file__).parents[3].parent / "shared" / "fixtures"
 CHECKPOINT = FIXTURES / "satclip_random_l10.ckpt"
@@ -183,33 +183,32 @@ def poisoned() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "field", "values"),
     [
-        ([1, 2], "no state_dict"),
-        ({"state_dict": {}}, "no hyper_parameters"),
+        ([1, 2], "state_dict", ()),
+        ({"state_dict": {}}, "hyper_parameters", ()),
+        ({"state_dict": {}, "hyper_parameters": argparse.Namespace(capacity=8)}, "", ("UnpicklingError",)),
+        (changed(le_type="grid"), "hyper_parameters.le_type", ("grid", "sphericalharmonics")),
+        (changed(pe_type="fcnet"), "hyper_parameters.pe_type", ("fcnet", "siren")),
         (
-            {"state_dict": {}, "hyper_parameters": argparse.Namespace(capacity=8)},
-            "pickled code, which is not run",
+            changed(harmonics_calculation="discretized"),
+            "hyper_parameters.harmonics_calculation",
+            ("discretized", *satclip.KINDS),
         ),
-        (changed(le_type="grid"), "le_type is 'grid'; only 'sphericalharmonics'"),
-        (changed(pe_type="fcnet"), "pe_type is 'fcnet'; only 'siren'"),
-        (changed(harmonics_calculation="discretized"), "is 'discretized'; known: analytic, closed-form"),
-        (changed(legendre_polys=101), r"legendre_polys is 101; a whole number 1\.\.100"),
-        (changed(capacity=None), "hyper_parameters.capacity is None"),
-        (changed(capacity=9), r"layers.0.weight has shape \(8, 16\), its hyper_parameters mean \(9, 16\)"),
-        (changed(num_hidden_layers=3), "layers.2.weight is missing"),
-        (changed(num_hidden_layers=1), "layers.1.weight is there, but num_hidden_layers is 1"),
-        (without("model.location.nnet.last_layer.bias"), "last_layer.bias is missing"),
-        (poisoned(), "layers.1.bias holds values that are not finite"),
+        (changed(legendre_polys=101), "hyper_parameters.legendre_polys", (101, "1..100")),
+        (changed(capacity=None), "hyper_parameters.capacity", (None,)),
+        (changed(capacity=9), "model.location.nnet.layers.0.weight", ((8, 16), (9, 16))),
+        (changed(num_hidden_layers=3), "model.location.nnet.layers.2.weight", ()),
+        (changed(num_hidden_layers=1), "model.location.nnet.layers.1.weight", ("num_hidden_layers is 1",)),
+        (without("model.location.nnet.last_layer.bias"), "model.location.nnet.last_layer.bias", ()),
+        (poisoned(), "model.location.nnet.layers.1.bias", ("finite",)),
     ],
 )
-def test_a_file_that_is_no_satclip_checkpoint_is_named_in_one_line(tmp_path, content, message):
+def test_a_file_that_is_not_a_satclip_checkpoint_is_refused(tmp_path, content, field, values):
     file = tmp_path / "odd.ckpt"
     file.write_bytes(packed(content))
-    with pytest.raises(InputError, match=message) as caught:
+    with refuses(str(file), field, *values):
         encoders.load("satclip", checkpoint=file)
-    assert "\n" not in str(caught.value)
-    assert "odd.ckpt" in str(caught.value)
 
 
 class Bomb:
@@ -226,9 +225,8 @@ def test_pickled_code_never_runs(tmp_path, form):
     content = published() | {"callbacks": Bomb(went_off)}
     file = tmp_path / "bomb.ckpt"
     file.write_bytes(packed(content) if form == "torch" else pickle.dumps(Bomb(went_off)))
-    with pytest.raises(InputError, match="pickled code") as caught:
+    with refuses(str(file), "", "pickled code"):
         encoders.load("satclip", checkpoint=file)
-    assert "\n" not in str(caught.value)
     assert not went_off.exists()
 
 
@@ -237,23 +235,20 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path, keep):
     whole = packed(published())
     file = tmp_path / "cut.ckpt"
     file.write_bytes(whole[: int(keep if keep >= 1 else keep * len(whole))])
-    with pytest.raises(InputError, match="not a checkpoint of plain tensors") as caught:
+    with refuses(str(file), ""):
         encoders.load("satclip", checkpoint=file)
-    assert "\n" not in str(caught.value)
 
 
 def test_bad_requests_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"give one of checkpoint= .* and model="):
+    with refuses("encoder satclip", "checkpoint, model", "checkpoint=", "model="):
         encoders.fingerprint("satclip")
-    with pytest.raises(InputError, match="give one of"):
+    with refuses("encoder satclip", "checkpoint, model", "checkpoint=", "model="):
         encoders.load("satclip", checkpoint="x", model=satclip.MODELS[0])
-    with pytest.raises(InputError, match=r"cannot read checkpoint .*gone.ckpt: No such file"):
+    with refuses("gone.ckpt", "", "No such file"):
         encoders.load("satclip", checkpoint=tmp_path / "gone.ckpt")
-    with pytest.raises(
-        InputError, match="unknown model 'SatCLIP-L10'; known: microsoft/SatCLIP-ResNet18-L10"
-    ):
+    with refuses("encoder satclip", "model", "'SatCLIP-L10'", *satclip.MODELS):
         encoders.load("satclip", model="SatCLIP-L10")
-    with pytest.raises(InputError, match="'closed' are not known"):
+    with refuses("spherical harmonics", "kind", "'closed'", *satclip.KINDS):
         satclip.harmonics([0.0], [0.0], 2, "closed")
 
 
@@ -263,12 +258,9 @@ def test_a_hub_model_is_taken_from_the_cache_and_offline_is_said_in_one_line(tmp
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model = "microsoft/SatCLIP-ViT16-L40"
-    with pytest.raises(
-        InputError, match=r"cannot get satclip-vit16-l40.ckpt of .* from the hub: .*; fix"
-    ) as caught:
+    with refuses("encoder satclip", "model", "satclip-vit16-l40.ckpt", model, "checkpoint=FILE"):
         encoders.load("satclip", model=model)
-    assert "\n" not in str(caught.value)
-    # What the hub's library itself leaves behind after a download.
+    # The files that the hub's library leaves in its cache after a download.
     revision = "0" * 40
     repository = tmp_path / "models--microsoft--SatCLIP-ViT16-L40"
     (repository / "refs").mkdir(parents=True)
