@@ -1,4 +1,4 @@
-"""`python -m sweeps` is `sweep`."""
+"""Run the command line `sweep` with `python -m sweeps`."""
 
 from sweeps.cli import main
 

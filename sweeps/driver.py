@@ -1,8 +1,21 @@
-"""One `sweep run`: the training, with the views of the store kept in step beside it."""
+"""Run one study: train what is missing, and keep the MLflow view and Optuna's journal up to date.
+
+`train` is what `sweep run` does, in this order:
+
+1. `WeightRetention.tidy` deletes stored weights of cells that are not the best of their arm.
+2. `TrackingProcess` starts the process that writes to MLflow. Ray is imported meanwhile.
+3. The tracking process receives earlier records and the grid (`plan`); `OptunaJournal.write` adds trials.
+4. `ray_tune.run` trains the search trials and cells that the `Scheduler` returns, until none is left.
+5. `_Observer.ended` passes each new record to MLflow, to the journal, and to the weights' retention.
+6. `StudyState.refresh` reads the store again; journal, weights and grid are brought up to date.
+7. `TrackingProcess` receives the summary (`describe`) and the best model of each arm (`register`).
+8. Leaving the `with` block waits until MLflow has everything; `_notices` returns what the user must know.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from pm25.errors import InputError
 from sweeps.engine import worker
 from sweeps.engine.progress import RunProgress
 from sweeps.engine.scheduler import Scheduler
@@ -17,7 +30,7 @@ if TYPE_CHECKING:
 
 def train(
     state: StudyState,
-    agenda: Scheduler,
+    scheduler: Scheduler,
     address: str | None = None,
     *,
     waits: bool = False,
@@ -25,31 +38,32 @@ def train(
     train_cell: Callable[..., Record] = worker.run_and_record,
     search_trial: type[worker.SearchTrial] = worker.SearchTrial,
 ) -> list[str]:
-    """Do what is on the agenda, and say what the user should know of it.
+    """Train everything that the scheduler returns, and return notices for the user.
 
-    Nothing is lost where it is interrupted: what has ended is recorded. `state` is brought up to date.
-    `waits` is as of `runner.run`. Raises InputError; with `needs_tracking` also for a tracking server that
-    does not answer at the begin.
+    `state` is brought up to date. An interrupt loses no finished training, since each is recorded when it
+    ends. `address` and `waits` are those of `ray_tune.run`. With `needs_tracking`, a tracking server that
+    does not answer at the start raises InputError; so does any other input that cannot be used.
     """
     records = state.records()
-    keeper = WeightRetention(state.study, state.store)
-    keeper.tidy(state.cells, records)
+    retention = WeightRetention(state.study, state.store)
+    retention.tidy(state.cells, records)
     recorded = [*records.values(), *state.trials()]
-    writer = TrackingProcess(state.store, state.study.tracking, recorded, state.data())
-    del records, recorded  # `TrackingProcess` lets go of them too, once it has sent them
+    process = TrackingProcess(state.store, state.study.tracking, recorded, state.data())
+    del records, recorded  # they need much memory; the tracking process drops its reference too
+    # These import Ray while the tracking process imports MLflow.
     from sweeps.engine import ray_tune
     from sweeps.engine.optuna_study import OptunaJournal
     from sweeps.report import data, write
-    from sweeps.tracking import winners  # Ray, while the writer's process imports MLflow
+    from sweeps.tracking import winners
 
     journal = OptunaJournal(state.store)
-    with writer as mlflow:
-        mlflow.plan(state)
+    with process as tracking:
+        tracking.plan(state)
         journal.write(state.searches.values())
-        if agenda.total:
-            with _Observer(agenda, mlflow, journal, keeper, needs_tracking) as observer:
+        if scheduler.total:
+            with _Observer(scheduler, tracking, journal, retention, needs_tracking) as observer:
                 ray_tune.run(
-                    agenda,
+                    scheduler,
                     state.panel,
                     state.store,
                     state.study,
@@ -62,22 +76,53 @@ def train(
         state.refresh()
         journal.write(state.searches.values())
         records = state.records()
-        keeper.tidy(state.cells, records)
-        mlflow.plan(state)
-        mlflow.describe(write.brief(data.gather_report_data(state, records=records, brief=True)))
+        retention.tidy(state.cells, records)
+        tracking.plan(state)
+        tracking.describe(write.brief(data.gather_report_data(state, records=records, brief=True)))
         for winner in winners.winners(state, records):
-            mlflow.register(winner, winners.example(state, winner))
-    return list(_notices(agenda, {"MLflow": mlflow.behind, "Optuna's journal": journal.behind}, records))
+            tracking.register(winner, winners.example(state, winner))
+    behind = {"MLflow": tracking.behind, "Optuna's journal": journal.behind}
+    return list(_notices(scheduler, behind, records))
 
 
-def _notices(agenda: Scheduler, behind: Mapping[str, str], records: Mapping[str, Record]) -> Iterator[str]:
-    if agenda.stopped:
-        yield f"stopped: {agenda.stopped}"
-    for arm, why in agenda.blocked.items():
-        yield f"{arm.label}: {why}, so its {agenda.waiting[arm]} cells cannot be run; widen search.space"
-    for name, reason in behind.items():
+def sync(state: StudyState) -> tuple[int, str]:
+    """Rebuild the MLflow view and Optuna's journal; return the number of written runs and MLflow's address.
+
+    Raises InputError if one of them cannot be written.
+    """
+    from sweeps.engine.optuna_study import OptunaJournal
+    from sweeps.report import data, write
+    from sweeps.tracking import parent_metrics, winners
+    from sweeps.tracking.mlflow_view import Tracker
+
+    tracker = Tracker(state.store, state.study.tracking, state.data())
+    records = state.records()
+    rows = state.rows(records)
+    written = tracker.sync([*records.values(), *state.trials()])
+    searches = {(arm, None): counts for arm, counts in state.searched()}
+    declared = state.study.analysis, state.study.claims, state.study.design.looks
+    tracker.answer(parent_metrics.of_rows(rows, *declared) | searches)
+    tracker.show(parent_metrics.pictures(state.store, rows, *declared))
+    tracker.describe(write.brief(data.gather_report_data(state, records=records, rows=rows, brief=True)))
+    for winner in winners.winners(state, records):
+        tracker.register(winner, winners.example(state, winner))
+    journal = OptunaJournal(state.store)
+    journal.write(state.searches.values())
+    if journal.behind:
+        raise InputError("Optuna's journal", "", f"the searches cannot be written ({journal.behind})")
+    return written, tracker.uri
+
+
+def _notices(scheduler: Scheduler, behind: Mapping[str, str], records: Mapping[str, Record]) -> Iterator[str]:
+    """Describe why the run stopped early, which views are incomplete, and how many cells failed."""
+    if scheduler.stopped:
+        yield f"stopped: {scheduler.stopped}"
+    for arm, reason in scheduler.blocked.items():
+        cells = f"its {scheduler.waiting[arm]} cells cannot be run"
+        yield f"{arm.label}: {reason}, so {cells}; widen search.space"
+    for view, reason in behind.items():
         if reason:
-            yield f"{name} is behind the store ({reason}); `sweep sync` makes up for it"
+            yield f"{view} is incomplete ({reason}); `sweep sync` completes it"
     failed = [record["error"] for record in records.values() if record["state"] == "failed"]
     if failed:
         first = f"{failed[0]['type']}: {failed[0]['message']}"
@@ -85,29 +130,31 @@ def _notices(agenda: Scheduler, behind: Mapping[str, str], records: Mapping[str,
 
 
 class _Observer(RunProgress):
-    """Shows the progress, and hands on what has ended."""
+    """Show the progress, and pass on each record of a training that has ended."""
 
     def __init__(
         self,
-        agenda: Scheduler,
-        mlflow: TrackingProcess,
+        scheduler: Scheduler,
+        tracking: TrackingProcess,
         journal: "OptunaJournal",
-        keeper: WeightRetention,
+        retention: WeightRetention,
         needs_tracking: bool,
     ) -> None:
-        super().__init__(agenda.total, agenda.trials)
-        self._agenda, self._mlflow, self._journal, self._keeper = agenda, mlflow, journal, keeper
+        super().__init__(scheduler.total, scheduler.trials)
+        self._scheduler, self._tracking = scheduler, tracking
+        self._journal, self._retention = journal, retention
         self._needs_tracking = needs_tracking
 
     def begins(self) -> None:
-        """Raises InputError for a tracking store that no waiting will open: before anything is trained."""
-        self._mlflow.opened(needed=self._needs_tracking)
+        """Check the tracking store before anything is trained; raises InputError if waiting will not help."""
+        self._tracking.opened(needed=self._needs_tracking)
 
     def ended(self, kind: str, record: Record) -> None:
-        self._mlflow.add(record)
+        """Pass a record on, and update the number of tasks, which a finished task can change."""
+        self._tracking.add(record)
         if kind == "cell":
-            self._keeper.ended(record)
+            self._retention.ended(record)
         else:
-            self._journal.write(self._agenda.searches.values())
-        self.total = self._agenda.total  # what has ended may bring more cells, or leave none to others
+            self._journal.write(self._scheduler.searches.values())
+        self.total = self._scheduler.total
         super().ended(kind, record)

@@ -116,6 +116,20 @@ class StudyState:
         """Of the search trials that have ended."""
         return [record for trials in self.searches.values() for record in trials.ended]
 
+    def cell_counts(self, records: Mapping[str, Record]) -> dict[str, int]:
+        """Count the cells: `total`, `done`, `failed` and `missing`; `records` are those of `records()`."""
+        states = [records[key]["state"] if key in records else "missing" for key in self.cells]
+        states += ["missing"] * len(self.waiting)
+        counts = {state: states.count(state) for state in ("done", "failed", "missing")}
+        return {"total": len(states), **counts}
+
+    def trial_counts(self) -> dict[str, int]:
+        """Count the search trials: `total`, `done` and `failed`; pruned trials count as done."""
+        states = [record["state"] for record in self.trials()]
+        failed = states.count("failed")
+        total = sum(trials.search.trials for trials in self.searches.values())
+        return {"total": total, "done": len(states) - failed, "failed": failed}
+
     def retried_trials(self) -> list[str]:
         """Keys of the failed search trials that may go better; not of points at which training diverges."""
         failed = [record for record in self.trials() if record["state"] == "failed"]

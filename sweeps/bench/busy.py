@@ -1,4 +1,4 @@
-"""How busy a run keeps four GPUs, over work of uneven length with search and grid mixed."""
+"""Share of time for which a run keeps four GPUs busy, with tasks of uneven length."""
 
 import contextlib
 import hashlib
@@ -24,28 +24,31 @@ import yaml
 from pm25.cell import Cell
 from pm25.metrics import SCORES
 from pm25.panel import Panel
+from sweeps.bench import harness
 from sweeps.bench.engine import trivial
-from sweeps.bench.trial import Measurement
+from sweeps.bench.harness import Measurement
 from sweeps.engine import worker
 from sweeps.state import StudyState
 from sweeps.store.records import Record, Store
 
 GPUS = 4
-"""As many as Ray is told that the machine has; what runs on them sleeps."""
+"""Number of GPUs that Ray is configured with; none exists, since the trainings only sleep."""
 ARMS = ("none", "latlon", "sincos")
 TRIALS, FOLDS, SEEDS = 6, 7, 2
-"""Of each arm: 18 search trials and 42 cells, 60 pieces of work."""
+"""Search trials, folds and seeds of each arm: 18 search trials and 42 cells, 60 tasks in all."""
 SHORTEST_S, LONGEST_S = 1.0, 8.0
+"""Range of the seconds that a task takes."""
 SPREAD = 0.64
-"""Of the logarithms of the seconds: that of 77 trainings of `quick`, which took 16 to 222 s."""
+"""Standard deviation of the log of the seconds; 77 trainings of `quick`, of 16 to 222 s, had this one."""
 FILE = "busy.yaml"
+"""Name of the study file."""
 EPOCHS = 5
-"""Of a search trial."""
+"""Epochs of a search trial."""
 STARTS_S = 60.0
-"""Ray's own start may take so long."""
+"""Longest time that the start of Ray may take."""
 
 
-class Piece(NamedTuple):
+class Task(NamedTuple):
     """A cell or a search trial that has ended; times are seconds since 1970."""
 
     kind: str
@@ -53,52 +56,53 @@ class Piece(NamedTuple):
     begin: float
     end: float
     gpu: float
-    """What it had of its GPU, less for a trial that waited between its epochs for what Tune has to say."""
+    """Share of its GPU that it used; smaller for a trial that waited for Tune between its epochs."""
 
 
 class Timeline(NamedTuple):
-    """What became of the GPUs' time."""
+    """Use of the GPUs over time."""
 
     warm: float
-    """When all of them had begun their first piece; seconds after the first did."""
+    """Seconds from the start of the first task until every GPU had started one."""
     busy: float
-    """Share of the GPUs' time from then until the last piece began: until there was nothing left to begin."""
+    """Share of the GPUs' time from the warm-up to the start of the last task, when no task is left."""
     busy_to_the_end: float
+    """Share of the GPUs' time from the warm-up to the end."""
     gaps: tuple[float, ...]
-    """Between the end of a piece and the beginning of the next on the same GPU, sorted; after the warm-up."""
+    """Sorted seconds from the end of a task to the next start on the same GPU, after the warm-up."""
     wall: float
-    """From the warm-up to the end."""
+    """Seconds from the warm-up to the end."""
 
 
 def run(folder: Path) -> Iterator[Measurement]:
-    """A whole `sweep run` that joins a Ray of its own with four pretended GPUs."""
-    pieces = _pieces(folder / "busy")
-    seen = timeline(pieces, GPUS)
-    lengths = sorted(piece.end - piece.begin for piece in pieces)
-    kinds = [piece.kind for piece in pieces]
+    """Measure a complete `sweep run` that joins a local Ray cluster with four pretended GPUs."""
+    tasks = _run_tasks(folder / "busy")
+    seen = timeline(tasks, GPUS)
+    lengths = sorted(task.end - task.begin for task in tasks)
+    kinds = [task.kind for task in tasks]
     words = (
         f"{kinds.count('trial')} search trials and {kinds.count('cell')} cells of {lengths[0]:.1f} to "
-        f"{lengths[-1]:.1f} s (median {statistics.median(lengths):.1f}), from when all GPUs had begun to the "
-        f"last beginning; a trial's waits between epochs count as idle; between two pieces on one GPU "
+        f"{lengths[-1]:.1f} s (median {statistics.median(lengths):.1f}), from when all GPUs had started "
+        f"to the last start; a trial's waits between epochs count as idle; between two tasks on one GPU "
         f"{1000 * statistics.median(seen.gaps):.0f} ms (median), {seen.gaps[-1]:.2f} s at most"
     )
     yield Measurement("busy share of four GPUs", seen.busy, "", 0.95, words, at_least=True)
-    words = f"{seen.wall:.0f} s, the last pieces included, when fewer than four are left"
+    words = f"{seen.wall:.0f} s, including the last tasks, when fewer than four are left"
     yield Measurement("the same to the very end", seen.busy_to_the_end, "", 0.85, words, at_least=True)
 
 
-def timeline(pieces: Sequence[Piece], gpus: int) -> Timeline:
-    """Of pieces that ran on so many GPUs, each of whose workers keeps its GPU."""
-    lanes: defaultdict[int, list[Piece]] = defaultdict(list)
-    for piece in sorted(pieces, key=lambda piece: piece.begin):
-        lanes[piece.worker].append(piece)
+def timeline(tasks: Sequence[Task], gpus: int) -> Timeline:
+    """Summarize tasks that ran on this number of GPUs; each worker keeps one GPU."""
+    lanes: defaultdict[int, list[Task]] = defaultdict(list)
+    for task in sorted(tasks, key=lambda task: task.begin):
+        lanes[task.worker].append(task)
     firsts = sorted(lane[0].begin for lane in lanes.values())
-    warm, last = firsts[gpus - 1], max(piece.begin for piece in pieces)
-    end = max(piece.end for piece in pieces)
+    warm, last = firsts[gpus - 1], max(task.begin for task in tasks)
+    end = max(task.end for task in tasks)
 
     def busy(until: float) -> float:
-        spent = (max(0.0, min(p.end, until) - max(p.begin, warm)) * p.gpu for p in pieces)
-        return sum(spent) / (gpus * (until - warm))
+        used = (max(0.0, min(t.end, until) - max(t.begin, warm)) * t.gpu for t in tasks)
+        return sum(used) / (gpus * (until - warm))
 
     pairs = [pair for lane in lanes.values() for pair in pairwise(lane)]
     gaps = sorted(after.begin - before.end for before, after in pairs if before.end >= warm)
@@ -106,7 +110,7 @@ def timeline(pieces: Sequence[Piece], gpus: int) -> Timeline:
 
 
 def seconds(name: str) -> float:
-    """How long a piece takes: heavy-tailed, always the same for one name."""
+    """Draw how long a task takes, from a heavy-tailed distribution; equal names give equal values."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
     drawn = np.random.default_rng(seed).lognormal(np.log(2 * SHORTEST_S), SPREAD)
     return float(np.clip(drawn, SHORTEST_S, LONGEST_S))
@@ -121,14 +125,14 @@ def sleeping_cell(
     more: Mapping[str, Any] = MappingProxyType({}),
     **_: Any,
 ) -> Record:
-    """In the place of `worker.run_and_record`: takes its time, and leaves what a trivial cell does."""
+    """Replace `worker.run_and_record`: sleep, and store what a trivial cell stores."""
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
     time.sleep(seconds(cell.label))
     return trivial(cell, key, panel, store, more={**more, "started": began, "process": os.getpid()})
 
 
 class SleepingTrial(worker.SearchTrial):
-    """A search trial whose training takes its time and nothing else; the rest of it is real."""
+    """Search trial whose training only sleeps; everything else is real."""
 
     def _prepare(self) -> None:
         if self._begin:
@@ -137,7 +141,7 @@ class SleepingTrial(worker.SearchTrial):
 
 
 class _Nap:
-    """As much of a `pm25.trial.Training` as a search trial asks for."""
+    """The part of `pm25.trial.Training` that a search trial uses."""
 
     def __init__(self, name: str) -> None:
         self._epoch_s, self._rmse = seconds(name) / EPOCHS, 5 + seconds(name) / LONGEST_S
@@ -152,11 +156,11 @@ class _Nap:
         self.history.append(SimpleNamespace(validation_rmse=self._rmse + 1 / len([*self.history, None])))
 
     def result(self) -> SimpleNamespace:
-        names = SCORES
-        return SimpleNamespace(metrics={f"val_wr_{name}": self._rmse for name in names})
+        return SimpleNamespace(metrics={f"val_wr_{name}": self._rmse for name in SCORES})
 
 
 def study(folder: Path) -> StudyState:
+    """Write the study into `folder`, and open it."""
     folder.mkdir(exist_ok=True)
     file = folder / FILE
     declared = {
@@ -182,41 +186,38 @@ def study(folder: Path) -> StudyState:
     return StudyState(str(file))
 
 
-def _pieces(folder: Path) -> list[Piece]:
-    """Run the study in a process of its own, and read back what its records tell."""
+def _run_tasks(folder: Path) -> list[Task]:
+    """Run the study in a new process, and read its records."""
     state, environment = study(folder), _environment()
     with _cluster(environment) as address:
-        command = [sys.executable, "-W", "ignore", "-m", "sweeps.bench.busy", str(folder), address]
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if answer.returncode:
-        raise RuntimeError(answer.stderr[-2000:])
+        harness.run_python("-m", "sweeps.bench.busy", folder, address, environment=environment)
     state.refresh()
     ended = [("cell", record) for record in state.records().values()]
     ended += [("trial", record) for record in state.trials()]
     if failed := [record for _, record in ended if record["state"] != "done"]:
         raise RuntimeError(failed[0]["error"]["traceback"])
-    return [_piece(kind, record) for kind, record in ended]
+    return [_task(kind, record) for kind, record in ended]
 
 
-def _piece(kind: str, record: Record) -> Piece:
-    begin, end = _at(record["started"]), _at(record["ended"])
-    at_work = record["seconds"] / (end - begin) if kind == "trial" else 1.0
-    return Piece(kind, record["process"], begin, end, record["share"]["gpu"] * at_work)
+def _task(kind: str, record: Record) -> Task:
+    begin, end = _timestamp(record["started"]), _timestamp(record["ended"])
+    trained = record["seconds"] / (end - begin) if kind == "trial" else 1.0
+    return Task(kind, record["process"], begin, end, record["share"]["gpu"] * trained)
 
 
-def _at(stamp: str) -> float:
+def _timestamp(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
 
 
 def _environment() -> dict[str, str]:
-    """Of the cluster and of the run: the GPUs are pretended, each with so many GB."""
+    """Build the environment of the cluster and the run; each pretended GPU has 16 GB."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     return {**os.environ, **token, "SWEEP_PRETEND_GPUS": "16", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @contextlib.contextmanager
 def _cluster(environment: Mapping[str, str]) -> Iterator[str]:
-    """The address of a Ray of its own on this machine, with pretended GPUs; it ends with the context."""
+    """Start a local Ray cluster with pretended GPUs, and yield its address; it stops with the context."""
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
@@ -227,9 +228,9 @@ def _cluster(environment: Mapping[str, str]) -> Iterator[str]:
             head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             try:
                 until = time.monotonic() + STARTS_S
-                while "Ray runtime started" not in _told(log):
+                while "Ray runtime started" not in _text(log):
                     if head.poll() is not None or time.monotonic() > until:
-                        raise RuntimeError(f"ray start: {_told(log)[-2000:]}")
+                        raise RuntimeError(f"ray start: {_text(log)[-2000:]}")
                     time.sleep(0.2)
                 yield f"127.0.0.1:{port}"
             finally:
@@ -237,7 +238,7 @@ def _cluster(environment: Mapping[str, str]) -> Iterator[str]:
                 head.wait(STARTS_S)
 
 
-def _told(log: Any) -> str:
+def _text(log: Any) -> str:
     log.seek(0)
     return str(log.read())
 
@@ -249,7 +250,7 @@ def _free_port() -> int:
 
 
 def _own(folder: Path, address: str) -> None:
-    """A `sweep run` whose trainings sleep."""
+    """Do what `sweep run` does, with trainings that sleep."""
     from sweeps.driver import train
     from sweeps.engine.scheduler import Scheduler
     from sweeps.store.lock import StudyLock
@@ -264,7 +265,7 @@ def _own(folder: Path, address: str) -> None:
 
 
 if __name__ == "__main__":
-    # Workers import this module by its name, and not as the main program.
+    # Workers must import this module under its own name, not as `__main__`.
     from sweeps.bench import busy as bench_busy
 
     bench_busy._own(Path(sys.argv[1]), sys.argv[2])

@@ -1,16 +1,14 @@
-"""What a cell costs beside its training, next to plain Ray Tune with the callback of MLflow."""
+"""Time and memory of a cell beside its training, next to plain Ray Tune with MLflow's callback."""
 
 import socket
 import sqlite3
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -19,17 +17,19 @@ import pm25
 from pm25.cell import Cell
 from pm25.metrics import SCORES
 from pm25.panel import Panel
-from sweeps.bench.trial import Measurement, peak_mb
+from sweeps.bench import harness
+from sweeps.bench.harness import FinishedProcess, Measurement
 from sweeps.state import StudyState
 from sweeps.store.records import Record, Store
 
 ROUNDS = 3
+"""Number of pairs of runs, of restarts, and of calls of a command."""
 MANY = 1000
-"""So many cells, and more, are run once: plain Ray Tune is minutes about them."""
+"""Smallest number of cells that is run only once, since plain Ray Tune takes minutes."""
 ROWS = 200
-"""Of the predictions that a trivial cell stores."""
+"""Rows of the predictions that a trivial cell stores."""
 LISTED = 10_000
-"""Finished cells that `status` and `export` are asked of."""
+"""Number of finished cells that `status` and `export` read."""
 
 PLAIN = """
 import sys
@@ -63,49 +63,43 @@ tune.Tuner(
     ),
 ).fit()
 ray.shutdown()
-from sweeps.bench.trial import peak_mb
+from sweeps.bench.harness import peak_mb
 print(peak_mb())
 """
 
 
-def run(cells: tuple[int, ...], folder: Path) -> Iterator[Measurement]:
-    """Both engines on so many trivial cells each, in turns; then restarts, and many finished cells."""
+def run(cells: Sequence[int], folder: Path) -> Iterator[Measurement]:
+    """Measure both engines on each number of trivial cells, then restarts, then commands on many cells."""
     for count in cells:
         rounds = ROUNDS if count < MANY else 1
         pairs = [
             (
-                _engine("own", count, folder / f"own-{count}-{i}"),
-                _engine("plain", count, folder / f"plain-{count}-{i}"),
+                _run_engine("own", count, folder / f"own-{count}-{i}"),
+                _run_engine("plain", count, folder / f"plain-{count}-{i}"),
             )
             for i in range(rounds)
         ]
         ratio = statistics.median(own.seconds / plain.seconds for own, plain in pairs)
-        own, plain = (
-            _Engine(statistics.median(run.seconds for run in side), max(run.megabytes for run in side))
-            for side in zip(*pairs, strict=True)
-        )
+        own_s, plain_s = (statistics.median(run.seconds for run in side) for side in zip(*pairs, strict=True))
+        own_mb, plain_mb = (max(run.last_number for run in side) for side in zip(*pairs, strict=True))
         words = (
-            f"{1000 * own.seconds / count:.0f} over {1000 * plain.seconds / count:.0f} ms a cell, from the "
-            f"command to its end, Ray's start, store and MLflow included; {_counted(rounds, 'pair')}"
+            f"{1000 * own_s / count:.0f} over {1000 * plain_s / count:.0f} ms per cell, the complete command "
+            f"with Ray's start, store and MLflow; {harness.times(rounds, 'pair')}"
         )
         yield Measurement(f"engine over plain Ray Tune, {count:,} cells", ratio, "x", 1, words)
-        words = f"peak; plain Ray Tune {plain.megabytes:.0f} MB"
-        yield Measurement(f"driver's memory, {count:,} cells", own.megabytes, "MB", 400, words)
+        words = f"peak; plain Ray Tune {plain_mb:.0f} MB"
+        yield Measurement(f"driver's memory, {count:,} cells", own_mb, "MB", 400, words)
         waits = [_restart(folder / f"own-{count}-0", count + i + 1) for i in range(ROUNDS)]
-        words = f"from the command to the first missing cell; {_counted(ROUNDS, 'restart')}"
+        words = f"from the command to the first missing cell; {harness.times(ROUNDS, 'restart')}"
         yield Measurement(f"restart on {count:,} finished cells", statistics.median(waits), "s", 10, words)
-    many = _study(folder / "many", LISTED)
+    many = study(folder / "many", LISTED)
     for key, cell in many.cells.items():
         trivial(cell, key, many.panel, many.store, tables=False)
     file = str(folder / "many" / "engine.yaml")
     for arguments, limit in ((["status", file], 2), (["export", file, str(folder / "cells.parquet")], 10)):
-        took = []
-        for _ in range(ROUNDS):
-            begin = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "sweeps", *arguments], check=True, capture_output=True)
-            took.append(time.perf_counter() - begin)
+        took = statistics.median(harness.run_sweep(*arguments).seconds for _ in range(ROUNDS))
         name = f"sweep {arguments[0]}, {LISTED:,} finished cells"
-        yield Measurement(name, statistics.median(took), "s", limit, _counted(ROUNDS, "call"))
+        yield Measurement(name, took, "s", limit, harness.times(ROUNDS, "call"))
 
 
 def trivial(
@@ -118,7 +112,7 @@ def trivial(
     more: Mapping[str, Any] = MappingProxyType({}),
     **_: Any,
 ) -> Record:
-    """In the place of `work.run_and_record`: what a cell of two epochs leaves, without any training."""
+    """Replace `worker.run_and_record`: store what a cell of two epochs stores, without any training."""
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
     values = iter(np.random.default_rng(cell.seed).uniform(1, 9, 40).tolist())
     if tables:
@@ -152,25 +146,14 @@ def trivial(
     return record
 
 
-class _Engine(NamedTuple):
-    """What a process took that ran so many cells."""
+def _run_engine(name: Literal["own", "plain"], cells: int, folder: Path) -> FinishedProcess:
+    """Run cells in a new process, which prints its peak memory; cells stored in `folder` are not repeated.
 
-    seconds: float
-    """From its start to its end."""
-    megabytes: float
-    """Its peak; workers and servers are processes of their own."""
-
-
-def _engine(name: Literal["own", "plain"], cells: int, folder: Path) -> _Engine:
-    """Run the cells, of which those that `folder` holds are finished; all are to be in MLflow then."""
+    The memory of workers and servers is not included, since they are other processes.
+    """
     folder.mkdir(exist_ok=True)
     program = ["-c", PLAIN] if name == "plain" else ["-m", "sweeps.bench.engine"]
-    begin = time.perf_counter()
-    command = [sys.executable, "-W", "ignore", *program, str(cells), str(folder)]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    took = time.perf_counter() - begin
-    if answer.returncode:
-        raise RuntimeError(answer.stderr[-2000:])
+    process = harness.run_python(*program, cells, folder)
     with sqlite3.connect(folder / "mlflow.db") as database:
         parents = "select run_uuid from tags where key = 'kind' and value = 'arm'"
         (finished,) = database.execute(
@@ -178,22 +161,19 @@ def _engine(name: Literal["own", "plain"], cells: int, folder: Path) -> _Engine:
         ).fetchone()
     if finished != cells:
         raise RuntimeError(f"{name}: MLflow has {finished} finished runs of {cells}")
-    return _Engine(took, float(answer.stdout.split()[-1]))
+    return process
 
 
 def _restart(folder: Path, cells: int) -> float:
-    """Seconds until the cell that is missing is begun."""
+    """Measure the seconds from the command to the start of the only missing cell."""
     begin = datetime.now(UTC)
-    _engine("own", cells, folder)
-    records = _study(folder, cells).records().values()
+    _run_engine("own", cells, folder)
+    records = study(folder, cells).records().values()
     return (max(datetime.fromisoformat(record["started"]) for record in records) - begin).total_seconds()
 
 
-def _counted(number: int, what: str) -> str:
-    return f"one {what}" if number == 1 else f"median of {number} {what}s"
-
-
-def _study(folder: Path, cells: int) -> StudyState:
+def study(folder: Path, cells: int) -> StudyState:
+    """Write a study of so many cells into `folder`, and open it."""
     folder.mkdir(exist_ok=True)
     file = folder / "engine.yaml"
     declared = {
@@ -212,22 +192,22 @@ def _study(folder: Path, cells: int) -> StudyState:
 
 
 def _own(cells: int, folder: Path) -> None:
-    """A `sweep run` whose trainings are trivial."""
+    """Do what `sweep run` does, with trivial trainings, and print the peak memory."""
     from sweeps.driver import train
     from sweeps.engine.scheduler import Scheduler
     from sweeps.store.lock import StudyLock
 
-    state = _study(folder, cells)
+    state = study(folder, cells)
     state.store.prepare()
     with StudyLock(state.store):
         notices = train(state, Scheduler(state), train_cell=trivial)
     if notices:
         raise RuntimeError("; ".join(notices))
-    print(peak_mb())
+    print(harness.peak_mb())
 
 
 if __name__ == "__main__":
-    # Workers import this module by its name, and not as the main program.
+    # Workers must import this module under its own name, not as `__main__`.
     from sweeps.bench import engine
 
     engine._own(int(sys.argv[1]), Path(sys.argv[2]))

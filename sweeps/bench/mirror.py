@@ -1,7 +1,6 @@
-"""What it costs to mirror a finished cell in MLflow: to SQLite, and to a server."""
+"""Time to mirror a finished cell in MLflow: in SQLite, and on a server."""
 
 import secrets
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,13 +10,15 @@ from typing import Any
 
 from pm25.cell import Cell
 from pm25.splits import RandomSplit, SpatialSplit
+from sweeps.bench import harness
 from sweeps.bench.engine import trivial
-from sweeps.bench.trial import Measurement
+from sweeps.bench.harness import Measurement
 from sweeps.store.records import Record, Store
 
 CELLS = 2000
+"""Number of cells that are mirrored."""
 LIMITS = {"SQLite": 25, "a server": 60}
-"""ms a cell."""
+"""Limits in ms per cell."""
 
 _PANEL: Any = SimpleNamespace(fingerprint="0123456789abcdef" * 2)
 _DATA = {
@@ -29,7 +30,7 @@ _DATA = {
 
 
 def run(folder: Path, server: str | None = None) -> Iterator[Measurement]:
-    """Mirror so many cells of four arms on two splits to SQLite, and to `server` (its address), if given."""
+    """Mirror cells of four arms on two splits to SQLite, and to the address `server` if it is given."""
     store = Store(str(folder), f"mirror-{secrets.token_hex(4)}")
     for _ in _recorded(store):
         pass
@@ -39,20 +40,19 @@ def run(folder: Path, server: str | None = None) -> Iterator[Measurement]:
 
 
 def _measured(where: str, store: Store, uri: str | None) -> Measurement:
-    """In a process of its own, as the writer is; importing MLflow and opening the store are not counted."""
-    command = [sys.executable, "-W", "ignore", "-m", "sweeps.bench.mirror", store.storage, store.study]
-    answer = subprocess.run([*command, *([uri] if uri else [])], capture_output=True, text=True)
-    if answer.returncode:
-        raise RuntimeError(answer.stderr[-2000:])
-    took, busy, again, _ = map(float, answer.stdout.split())
+    """Measure in a new process, like the one of a run; MLflow's import and opening the store are excluded."""
+    arguments = [store.storage, store.study, *([uri] if uri else [])]
+    process = harness.run_python("-m", "sweeps.bench.mirror", *arguments)
+    took, cpu, again, _ = map(float, process.output.split())
     words = (
-        f"{CELLS:,} runs with tags, numbers, data set and predictions, {1000 * busy / CELLS:.0f} ms of "
-        f"this side's processor each; synced again in {again:.1f} s"
+        f"{CELLS:,} runs with tags, numbers, data set and predictions, {1000 * cpu / CELLS:.0f} ms of "
+        f"the client's CPU time each; a second sync takes {again:.1f} s"
     )
     return Measurement(f"a cell mirrored to {where}", 1000 * took / CELLS, "ms", LIMITS[where], words)
 
 
 def _recorded(store: Store) -> Iterator[Record]:
+    """Store the records of finished cells."""
     splits = (RandomSplit(), SpatialSplit())
     arms: tuple[dict[str, Any], ...] = (
         *({"variant": variant} for variant in ("none", "latlon")),
@@ -64,15 +64,16 @@ def _recorded(store: Store) -> Iterator[Record]:
 
 
 def _mirror(storage: str, study: str, uri: str | None = None) -> None:
+    """Sync twice, and print the wall time and the CPU time of each."""
     from sweeps.tracking.mlflow_view import Tracker
 
     store = Store(storage, study)
     records = [*store.records(store.keys()).values()]
     tracker = Tracker(store, uri, _DATA)
     for _ in range(2):
-        begin, busy = time.perf_counter(), time.process_time()
+        began, cpu = time.perf_counter(), time.process_time()
         tracker.sync(records)
-        print(time.perf_counter() - begin, time.process_time() - busy)
+        print(time.perf_counter() - began, time.process_time() - cpu)
 
 
 if __name__ == "__main__":

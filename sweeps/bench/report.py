@@ -1,8 +1,5 @@
-"""What a report of many cells costs, in time and in memory."""
+"""Time and memory of the report of a study with many cells."""
 
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +10,9 @@ import yaml
 
 from pm25.cell import Cell
 from pm25.panel import Panel
+from sweeps.bench import harness
 from sweeps.bench.engine import trivial
-from sweeps.bench.trial import Measurement
+from sweeps.bench.harness import Measurement
 from sweeps.state import StudyState
 from sweeps.store.records import Store
 
@@ -23,7 +21,7 @@ EPOCHS = 20
 
 REPORT = """
 import sys
-from sweeps.bench.trial import peak_mb
+from sweeps.bench.harness import peak_mb
 from sweeps.cli import cli
 cli(sys.argv[1:], standalone_mode=False)
 print(peak_mb())
@@ -31,12 +29,12 @@ print(peak_mb())
 
 
 class Size(NamedTuple):
-    """A study to report, and what its report may take."""
+    """Size of a study, with the time and memory that its report may need."""
 
     cells: int
-    """A multiple of 100: five arms on twenty folds of six splits."""
+    """Number of cells, a multiple of 100: five arms on twenty folds of six splits."""
     predictions: int
-    """Of each cell; with none it has no history either."""
+    """Predictions of each cell; with 0, a cell has no history either."""
     seconds: float
     megabytes: float
 
@@ -45,19 +43,19 @@ SIZES = (Size(2000, 2000, 60, 2048), Size(10_000, 0, 30, 2048))
 
 
 def run(folder: Path) -> Iterator[Measurement]:
-    """`sweep report` on finished cells of several sizes, once each; made and written below `folder`."""
+    """Measure `sweep report` once for each size; studies and reports are written below `folder`."""
     for size in SIZES:
         file = make(folder / f"report-{size.cells}", size.cells, size.predictions)
         seconds, megabytes, written = _report(file)
         of = f"{size.cells:,} cells"
         of += f" with {size.predictions:,} predictions each" if size.predictions else " without predictions"
-        words = f"sweep report, a process of its own; {written:.1f} MB written"
+        words = f"sweep report in its own process; {written:.1f} MB written"
         yield Measurement(f"report of {of}", seconds, "s", size.seconds, words)
         yield Measurement(f"report's memory, {of}", megabytes, "MB", size.megabytes, "peak")
 
 
 def make(folder: Path, cells: int, predictions: int) -> Path:
-    """A study of so many finished cells; its file. `cells` is a multiple of 100."""
+    """Write a study of finished cells, and return its file; `cells` is a multiple of 100."""
     folder.mkdir(parents=True)
     file = folder / "report.yaml"
     boards = [{"kind": "checkerboard", "degrees": degrees} for degrees in (4, 8, 16, 30)]
@@ -75,7 +73,7 @@ def make(folder: Path, cells: int, predictions: int) -> Path:
     file.write_text(yaml.safe_dump(declared))
     state = StudyState(str(file))
     if len(state.cells) != cells:
-        raise ValueError(f"cells: {cells} is no multiple of 100")
+        raise ValueError(f"cells: {cells} is not a multiple of 100")
     for number, (key, cell) in enumerate(state.cells.items()):
         if predictions:
             _tables(cell, key, state.panel, state.store, predictions, number)
@@ -84,7 +82,7 @@ def make(folder: Path, cells: int, predictions: int) -> Path:
 
 
 def _tables(cell: Cell, key: str, panel: Panel, store: Store, predictions: int, number: int) -> None:
-    """A history and predictions as a training leaves them, by chance; of two parts out of region."""
+    """Store a random history and random predictions; an out-of-region split has two evaluation sets."""
     rng = np.random.default_rng(number)
     site = rng.integers(0, len(panel.site_id), predictions)
     part = rng.integers(0, 2 if cell.split.regime == "OoR" else 1, predictions)
@@ -105,13 +103,8 @@ def _tables(cell: Cell, key: str, panel: Panel, store: Store, predictions: int, 
 
 
 def _report(file: Path) -> tuple[float, float, float]:
-    """Seconds, peak MB and MB written of a `sweep report`."""
+    """Measure the seconds, peak MB and written MB of a `sweep report`."""
     out = file.parent / "out"
-    begin = time.perf_counter()
-    command = [sys.executable, "-c", REPORT, "report", str(file), "-o", str(out)]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    took = time.perf_counter() - begin
-    if answer.returncode:
-        raise RuntimeError(answer.stderr[-2000:])
+    process = harness.run_python("-c", REPORT, "report", file, "-o", out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return took, float(answer.stdout.split()[-1]), size / 2**20
+    return process.seconds, process.last_number, size / 2**20

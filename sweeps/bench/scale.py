@@ -1,10 +1,9 @@
-"""What 100,000 cells on 512 GPUs ask of the one driver, measured and simulated."""
+"""Load of the one driver process with 100,000 cells on 512 GPUs, measured and simulated."""
 
 import gc
 import json
 import math
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,111 +15,113 @@ from typing import Any
 import numpy as np
 import yaml
 
+from sweeps.bench import harness
 from sweeps.bench.engine import trivial
-from sweeps.bench.trial import Measurement, peak_mb
+from sweeps.bench.harness import Measurement
 from sweeps.state import StudyState
 from sweeps.store.records import READERS, Record, Store
 
 CELLS = 100_000
+"""Number of cells of the study."""
 NODES, GPUS = 64, 8
+"""Number of nodes, and of GPUs on each."""
 TRIALS = 100
-"""Of each of five arms."""
+"""Search trials of each of five arms."""
 TUNED = (500, 2000)
-"""Tune's own cost is measured between so many trivial cells and so many."""
+"""Numbers of trivial cells between which the cost of Tune per cell is measured."""
 ASKED = (100, 1000, 3000)
-"""Trials of one arm that Optuna knows when it is asked for one more."""
+"""Numbers of finished trials that Optuna knows when it is asked for one more."""
 ASKS = 5
+"""Number of times that Optuna is asked."""
 WORKER_HOURS, NODE_HOURS = 200.0, 24.0
-"""For so long a worker and a node live on average."""
+"""Mean lifetime of a worker and of a node."""
 MEDIAN_S, SPREAD, SHORTEST_S, LONGEST_S = 20.1, 0.64, 16.5, 221.6
-"""Of 77 recorded trainings of `quick` on CPU cores: the spread is that of the logarithms."""
+"""Seconds of 77 recorded trainings of `quick` on CPU cores; the spread is that of their logarithms."""
 SERVER_MS = 38
-"""A run in MLflow behind a server, as README has it; `sweep bench --only mirror --server URI` measures it."""
+"""Milliseconds per run on an MLflow server; `sweep bench --only mirror --server URI` measures them."""
 REQUEST_S = 0.03
-"""Taken for a request to object storage."""
+"""Assumed time of a request to object storage."""
 
 
 def run(folder: Path, recorded: Path | None = None) -> Iterator[Measurement]:
-    """All of it in processes of their own. `recorded` is a study's folder whose seconds are drawn from."""
+    """Measure each part in its own process; `recorded` is a study's folder with seconds of cells."""
     tune = _part("tune", folder / "tune", *TUNED)
-    yield from _told_of_tune(tune)
+    yield from _tune_measurements(tune)
     seen = _part("simulate", folder / "simulate", CELLS, tune["cpu_s"], *([recorded] if recorded else []))
-    yield from _told_of_simulation(seen, tune["cpu_s"])
+    yield from _simulation_measurements(seen, tune["cpu_s"])
     empty = _part("begin", folder / "empty", CELLS)
-    words = f"State and Agenda, nothing finished: {empty['cpu_s']:.1f} s of the processor; peak"
+    words = f"state and scheduler, nothing finished: {empty['cpu_s']:.1f} s of CPU time; peak"
     yield Measurement(f"driver's memory, {CELLS:,} cells", empty["mb"], "MB", 1000, words)
-    yield from _told_of_store(folder / "full")
-    yield from _told_of_mlflow(folder, seen["makespan_s"])
+    yield from _store_measurements(folder / "full")
+    yield from _mlflow_measurements(folder, seen["makespan_s"])
     for row in _part("optuna", folder / "optuna", *ASKED)["rows"]:
         words = f"TPE, two settings, median of {ASKS}; the journal takes {row['journal_ms']:.1f} ms a trial"
         yield Measurement(f"Optuna asked after {row['trials']:,} trials", row["ask_ms"], "ms", 1000, words)
 
 
-def _told_of_tune(tune: dict[str, Any]) -> Iterator[Measurement]:
+def _tune_measurements(tune: dict[str, Any]) -> Iterator[Measurement]:
     first, last = TUNED
     words = (
-        f"from {first:,} to {last:,} trivial cells, at which the driver has {tune['mb']:.0f} MB; {CELLS:,} "
+        f"from {first:,} to {last:,} trivial cells; the driver then has {tune['mb']:.0f} MB; {CELLS:,} "
         f"would add {CELLS / 1000 * tune['mb_per_1000']:,.0f} MB (extrapolated)"
     )
     yield Measurement("memory that 1,000 ended cells leave", tune["mb_per_1000"], "MB", 5, words)
-    words = f"{1000 * tune['early_s']:.1f} ms at first and {1000 * tune['late_s']:.1f} ms at last"
+    words = f"{1000 * tune['early_s']:.1f} ms in the first half, {1000 * tune['late_s']:.1f} ms in the second"
     yield Measurement("driver's processor a cell, Tune's", 1000 * tune["cpu_s"], "ms", 15, words)
 
 
-def _told_of_simulation(seen: dict[str, Any], tune_s: float) -> Iterator[Measurement]:
+def _simulation_measurements(seen: dict[str, Any], tune_s: float) -> Iterator[Measurement]:
     gpus = NODES * GPUS
     words = (
-        f"simulated: {seen['ended']:,} pieces, {seen['trials']} of them search trials, of "
-        f"{seen['mean_s']:.0f} s on average ({seen['source']}), to the last beginning; "
+        f"simulated: {seen['ended']:,} tasks, {seen['trials']} of them search trials, of "
+        f"{seen['mean_s']:.0f} s on average ({seen['source']}), to the last start; "
         f"{seen['busy_to_the_end']:.3f} to the end; "
         f"{seen['workers_lost']} workers and {seen['nodes_lost']} of {NODES} nodes lost"
     )
     yield Measurement(f"busy share of {gpus} GPUs", seen["busy"], "", 0.95, words, at_least=True)
-    words = f"{seen['makespan_s'] / 3600:.2f} h over all GPUs at work all the time with nothing lost"
+    words = f"{seen['makespan_s'] / 3600:.2f} h, over that of GPUs that are always busy and never lost"
     yield Measurement("makespan over its lower bound", seen["over_bound"], "x", 1.1, words)
-    piece_s = tune_s + seen["hand_ms"] / 1000 + seen["end_ms"] / 1000
+    task_s = tune_s + seen["hand_ms"] / 1000 + seen["end_ms"] / 1000
     words = (
-        f"simulated with {1000 * tune_s:.1f} ms a piece for Tune; beside it {seen['hand_ms']:.2f} ms a "
-        f"hand-out and {seen['end_ms']:.2f} ms an end, {seen['longest_s']:.1f} s at most, where a search is "
-        f"over; pieces of {gpus * piece_s:.1f} s would keep the driver busy all the time, and of "
-        f"{4 * gpus * piece_s:.0f} s on {4 * gpus:,} GPUs"
+        f"simulated with {1000 * tune_s:.1f} ms per task for Tune, {seen['hand_ms']:.2f} ms for its start "
+        f"and {seen['end_ms']:.2f} ms for its end, at most {seen['longest_s']:.1f} s when a search ends; "
+        f"tasks of {gpus * task_s:.1f} s would keep the driver busy all the time, or of "
+        f"{4 * gpus * task_s:.0f} s on {4 * gpus:,} GPUs"
     )
     yield Measurement(f"driver's share of a core, {gpus} GPUs", seen["driver"], "", 0.5, words)
 
 
-def _told_of_store(folder: Path) -> Iterator[Measurement]:
+def _store_measurements(folder: Path) -> Iterator[Measurement]:
     _part("fill", folder, CELLS)
     listed = _part("list", folder)
     requests = math.ceil(CELLS / 1000) + CELLS
     far = requests * REQUEST_S / READERS / 60
     words = (
-        f"a local folder, {listed['cpu_s']:.1f} s of the processor, keys alone {listed['keys_s']:.1f} s; "
+        f"a local folder, {listed['cpu_s']:.1f} s of CPU time, keys alone {listed['keys_s']:.1f} s; "
         f"on object storage {requests:,} requests, {far:.0f} min at {1000 * REQUEST_S:.0f} ms and {READERS} "
         f"at a time (computed)"
     )
     yield Measurement(f"{CELLS:,} records read", listed["records_s"], "s", 30, words)
-    begin = time.perf_counter()
-    command = [sys.executable, "-m", "sweeps", "status", str(folder / FILE)]
-    subprocess.run(command, check=True, capture_output=True)
-    yield Measurement(f"sweep status, {CELLS:,} finished", time.perf_counter() - begin, "s", 60, "one call")
+    took = harness.run_sweep("status", folder / FILE).seconds
+    yield Measurement(f"sweep status, {CELLS:,} finished", took, "s", 60, "one call")
     full = _part("begin", folder, CELLS)
     words = (
-        f"State, Agenda and the records for MLflow, before Ray is started: {full['cpu_s']:.1f} s of the "
-        f"processor; once"
+        f"state, scheduler and the records for MLflow, before Ray is started: {full['cpu_s']:.1f} s of CPU "
+        f"time; once"
     )
     yield Measurement(f"restart on {CELLS:,} finished", full["wall_s"], "s", 60, words)
-    words = f"peak; {full['kept_mb']:,.0f} MB when the records are let go"
+    words = f"peak; {full['kept_mb']:,.0f} MB after the records are freed"
     yield Measurement(f"driver's memory, {CELLS:,} finished", full["mb"], "MB", 2048, words)
 
 
-def _told_of_mlflow(folder: Path, makespan_s: float) -> Iterator[Measurement]:
+def _mlflow_measurements(folder: Path, makespan_s: float) -> Iterator[Measurement]:
     from sweeps.bench import mirror
 
     mirrored = next(iter(mirror.run(folder)))
     hours = CELLS * mirrored.value / 3.6e6
     words = (
-        f"extrapolated from {mirrored.value:.0f} ms a run to SQLite, one process beside the run; "
-        f"{CELLS * SERVER_MS / 3.6e6:.1f} h to a server at {SERVER_MS} ms; the run takes "
+        f"extrapolated from {mirrored.value:.0f} ms per run in SQLite, one process beside the training; "
+        f"{CELLS * SERVER_MS / 3.6e6:.1f} h on a server at {SERVER_MS} ms; the training takes "
         f"{makespan_s / 3600:.1f} h"
     )
     yield Measurement(f"{CELLS:,} cells mirrored in MLflow", hours, "h", 3, words)
@@ -130,7 +131,7 @@ FILE = "scale.yaml"
 
 
 def study(folder: Path, cells: int, *, searched: bool) -> StudyState:
-    """Five arms on twenty folds of three splits, with as many seeds as it takes; `cells` is n times 100."""
+    """Write and open a study of five arms on twenty folds of three splits; `cells` is a multiple of 100."""
     folder.mkdir(exist_ok=True, parents=True)
     declared: dict[str, Any] = {
         "study": "scale",
@@ -164,13 +165,10 @@ def study(folder: Path, cells: int, *, searched: bool) -> StudyState:
 
 
 def _part(name: str, folder: Path, *arguments: object) -> dict[str, Any]:
-    """What a part of this module tells, run in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "sweeps.bench.scale", name, str(folder)]
-    answer = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
-    if answer.returncode:
-        raise RuntimeError(answer.stderr[-2000:])
-    told: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
-    return told
+    """Run a function of this module in a new process, and return its result."""
+    process = harness.run_python("-m", "sweeps.bench.scale", name, folder, *arguments)
+    result: dict[str, Any] = json.loads(process.output.splitlines()[-1])
+    return result
 
 
 def _simulate(folder: Path, cells: str, tune_s: str, recorded: str = "") -> dict[str, Any]:
@@ -192,51 +190,53 @@ def _simulate(folder: Path, cells: str, tune_s: str, recorded: str = "") -> dict
         "over_bound": seen.over_bound,
         "driver": seen.driver / seen.makespan,
         "hand_ms": 1000 * statistics.mean(seen.handed),
-        "end_ms": 1000 * statistics.mean(seen.told),
-        "longest_s": max(*seen.handed, *seen.told),
+        "end_ms": 1000 * statistics.mean(seen.finished),
+        "longest_s": max(*seen.handed, *seen.finished),
         "workers_lost": seen.workers_lost,
         "nodes_lost": seen.nodes_lost,
     }
 
 
 def _seconds(recorded: str) -> tuple[Callable[[np.random.Generator], float], str]:
-    """How long a piece takes, and where that comes from."""
+    """Return a function that draws the seconds of a task, and a text that names their source."""
     if not recorded:
 
         def drawn(rng: np.random.Generator) -> float:
             return float(np.clip(rng.lognormal(math.log(MEDIAN_S), SPREAD), SHORTEST_S, LONGEST_S))
 
-        told = f"lognormal, median {MEDIAN_S:g} s, spread {SPREAD:g}, from {SHORTEST_S:g} to {LONGEST_S:g} s"
-        return drawn, told
+        source = (
+            f"lognormal, median {MEDIAN_S:g} s, spread {SPREAD:g}, from {SHORTEST_S:g} to {LONGEST_S:g} s"
+        )
+        return drawn, source
     store = Store(str(Path(recorded).parent), Path(recorded).name)
     found = [record["seconds"] for record in store.records(store.keys()).values() if "seconds" in record]
-    return lambda rng: float(rng.choice(found)), f"{len(found)} recorded ones"
+    return lambda rng: float(rng.choice(found)), f"drawn from {len(found)} recorded values"
 
 
 def _begin(folder: Path, cells: str) -> dict[str, Any]:
-    """What a run does before it starts Ray."""
+    """Measure what a run does before it starts Ray."""
     from sweeps.engine.scheduler import Scheduler
 
-    begin, busy = time.perf_counter(), time.process_time()
+    began, cpu = time.perf_counter(), time.process_time()
     state = study(folder, int(cells), searched=False)
-    agenda = Scheduler(state)
+    scheduler = Scheduler(state)
     records = state.records()
-    took = {"wall_s": time.perf_counter() - begin, "cpu_s": time.process_time() - busy}
-    if agenda.cells + len(records) != int(cells):
-        raise RuntimeError(f"{agenda.cells} cells to run and {len(records)} recorded")
-    peak = peak_mb()
+    took = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
+    if scheduler.cells + len(records) != int(cells):
+        raise RuntimeError(f"{scheduler.cells} cells to run and {len(records)} recorded")
+    peak = harness.peak_mb()
     records.clear()
-    return {**took, "mb": peak, "kept_mb": _resident_mb()}
+    return {**took, "mb": peak, "kept_mb": harness.resident_mb()}
 
 
 def _fill(folder: Path, cells: str) -> dict[str, Any]:
-    """Finished cells without tables, written as nobody would who minds a power failure."""
+    """Store finished cells without tables, and without waiting for the disk."""
     state = study(folder, int(cells), searched=False)
 
     def write(record: Record) -> None:
-        place = folder / "scale" / "cells" / record["key"]
-        place.mkdir(parents=True)
-        (place / "result.json").write_text(json.dumps(record, indent=1))
+        cell = folder / "scale" / "cells" / record["key"]
+        cell.mkdir(parents=True)
+        (cell / "result.json").write_text(json.dumps(record, indent=1))
 
     store: Any = SimpleNamespace(write_record=write)
     for key, cell in state.cells.items():
@@ -245,16 +245,18 @@ def _fill(folder: Path, cells: str) -> dict[str, Any]:
 
 
 def _list(folder: Path) -> dict[str, Any]:
+    """Measure how long the keys and the records of a store take to read."""
     store = Store(str(folder), "scale")
     begin = time.perf_counter()
     keys = store.keys()
-    listed, busy = time.perf_counter(), time.process_time()
+    listed, cpu_before = time.perf_counter(), time.process_time()
     store.records(keys)
-    cpu = time.process_time() - busy
+    cpu = time.process_time() - cpu_before
     return {"keys_s": listed - begin, "records_s": time.perf_counter() - listed, "cpu_s": cpu}
 
 
 def _optuna(folder: Path, *trials: str) -> dict[str, Any]:
+    """Measure how long Optuna takes to suggest a trial, and to write one to its journal."""
     from sweeps.engine.optuna_study import Optimiser, OptunaJournal
 
     state = study(folder, 100, searched=True)
@@ -302,13 +304,13 @@ def _trial_record(number: int, rng: np.random.Generator) -> Record:
 
 
 class _Meter:
-    """Hears of a run, and notes the driver's memory and processor time after every so many cells."""
+    """Observer that notes the driver's memory and CPU time after the given numbers of cells."""
 
     def __init__(self, at: set[int]) -> None:
         self._at, self._ended = at, 0
         self.seen: dict[int, tuple[float, float]] = {}
         self.kept = 0
-        """How many of Tune's trials there are in memory."""
+        """Number of Tune's trials that are in memory."""
 
     def begins(self) -> None:
         pass
@@ -322,19 +324,19 @@ class _Meter:
     def ended(self, kind: str, record: Record) -> None:
         self._ended += 1
         if self._ended in self._at:
-            self.seen[self._ended] = _resident_mb(), time.process_time()
+            self.seen[self._ended] = harness.resident_mb(), time.process_time()
             self.kept = sum(type(one).__name__ == "Trial" for one in gc.get_objects())
 
 
 def _tune(folder: Path, first: str, last: str) -> dict[str, Any]:
-    """A run of trivial cells without MLflow."""
-    from sweeps.bench.engine import _study
+    """Measure a run of trivial cells without MLflow."""
+    from sweeps.bench import engine
     from sweeps.engine import ray_tune
     from sweeps.engine.scheduler import Scheduler
 
     begin, end = int(first), int(last)
     half = (begin + end) // 2
-    state, meter = _study(folder, end), _Meter({begin, half, end})
+    state, meter = engine.study(folder, end), _Meter({begin, half, end})
     state.store.prepare()
     ray_tune.run(Scheduler(state), state.panel, state.store, state.study, meter, train_cell=trivial)
     (mb, cpu), (_, middle), (more_mb, more_cpu) = meter.seen.values()
@@ -348,12 +350,8 @@ def _tune(folder: Path, first: str, last: str) -> dict[str, Any]:
     }
 
 
-def _resident_mb() -> float:
-    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
-
-
 if __name__ == "__main__":
-    # Workers import this module by its name, and not as the main program.
+    # Workers must import this module under its own name, not as `__main__`.
     from sweeps.bench import scale
 
     print(json.dumps(getattr(scale, f"_{sys.argv[1]}")(Path(sys.argv[2]), *sys.argv[3:])))

@@ -1,4 +1,4 @@
-"""A cluster of any size in simulated time, for which the agenda and the queue of a real run decide."""
+"""Simulation of a cluster in which a real run's scheduler and queue decide what is trained next."""
 
 import heapq
 import json
@@ -24,13 +24,13 @@ from sweeps.state import StudyState
 from sweeps.store.records import Record
 
 HANDED_S = 0.02
-"""From an end to the next beginning on the same GPU, as `sweep bench --only busy` measures it."""
+"""Time from the end of a task to the start of the next on the same GPU (`sweep bench --only busy`)."""
 RESUMES_S = 15.0
-"""From the loss of a worker to the first epoch of what it had: a new process, its imports, the checkpoint."""
+"""Time from the loss of a worker to the next epoch of its task: new process, imports, checkpoint."""
 RETURNS_S = 300.0
-"""From the loss of a node to another in its place."""
+"""Time from the loss of a node to its replacement."""
 EPOCHS = 8
-"""Of a search trial."""
+"""Epochs of a search trial."""
 
 _SHARE = {"cpu": 1.0, "gpu": 1.0}
 
@@ -39,35 +39,35 @@ Span = tuple[float, float]
 
 @dataclass
 class Outcome:
-    """What a simulation shows; seconds are simulated where nothing else is said."""
+    """Result of a simulation; seconds are simulated unless a field says otherwise."""
 
     gpus: int
     makespan: float = 0.0
     work: float = 0.0
-    """Seconds of all pieces, each counted once."""
+    """Seconds of all tasks, each counted once."""
     last: float = 0.0
-    """When the last piece was begun for the first time: from then on there are fewer than GPUs."""
+    """Time of the first start of the last task; afterwards there are fewer tasks than GPUs."""
     ended: int = 0
     workers_lost: int = 0
     nodes_lost: int = 0
     used: list[Span] = field(default_factory=list)
-    """When a GPU was in use, for what was lost too."""
+    """Spans in which a GPU was in use, including work that was lost."""
     lived: list[Span] = field(default_factory=list)
-    """When a node was there."""
+    """Spans in which a node existed."""
     driver: float = 0.0
-    """Seconds for which the driver was at work."""
+    """Seconds for which the driver was busy."""
     handed: list[float] = field(default_factory=list)
-    """Real CPU seconds of each hand-out, beside Tune's."""
-    told: list[float] = field(default_factory=list)
-    """The same of each end."""
+    """Real CPU seconds to select each task, without those of Tune."""
+    finished: list[float] = field(default_factory=list)
+    """Real CPU seconds to process the end of each task, without those of Tune."""
 
     def busy(self, until: float) -> float:
-        """Share of the living nodes' GPUs that were in use."""
+        """Share of the existing GPUs that were in use up to this time."""
         return _within(self.used, until) / (self.gpus * _within(self.lived, until))
 
     @property
     def over_bound(self) -> float:
-        """The makespan over that of all GPUs at work all the time, with nothing lost and no driver."""
+        """Ratio of the makespan to its lower bound: all GPUs always busy, nothing lost, no driver."""
         nodes = sum(begin == 0 for begin, _ in self.lived)
         return self.makespan / (self.work / (nodes * self.gpus))
 
@@ -84,15 +84,15 @@ class _Slot:
     trial: str = ""
     since: float = 0.0
     turn: int = 0
-    """Of how many pieces it had: what was to become of an older one is void."""
+    """Number of its tasks so far; events of earlier tasks are ignored."""
 
 
 class Simulation:
-    """Gives an agenda's work to workers that only say, after a time, that they are done.
+    """Simulated cluster whose workers finish a task after a drawn time.
 
-    The agenda, its searches, Optuna and the queue before Tune are those of a run. Tune itself stands for
-    one server that takes `tune_s` for every end; what ours takes of the processor is measured, and comes on
-    top in simulated time. A piece that is lost goes on from its last checkpoint.
+    The scheduler, its searches, Optuna and Tune's search algorithm are those of a run. Tune itself is
+    replaced by a server that needs `tune_s` for every end of a task. The CPU time of our own code is measured
+    and added in simulated time. A lost task resumes from its last checkpoint.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Simulation:
         worker_hours: float = math.inf,
         node_hours: float = math.inf,
     ) -> None:
-        """`seconds` draws how long a piece takes; a worker and a node live so many hours on average."""
+        """`seconds` draws the time of a task; `worker_hours` and `node_hours` are mean lifetimes."""
         self.outcome = Outcome(gpus)
         self._state, self._seconds, self._tune_s = state, seconds, tune_s
         self._worker_s, self._node_s = 3600 * worker_hours, 3600 * node_hours
@@ -124,7 +124,7 @@ class Simulation:
             self._node_joins()
 
     def run(self) -> Outcome:
-        """To the end of the agenda."""
+        """Run until the scheduler has no task left."""
         clock = SimpleNamespace(monotonic=lambda: self._now)
         nobody: Any = SimpleNamespace(ended=lambda kind, record: None, notice=lambda text: None)
         with (
@@ -157,12 +157,12 @@ class Simulation:
         heapq.heappush(self._events, (when, self._serial, event))
 
     def _drive(self, seconds: float) -> None:
-        """The driver does one thing after the other."""
+        """Add time to the driver, which does one thing at a time."""
         self._driver_free = max(self._driver_free, self._now) + seconds
         self.outcome.driver += seconds
 
     def _hand_out(self) -> None:
-        """As Tune does: ask for as much as there is, give it to free workers, and again while that helps."""
+        """Ask for tasks and give them to free workers, repeatedly while this changes something, like Tune."""
         while self._asked() + self._begun():
             pass
 
@@ -219,7 +219,7 @@ class Simulation:
         self._queue.ended(trial, record)
         took = time.process_time() - begin
         self._drive(took)
-        self.outcome.told.append(took)
+        self.outcome.finished.append(took)
         self.outcome.ended += 1
         self._free.append(slot)
 
@@ -229,16 +229,16 @@ class Simulation:
         return trial
 
     def _record(self, config: dict[str, Any], since: float) -> Record:
-        """Of the kind that a worker leaves, as far as the driver reads it."""
+        """Build the fields of a worker's record that the driver reads."""
         seconds = self._left.pop(config["key"])
-        told = {"key": config["key"], "state": "done", "share": _SHARE, "seconds": seconds}
+        record = {"key": config["key"], "state": "done", "share": _SHARE, "seconds": seconds}
         if config["kind"] == "cell":
-            return told
+            return record
         more = json.loads(config["more"])
         rmse = 5 + float(self._rng.uniform(0, 1))
         stamps = [datetime.fromtimestamp(when, UTC).isoformat() for when in (since, self._now)]
-        told |= {"scores": {"wr": {"rmse": rmse}}, "started": stamps[0], "ended": stamps[1]}
-        return {**told, **more, "epochs": EPOCHS, "reported": [rmse + 1 / e for e in range(1, EPOCHS + 1)]}
+        record |= {"scores": {"wr": {"rmse": rmse}}, "started": stamps[0], "ended": stamps[1]}
+        return {**record, **more, "epochs": EPOCHS, "reported": [rmse + 1 / e for e in range(1, EPOCHS + 1)]}
 
     def _worker_dies(self, slot: _Slot) -> None:
         self.outcome.workers_lost += 1
@@ -263,7 +263,7 @@ class Simulation:
             self._at(self._now + self._drawn(self._node_s), lambda: self._node_leaves(name))
 
     def _node_leaves(self, name: str) -> None:
-        """Its workers are missed before it is: Ray says of a node only later that it is gone."""
+        """Lose the workers of a node before the node, as Ray reports them in this order."""
         self.outcome.nodes_lost += 1
         for slot in self._nodes[name][1]:
             if slot.trial:

@@ -1,25 +1,23 @@
-"""The project's own measurements, as ratios of things measured side by side in one run."""
+"""Time and memory of one training, next to a bare PyTorch loop, and the time of short commands."""
 
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from pm25.cell import Cell
 from pm25.panel import Panel
+from sweeps.bench import harness
+from sweeps.bench.harness import Measurement
 
 ROUNDS = 3
+"""Number of pairs of a training and a bare loop."""
 EPOCHS = 2
-"""Of the 8 of `quick`: a trial's fixed costs weigh four times as much here as there."""
+"""Epochs of a training; `quick` has 8, so the fixed costs weigh four times as much here."""
 CALLS = 5
+"""Number of calls of each command."""
 
 _RESIDENT = """
 import sys
@@ -27,26 +25,15 @@ from pathlib import Path
 import torch
 from pm25 import panel, trial
 from pm25.cell import Cell
-from sweeps.bench.trial import peak_mb
+from sweeps.bench.harness import peak_mb
 torch.set_num_threads(1)
 trial.run(Cell.model_validate_json(sys.argv[2]), panel.read(Path(sys.argv[1]), sys.argv[3].split(",")))
 print(peak_mb() / 1024)
 """
 
 
-class Measurement(NamedTuple):
-    what: str
-    value: float
-    unit: str
-    limit: float
-    """What the project promises to stay below; infinite where it promises nothing."""
-    detail: str
-    at_least: bool = False
-    """The limit is what it promises to reach."""
-
-
 def run(table: Path, storage: Path) -> list[Measurement]:
-    """Measure the study `quick` on `table`; `storage` is a folder to look into, not to write."""
+    """Measure a training of the study `quick` on `table`; `storage` is only read, by commands."""
     import torch
 
     from pm25 import panel as panels
@@ -60,19 +47,16 @@ def run(table: Path, storage: Path) -> list[Measurement]:
     cell = study.cells()[0]
     bare = _bare_loop(cell, panel, device)
     ours = partial(trial.run, cell, panel, device=device)
-    pairs = [(_seconds(ours), _seconds(bare)) for _ in range(ROUNDS)]
-    mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    pairs = [(harness.seconds(ours), harness.seconds(bare)) for _ in range(ROUNDS)]
+    ours_s, bare_s = (statistics.median(side) for side in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
-    words = (
-        f"{mine:.2f} s over {theirs:.2f} s, {EPOCHS} epochs, one thread, {device}, median of {ROUNDS} pairs"
-    )
+    pairs_text = harness.times(ROUNDS, "pair")
+    words = f"{ours_s:.2f} s over {bare_s:.2f} s, {EPOCHS} epochs, one thread, {device}, {pairs_text}"
     rows = [Measurement("trial over a bare PyTorch loop", ratio, "x", 1.1, words)]
 
-    command = [sys.executable, "-c", _RESIDENT, str(table), cell.model_dump_json(), ",".join(panel.channels)]
-    resident = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    rows.append(
-        Measurement("resident memory of a trial", float(resident), "GiB", 1.4, "peak, a process of its own")
-    )
+    channels = ",".join(panel.channels)
+    resident = harness.run_python("-c", _RESIDENT, table, cell.model_dump_json(), channels).last_number
+    rows.append(Measurement("resident memory of a trial", resident, "GiB", 1.4, "peak of its own process"))
 
     study_arguments = ["quick", "--set", f"data.table={table}", "--set", f"storage={storage}"]
     for arguments, limit in (
@@ -80,34 +64,13 @@ def run(table: Path, storage: Path) -> list[Measurement]:
         (["plan", "--no-calibrate", *study_arguments], 2),
         (["status", *study_arguments], 2),
     ):
-        call = [sys.executable, "-m", "sweeps", *arguments]
-        answer = partial(subprocess.run, call, check=True, capture_output=True)
-        took = statistics.median(_seconds(answer) for _ in range(CALLS))
-        rows.append(Measurement(f"sweep {arguments[0]}", took, "s", limit, f"median of {CALLS} calls"))
+        took = statistics.median(harness.run_sweep(*arguments).seconds for _ in range(CALLS))
+        rows.append(Measurement(f"sweep {arguments[0]}", took, "s", limit, harness.times(CALLS, "call")))
     return rows
 
 
-def peak_mb() -> float:
-    """This process' largest resident memory so far, in MiB, as Linux counts it.
-
-    The usual `ru_maxrss` is inherited: a small child of a large process would seem as large.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def machine() -> str:
-    """What was measured on, and when."""
-    import torch
-
-    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    cores = len(os.sched_getaffinity(0))
-    python = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{chip}, {cores} CPU cores, {python}, {time.strftime('%Y-%m-%d')}"
-
-
 def _bare_loop(cell: Cell, panel: Panel, device: str) -> Callable[[], object]:
-    """The same network on the same samples, every window gathered beforehand, and nothing else."""
+    """Build a plain loop: the same network on the same samples, with all windows gathered beforehand."""
     import torch
     from torch import nn
 
@@ -149,9 +112,3 @@ def _bare_loop(cell: Cell, panel: Panel, device: str) -> Callable[[], object]:
         score(scored[1])
 
     return loop
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from sweeps.bench import busy as bench_busy
-from sweeps.bench.busy import LONGEST_S, SHORTEST_S, Piece, seconds, timeline
+from sweeps.bench.busy import LONGEST_S, SHORTEST_S, Task, seconds, timeline
 
 
 def test_only_the_time_from_the_warm_up_to_the_last_beginning_is_asked_for() -> None:
-    """Two GPUs: one begins at 0 s, the other at 2 s; the last piece begins at 8 s, and all end at 12 s."""
+    """Two GPUs: one begins at 0 s, the other at 2 s; the last task begins at 8 s, and all end at 12 s."""
     seen = timeline(
         [
-            Piece("trial", 1, 0, 4, 1),
-            Piece("cell", 1, 5, 12, 1),  # 1 s after
-            Piece("cell", 2, 2, 6, 0.5),
-            Piece("cell", 2, 8, 10, 1),  # 2 s after
+            Task("trial", 1, 0, 4, 1),
+            Task("cell", 1, 5, 12, 1),  # 1 s after
+            Task("cell", 2, 2, 6, 0.5),
+            Task("cell", 2, 8, 10, 1),  # 2 s after
         ],
         gpus=2,
     )
@@ -27,15 +27,15 @@ def test_only_the_time_from_the_warm_up_to_the_last_beginning_is_asked_for() -> 
     assert seen.gaps == (1, 2)
 
 
-def test_the_pieces_are_uneven_and_the_same_each_time() -> None:
-    drawn = [seconds(f"piece {i}") for i in range(60)]
-    assert drawn == [seconds(f"piece {i}") for i in range(60)]
+def test_the_tasks_are_uneven_and_the_same_each_time() -> None:
+    drawn = [seconds(f"task {i}") for i in range(60)]
+    assert drawn == [seconds(f"task {i}") for i in range(60)]
     assert min(drawn) == SHORTEST_S
     assert max(drawn) > 0.7 * LONGEST_S
     assert np.std(np.log(drawn)) > 0.5
 
 
-def test_sixty_pieces_are_to_be_done(tmp_path: Path) -> None:
+def test_sixty_tasks_are_to_be_done(tmp_path: Path) -> None:
     from sweeps.engine.scheduler import Scheduler
 
     agenda = Scheduler(bench_busy.study(tmp_path))

@@ -16,18 +16,18 @@ def simulated(folder: Path, seconds: float, **how: float) -> Outcome:
     return Simulation(state, lambda rng: seconds, nodes=2, gpus=5, **{"tune_s": 0.0, **how}).run()
 
 
-def test_equal_pieces_come_in_waves(tmp_path: Path) -> None:
+def test_equal_tasks_come_in_waves(tmp_path: Path) -> None:
     seen = simulated(tmp_path, 30)
     assert seen.ended == 100
     assert seen.work == 3000
     assert seen.makespan == pytest.approx(10 * (30 + HANDED_S), abs=0.5)  # and what the driver took
     assert seen.over_bound == pytest.approx(1, abs=0.002)
     assert seen.busy(seen.last) > 0.99
-    assert len(seen.handed) == len(seen.told) == 100
+    assert len(seen.handed) == len(seen.finished) == 100
 
 
 def test_a_slow_driver_leaves_gpus_idle(tmp_path: Path) -> None:
-    """Ten GPUs whose pieces take 3 s, and a driver that takes 1 s for each: it can keep three at work."""
+    """Ten GPUs whose tasks take 3 s, and a driver that takes 1 s for each: it can keep three at work."""
     seen = simulated(tmp_path, 3, tune_s=1)
     assert seen.makespan == pytest.approx(103, abs=1)
     assert 0.25 < seen.busy(seen.last) < 0.35

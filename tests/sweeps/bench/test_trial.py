@@ -15,7 +15,7 @@ from pm25.splits import RandomSplit
 from sweeps.analysis import results
 from sweeps.bench import engine, mirror, report, trial
 from sweeps.bench.engine import trivial
-from sweeps.bench.trial import peak_mb
+from sweeps.bench.harness import peak_mb
 from sweeps.store.records import Store
 
 
@@ -23,9 +23,8 @@ def test_a_small_child_of_a_large_process_is_small() -> None:
     large = bytearray(400 * 2**20)
     large[::4096] = b"x" * len(large[::4096])
     assert peak_mb() > 400
-    code = (
-        "from sweeps.bench.trial import peak_mb; large = bytearray(100 * 2**20); del large; print(peak_mb())"
-    )
+    code = "large = bytearray(100 * 2**20); del large; print(peak_mb())"
+    code = f"from sweeps.bench.harness import peak_mb; {code}"
     child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert 100 < float(child.stdout) < 400
 

@@ -1,0 +1,92 @@
+"""Measurements and the processes behind them, with time, output and peak memory."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Measurement(NamedTuple):
+    """One measured value next to its limit."""
+
+    what: str
+    value: float
+    unit: str
+    limit: float
+    """Largest value that the project promises; infinite if it promises nothing."""
+    detail: str
+    at_least: bool = False
+    """True if `limit` is the smallest value that the project promises."""
+
+
+class FinishedProcess(NamedTuple):
+    """Time and output of a process that ended without an error."""
+
+    seconds: float
+    """Wall time from its start to its end, imports included."""
+    output: str
+
+    @property
+    def last_number(self) -> float:
+        """Number at the end of the output, such as a peak memory."""
+        return float(self.output.split()[-1])
+
+
+def run_python(*arguments: object, environment: Mapping[str, str] | None = None) -> FinishedProcess:
+    """Run Python in a new process, without warnings; raises RuntimeError if it fails."""
+    command = [sys.executable, "-W", "ignore", *map(str, arguments)]
+    began = time.perf_counter()
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    took = time.perf_counter() - began
+    if ended.returncode:
+        raise RuntimeError(ended.stderr[-2000:])
+    return FinishedProcess(took, ended.stdout)
+
+
+def run_sweep(*arguments: object) -> FinishedProcess:
+    """Run the command line `sweep` in a new process."""
+    return run_python("-m", "sweeps", *arguments)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Measure the wall time of a call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MiB.
+
+    `ru_maxrss` is not used, since it is inherited: a small child of a large process would appear large.
+    """
+    return _status_mb("VmHWM")
+
+
+def resident_mb() -> float:
+    """Resident memory of this process now, in MiB."""
+    return _status_mb("VmRSS")
+
+
+def _status_mb(field: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 1024
+
+
+def machine() -> str:
+    """Describe this machine, its Python and PyTorch, and today's date."""
+    import torch
+
+    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    cores = len(os.sched_getaffinity(0))
+    python = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{chip}, {cores} CPU cores, {python}, {time.strftime('%Y-%m-%d')}"
+
+
+def times(number: int, what: str) -> str:
+    """Format how often something was measured, such as `median of 3 calls`."""
+    return f"one {what}" if number == 1 else f"median of {number} {what}s"

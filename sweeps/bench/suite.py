@@ -1,0 +1,48 @@
+"""All measurements, or one group of them."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sweeps.bench import busy, engine, mirror, report, scale, trial
+from sweeps.bench.harness import Measurement
+
+
+def measure(
+    only: str | None = None,
+    *,
+    table: Path | None = None,
+    cells: Sequence[int] = (200, 2000),
+    server: str | None = None,
+    recorded: Path | None = None,
+) -> Iterator[Measurement]:
+    """Yield each measurement when it is ready; files are written below a temporary folder.
+
+    `only` is the name of a group: trial, engine, mirror, report, busy or scale. The trial reads the panel
+    `table`, or a synthetic one of the size of the 2021 table. The engine trains each number of `cells`. The
+    runs in MLflow go to SQLite, and to `server` if it is given. `recorded` is a study's folder from which the
+    simulation draws the seconds of cells.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if only in (None, "trial"):
+            yield from trial.run(table or _synthetic(folder), folder / "results")
+        if only in (None, "engine"):
+            yield from engine.run(cells, folder)
+        if only in (None, "mirror"):
+            yield from mirror.run(folder, server)
+        if only in (None, "report"):
+            yield from report.run(folder)
+        if only in (None, "busy"):
+            yield from busy.run(folder)
+        if only in (None, "scale"):
+            yield from scale.run(folder, recorded)
+
+
+def _synthetic(folder: Path) -> Path:
+    """Write a synthetic panel of the size of the 2021 table."""
+    from pm25.sources import synthetic
+
+    path = folder / "synthetic.parquet"
+    synthetic.synthesize(sites=1414, days=365).to_parquet(path, index=False)
+    return path

@@ -1,0 +1,161 @@
+"""The commands that make and check tables of daily PM2.5."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pm25.errors import InputError
+from sweeps.cli.files import write_panel, write_parquet
+from sweeps.cli.shared import json_option
+
+
+@click.group()
+def data() -> None:
+    """Make and check tables of daily PM2.5."""
+
+
+@data.command()
+@click.argument("table")
+@json_option
+def check(table: str, as_json: bool) -> int:
+    """List every problem of TABLE with its column and rows; exit 2 if there is one.
+
+    TABLE is a path, or an address such as s3://bucket/panel.parquet. The JSON lists all rows of a problem.
+    """
+    from pm25 import panel, uri
+
+    found = panel.check(panel.read_table(table), uri.file_name(table))
+    if as_json:
+        faults = {
+            kind: [
+                {"column": p.column, "what": p.what, "fix": p.fix, "rows": p.rows.tolist()} for p in listed
+            ]
+            for kind, listed in (("problems", found.problems), ("notices", found.notices))
+        }
+        click.echo(json.dumps({"counts": found.counts, **faults}))
+    else:
+        for name, value in found.counts.items():
+            click.echo(f"{name:12} {value:,}" if isinstance(value, int) else f"{name:12} {value}")
+        for notice in found.notices:
+            click.echo(f"notice: {notice}")
+        for problem in found.problems:
+            click.echo(f"problem: {problem}", err=True)
+        if not found.problems:
+            click.echo("no problem found")
+    return 2 if found.problems else 0
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--sites", type=int, default=300, show_default=True, help="Number of monitoring sites.")
+@click.option("--days", type=int, default=365, show_default=True, help="Number of days.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+def synth(out: Path, sites: int, days: int, seed: int) -> None:
+    """Write a synthetic panel of the contiguous US, with a known truth, to OUT.parquet."""
+    from pm25.sources import synthetic
+
+    click.echo(write_panel(synthetic.synthesize(sites=sites, days=days, seed=seed), out))
+
+
+@data.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--weather",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Add a NOAA USCRN daily01 file (repeatable).",
+)
+@click.option(
+    "--max-station-km",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Use weather stations within this distance of a site.",
+)
+@click.option("--year", type=int, help="Download this year; needs --fetch.")
+@click.option(
+    "--fetch",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Download into this folder first; needs --year.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Write the panel to this Parquet file.",
+)
+def aqs(
+    files: tuple[Path, ...],
+    weather: tuple[Path, ...],
+    max_station_km: float,
+    year: int | None,
+    folder: Path | None,
+    out: Path,
+) -> None:
+    """Build a panel from EPA AirData daily FILES (88101, 88502, TEMP, WIND, RH_DP, PRESS)."""
+    from pm25.sources import aqs as source
+
+    if (year is None) != (folder is None):
+        given, missing = ("--year", "--fetch") if folder is None else ("--fetch", "--year")
+        raise InputError("data aqs", given, f"{missing} is missing", "give both, or neither and FILES")
+    if year is not None and folder is not None:
+        from pm25.sources import download
+
+        with download.live() as progress:
+            fetched = download.fetch(year, folder, progress=progress)
+        files, weather = (*files, *fetched.files), (*weather, *fetched.weather)
+    if not files:
+        fix = "name EPA AirData daily files, or give --year and --fetch"
+        raise InputError("data aqs", "FILES", "no file is given", fix)
+    click.echo(write_panel(source.build(files, weather, max_station_km=max_station_km), out))
+
+
+@data.command()
+@click.argument("x", type=click.Path(path_type=Path))
+@click.argument("y", type=click.Path(path_type=Path))
+@click.option(
+    "--channels", help="Name the channels of X, separated by commas; default: the 23 published ones."
+)
+@click.option(
+    "--dates",
+    type=click.Path(path_type=Path),
+    help="Read the last day of every sample from this .npy file (datetime64).",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Write the panel to this Parquet file.",
+)
+def npy(x: Path, y: Path, channels: str | None, dates: Path | None, out: Path) -> None:
+    """Rebuild the panel from the published arrays X (N, 21, C) and Y (N,)."""
+    from pm25.sources import paper_arrays
+
+    names = channels.split(",") if channels else None
+    click.echo(write_panel(paper_arrays.to_table(x, y, names, dates=dates), out))
+
+
+@data.command()
+@click.argument("vectors", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Write the table to this Parquet file.",
+)
+def embeddings(vectors: Path, out: Path) -> None:
+    """Convert a published embeddings file (N, 2 + d) to the Parquet file of a table encoder.
+
+    Its columns are latitude, longitude and the d values of the vector.
+    """
+    from pm25.sources import paper_arrays
+
+    frame = paper_arrays.embeddings(vectors)
+    write_parquet(frame, out)
+    size = f"{len(frame):,} places, {frame.shape[1] - 2} dimensions"
+    click.echo(f"{out}: {size}; use it with --set encoders.table.path={out}")

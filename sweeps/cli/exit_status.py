@@ -1,0 +1,21 @@
+"""Exit statuses of `sweep`, and how a signal becomes one."""
+
+from typing import Any
+
+BAD_INPUT = 2
+CLUSTER_LOST = 3
+"""The Ray cluster is gone; the same command resumes on another."""
+
+_signals: list[int] = []
+"""Signals with which a batch system asked this process to end."""
+
+
+def end_on_signal(number: int, _: Any) -> None:
+    """Handle SIGTERM like Ctrl-C, and remember it for `interrupted`."""
+    _signals.append(number)
+    raise KeyboardInterrupt  # Ray turns any other error into this one
+
+
+def interrupted() -> int:
+    """Exit status of a process that was interrupted: 143 after SIGTERM, 130 after Ctrl-C."""
+    return 143 if _signals else 130

@@ -1,0 +1,289 @@
+"""The commands that show, check and publish results."""
+
+import dataclasses
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pm25.errors import InputError
+from sweeps.cli.files import check_suffix, write_cells
+from sweeps.cli.shared import command_line, json_option, open_state, study_argument
+
+if TYPE_CHECKING:
+    from sweeps.analysis.compare import StudyResults
+    from sweeps.state import StudyState
+
+
+@click.command()
+@study_argument
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
+    """Write one row per cell of the study to OUT (.parquet or .csv)."""
+    check_suffix(out)
+    frame = open_state(study, overrides).rows()
+    write_cells(frame, out)
+    click.echo(f"{out}: {len(frame)} cells, {int((frame['state'] == 'done').sum())} done")
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option(
+    "--set",
+    "both",
+    multiple=True,
+    metavar="A.B=VALUE",
+    help="Override a key of both studies with a YAML value (repeatable).",
+)
+@click.option(
+    "--set-a", "only_a", multiple=True, metavar="A.B=VALUE", help="Override a key of A only (repeatable)."
+)
+@click.option(
+    "--set-b", "only_b", multiple=True, metavar="A.B=VALUE", help="Override a key of B only (repeatable)."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="RMSE",
+    help="Accept differences of test and WR RMSE up to this value (ug/m3); default: every metric must be "
+    "exactly equal.",
+)
+@json_option
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write one row per cell to this file (.parquet or .csv).",
+)
+def compare(
+    a: str,
+    b: str,
+    both: tuple[str, ...],
+    only_a: tuple[str, ...],
+    only_b: tuple[str, ...],
+    tolerance: float,
+    as_json: bool,
+    out: Path | None,
+) -> int:
+    """Compare studies A and B cell by cell; exit 1 if a result or a conclusion changed.
+
+    Cells are matched by arm, split, fold and seed, not by key. A and B may be one study with another storage
+    or table. For cells that differ, the output names the differences between their records: settings, data,
+    encoder, numerics, device, threads, versions, commit.
+
+    A cell that failed in only one study has changed. A cell that only one study contains is listed, but does
+    not count as a change. The conclusions are each study's own verdicts on its claims, and on its arms
+    compared with 'none'.
+    """
+    from sweeps.analysis import compare as comparison
+
+    if out is not None:
+        check_suffix(out)
+    results_a, results_b = (
+        _study_results(reference, (*both, *own), " ".join([reference, *own]))
+        for reference, own in ((a, only_a), (b, only_b))
+    )
+    found = comparison.compare(results_a, results_b, tolerance)
+    if out is not None:
+        write_cells(found.cells, out)
+    if as_json:
+        click.echo(json.dumps(found.content))
+    else:
+        comparison.terminal(found)
+        if out is not None:
+            click.echo(f"{out}: {len(found.cells)} cells")
+    return int(found.changed)
+
+
+def _study_results(reference: str, overrides: tuple[str, ...], name: str) -> "StudyResults":
+    """Read the results of one side of a comparison; `name` is its name in the output."""
+    from sweeps.analysis.compare import StudyResults, inferred
+
+    state = open_state(reference, overrides)
+    rows = state.rows()
+    return StudyResults(name, rows, state.records(), inferred(state.study, rows))
+
+
+@click.command()
+@study_argument
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Write the report into this folder.",
+)
+@click.option(
+    "--outlines",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the state outlines of this GeoJSON file on the maps; default: those of bokeh-sampledata, if "
+    "it is installed.",
+)
+def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | None) -> None:
+    """Write tables (Markdown, CSV, LaTeX), figures, and one self-contained HTML page."""
+    from sweeps.analysis import artifacts, results, stored
+    from sweeps.report import borders, figures, write
+    from sweeps.report import data as report_data
+
+    state = open_state(study, overrides)
+    records = state.records()
+    rows = state.rows(records)
+    predictions = artifacts.read(state.store, rows)
+    material = report_data.gather_report_data(state, records=records, rows=rows, predicted=predictions)
+    pictures = figures.draw(
+        rows,
+        material.metric,
+        contrasts=material.contrasts[material.metric],
+        means=material.means[material.metric],
+        ranking=material.ranking,
+        predicted=predictions,
+        curves=stored.curves(state.store, rows),
+        importance=stored.importance(state.store, rows),
+        trials=results.search_trials(state.searches),
+        parameters=material.parameters,
+        cuts=results.cuts(state.study, state.panel),
+        outlines=borders.read(outlines or state.study.analysis.outlines),
+    )
+    try:
+        files = write.write(dataclasses.replace(material, pictures=pictures), out)
+    except OSError as error:
+        problem = f"the report cannot be written ({error.strerror})"
+        raise InputError(str(out), "", problem, "choose another folder with -o") from None
+    for file in files:
+        click.echo(str(file))
+
+
+@click.command()
+@study_argument
+def sync(study: str, overrides: tuple[str, ...]) -> None:
+    """Rebuild the MLflow view and Optuna's journal of the searches from the store.
+
+    The winner of each arm is registered as a model if its weights are stored.
+    """
+    from sweeps import driver
+    from sweeps.store.lock import StudyLock
+
+    state = open_state(study, overrides)
+    state.store.prepare()
+    with StudyLock(state.store):  # a run writes to the same views
+        state.refresh()
+        written, address = driver.sync(state)
+    click.echo(f"{written} runs written to {address}")
+
+
+@click.command()
+@study_argument
+@click.option("--port", type=int, default=5000, show_default=True, help="Port of the local server.")
+def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
+    """Open the MLflow UI with the study's runs."""
+    from sweeps.spec import study_file as studies
+    from sweeps.store.records import Store
+    from sweeps.tracking.mlflow_view import Tracker
+
+    declared = studies.load(study, overrides)
+    tracker = Tracker(Store(declared.storage, declared.study), declared.tracking)
+    has_server = tracker.uri.startswith("http")
+    address = tracker.uri.rstrip("/") if has_server else f"http://127.0.0.1:{port}"
+    for name, page in tracker.links().items():
+        click.echo(f"{name}: {address}{page}")
+    if not has_server:
+        server = ["-m", "mlflow", "ui", "--backend-store-uri", tracker.uri, "--port", str(port)]
+        os.execv(sys.executable, [sys.executable, *server])
+
+
+@click.command()
+@study_argument
+@click.argument("key", required=False)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=2),
+    default=5,
+    show_default=True,
+    help="Permute each channel this number of times.",
+)
+def importance(study: str, overrides: tuple[str, ...], key: str | None, repeats: int) -> None:
+    """Measure the permutation importance of each channel and of the embedding.
+
+    KEY names one cell, and may be its first digits. Without KEY, the winner of every arm is measured: the
+    cell with the lowest validation error. The result is stored with the cell as importance.parquet, from
+    which the report draws it.
+    """
+    from pm25.importance import importance as permute
+    from sweeps.engine import worker
+
+    state = open_state(study, overrides)
+    state.store.prepare()
+    chosen = _winners(state, command_line("run", study, overrides)) if key is None else [_cell(state, key)]
+    with_weights = state.store.holding(worker.WEIGHTS)
+    for absent in (known for known in chosen if known not in with_weights):
+        others = ", ".join(known for known in state.cells if known in with_weights) or "none"
+        fix = f"set keep_weights: true before the cell is run (cells with weights: {others})"
+        error = InputError(absent, "", "no weights of this cell are stored", fix)
+        if key is not None or not with_weights.intersection(chosen):
+            raise error
+        click.echo(f"sweep: {state.cells[absent].label}: {error}", err=True)
+    for found in (known for known in chosen if known in with_weights):
+        cell, embedded = state.cells[found], state.embedded(state.cells[found])
+        kept = worker.stored_weights(found, state.store)
+        assert kept is not None
+        vectors = embedded.vectors if embedded else None
+        table = permute(cell, state.panel, kept[0], embedding=vectors, repeats=repeats)
+        columns = {name: [getattr(row, name) for row in table] for name in ("what", "rmse_increase", "sd")}
+        state.store.write_table(found, "importance", {**columns, "repeats": [repeats] * len(table)})
+        click.echo(f"{cell.label}: increase of RMSE (ug/m3), mean and sd of {repeats} permutations")
+        for row in table:
+            click.echo(f"  {row.what:24} {row.rmse_increase:+8.3f} ± {row.sd:.3f}")
+
+
+def _winners(state: "StudyState", run_command: str) -> list[str]:
+    """Keys of the arms' winners; raises InputError if there are none yet."""
+    from sweeps.tracking import winners
+
+    chosen = [*winners.best(state.study, state.cells, state.records()).values()]
+    if not chosen:
+        raise InputError(state.study.study, "", "no arm has a finished cell yet", f"run `{run_command}`")
+    return chosen
+
+
+def _cell(state: "StudyState", key: str) -> str:
+    """Key that begins with `key`; raises InputError unless there is exactly one."""
+    chosen = [known for known in state.cells if known.startswith(key)]
+    if len(chosen) != 1:
+        problem = f"{len(chosen)} cells of {state.study.study} have a key that begins so"
+        raise InputError(f"key {key}", "", problem, "choose one of the keys that `sweep export` lists")
+    return chosen[0]
+
+
+@click.command()
+@study_argument
+@click.option(
+    "--sample", type=click.IntRange(min=1), metavar="N", help="Train only N cells again, drawn at random."
+)
+def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
+    """Train stored cells again on this machine and compare all numbers and predictions.
+
+    The exit status is 1 if one differs. Weights are compared if they are stored; the cell's line says so.
+    """
+    state = open_state(study, overrides)
+    done = [key for key, record in state.records().items() if record["state"] == "done"]
+    if not done:
+        fix = f"run `{command_line('run', study, overrides)}`"
+        raise InputError(study, "", "no cell is done, so none can be verified", fix)
+    # A random sample, since every n-th cell of the grid could belong to one arm.
+    chosen = sorted(random.Random(0).sample(range(len(done)), min(sample or len(done), len(done))))
+    from sweeps.engine import worker
+
+    differing, with_weights = 0, state.store.holding(worker.WEIGHTS)
+    for key in (done[i] for i in chosen):
+        cell = state.cells[key]
+        found = worker.differences(cell, key, state.panel, state.store, embedded=state.embedded(cell))
+        differing += bool(found)
+        outcome = f"differs in {', '.join(found)}" if found else "bitwise equal"
+        click.echo(f"  {key} {cell.label}: {outcome}{', with weights' if key in with_weights else ''}")
+    return int(bool(differing))

@@ -1,0 +1,403 @@
+"""The commands that plan, run and inspect a study."""
+
+import dataclasses
+import json
+import os
+import shlex
+from typing import Any
+
+import click
+
+from pm25.errors import InputError
+from sweeps.cli.exit_status import interrupted
+from sweeps.cli.plan_text import plan_content, plan_lines
+from sweeps.cli.shared import (
+    Duration,
+    cell_counts,
+    command_line,
+    json_option,
+    open_state,
+    panel_size,
+    study_argument,
+)
+
+FAILURES_SHOWN = 8
+"""Largest number of groups of failures that `sweep status` prints."""
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Start at most N cells and search trials."
+)
+only_option = click.option(
+    "--only",
+    metavar="FILTER",
+    help="Run only these cells, such as variant=geoclip,split=random|spatial, and the searches they need.",
+)
+wait_option = click.option(
+    "--wait-for-nodes",
+    is_flag=True,
+    help="Wait for nodes that have enough CPUs and GPUs, for example where an autoscaler starts with none.",
+)
+
+
+@click.command()
+@study_argument
+@click.option(
+    "--cpus",
+    type=click.FloatRange(0, min_open=True),
+    help="Plan for this number of CPUs; default: those of this machine.",
+)
+@click.option(
+    "--gpus",
+    type=click.FloatRange(0),
+    help="Plan for this number of GPUs; default: those of this machine.",
+)
+@click.option(
+    "--budget",
+    type=Duration(),
+    metavar="TIME",
+    help="Propose the largest balanced subset that finishes within TIME (wall time: 90m, 40h, 2d).",
+)
+@click.option("--no-calibrate", is_flag=True, help="Measure nothing; use only what was measured before.")
+@json_option
+def plan(
+    study: str,
+    overrides: tuple[str, ...],
+    cpus: float | None,
+    gpus: float | None,
+    budget: float | None,
+    no_calibrate: bool,
+    as_json: bool,
+) -> None:
+    """Show arms, cells, what is done, and the expected time, hours and disk space with their ranges.
+
+    Speeds that no stored cell provides are measured once, on a few batches of each kind of network.
+    """
+    from sweeps.engine import measure
+    from sweeps.plan import calibration
+    from sweeps.plan.cost import Capacity, Estimate
+
+    state = open_state(study, overrides)
+    records, parts = state.records(), state.parts()
+    cpus = cpus or len(os.sched_getaffinity(0))
+    gpus = len(calibration.devices()) if gpus is None else gpus
+    capacity = Capacity.of(state.study, cpus, gpus)
+    estimate = Estimate(state, records, parts, capacity, calibration.read(state.store, capacity))
+    if any(estimate.uncalibrated()) and not no_calibrate and calibration.can_measure(capacity):
+        measure.in_child(study, overrides, capacity)
+        estimate = Estimate(state, records, parts, capacity, calibration.read(state.store, capacity))
+    content = plan_content(state, records, parts, estimate, budget)
+    if as_json:
+        click.echo(json.dumps(content))
+        return
+    for line in plan_lines(content, f"{state.panel.name}: {panel_size(state.panel)}"):
+        click.echo(line)
+
+
+@click.command()
+@study_argument
+@click.option(
+    "--address",
+    metavar="A",
+    help="Join the Ray cluster at A ('auto', or host:port); default: start Ray here.",
+)
+@wait_option
+@click.option(
+    "--require-tracking", is_flag=True, help="Start nothing if the tracking server does not answer."
+)
+@limit_option
+@only_option
+@click.option("--dry-run", is_flag=True, help="Print what would run, in order, and run nothing.")
+def run(
+    study: str,
+    overrides: tuple[str, ...],
+    address: str | None,
+    wait_for_nodes: bool,
+    require_tracking: bool,
+    limit: int | None,
+    only: str | None,
+    dry_run: bool,
+) -> int:
+    """Search, train and record what is missing; run the same command again to resume."""
+    from sweeps.engine.scheduler import Scheduler
+    from sweeps.store import filters
+
+    state = open_state(study, overrides)
+    state.parts()  # raises InputError for an empty set
+    selects = filters.parse(only, [*state.cells.values(), *state.waiting]).matches if only else None
+    if dry_run:
+        scheduler = Scheduler(state, selects=selects, limit=limit)
+        for line in (scheduler.outline, *scheduler.lines()):
+            click.echo(line)
+        return 0
+
+    from sweeps.driver import train
+    from sweeps.report import data as report_data
+    from sweeps.report import write as report
+    from sweeps.store.lock import StudyLock
+
+    state.store.prepare()
+    with StudyLock(state.store) as lock:
+        state.refresh()  # another run may have had the lock until now
+        scheduler = Scheduler(state, selects=selects, limit=limit, stopped=lambda: lock.lost)
+        size = f"{state.panel.name}, {panel_size(state.panel)}"
+        click.echo(f"{state.study.study}: {size}; {scheduler.outline}", err=True)
+        notices = train(state, scheduler, address, waits=wait_for_nodes, needs_tracking=require_tracking)
+        for notice in notices:
+            click.echo(f"sweep: {notice}", err=True)
+    report.terminal(report_data.gather_report_data(state, brief=True))
+    for trials in state.searches.values():
+        click.echo(f"search {trials.outline}")
+    count = state.cell_counts(state.records())
+    click.echo(f"{cell_counts(count)}; `{command_line('ui', study, overrides)}` opens MLflow")
+    return int(bool(count["failed"] or scheduler.blocked))
+
+
+@click.command()
+@study_argument
+@click.option(
+    "--address", metavar="URL", required=True, help="Address of the cluster's dashboard: http://HOST:8265."
+)
+@click.option(
+    "--follow", is_flag=True, help="Print the job's log until it ends; joins a job that is running."
+)
+@click.option("--status", "show_status", is_flag=True, help="Print the status of the study's job.")
+@click.option("--stop", is_flag=True, help="Stop the study's job, and wait until it has ended.")
+@wait_option
+@limit_option
+@only_option
+@click.option(
+    "--env",
+    "env",
+    multiple=True,
+    metavar="NAME",
+    help="Pass this environment variable to the job (repeatable). Everybody who can open the dashboard can "
+    "read its value. For a secret, use a role of the machines, or set the variable on them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --status: print one JSON object instead of text.")
+def submit(
+    study: str,
+    overrides: tuple[str, ...],
+    address: str,
+    follow: bool,
+    show_status: bool,
+    stop: bool,
+    wait_for_nodes: bool,
+    limit: int | None,
+    only: str | None,
+    env: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Start `sweep run` as a job on a Ray cluster, where it does not depend on this machine.
+
+    The job receives the code that runs here and the study with its overrides. It receives no data, no
+    results, and no environment variables except those named with --env.
+
+    The cluster needs the same Ray version as this machine. On the head node, the first `python` on the path
+    must have the dependencies.
+
+    Tables are read on the cluster: data.table is a path on a file system that all machines share, or a URI.
+    The same holds for the storage. The job checks that every node reaches it, and that the tracking server
+    answers, before it trains.
+
+    A study has one job at a time, identified by its name and storage.
+
+    --follow prints the log and ends with
+    the exit status of the run. Ctrl-C leaves the job running (exit status 130), and the same command joins it
+    again. If the last job was stopped or lost, the command submits one that resumes.
+
+    \b
+      sweep submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --follow
+      sweep submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --status
+      sweep submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --stop
+
+    If the cluster uses a token (RAY_AUTH_MODE=token), set RAY_AUTH_MODE=token here too. The token is read
+    from RAY_AUTH_TOKEN, from the file named by RAY_AUTH_TOKEN_PATH, or from ~/.ray/auth_token.
+    """
+    from sweeps.spec import study_file as studies
+    from sweeps.store import filters
+    from sweeps.store.records import default_tracking
+
+    if follow + show_status + stop > 1:
+        raise InputError(
+            "sweep submit",
+            "--follow, --status, --stop",
+            "these options exclude each other",
+            "give one of --follow, --status and --stop",
+        )
+    if as_json and not show_status:
+        raise InputError("sweep submit", "--json", "the option needs --status", "give both, or neither")
+    declared, content = studies.resolve(study, overrides)
+    if only:
+        filters.parse(only, declared.cells())
+    if declared.tracking is None and not (show_status or stop):
+        default_tracking(declared.storage)  # raises InputError for a bucket, which cannot hold SQLite
+
+    from sweeps.engine.submit import JobClient, command, environment, staged
+
+    variables = environment(env)
+    cluster = JobClient(address)
+    again = f"{command_line('submit', study, overrides)} --address {shlex.quote(address)}"
+    job = cluster.job(declared)
+    named = f"study {declared.study} with storage {declared.storage}"
+    if show_status:
+        if job is None:
+            raise InputError(
+                f"--address {address}", "", f"no job of {named} exists", f"start one with `{again}`"
+            )
+        if as_json:
+            found = {"study": declared.study, "storage": declared.storage, **dataclasses.asdict(job)}
+            click.echo(json.dumps(found, default=lambda moment: moment.isoformat()))
+        else:
+            click.echo(f"{job.line}; {cluster.page(job.id)}")
+        return 0
+    if stop:
+        if job is None or not job.runs:
+            last = f"; {job.line}" if job else ""
+            raise InputError(f"--address {address}", "", f"no job of {named} runs{last}")
+        ended = cluster.stop(job.id)
+        click.echo(f"{ended.line}; resume with `{again}`")
+        return 0
+    if job is not None and job.runs:
+        if not follow:
+            fix = "join the job with --follow, or stop it with --stop"
+            raise InputError(job.line, "", "a study has one job at a time", fix)
+        click.echo(f"sweep: joined {job.line}, with the code and study that were submitted then", err=True)
+        name = job.id
+    else:
+        with staged(declared, content) as (folder, shipment):
+            line = command(declared, only=only, limit=limit, wait_for_nodes=wait_for_nodes)
+            name = cluster.submit(folder, declared, line, variables)
+        click.echo(f"{name}: submitted with {shipment}; {cluster.page(name)}", err=True)
+        if declared.data.table is not None:
+            click.echo(f"  data     {declared.data.table} is read on the cluster", err=True)
+        click.echo(f"  storage  {declared.storage}", err=True)
+    if not follow:
+        for option, effect in (
+            ("--follow", "print its log"),
+            ("--status", "print its status"),
+            ("--stop", "stop it"),
+        ):
+            click.echo(f"  {again} {option}  # {effect}")
+        return 0
+    try:
+        ended = cluster.follow(name, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt:
+        hint = f"`{again} --follow` joins it again, `{again} --stop` stops it"
+        click.echo(f"\nsweep: {name} is still running; {hint}", err=True)
+        return interrupted()
+    if ended.exit_status is None:
+        raise InputError(ended.line, "", "the run left no exit status", f"resume with `{again}`")
+    if ended.status != "succeeded":
+        click.echo(f"sweep: {ended.line}", err=True)
+    return ended.exit_status
+
+
+@click.command()
+@study_argument
+@json_option
+def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Count the cells that are done, failed and missing; group equal failures.
+
+    Each group has one line: the number of cells, the factor levels that only these cells share, the error,
+    one key, and the hosts. `sweep retry --where` accepts the levels in the same form.
+    """
+    from sweeps.store import failures
+
+    state = open_state(study, overrides)
+    records = state.records()
+    count = state.cell_counts(records)
+    failed = failures.groups(state.cells, records, state.waiting)
+    if as_json:
+        content: dict[str, Any] = {"study": state.study.study, "cells": count}
+        if state.looks is not None:
+            content["further"] = state.further
+        content["search"] = state.trial_counts()
+        if failed:
+            content["failures"] = [group.content for group in failed]
+        click.echo(json.dumps(content))
+        return
+    further = f"; up to {state.further} more if undecided" if state.further else ""
+    click.echo(f"{state.study.study}: {cell_counts(count)}{further}")
+    for trials in state.searches.values():
+        click.echo(f"  search {trials.outline}")
+    for group in failed[:FAILURES_SHOWN]:
+        click.echo(f"  {group.line}")
+    if more := failed[FAILURES_SHOWN:]:
+        click.echo(f"  and {sum(len(group.keys) for group in more)} more, with {len(more)} other errors")
+    if failed:
+        explain = f"`{command_line('why', study, overrides)} {failed[0].keys[0][:8]}` explains the first"
+        click.echo(f"  {explain}; `{command_line('retry', study, overrides)}` allows them to run again")
+
+
+@click.command()
+@study_argument
+@click.option("--where", "text", metavar="FILTER", help="Forget only the failed cells that match FILTER.")
+def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
+    """Forget failed cells, so that the next run tries them again.
+
+    Without a FILTER, failed search trials are forgotten too. A trial whose training diverged is kept, since
+    its result is useful to the search.
+
+    FILTER is FIELD=VALUE: a comma means and, | means or.
+
+    \b
+      --where variant=geoclip,split=random|checkerboard
+      --where error=OutOfMemoryError,host=gpu-07
+
+    \b
+    Fields of the cell: variant, fusion (- for none), head, arm,
+    split (a label or a kind), regime, fold, seed.
+    Fields of the failure: error (its type), host, and
+    signature (any part of it, as in `sweep status --json`).
+
+    A filter that matches no failed cell is an error.
+    """
+    from sweeps.store import filters
+    from sweeps.store.lock import StudyLock
+
+    state = open_state(study, overrides)
+    state.store.keys()  # raises InputError for a storage that cannot be read, before the lock is taken
+    with StudyLock(state.store):
+        state.refresh()
+        failed = {key: record for key, record in state.records().items() if record["state"] == "failed"}
+        chosen = list(failed)
+        if text is not None:
+            filter_ = filters.parse(text, [state.cells[key] for key in failed], list(failed.values()))
+            chosen = [key for key, record in failed.items() if filter_.matches(state.cells[key], record)]
+        for key in chosen:
+            state.store.forget(key)
+        trials = state.retried_trials() if text is None else []
+        for key in trials:
+            state.store.search.forget(key)
+    rest = f"; {len(failed) - len(chosen)} others stay failed" if text is not None else ""
+    what = f"{len(chosen)} failed cells" + (f" and {len(trials)} failed search trials" if trials else "")
+    click.echo(f"{what} will run again with `{command_line('run', study, overrides)}`{rest}")
+
+
+@click.command()
+@study_argument
+@click.argument("key")
+@json_option
+def why(study: str, overrides: tuple[str, ...], key: str, as_json: bool) -> None:
+    """Explain why the cell KEY is done, failed, missing or stale.
+
+    KEY may be the first digits of a key. The key is a hash of everything that can change a cell's numbers:
+    settings, the data, the encoder, and the version of the numerical code. A stale cell is stored, but the
+    study no longer contains it.
+
+    A missing cell is compared with the most similar stored cell, and a stale cell with the most similar cell
+    of the study. The output lists the parts of the two keys that differ.
+    """
+    from sweeps import explain
+
+    explanation = explain.explain(open_state(study, overrides), key)
+    if as_json:
+        click.echo(json.dumps(explanation.content))
+        return
+    for line in explanation.lines:
+        click.echo(line)
+    if explanation.state == "failed":
+        again = f"{command_line('retry', study, overrides)} --where {shlex.quote(explanation.where)}"
+        click.echo(f"  `{again}` allows it to run again")
+    elif explanation.state == "missing":
+        click.echo(f"  `{command_line('run', study, overrides)}` runs it")

@@ -1,0 +1,63 @@
+"""Arguments, option types and short texts that several commands share."""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pm25.panel import Panel
+    from sweeps.state import StudyState
+
+
+def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the argument STUDY and the option `--set` to a command."""
+    override = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="A.B=VALUE",
+        help="Override a key of the study with a YAML value (repeatable).",
+    )
+    return click.argument("study")(override(command))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+class Duration(click.ParamType):
+    """Duration such as `90m`, `40h` or `2d`, converted to hours."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Convert the text to hours."""
+        number = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", str(value))
+        if number is None or not float(number[1]):
+            self.fail(f"{value!r} is not a duration. Fix: write it as 90m, 40h or 2d.", param, ctx)
+        return float(number[1]) * {"m": 1 / 60, "h": 1, "d": 24}[number[2]]
+
+
+def open_state(study: str, overrides: tuple[str, ...]) -> "StudyState":
+    """Read the study and its store."""
+    from sweeps.state import StudyState
+
+    return StudyState(study, overrides)
+
+
+def command_line(name: str, study: str, overrides: tuple[str, ...]) -> str:
+    """Format another command on the same study, quoted for a shell."""
+    return shlex.join(["sweep", name, study, *(part for value in overrides for part in ("--set", value))])
+
+
+def cell_counts(count: Mapping[str, int]) -> str:
+    """Format the counts of `StudyState.cell_counts`."""
+    return "{done} of {total} cells done, {failed} failed, {missing} missing".format(**count)
+
+
+def panel_size(panel: "Panel") -> str:
+    """Format the numbers of sites, days, observations and channels."""
+    sites, days = panel.target.shape
+    return f"{sites:,} sites x {days:,} days, {panel.observed:,} observed, {len(panel.channels)} channels"
