@@ -22,7 +22,7 @@ def train(
     *,
     waits: bool = False,
     needs_tracking: bool = False,
-    train_cell: Callable[..., Record] = worker.run_and_record,
+    train_cell: Callable[..., Record] = worker.train_and_record,
     search_trial: type[worker.SearchTrial] = worker.SearchTrial,
 ) -> list[str]:
     """Do what is on the agenda, and say what the user should know of it.

@@ -121,7 +121,7 @@ def sleeping_cell(
     more: Mapping[str, Any] = MappingProxyType({}),
     **_: Any,
 ) -> Record:
-    """In the place of `worker.run_and_record`: takes its time, and leaves what a trivial cell does."""
+    """In the place of `worker.train_and_record`: takes its time, and leaves what a trivial cell does."""
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
     time.sleep(seconds(cell.label))
     return trivial(cell, key, panel, store, more={**more, "started": began, "process": os.getpid()})
@@ -131,9 +131,9 @@ class SleepingTrial(worker.SearchTrial):
     """A search trial whose training takes its time and nothing else; the rest of it is real."""
 
     def _prepare(self) -> None:
-        if self._begin:
+        if self._to_prepare:
             training: Any = _Nap(f"{self.draft['arm']} trial {self.draft['number']}")
-            self._trainings, self._begin = [training], []
+            self._trainings, self._to_prepare = [training], []
 
 
 class _Nap:

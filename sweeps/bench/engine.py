@@ -118,7 +118,7 @@ def trivial(
     more: Mapping[str, Any] = MappingProxyType({}),
     **_: Any,
 ) -> Record:
-    """In the place of `work.run_and_record`: what a cell of two epochs leaves, without any training."""
+    """In the place of `worker.train_and_record`: what a cell of two epochs leaves, without any training."""
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
     values = iter(np.random.default_rng(cell.seed).uniform(1, 9, 40).tolist())
     if tables:

@@ -186,7 +186,7 @@ def noted(cell, key, panel, store, **how):
     while sum(1 for path in here.iterdir() if not path.suffix) < CROWD and time.monotonic() < until:
         time.sleep(0.05)
     time.sleep(1)  # were there room for more, they would come now
-    record = work.run_and_record(cell, key, panel, store, **how)
+    record = work.train_and_record(cell, key, panel, store, **how)
     pathlib.Path(FOLDER, key + ".json").write_text(json.dumps({**seen, "ended": time.time()}))
     return record
 sweeps.driver.train = functools.partial(sweeps.driver.train, train_cell=noted)
