@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from pm25.cell import Cell
-from sweeps.spec import study as study_file
+from sweeps.spec import study_file
 from sweeps.spec.study import Study
 from sweeps.state import StudyState
 from sweeps.store import search_trials

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.engine import submit
-from sweeps.spec import study
+from sweeps.spec import study_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,7 +61,7 @@ def modules() -> set[str]:
 @pytest.mark.slow
 def test_a_submitted_job_holds_every_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with submit.staged(*study.resolve("demo")) as (folder, _):
+    with submit.staged(*study_file.resolve("demo")) as (folder, _):
         sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         assert sent == {*tracked(), "demo.yaml"}
         *found, studies, templates = imported_from(folder)
