@@ -18,7 +18,7 @@ def refuses(
 ) -> Iterator[pytest.ExceptionInfo[Any]]:
     """Expect an error about `field` of `where` whose problem or fix shows each of `values`.
 
-    `where` may be the end of the error's own, such as a file's name without its folder; None accepts anything.
+    `where` may be the end of the error's own, such as a file's name without its folder; None matches all.
     `values` are data, names and options that the user has to see.
     """
     with pytest.raises(kind) as raised:

@@ -202,7 +202,7 @@ def test_the_wheel_holds_the_two_packages_and_their_files() -> None:
     }
     for package in PACKAGES:
         there = {path for path in (ROOT / package).rglob("*") if path.is_file()}
-        there = {path for path in there if "__pycache__" not in path.parts}
+        there = {path for path in there if "__pycache__" not in path.parts and path.suffix != ".md"}
         modules = {path for path in there if path.suffix == ".py"}
         assert all((path.parent / "__init__.py").exists() for path in modules), "else it is a namespace"
         assert {name(path) for path in there - modules - data} == set()
