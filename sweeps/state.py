@@ -10,7 +10,7 @@ from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.splits import SplitIndices
 from sweeps.analysis.sequential import Looks
-from sweeps.spec import study
+from sweeps.spec import study_file
 from sweeps.spec.design import AdaptiveSeeds, Arm
 from sweeps.spec.study import Study
 from sweeps.store import search_trials
@@ -31,7 +31,7 @@ class StudyState:
     """A study with its data, its cells by key, and what the store holds of them. Raises InputError."""
 
     def __init__(self, reference: str, overrides: Sequence[str] = ()) -> None:
-        self.study: Study = study.load(reference, overrides)
+        self.study: Study = study_file.load(reference, overrides)
         self.panel: Panel = self.study.panel()
         self.store = Store(self.study.storage, self.study.study)
         self.key = self.study.keys(self.panel)

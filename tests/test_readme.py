@@ -8,7 +8,7 @@ import click
 import pytest
 
 from sweeps.cli import cli
-from sweeps.spec import study
+from sweeps.spec import study_file as study
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

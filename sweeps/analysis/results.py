@@ -16,7 +16,8 @@ from pm25.metrics import METRICS, SCORES
 from pm25.panel import Panel
 from pm25.splits import AnySplit
 from sweeps.analysis import comparability, labels
-from sweeps.spec.design import Arm, Search
+from sweeps.spec.design import Arm
+from sweeps.spec.search_space import Search
 from sweeps.spec.study import Study
 from sweeps.store.records import Record
 from sweeps.store.search_trials import ArmTrials

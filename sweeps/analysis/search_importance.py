@@ -13,7 +13,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweeps.spec.design import Parameter, Search
+from sweeps.spec.search_space import Parameter, Search
 from sweeps.store.records import Record
 from sweeps.store.search_trials import ArmTrials
 

@@ -51,7 +51,7 @@ def run(table: Path, storage: Path) -> list[Measurement]:
 
     from pm25 import panel as panels
     from pm25 import trial
-    from sweeps.spec import study as studies
+    from sweeps.spec import study_file as studies
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)

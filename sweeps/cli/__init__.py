@@ -398,7 +398,7 @@ def submit(
     """
     import dataclasses
 
-    from sweeps.spec import study as studies
+    from sweeps.spec import study_file as studies
     from sweeps.store import filters
     from sweeps.store.records import default_tracking
 
@@ -802,7 +802,7 @@ def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
 @click.option("--port", type=int, default=5000, show_default=True)
 def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     """Open the MLflow UI on the study's runs."""
-    from sweeps.spec import study as studies
+    from sweeps.spec import study_file as studies
     from sweeps.store.records import Store
     from sweeps.tracking.mlflow_view import Tracker
 

@@ -13,7 +13,8 @@ from pm25.panel import Panel
 from pm25.settings import Settings
 from sweeps.engine.cluster import Cluster
 from sweeps.engine.scheduler import Scheduler, Task
-from sweeps.spec.design import Arm, Space, active, settings_at
+from sweeps.spec.design import Arm
+from sweeps.spec.search_space import Space, active, settings_at
 from sweeps.spec.study import Study
 from sweeps.store import records as files
 from sweeps.store.records import Record, Store

@@ -13,7 +13,8 @@ from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from sweeps.analysis.search_importance import directions, frozen
-from sweeps.spec.design import Arm, Parameter, Search, is_active
+from sweeps.spec.design import Arm
+from sweeps.spec.search_space import Parameter, Search, is_active
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
-from sweeps.spec.design import Arm, Point, Search, Space, within
+from sweeps.spec.design import Arm
+from sweeps.spec.search_space import Point, Search, Space, within
 from sweeps.spec.study import Study
 from sweeps.store.records import Record, Store
 

@@ -14,7 +14,8 @@ from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.sources import synthetic
 from sweeps.analysis import results
-from sweeps.spec.design import Arm, Search
+from sweeps.spec.design import Arm
+from sweeps.spec.search_space import Search
 from sweeps.spec.study import Study
 from sweeps.store.records import Record
 from sweeps.store.search_trials import ArmTrials

@@ -29,7 +29,7 @@ from pm25.sources import synthetic
 from sweeps import cli
 from sweeps.engine import measure, worker
 from sweeps.engine.scheduler import Scheduler
-from sweeps.spec import study
+from sweeps.spec import study_file as study
 from sweeps.store.records import Store
 
 STUDY = """\

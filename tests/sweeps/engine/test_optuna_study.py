@@ -22,7 +22,8 @@ from optuna.trial import TrialState
 from pm25.settings import ModelSettings, TrainSettings
 from sweeps.analysis.search_importance import distribution, frozen
 from sweeps.engine.optuna_study import Optimiser, OptunaJournal
-from sweeps.spec.design import Arm, Search, within
+from sweeps.spec.design import Arm
+from sweeps.spec.search_space import Search, within
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
 

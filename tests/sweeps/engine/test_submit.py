@@ -27,7 +27,7 @@ from aiohttp import web
 from sweeps import cli
 from sweeps.engine import submit, worker
 from sweeps.engine.submit import JobClient
-from sweeps.spec import study
+from sweeps.spec import study_file as study
 
 # Of Ray's client: it asks aiohttp in a way that is going away, and leaves a stream that broke unclosed.
 pytestmark = [

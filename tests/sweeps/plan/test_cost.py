@@ -32,7 +32,7 @@ from sweeps.plan.cost import (
     spread,
     wall,
 )
-from sweeps.spec import study
+from sweeps.spec import study_file as study
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
 from sweeps.store import search_trials

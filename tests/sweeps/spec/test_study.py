@@ -18,8 +18,8 @@ from pm25.neighbours import NeighbourSettings
 from pm25.panel import CALENDAR, Panel
 from pm25.settings import ENCODERS, ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
-from sweeps.spec import study
-from sweeps.spec.study import Study
+from sweeps.spec import study_file
+from sweeps.spec.study import Encoders, Study
 
 SHARED = Path(__file__).parents[3].parent / "shared"
 SHIPPED = ["demo", "paper2025", "quick"]
@@ -46,7 +46,7 @@ def write(folder: Path, text: str | bytes = TOY) -> str:
 def fault(path: str, *overrides: str) -> str:
     """What is said of a study, behind the file's name."""
     with pytest.raises(InputError) as caught:
-        study.load(path, overrides)
+        study_file.load(path, overrides)
     text = str(caught.value)
     assert len(text.splitlines()) == 1
     if not text.startswith("--set "):
@@ -63,7 +63,7 @@ def arms(of: Study) -> list[tuple[str, str | None]]:
 
 
 def test_demo_is_30_cells_of_5_arms() -> None:
-    demo = study.load("demo")
+    demo = study_file.load("demo")
     cells = demo.cells()
     assert len(cells) == len(set(cells)) == 30  # 5 arms x (1 random fold + 2 colours) x 2 seeds
     assert arms(demo) == [
@@ -85,7 +85,7 @@ def test_demo_is_30_cells_of_5_arms() -> None:
 
 
 def test_quick_is_60_cells_on_a_table_of_the_users() -> None:
-    quick = study.load("quick", ["data.table=panel.parquet"])
+    quick = study_file.load("quick", ["data.table=panel.parquet"])
     assert len(quick.cells()) == 60  # 5 arms x (5 + 5 + 2 folds)
     assert len(arms(quick)) == 5
     folds = {"random": 5, "spatial": 5, "checkerboard-16": 2}
@@ -93,11 +93,11 @@ def test_quick_is_60_cells_on_a_table_of_the_users() -> None:
         (label, fold) for label, number in folds.items() for fold in range(number)
     }
     with pytest.raises(InputError, match=r"not neither: --set data\.table=PANEL\.parquet$"):
-        study.load("quick")
+        study_file.load("quick")
 
 
 def test_the_published_design_is_910_cells_of_7_arms() -> None:
-    published = study.load("paper2025", ["data.table=panel.parquet"])
+    published = study_file.load("paper2025", ["data.table=panel.parquet"])
     assert len(published.cells()) == 910  # 7 arms x (10 + 10 + 3 x 2 folds) x 5 seeds
     assert arms(published) == [
         *(("none", None), ("latlon", None), ("sincos", None)),
@@ -109,39 +109,39 @@ def test_the_published_design_is_910_cells_of_7_arms() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_study_says_how_many_cells_and_trials_it_has(name: str) -> None:
-    first = (study.SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
-    shipped = study.load(name, ["data={table: panel.parquet}"])
+    first = (study_file.SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
+    shipped = study_file.load(name, ["data={table: panel.parquet}"])
     trials = shipped.search.trials * len(shipped.arms()) if shipped.search else 0
     said = f"{trials} search trials and " if trials else ""
     assert re.search(rf"  {said}{len(shipped.cells())} cells\b", first)
 
 
 def test_the_shipped_studies_are_these() -> None:
-    assert sorted(file.name for file in study.SHIPPED.iterdir()) == [f"{name}.yaml" for name in SHIPPED]
+    assert sorted(file.name for file in study_file.SHIPPED.iterdir()) == [f"{name}.yaml" for name in SHIPPED]
 
 
 def test_an_address_stays_one() -> None:
     uri = "s3://bucket/a/panel.parquet"
     told = [f"data.table={uri}", f"encoders.table.path={uri}", f"encoders.satclip.checkpoint={uri}"]
-    made = study.load("quick", told)
+    made = study_file.load("quick", told)
     assert made.data.table == uri
     assert made.encoder_options("table")["path"] == made.encoder_options("satclip")["checkpoint"] == uri
     with pytest.raises(InputError, match=r"data\.table: give a path, or an address such as .*, got 5$"):
-        study.load("quick", ["data.table=5"])
+        study_file.load("quick", ["data.table=5"])
 
 
 def test_quick_names_channels_of_the_real_table() -> None:
     table = SHARED / "data" / "conus_daily_2021.parquet"
     if not table.is_file():
         pytest.skip(f"{table.name} is not in shared/data")
-    channels = study.load("quick", [f"data.table={table}"]).data.channels
+    channels = study_file.load("quick", [f"data.table={table}"]).data.channels
     assert channels is not None
     assert {*channels} - {*CALENDAR} <= {*pyarrow.parquet.read_schema(table).names}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_arm_stands_in_the_grid_s_first_cells(name: str) -> None:
-    shipped = study.load(name, ["data={table: panel.parquet}"])
+    shipped = study_file.load(name, ["data={table: panel.parquet}"])
     cells, every = shipped.cells(), arms(shipped)
     for block in range(0, len(cells), len(every)):
         assert [c.arm for c in cells[block : block + len(every)]] == every
@@ -154,16 +154,21 @@ def test_every_arm_stands_in_the_grid_s_first_cells(name: str) -> None:
 
 def test_a_variant_without_an_encoder_has_no_fusion(tmp_path: Path) -> None:
     path = write(tmp_path)
-    both = study.load(path, ["design.fusion=[hadamard, concat]"])
+    both = study_file.load(path, ["design.fusion=[hadamard, concat]"])
     assert arms(both) == [("none", None), ("geoclip", "hadamard"), ("geoclip", "concat")]
     assert all((c.fusion is None) == (c.variant == "none") for c in both.cells())
     assert len(both.cells()) == 3 * 7 * 2
-    assert len(study.load(path, ["design.variant=none", "design.fusion=[hadamard, concat]"]).cells()) == 7 * 2
+    assert (
+        len(study_file.load(path, ["design.variant=none", "design.fusion=[hadamard, concat]"]).cells())
+        == 7 * 2
+    )
 
 
 def test_folds_are_all_of_a_split_s_unless_named(tmp_path: Path) -> None:
     def folds(text: str) -> list[int]:
-        cells = study.load(write(tmp_path), ["design.variant=none", "design.seed=0", f"design.split={text}"])
+        cells = study_file.load(
+            write(tmp_path), ["design.variant=none", "design.seed=0", f"design.split={text}"]
+        )
         return [c.fold for c in cells.cells()]
 
     assert folds("{kind: random}") == [0, 1, 2, 3, 4]
@@ -175,7 +180,7 @@ def test_folds_are_all_of_a_split_s_unless_named(tmp_path: Path) -> None:
 
 def test_one_level_needs_no_list(tmp_path: Path) -> None:
     listed = write(tmp_path)
-    one = study.load(
+    one = study_file.load(
         listed,
         [
             "design.variant=geoclip",
@@ -199,7 +204,7 @@ def test_one_level_needs_no_list(tmp_path: Path) -> None:
 
 def test_a_level_that_stands_twice_is_one_cell(tmp_path: Path) -> None:
     twice = ["design.seed=[0, 0, 1, 1]", "design.variant=[none, geoclip, none]"]
-    assert study.load(write(tmp_path), twice).cells() == study.load(write(tmp_path)).cells()
+    assert study_file.load(write(tmp_path), twice).cells() == study_file.load(write(tmp_path)).cells()
 
 
 # Heads, encoders, neighbours, protocol
@@ -210,23 +215,25 @@ def test_a_matched_head_is_one_more_none_for_each_fusion(tmp_path: Path) -> None
     both = ["design.head=[plain, matched]", "design.fusion=[hadamard, concat]"]
     encoded: list[tuple[str, str | None]] = [("geoclip", "hadamard"), ("geoclip", "concat")]
     matched: list[tuple[str, str | None]] = [("none", "hadamard"), ("none", "concat")]
-    assert arms(study.load(path, both)) == [("none", None), *matched, *encoded]
-    assert arms(study.load(path, [both[1], "design.head=matched"])) == [*matched, *encoded]
-    cells = study.load(path, both).cells()
+    assert arms(study_file.load(path, both)) == [("none", None), *matched, *encoded]
+    assert arms(study_file.load(path, [both[1], "design.head=matched"])) == [*matched, *encoded]
+    cells = study_file.load(path, both).cells()
     assert all((c.head == "matched") == (c.variant == "none" and c.fusion is not None) for c in cells)
     assert len(cells) == len(set(cells)) == 5 * 7 * 2
 
 
 def test_a_head_is_for_none_alone(tmp_path: Path) -> None:
     others = "design.variant=[latlon, random]"
-    plain = study.load(write(tmp_path), [others]).cells()
-    assert study.load(write(tmp_path), [others, "design.head=[plain, matched]"]).cells() == plain
+    plain = study_file.load(write(tmp_path), [others]).cells()
+    assert study_file.load(write(tmp_path), [others, "design.head=[plain, matched]"]).cells() == plain
     # Coordinates have a plain head, whatever head 'none' is given.
-    assert study.load(write(tmp_path), [others, "design.head=matched"]).cells() == plain
+    assert study_file.load(write(tmp_path), [others, "design.head=matched"]).cells() == plain
 
 
 def test_protocol_neighbours_and_blocks_reach_every_cell(tmp_path: Path) -> None:
-    made = study.load(write(tmp_path), ["protocol=paper", "neighbours={k: 4}", "model.projection=norm_tanh"])
+    made = study_file.load(
+        write(tmp_path), ["protocol=paper", "neighbours={k: 4}", "model.projection=norm_tanh"]
+    )
     assert {c.protocol for c in made.cells()} == {"paper"}
     assert {c.neighbours for c in made.cells()} == {NeighbourSettings(k=4)}
     # Where nothing is projected there is no such setting, and the cell keeps its key.
@@ -234,29 +241,31 @@ def test_protocol_neighbours_and_blocks_reach_every_cell(tmp_path: Path) -> None
         ("none", None),
         ("geoclip", "norm_tanh"),
     }
-    plain = study.load(write(tmp_path))
+    plain = study_file.load(write(tmp_path))
     assert {(c.protocol, c.neighbours) for c in plain.cells()} == {("strict", None)}
-    defaults = study.load(write(tmp_path), ["neighbours={}"])
+    defaults = study_file.load(write(tmp_path), ["neighbours={}"])
     assert {c.neighbours for c in defaults.cells()} == {NeighbourSettings()}
-    assert study.load(write(tmp_path), ["neighbours=null"]) == plain
+    assert study_file.load(write(tmp_path), ["neighbours=null"]) == plain
 
 
 def test_whose_weights_are_kept(tmp_path: Path) -> None:
-    assert study.load(write(tmp_path)).keep_weights == "winners"
+    assert study_file.load(write(tmp_path)).keep_weights == "winners"
     for value in (True, False, "winners"):
-        assert study.load(write(tmp_path), [f"keep_weights={str(value).lower()}"]).keep_weights == value
+        assert study_file.load(write(tmp_path), [f"keep_weights={str(value).lower()}"]).keep_weights == value
     with pytest.raises(InputError, match=r"toy.yaml: keep_weights: .*, got 'best'"):
-        study.load(write(tmp_path), ["keep_weights=best"])
+        study_file.load(write(tmp_path), ["keep_weights=best"])
 
 
 def test_an_encoder_is_told_what_it_takes(tmp_path: Path) -> None:
-    made = study.load(write(tmp_path), ["encoders.random.dim=8", "encoders.shuffled.seed=3"])
+    made = study_file.load(write(tmp_path), ["encoders.random.dim=8", "encoders.shuffled.seed=3"])
     assert made.encoder_options("random") == {"dim": 8, "seed": 0}
     assert made.encoder_options("shuffled") == {"seed": 3}
     assert made.encoder_options("geoclip") == made.encoder_options("latlon") == {}
-    made = study.load(write(tmp_path), ["design.variant=satclip", "encoders.satclip.model=some/hub-name"])
+    made = study_file.load(
+        write(tmp_path), ["design.variant=satclip", "encoders.satclip.model=some/hub-name"]
+    )
     assert made.encoder_options("satclip") == {"model": "some/hub-name"}
-    made = study.load(write(tmp_path), ["design.variant=table", "encoders.table.path=/v.parquet"])
+    made = study_file.load(write(tmp_path), ["design.variant=table", "encoders.table.path=/v.parquet"])
     assert made.encoder_options("table") == {"path": Path("/v.parquet"), "trained_on_target": False}
 
 
@@ -271,7 +280,7 @@ def test_paths_of_encoders_are_relative_like_all_others(
     path = write(there, TOY + told)
 
     def paths(*overrides: str) -> tuple[Path | None, Path]:
-        encoders = study.load(path, overrides).encoders
+        encoders = study_file.load(path, overrides).encoders
         assert encoders.satclip is not None
         assert encoders.table is not None
         return encoders.satclip.checkpoint, encoders.table.path
@@ -280,14 +289,14 @@ def test_paths_of_encoders_are_relative_like_all_others(
     assert paths("encoders.satclip.checkpoint=b.ckpt") == (here / "b.ckpt", there / "v.parquet")
     assert paths("encoders.table={path: x/u.parquet}") == (tmp_path / "w" / "a.ckpt", here / "x/u.parquet")
     assert paths("encoders.table.path=/far/u.parquet")[1] == Path("/far/u.parquet")
-    hub = study.load(path, ["encoders.satclip={model: microsoft/SatCLIP-ViT16-L40}"]).encoders.satclip
+    hub = study_file.load(path, ["encoders.satclip={model: microsoft/SatCLIP-ViT16-L40}"]).encoders.satclip
     assert hub is not None
     assert (hub.model, hub.checkpoint) == ("microsoft/SatCLIP-ViT16-L40", None)  # a name, no path
 
 
 def test_splits_say_which_columns_they_go_by(tmp_path: Path) -> None:
-    assert study.load(write(tmp_path)).groups() == ()
-    made = study.load(
+    assert study_file.load(write(tmp_path)).groups() == ()
+    made = study_file.load(
         write(tmp_path),
         [
             "design.split=[{kind: group, column: state, values: [CA, TX]}, {kind: random}, "
@@ -306,12 +315,14 @@ def test_the_columns_of_groups_are_read_and_are_no_channels(tmp_path: Path) -> N
     frame["half"] = pd.Series(frame["site_id"].rank(method="dense") > 6).map({False: "low", True: "high"})
     (tmp_path / "tables").mkdir()
     frame.to_parquet(tmp_path / "tables" / "panel.parquet", index=False)
-    made = study.load(write(tmp_path), ["design.split={kind: group, column: half, values: [high, low]}"])
+    made = study_file.load(write(tmp_path), ["design.split={kind: group, column: half, values: [high, low]}"])
     panel = made.panel()
     assert sorted({*panel.groups["half"].tolist()}) == ["high", "low"]
     assert "half" not in panel.channels
     with pytest.raises(InputError, match="nowhere"):
-        study.load(write(tmp_path), ["design.split={kind: group, column: nowhere, values: [a, b]}"]).panel()
+        study_file.load(
+            write(tmp_path), ["design.split={kind: group, column: nowhere, values: [a, b]}"]
+        ).panel()
 
 
 def test_a_leaking_channel_is_for_the_published_protocol(tmp_path: Path) -> None:
@@ -321,13 +332,13 @@ def test_a_leaking_channel_is_for_the_published_protocol(tmp_path: Path) -> None
     frame = synthetic.synthesize(sites=12, days=30).assign(knnidw_pm25=5.0)
     frame.to_parquet(tmp_path / "tables" / "panel.parquet", index=False)
     with pytest.raises(InputError, match=r"channel knnidw_pm25 holds .* set neighbours, or set protocol"):
-        study.load(write(tmp_path)).panel()
-    assert "knnidw_pm25" in study.load(write(tmp_path), ["protocol=paper"]).panel().channels
+        study_file.load(write(tmp_path)).panel()
+    assert "knnidw_pm25" in study_file.load(write(tmp_path), ["protocol=paper"]).panel().channels
 
 
 def test_null_means_every_channel() -> None:
     some = ["data={synthetic: {sites: 12, days: 30}, channels: [elev_m]}"]
-    every = study.load("demo", [*some, "data.channels=null"])
+    every = study_file.load("demo", [*some, "data.channels=null"])
     assert every.data.channels is None
     assert len(every.panel().channels) > 1
 
@@ -337,7 +348,7 @@ def test_null_means_every_channel() -> None:
 
 def test_overrides_nest_and_are_yaml(tmp_path: Path) -> None:
     path = write(tmp_path)
-    made = study.load(
+    made = study_file.load(
         path,
         [
             "train.learning_rate=1e-4",
@@ -357,12 +368,12 @@ def test_overrides_nest_and_are_yaml(tmp_path: Path) -> None:
 
 
 def test_an_override_can_swap_the_data() -> None:
-    other = study.load("demo", ["data.synthetic=null", "data.table=p.parquet"])
+    other = study_file.load("demo", ["data.synthetic=null", "data.table=p.parquet"])
     assert other.data.synthetic is None
     assert other.data.table == Path.cwd() / "p.parquet"
     # The likeliest slip says how to fix it.
     with pytest.raises(InputError, match=r"not both: --set data\.synthetic=null$"):
-        study.load("demo", ["data.table=p.parquet"])
+        study_file.load("demo", ["data.table=p.parquet"])
 
 
 @pytest.mark.parametrize(
@@ -392,18 +403,18 @@ def test_paths_in_a_file_are_relative_to_it_and_overrides_to_the_current_folder(
     monkeypatch.chdir(here)
     path = write(there, TOY + "storage: ../out\n")
     for reference in (path, os.path.relpath(path)):
-        made = study.load(reference)
+        made = study_file.load(reference)
         assert made.data.table == there / "tables" / "panel.parquet"
         assert made.storage == str(tmp_path / "out")
     for overrides in (
         ["data.table=p.parquet", "storage=mine"],
         ["data={table: p.parquet}", "storage=./mine/x/.."],
     ):
-        made = study.load(path, overrides)
+        made = study_file.load(path, overrides)
         assert made.data.table == here / "p.parquet"
         assert made.storage == str(here / "mine")
-    assert study.load(path, ["storage=/far/away"]).storage == "/far/away"
-    assert study.load(path, ["storage=s3://bucket/x"]).storage == "s3://bucket/x"
+    assert study_file.load(path, ["storage=/far/away"]).storage == "/far/away"
+    assert study_file.load(path, ["storage=s3://bucket/x"]).storage == "s3://bucket/x"
 
 
 @pytest.mark.parametrize(
@@ -424,11 +435,11 @@ def test_the_resolved_content_is_the_same_study_elsewhere(
         folder.mkdir()
     write(here)
     monkeypatch.chdir(here)
-    declared, content = study.resolve(reference, overrides)
-    assert declared == study.load(reference, overrides)
+    declared, content = study_file.resolve(reference, overrides)
+    assert declared == study_file.load(reference, overrides)
     monkeypatch.chdir(there)
     (there / "shipped.yaml").write_text(yaml.safe_dump(content))
-    assert study.load("shipped.yaml") == declared
+    assert study_file.load("shipped.yaml") == declared
 
 
 def test_results_stand_beside_the_file_or_in_the_current_folder(
@@ -437,14 +448,14 @@ def test_results_stand_beside_the_file_or_in_the_current_folder(
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    assert study.load(write(tmp_path)).storage == str(tmp_path / "results")
-    assert study.load("demo").storage == str(here / "results")
+    assert study_file.load(write(tmp_path)).storage == str(tmp_path / "results")
+    assert study_file.load("demo").storage == str(here / "results")
 
 
 def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert study.load("demo", ["storage=~/results"]).storage == str(tmp_path / "results")
-    lost = study.load(write(tmp_path, TOY.replace("tables/", "~nobody-of-this-name/")))
+    assert study_file.load("demo", ["storage=~/results"]).storage == str(tmp_path / "results")
+    lost = study_file.load(write(tmp_path, TOY.replace("tables/", "~nobody-of-this-name/")))
     assert lost.data.table == tmp_path / "~nobody-of-this-name" / "panel.parquet"
 
 
@@ -648,7 +659,7 @@ def test_a_missing_key_is_named(tmp_path: Path, dropped: str, said: str) -> None
 
 def test_the_published_protocol_has_a_target_scale_of_its_own(tmp_path: Path) -> None:
     path = write(tmp_path)
-    assert {c.train.target for c in study.load(path, ["train.target=log1p"]).cells()} == {"log1p"}
+    assert {c.train.target for c in study_file.load(path, ["train.target=log1p"]).cells()} == {"log1p"}
     said = fault(path, "train.target=log1p", "protocol=paper")
     assert said == "train.target: protocol paper has a target scale of its own; --set train.target=null"
 
@@ -674,7 +685,7 @@ def test_what_is_no_study_is_told_from_one(tmp_path: Path, text: str | bytes, sa
 
 def test_yaml_s_own_merging_is_no_duplicate(tmp_path: Path) -> None:
     text = "train:\n  <<: {batch_size: 8, max_epochs: 3}\n  batch_size: 16\n"
-    made = study.load(write(tmp_path, TOY + text))
+    made = study_file.load(write(tmp_path, TOY + text))
     assert (made.train.batch_size, made.train.max_epochs) == (16, 3)
 
 
@@ -690,7 +701,7 @@ def test_yaml_s_own_merging_is_no_duplicate(tmp_path: Path) -> None:
 )
 def test_an_unknown_study_names_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(InputError) as caught:
-        study.load(name)
+        study_file.load(name)
     assert str(caught.value) == f"{name}: no such study file, and not one of demo, paper2025, quick{hint}"
 
 
@@ -776,7 +787,7 @@ def test_a_key_changes_with_what_changes_numbers_and_with_nothing_else() -> None
 
 
 def test_keyed_uses_the_data_and_the_encoder() -> None:
-    made = study.load(
+    made = study_file.load(
         "demo", ["data.synthetic={sites: 12, days: 30}", "design.seed=0", "design.variant=[none, geoclip]"]
     )
     panel = made.panel()
@@ -809,7 +820,9 @@ SMALL = ["data.synthetic={sites: 12, days: 30}", "design.seed=0"]
 
 def test_a_key_depends_on_the_bytes_of_a_table_and_not_on_its_path(tmp_path: Path) -> None:
     def named(path: Path) -> dict[str, Cell]:
-        made = study.load("demo", [*SMALL, "design.variant=[none, table]", f"encoders.table.path={path}"])
+        made = study_file.load(
+            "demo", [*SMALL, "design.variant=[none, table]", f"encoders.table.path={path}"]
+        )
         return made.keyed(made.panel())
 
     here = named(vectors(tmp_path / "v.parquet"))
@@ -826,15 +839,17 @@ def test_a_table_of_places_may_have_a_tolerance_and_one_of_sites_none(tmp_path: 
     from pm25 import encoders
 
     options = ["design.variant=table", f"encoders.table.path={vectors(tmp_path / 'v.parquet')}"]
-    made = study.load("demo", options)
+    made = study_file.load("demo", options)
     assert encoders.load("table", **made.encoder_options("table")).dim == 2
     options.append("encoders.table.tolerance_deg=0.5")
-    assert study.load("demo", options).encoder_options("table")["tolerance_deg"] == 0.5
+    assert study_file.load("demo", options).encoder_options("table")["tolerance_deg"] == 0.5
 
 
 def test_an_encoder_s_options_change_its_own_keys_only(tmp_path: Path) -> None:
     def named(*overrides: str) -> dict[str, str]:
-        made = study.load("demo", [*SMALL, "design.variant=[none, geoclip, random, shuffled]", *overrides])
+        made = study_file.load(
+            "demo", [*SMALL, "design.variant=[none, geoclip, random, shuffled]", *overrides]
+        )
         return {k: c.variant for k, c in made.keyed(made.panel()).items()}
 
     plain = named()
@@ -850,7 +865,7 @@ def test_an_encoder_s_options_change_its_own_keys_only(tmp_path: Path) -> None:
 def test_an_encoder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     for variant, option in (("table", "path"), ("satclip", "checkpoint")):
         lost = [f"design.variant={variant}", f"encoders.{variant}.{option}={tmp_path / 'lost'}"]
-        made = study.load("demo", [*SMALL, *lost])  # planning reads no weights before the keys
+        made = study_file.load("demo", [*SMALL, *lost])  # planning reads no weights before the keys
         with pytest.raises(InputError) as caught:
             made.keyed(made.panel())
         assert len(str(caught.value).splitlines()) == 1
@@ -858,11 +873,13 @@ def test_an_encoder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> Non
 
 
 def test_every_encoder_has_a_place_in_the_file() -> None:
-    assert {*study.Encoders.model_fields} | {"geoclip"} == ENCODERS
+    assert {*Encoders.model_fields} | {"geoclip"} == ENCODERS
 
 
 def test_channels_choose_the_panel_s_features() -> None:
-    made = study.load("demo", ["data={synthetic: {sites: 12, days: 30}, channels: [crn_rh_avg, day_sin]}"])
+    made = study_file.load(
+        "demo", ["data={synthetic: {sites: 12, days: 30}, channels: [crn_rh_avg, day_sin]}"]
+    )
     assert made.panel().channels == ("crn_rh_avg", "day_sin")
 
 

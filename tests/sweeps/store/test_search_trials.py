@@ -20,7 +20,8 @@ from pm25.panel import Panel
 from pm25.sources import synthetic
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.engine import worker
-from sweeps.spec.design import Arm, Search
+from sweeps.spec.design import Arm
+from sweeps.spec.search_space import Search
 from sweeps.spec.study import Study
 from sweeps.store import search_trials
 from sweeps.store.records import Record, Store

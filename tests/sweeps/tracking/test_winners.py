@@ -30,7 +30,7 @@ from pm25.predictor import _load_pyfunc
 from sweeps.analysis import labels
 from sweeps.engine import worker
 from sweeps.engine.worker import WEIGHTS
-from sweeps.spec import study
+from sweeps.spec import study_file as study
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
 from sweeps.store.records import Record, Store

@@ -18,9 +18,9 @@ from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.cli import main
 from sweeps.engine.optuna_study import Optimiser, _suggested
-from sweeps.spec import study
-from sweeps.spec.design import (
-    Arm,
+from sweeps.spec import study_file
+from sweeps.spec.design import Arm
+from sweeps.spec.search_space import (
     Parameter,
     Placement,
     Pruner,
@@ -633,7 +633,7 @@ def told(folder: Path, text: str, *overrides: str) -> str:
     path = folder / "toy.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
-        study.load(str(path), overrides)
+        study_file.load(str(path), overrides)
     said = str(caught.value)
     assert len(said.splitlines()) == 1
     assert said.startswith(f"{path}: ")
