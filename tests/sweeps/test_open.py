@@ -20,7 +20,7 @@ from sweeps import cli, notebook
 from sweeps.engine import worker
 from sweeps.notebook import CELL_COLUMNS, PREDICTION_COLUMNS, OpenStudy
 from sweeps.report.study_report import write_study_report
-from sweeps.spec import study as studies
+from sweeps.spec import study_file as studies
 from sweeps.store.records import Store
 from tests.errors import refuses
 
