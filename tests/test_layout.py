@@ -62,6 +62,7 @@ FLOORS = {
     "sweeps.tracking": 8,
     "sweeps.driver": 9,
     "sweeps.bench": 10,
+    "sweeps.notebook": 11,
     "sweeps.cli": 11,
     "sweeps.__main__": 12,
 }

@@ -1,0 +1,51 @@
+"""The complete report of a study, from its store to the files of a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pm25.errors import InputError
+
+if TYPE_CHECKING:
+    from sweeps.state import StudyState
+
+
+def write_study_report(state: StudyState, out: Path, *, borders: Path | None = None) -> list[Path]:
+    """Write the report of a study as its store is now, and return the paths of its files.
+
+    The folder `out` gets index.html, report.md, tables as CSV, `figures/` and `latex/`. Equal stores give
+    equal bytes. `borders` is a GeoJSON file of outlines for the maps; without it, the study's own file is
+    read, then that of bokeh-sampledata if it is installed.
+
+    Raises InputError if `out` cannot be written, or if `borders` is not such a file.
+    """
+    from sweeps.analysis import artifacts, results, stored
+    from sweeps.report import borders as border_files
+    from sweeps.report import data, figures, write
+
+    records = state.records()
+    rows = state.rows(records)
+    predictions = artifacts.read(state.store, rows)
+    gathered = data.gather_report_data(state, records=records, rows=rows, predicted=predictions)
+    pictures = figures.draw(
+        rows,
+        gathered.metric,
+        contrasts=gathered.contrasts[gathered.metric],
+        means=gathered.means[gathered.metric],
+        ranking=gathered.ranking,
+        predicted=predictions,
+        curves=stored.curves(state.store, rows),
+        importance=stored.importance(state.store, rows),
+        trials=results.search_trials(state.searches),
+        parameters=gathered.parameters,
+        cuts=results.cuts(state.study, state.panel),
+        outlines=border_files.read(borders or state.study.analysis.outlines),
+    )
+    try:
+        return write.write(dataclasses.replace(gathered, pictures=pictures), out)
+    except OSError as error:
+        raise InputError(
+            str(out), "", f"cannot be written ({error.strerror or error})", "give another folder"
+        ) from None
