@@ -68,7 +68,9 @@ class Data(Settings):
     def _one_source(self) -> "Data":
         if (self.table is None) == (self.synthetic is None):
             if self.table is None:
-                raise SettingError("", "has neither table nor synthetic", "add --set data.table=PANEL.parquet")
+                raise SettingError(
+                    "", "has neither table nor synthetic", "add --set data.table=PANEL.parquet"
+                )
             raise SettingError("", "has both table and synthetic", "add --set data.synthetic=null")
         repeated = [name for i, name in enumerate(self.channels or ()) if name in (self.channels or ())[:i]]
         if repeated:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pm25 import panel as panels
 from pm25 import trial
 from pm25.cell import Cell, Tuning
-from pm25.errors import InputError
 from pm25.panel import Panel
 from pm25.sources import synthetic
 from pm25.splits import CheckerboardSplit, RandomSplit
@@ -26,6 +25,7 @@ from sweeps.spec.study import Study
 from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials, pareto, pick
+from tests.errors import refuses
 
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
 RATE, DEPTH = "train.learning_rate", "model.depth"
@@ -443,7 +443,7 @@ def test_a_number_that_was_begun_twice_is_one(tmp_path: Path) -> None:
 def test_a_damaged_beginning_is_named(tmp_path: Path, content: bytes) -> None:
     store = Store(str(tmp_path), "toy")
     store.search.write_file("abc", search_trials.BEGUN, content)
-    with pytest.raises(InputError, match=r"abc/begun\.json: not what a trial began with; delete the file"):
+    with refuses("abc/begun.json", "", "arm", "number", "params", "delete"):
         read(store, study())
 
 
