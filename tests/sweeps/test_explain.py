@@ -1,4 +1,4 @@
-"""Why a cell is where it is: every part of its key that differs from its nearest relative's is named."""
+"""Explanations of a cell: they name every part of its key that differs from the most similar cell."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def state(toy: Path, *overrides: str) -> StudyState:
 
 
 def record(of: StudyState, key: str, **more: Any) -> Record:
-    """What `work` would have written of a cell."""
+    """The record that a worker would have written of a cell."""
     cell = of.cells[key]
     options = of.study.encoder_options(cell.variant)
     return {
@@ -67,7 +67,7 @@ def record(of: StudyState, key: str, **more: Any) -> Record:
 
 
 def lost(of: StudyState, key: str) -> Record:
-    """What is written of a worker that died."""
+    """The record of a cell whose worker died."""
     error = {"type": "RuntimeError", "message": "it died", "traceback": "Traceback:\nit died\n"}
     cell = of.cells[key].resolved()
     return {
@@ -243,7 +243,7 @@ def test_other_data_and_other_numerics(
 
 
 def test_the_same_factors_come_before_fewer_parts(toy: Path) -> None:
-    """A cell of another seed differs in one part only, and tells nothing of what was changed."""
+    """A cell of another seed differs in one part only, and does not show which settings were changed."""
     old = state(toy)
     relative = key_of(old, NONE)
     old.store.write_record(record(old, relative))

@@ -94,8 +94,8 @@ def test_the_shipped_studies_are_these() -> None:
 
 def test_an_address_stays_one() -> None:
     uri = "s3://bucket/a/panel.parquet"
-    told = [f"data.table={uri}", f"encoders.table.path={uri}", f"encoders.satclip.checkpoint={uri}"]
-    made = study_file.load("quick", told)
+    addresses = [f"data.table={uri}", f"encoders.table.path={uri}", f"encoders.satclip.checkpoint={uri}"]
+    made = study_file.load("quick", addresses)
     assert made.data.table == uri
     assert made.encoder_options("table")["path"] == made.encoder_options("satclip")["checkpoint"] == uri
     with refuses("quick.yaml", "data.table", 5):
@@ -112,7 +112,7 @@ def test_quick_names_channels_of_the_real_table() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_arm_stands_in_the_grid_s_first_cells(name: str) -> None:
+def test_every_arm_is_among_the_first_cells(name: str) -> None:
     shipped = study_file.load(name, ["data={table: panel.parquet}"])
     cells, every = shipped.cells(), arms(shipped)
     for block in range(0, len(cells), len(every)):
@@ -174,7 +174,7 @@ def test_one_level_needs_no_list(tmp_path: Path) -> None:
     )
 
 
-def test_a_level_that_stands_twice_is_one_cell(tmp_path: Path) -> None:
+def test_a_repeated_level_is_one_cell(tmp_path: Path) -> None:
     twice = ["design.seed=[0, 0, 1, 1]", "design.variant=[none, geoclip, none]"]
     assert study_file.load(write(tmp_path), twice).cells() == study_file.load(write(tmp_path)).cells()
 
@@ -194,7 +194,7 @@ def test_a_matched_head_is_one_more_none_for_each_fusion(tmp_path: Path) -> None
     assert len(cells) == len(set(cells)) == 5 * 7 * 2
 
 
-def test_a_head_is_for_none_alone(tmp_path: Path) -> None:
+def test_only_none_has_a_matched_head(tmp_path: Path) -> None:
     others = "design.variant=[latlon, random]"
     plain = study_file.load(write(tmp_path), [others]).cells()
     assert study_file.load(write(tmp_path), [others, "design.head=[plain, matched]"]).cells() == plain
@@ -208,7 +208,7 @@ def test_protocol_neighbours_and_blocks_reach_every_cell(tmp_path: Path) -> None
     )
     assert {c.protocol for c in made.cells()} == {"paper"}
     assert {c.neighbours for c in made.cells()} == {NeighbourSettings(k=4)}
-    # Where nothing is projected there is no such setting, and the cell keeps its key.
+    # A cell without an embedding has no projection, so its key does not change.
     assert {(c.variant, c.model.projection) for c in made.cells()} == {
         ("none", None),
         ("geoclip", "norm_tanh"),
@@ -228,7 +228,7 @@ def test_whose_weights_are_kept(tmp_path: Path) -> None:
         study_file.load(write(tmp_path), ["keep_weights=best"])
 
 
-def test_an_encoder_is_told_what_it_takes(tmp_path: Path) -> None:
+def test_encoder_options(tmp_path: Path) -> None:
     made = study_file.load(write(tmp_path), ["encoders.random.dim=8", "encoders.shuffled.seed=3"])
     assert made.encoder_options("random") == {"dim": 8, "seed": 0}
     assert made.encoder_options("shuffled") == {"seed": 3}
@@ -248,8 +248,8 @@ def test_paths_of_encoders_are_relative_like_all_others(
     for folder in (here, there):
         folder.mkdir()
     monkeypatch.chdir(here)
-    told = "encoders: {satclip: {checkpoint: ../w/a.ckpt}, table: {path: v.parquet}}\n"
-    path = write(there, TOY + told)
+    paths_ = "encoders: {satclip: {checkpoint: ../w/a.ckpt}, table: {path: v.parquet}}\n"
+    path = write(there, TOY + paths_)
 
     def paths(*overrides: str) -> tuple[Path | None, Path]:
         encoders = study_file.load(path, overrides).encoders
@@ -466,11 +466,11 @@ def test_an_encoder_s_options_change_its_own_keys_only(tmp_path: Path) -> None:
         changed = named(f"encoders.{variant}.{option}")
         assert {changed[k] for k in changed.keys() - plain.keys()} == {variant}
         assert {k for k, v in plain.items() if v != variant} <= changed.keys()
-    told = named(f"encoders.table.path={vectors(tmp_path / 'v.parquet')}")
-    assert told == plain  # an encoder that no arm uses
+    unused = named(f"encoders.table.path={vectors(tmp_path / 'v.parquet')}")
+    assert unused == plain  # an encoder that no arm uses
 
 
-def test_an_encoder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_encoder_file_is_named(tmp_path: Path) -> None:
     for variant, option in (("table", "path"), ("satclip", "checkpoint")):
         lost = [f"design.variant={variant}", f"encoders.{variant}.{option}={tmp_path / 'lost'}"]
         made = study_file.load("demo", [*SMALL, *lost])  # planning reads no weights before the keys
@@ -488,7 +488,7 @@ def blocks(kind: Any) -> set[type[BaseModel]]:
 
 
 def test_every_key_of_a_study_file_is_described() -> None:
-    """As `model_json_schema` and the reference of the study file show it."""
+    """The reference of the study file is generated from these descriptions."""
     own = [block for block in blocks(Study) if block.__module__.startswith("sweeps.spec.")]
     assert {"Study", "Search", "Pruner", "AdaptiveSeeds", "PublishedValue"} <= {b.__name__ for b in own}
     fields = [(block, name, info) for block in own for name, info in block.model_fields.items()]

@@ -111,7 +111,7 @@ def test_the_resolved_content_is_the_same_study_elsewhere(
     assert study_file.load("shipped.yaml") == declared
 
 
-def test_results_stand_beside_the_file_or_in_the_current_folder(
+def test_default_storage_is_next_to_the_file_or_in_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
@@ -361,7 +361,9 @@ def test_the_published_protocol_has_a_target_scale_of_its_own(tmp_path: Path) ->
         ("5: 1\n" + TOY, ("5",)),
     ],
 )
-def test_what_is_no_study_is_told_from_one(tmp_path: Path, text: str | bytes, said: tuple[str, ...]) -> None:
+def test_a_file_that_is_not_a_study_is_refused(
+    tmp_path: Path, text: str | bytes, said: tuple[str, ...]
+) -> None:
     refused(write(tmp_path, text), [], said)
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Elsewhere(Store):
-    """The same folder as a storage that is no folder: nothing can be created exclusively in it."""
+    """The same folder as a storage that is not a local folder: nothing can be created exclusively in it."""
 
     def location(self, *parts: str) -> tuple[pyarrow.fs.FileSystem, str]:
         system, path = super().location(*parts)
@@ -52,7 +52,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def driver(**changes: Any) -> dict[str, Any]:
-    """What this very process would write."""
+    """The driver file that this process would write."""
     now = datetime.now(UTC).isoformat()
     return {
         "id": "somebody",
@@ -96,7 +96,7 @@ def test_the_file_names_the_driver_and_goes_with_it(store: Store, tmp_path: Path
     assert [*file.parent.iterdir()] == []
 
 
-def test_a_second_driver_is_told_of_the_first(store: Store, tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_and_names_the_first(store: Store, tmp_path: Path) -> None:
     with StudyLock(store) as own:
         with refuses() as caught, StudyLock(store):
             pass
@@ -213,7 +213,7 @@ def test_a_beating_heart_is_alive_whatever_its_clock_says(
 
 
 @pytest.mark.parametrize("seconds", [0, -3600], ids=["just now", "in the future"])
-def test_a_heart_that_stands_still_is_dead(
+def test_a_driver_without_heartbeats_is_dead(
     store: Store, file: Path, seconds: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(json.dumps(elsewhere(beat=ago(seconds))))
@@ -225,7 +225,7 @@ def test_a_heart_that_stands_still_is_dead(
     assert re.fullmatch(r"sweep: process 1 on host node7 .* study toy .*\n", said)
 
 
-def test_a_heart_that_stood_still_before_is_watched_for_less(
+def test_an_old_heartbeat_shortens_the_wait(
     store: Store, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "STALE_S", 60.0)
@@ -235,7 +235,7 @@ def test_a_heart_that_stood_still_before_is_watched_for_less(
         assert lock.WATCH_S < time.monotonic() - began < 30
 
 
-def test_a_driver_that_lets_go_is_not_waited_for(
+def test_a_driver_that_releases_the_lock_ends_the_wait(
     store: Store, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "STALE_S", 30)
@@ -250,7 +250,7 @@ def test_a_driver_that_lets_go_is_not_waited_for(
 # A lock that is lost
 
 
-def test_a_driver_that_was_replaced_stops_and_touches_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_replaced_driver_loses_the_lock_and_changes_nothing(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "toy" / "driver.json"
     with StudyLock(store) as own:
         file.write_text(json.dumps(elsewhere()))
@@ -258,7 +258,7 @@ def test_a_driver_that_was_replaced_stops_and_touches_nothing(store: Store, tmp_
     assert content(file)["id"] == "somebody"
 
 
-def test_a_file_that_vanished_ends_the_run(store: Store, tmp_path: Path) -> None:
+def test_a_deleted_lock_file_ends_the_run(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "toy" / "driver.json"
     with StudyLock(store) as own:
         file.unlink()
@@ -404,13 +404,13 @@ def turns(file: Path, count: int) -> Iterator[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ask", ["folder"], indirect=True)
-def test_of_several_that_start_together_one_wins(file: Path, ask: Ask) -> None:
+def test_one_of_several_simultaneous_drivers_wins(file: Path, ask: Ask) -> None:
     for _ in turns(file, 60):
         said = ask("go")
         (winner,) = [pid for pid, word in said.items() if word == "won"]
         assert content(file)["process"] == winner
-        told = [word for word in said.values() if word != "won"]
-        assert all(f"process {winner} on host" in word for word in told)
+        refusals = [word for word in said.values() if word != "won"]
+        assert all(f"process {winner} on host" in word for word in refusals)
         assert ask("lost?")[winner] == ""
         ask("end")
 
