@@ -1,4 +1,4 @@
-"""Why a cell is done, failed, missing or stale: what differs between its key and its nearest relative's."""
+"""Explanation of a cell's state: the parts of its key that differ from the key of the most similar cell."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,12 +18,13 @@ from sweeps.state import StudyState
 from sweeps.store.records import Record
 
 NOT_SET = "not set"
-"""Of a setting that one of the two keys leaves out: it means nothing there, or is the default."""
+"""Value of a setting that one of two keys leaves out because it does not apply there or is the default."""
 
 NOT_RECORDED = "not recorded"
+"""Value of a part of a key that the record does not contain."""
 
 CUT = ("split.seed", "split.validation", "split.holdout")
-"""Settings of a split that its label does not show: with others it is the same split, cut otherwise."""
+"""Settings of a split that its label does not include."""
 
 _MEANING = {
     "data": "the table's values, sites, days or channels",
@@ -34,18 +35,18 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class KeyDifference:
-    """One part of a key, as the stored cell has it and as the study asks for it."""
+    """Part of a key whose value in the store differs from the value that the study requests."""
 
     part: str
-    """A dotted setting such as `model.width`; `data`, `data.<group column>`, `encoder` or `numerics`."""
+    """Dotted setting such as `model.width`; or `data`, `data.<group column>`, `encoder` or `numerics`."""
     stored: Any
     asked: Any
     tuned: bool = False
-    """Whether the search of the arm chooses it."""
+    """True if the search of the arm chooses this setting."""
 
     def line(self, back: bool) -> str:
-        """`model.width: 32 -> 64`, from the older to the newer; `back` turns it round."""
-        old, new = map(self._told, (self.stored, self.asked))
+        """Return `model.width: 32 -> 64`, from the stored to the requested value; reversed with `back`."""
+        old, new = map(self._shown, (self.stored, self.asked))
         meaning = _MEANING.get(self.part, "")
         if self.part.startswith("data."):
             meaning = "which site is in which group"
@@ -54,7 +55,8 @@ class KeyDifference:
         change = f"{new} -> {old}" if back else f"{old} -> {new}"
         return f"{self.part}: {change}{f'  ({meaning})' if meaning else ''}"
 
-    def _told(self, value: Any) -> str:
+    def _shown(self, value: Any) -> str:
+        """Format a value; fingerprints are cut to 12 digits."""
         if isinstance(value, str):
             return value[:12] if self.part.split(".")[0] in _MEANING else value
         return json.dumps(value)
@@ -62,32 +64,32 @@ class KeyDifference:
 
 @dataclass(frozen=True)
 class Relative:
-    """The cell most like the one asked for: stored, of a missing one; of the grid, of a stale one."""
+    """Most similar cell: a stored one for a missing cell, one of the grid for a stale cell."""
 
     key: str | None
-    """None of a cell whose settings the search of its arm has not chosen yet."""
+    """Key; None if the search of the arm has not chosen the settings yet."""
     label: str
     state: str
-    """`done`, `failed`, `missing`, or `waiting` for its arm's search."""
+    """State: `done`, `failed`, `missing`, or `waiting` for the search of its arm."""
     differences: tuple[KeyDifference, ...]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of one cell."""
+    """State of one cell, and the comparison with its most similar cell."""
 
     key: str
     label: str
     state: str
-    """Of a cell of the grid `done`, `failed` or `missing`; of a stored one that is not in it, `stale`."""
+    """State: `done`, `failed` or `missing` for a cell of the grid; `stale` for a stored cell outside it."""
     record: Record | None = None
     relative: Relative | None = None
     where: str = ""
-    """The filter that chooses this cell of the grid alone."""
+    """Filter that chooses only this cell of the grid."""
 
     @property
     def content(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Content of the explanation in JSON output."""
         record, relative = self.record or {}, self.relative
         return {
             "key": self.key,
@@ -112,22 +114,22 @@ class Explanation:
 
     @property
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines of the explanation in terminal output."""
         record, relative = self.record or {}, self.relative
-        said = {
+        states = {
             "done": "done, as the study asks for it",
             "failed": "failed",
             "missing": "missing",
             "stale": f"stale: {record.get('state')}, and the study no longer asks for it",
         }
-        lines = [f"{self.key} {self.label}: {said[self.state]}"]
+        lines = [f"{self.key} {self.label}: {states[self.state]}"]
         if record:
-            where = f" on {record['host']}" if "host" in record else ""
-            where += f" ({record['device']})" if "device" in record else ""
-            took = f", {record['seconds']:g} s" if "seconds" in record else ""
-            lines.append(f"  ended   {record['ended']}{where}{took}")
-        if marked := record.get("audit", {}).get("failed"):
-            lines.append(f"  marked  {'; '.join(marked)}")
+            machine = f" on {record['host']}" if "host" in record else ""
+            machine += f" ({record['device']})" if "device" in record else ""
+            duration = f", {record['seconds']:g} s" if "seconds" in record else ""
+            lines.append(f"  ended   {record['ended']}{machine}{duration}")
+        if audit_failed := record.get("audit", {}).get("failed"):
+            lines.append(f"  audit   failed: {'; '.join(audit_failed)}")
         if "error" in record:
             lines.append(f"  error   {record['error']['type']}: {record['error']['message']}")
             lines += [f"    {line}" for line in record["error"]["traceback"].splitlines()]
@@ -138,46 +140,60 @@ class Explanation:
         name = " ".join(filter(None, (relative.key, relative.label)))
         lines.append(f"  nearest {'in the grid' if stale else 'stored'}: {name} ({relative.state})")
         if relative.state == "waiting":
-            lines.append("  whether its settings are asked for, the search of its arm will say")
+            lines.append("  the search of its arm has not chosen its settings yet")
         if relative.differences:
-            lines.append("  to have it asked for again, change back" if stale else "  what differs")
+            lines.append("  change these back to request it again" if stale else "  what differs")
         lines += [f"    {difference.line(back=stale)}" for difference in relative.differences]
         return lines
 
 
 def explain(state: StudyState, key: str) -> Explanation:
-    """Explain the cell that `key`, or its first digits, names. Raises InputError when it names not one."""
-    key = _named(state, key)
+    """Explain the cell whose key is `key`, or begins with it.
+
+    Raises InputError if no cell or more than one cell has such a key.
+    """
+    key = _complete(state, key)
     cell, record = state.cells.get(key), state.store.record(key)
     if cell is None:
         if record is None:
+            _, folder = state.store.location(state.store.folder, key)
             raise InputError(
-                f"key {key!r}: begun and never recorded, and the study does not ask for it; delete it"
+                f"key {key!r}",
+                "",
+                "incomplete, without a record, and not part of the study",
+                f"delete {folder}",
             )
-        return Explanation(key, _label(record), "stale", record, _asked_instead(state, record))
+        return Explanation(key, _label(record), "stale", record, _nearest_requested(state, record))
     if record is None:
-        return Explanation(key, cell.label, "missing", None, _stored_instead(state, cell))
+        return Explanation(key, cell.label, "missing", None, _nearest_stored(state, cell))
     levels = {"arm": Arm.of(cell).label, "split": cell.split.label, "fold": cell.fold, "seed": cell.seed}
     only = ",".join(f"{field}={level}" for field, level in levels.items())
     return Explanation(key, cell.label, record["state"], record, where=only)
 
 
-def _named(state: StudyState, key: str) -> str:
+def _complete(state: StudyState, key: str) -> str:
+    """Return the complete key that begins with `key`. Raises InputError."""
     known = {*state.cells, *state.store.keys()}
     found = [key] if key in known else sorted(name for name in known if key and name.startswith(key))
     if len(found) > 1:
         raise InputError(
-            f"key {key!r} names {len(found)} cells, {found[0]} and {found[1]} first; give more digits"
+            f"key {key!r}",
+            "",
+            f"{len(found)} keys begin with it, such as {found[0]} and {found[1]}",
+            "give more digits",
         )
     if not found:
         raise InputError(
-            f"key {key!r}: no cell of {state.study.study} or its store has it; `sweep export` lists the keys"
+            f"key {key!r}",
+            "",
+            f"neither study {state.study.study} nor its store has such a cell",
+            "use a key that `sweep export` lists",
         )
     return found[0]
 
 
-def _stored_instead(state: StudyState, cell: Cell) -> Relative | None:
-    """The stored cell most like a missing one; of equally like ones a done one, then the newest."""
+def _nearest_stored(state: StudyState, cell: Cell) -> Relative | None:
+    """Return the stored cell most similar to a missing one; of equals a done one, then the newest."""
     records = state.store.records(state.store.keys()).values()
     newest_first = sorted(records, key=lambda record: (record["ended"], record["key"]), reverse=True)
     asked = next(_asked_parts(state, [cell]))
@@ -190,14 +206,14 @@ def _stored_instead(state: StudyState, cell: Cell) -> Relative | None:
     return Relative(record["key"], _label(record), record["state"], parts)
 
 
-def _asked_instead(state: StudyState, record: Record) -> Relative:
-    """The cell of the grid most like a stale one; of equally like ones the first."""
+def _nearest_requested(state: StudyState, record: Record) -> Relative:
+    """Return the cell of the grid most similar to a stale one, the first of equals."""
     stored = _stored_parts(record)
     grid: list[tuple[str | None, Cell]] = [*state.cells.items(), *((None, cell) for cell in state.waiting)]
     found = []
     for (key, cell), asked in zip(grid, _asked_parts(state, [cell for _, cell in grid]), strict=True):
         parts = _differences(stored, asked, _tuned(state, cell))
-        if key is None:  # what the search is still to choose is no difference
+        if key is None:  # settings that the search will choose do not count as differences
             parts = tuple(difference for difference in parts if not difference.tuned)
         found.append((parts, key, cell, asked))
     parts, key, cell, asked = min(found, key=lambda one: _distance(one[0]))
@@ -209,7 +225,7 @@ def _asked_instead(state: StudyState, record: Record) -> Relative:
 
 
 def _asked_parts(state: StudyState, cells: Iterable[Cell]) -> Iterator[dict[str, Any]]:
-    """Every part of the key of each of `cells`, but for the groups of sites that a split goes by."""
+    """Yield the parts of each cell's key, without the fingerprint of a group split's column."""
     fingerprints: dict[str, str] = {}
     for cell in cells:
         parts = _flat(cell.resolved()) | {"data": state.panel.fingerprint}
@@ -222,7 +238,7 @@ def _asked_parts(state: StudyState, cells: Iterable[Cell]) -> Iterator[dict[str,
 
 
 def _stored_parts(record: Record) -> dict[str, Any]:
-    """As far as they are recorded: of a worker that was lost only the settings are."""
+    """Return the recorded parts of a key; the record of a lost worker has only the settings."""
     parts = _flat(record["cell"]) | {"data": record.get("data", NOT_RECORDED)}
     if parts["variant"] in ENCODERS:
         parts["encoder"] = record.get("encoder", NOT_RECORDED)
@@ -230,7 +246,7 @@ def _stored_parts(record: Record) -> dict[str, Any]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their dotted names."""
+    """Return nested settings as one mapping with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -238,7 +254,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _tuned(state: StudyState, cell: Cell) -> Collection[str]:
-    """The settings of a cell that the search of its arm chooses."""
+    """Return the names of the cell's settings that the search of its arm chooses."""
     arm = Arm.of(cell)
     return state.searches[arm].space if arm in state.searches else ()
 
@@ -246,24 +262,24 @@ def _tuned(state: StudyState, cell: Cell) -> Collection[str]:
 def _differences(
     stored: Mapping[str, Any], asked: Mapping[str, Any], tuned: Collection[str]
 ) -> tuple[KeyDifference, ...]:
-    """The parts that are known to differ."""
+    """Return the parts that differ, without those that are not recorded."""
     differing = (
         KeyDifference(part, stored.get(part, NOT_SET), asked.get(part, NOT_SET), part in tuned)
         for part in dict.fromkeys([*asked, *stored])
-        # Two encoders have two fingerprints: the variant says it.
+        # With two variants, the fingerprints of their encoders differ anyway.
         if part != "encoder" or stored["variant"] == asked["variant"]
     )
     return tuple(d for d in differing if d.stored != d.asked and d.stored != NOT_RECORDED)
 
 
 def _distance(differences: Sequence[KeyDifference]) -> tuple[int, int]:
-    """Of two cells: how many factors tell them apart, then how many parts of the key."""
+    """Return the distance of two cells: the number of factors that differ, then of parts of the key."""
     factors = {_factor(difference.part) for difference in differences} - {""}
     return len(factors), len(differences)
 
 
 def _factor(part: str) -> str:
-    """The factor of the design that a part belongs to; empty for a setting."""
+    """Return the factor of the design that a part of a key belongs to; empty for a setting."""
     if part.startswith("split."):
         return "" if part in CUT else "split"
     return part if part in ("variant", "fusion", "head", "fold", "seed") else ""
@@ -272,19 +288,20 @@ def _factor(part: str) -> str:
 def _unrecorded(
     record: Record, asked: Mapping[str, Any], state: StudyState, cell: Cell
 ) -> tuple[KeyDifference, ...]:
-    """What differs by elimination: keys that differ in no part that is recorded."""
+    """Return the parts that may differ between two keys whose recorded parts are all equal."""
     parts = ("data", "encoder", "numerics")
-    missing = [KeyDifference(p, NOT_RECORDED, asked[p]) for p in parts if p in asked and p not in record]
+    unknown = [KeyDifference(p, NOT_RECORDED, asked[p]) for p in parts if p in asked and p not in record]
     if isinstance(cell.split, GroupSplit):
         column = cell.split.column
-        missing.append(KeyDifference(f"data.{column}", NOT_RECORDED, state.panel.fingerprint_by(column)))
-    return tuple(missing)
+        unknown.append(KeyDifference(f"data.{column}", NOT_RECORDED, state.panel.fingerprint_by(column)))
+    return tuple(unknown)
 
 
 def _label(record: Record) -> str:
+    """Return the label of a stored cell, also if another version of the program wrote it."""
     try:
         return Cell.model_validate(record["cell"]).label
-    except ValidationError:  # its settings were those of another version
+    except ValidationError:  # settings of another version
         cell = record["cell"]
         arm = Arm(cell["variant"], cell.get("fusion"), cell.get("head")).label
         return f"{arm} {cell['split']['kind']} fold {cell['fold']} seed {cell['seed']} (of another version)"

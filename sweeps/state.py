@@ -1,4 +1,4 @@
-"""What a study declares, beside what its store holds of it."""
+"""State of a study: its cells by key, compared with the records in its store."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,33 +24,43 @@ if TYPE_CHECKING:
 
 
 TUNING = ("tuned", "search", "searched")
-"""What a record says of the search behind its settings: the point, the budget, what was spent."""
+"""Fields of a record about the search that chose its settings: the point, the budget, and its use."""
 
 
 class StudyState:
-    """A study with its data, its cells by key, and what the store holds of them. Raises InputError."""
+    """A study with its data, its cells by key, and its store.
+
+    Parameters
+    ----------
+    reference : str
+        Study file, or the name of a shipped study.
+    overrides : sequence of str
+        Settings in the form `a.b=value`.
+
+    Raises InputError for a study, a table or a store that cannot be used.
+    """
 
     def __init__(self, reference: str, overrides: Sequence[str] = ()) -> None:
         self.study: Study = study_file.load(reference, overrides)
         self.panel: Panel = self.study.panel()
         self.store = Store(self.study.storage, self.study.study)
         self.key = self.study.keys(self.panel)
-        """What names a cell."""
+        """Function that computes the key of a cell."""
         self._embedded: dict[str, Embedded] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again which searches are over, and which seeds are asked for: so which cells there are."""
+        """Read the store again, to find the settings that searches chose and the seeds that are needed."""
         self.searches: dict[Arm, ArmTrials] = search_trials.read(self.study, self.store, self.key)
         tuned = search_trials.tuned(self.searches)
         self.cells: dict[str, Cell] = {}
-        """The grid's cells whose settings are known, by key, in the grid's order."""
+        """Cells whose settings are known, by key, in the order of the grid."""
         self.waiting: list[Cell] = []
-        """The cells of arms whose search has chosen nothing yet; their settings are not the final ones."""
+        """Cells of arms whose search has not chosen settings yet; their settings are preliminary."""
         searching = self.searches.keys() - tuned.keys()
         known, waiting = [], []
         self.grid: list[Cell] = self._asked_for(self.study.cells(tuned), searching)
-        """All cells of the study, in order."""
+        """All cells of the study, in the order of the grid."""
         for place, cell in enumerate(self.grid):
             if Arm.of(cell) in searching:
                 self.waiting.append(cell)
@@ -61,7 +71,7 @@ class StudyState:
         self._places = [*known, *waiting]
 
     def _asked_for(self, cells: list[Cell], searching: Collection[Arm]) -> list[Cell]:
-        """Those of `cells` that the records ask for, where the study adds seeds by what they say."""
+        """Return the cells that are needed. With adaptive seeds, this depends on the recorded results."""
         self.looks: Looks | None = None
         if not isinstance(self.study.design.seed, AdaptiveSeeds):
             return cells
@@ -72,11 +82,14 @@ class StudyState:
 
     @property
     def further(self) -> int:
-        """How many cells will be added at most, where the study adds seeds to what is undecided."""
+        """Largest number of cells that adaptive seeds can still add; 0 where the seeds are listed."""
         return self.looks.further if self.looks is not None else 0
 
     def parts(self) -> dict[tuple[str, int], SplitIndices]:
-        """The cut of every split and fold; raises InputError for one that leaves a part empty."""
+        """Return the samples of every fold by split label and fold.
+
+        Raises InputError for a fold with an empty training, validation or test set.
+        """
         cuts = {
             (factor.split.label, fold): splits.cut(factor.split, fold, self.panel, self.study.window)
             for factor in self.study.design.split
@@ -87,10 +100,10 @@ class StudyState:
         return cuts
 
     def known_to_search(self) -> dict[tuple[str, int], float]:
-        """Share of each test set's samples that lie on the training side of a search trial.
+        """Return the fraction of each test set whose samples a search trial trains or validates on.
 
-        A search sees no test sample of the folds that it is given; those of other folds and splits it may,
-        as training or validation samples: its settings were chosen with them. The same holds for every arm.
+        A search sees no test sample of its own folds. It may see test samples of other folds and splits, and
+        then its settings were chosen with them. The fraction is the same for every arm.
         """
         if self.study.search is None:
             return {}
@@ -103,7 +116,10 @@ class StudyState:
         return {place: float(np.isin(cut.test, seen).mean()) for place, cut in self.parts().items()}
 
     def records(self) -> dict[str, Record]:
-        """Of the cells that have ended, by key; with the searches as they are now behind their settings."""
+        """Return the records of the cells that have ended, by key.
+
+        Their fields about the search describe the search as it is now.
+        """
         found = self.store.records(self.cells)
         tuning = {arm: self.tuning(arm) for arm in self.study.arms()}
         for key, record in found.items():
@@ -113,7 +129,7 @@ class StudyState:
         return found
 
     def trials(self) -> list[Record]:
-        """Of the search trials that have ended."""
+        """Return the records of the search trials that have ended."""
         return [record for trials in self.searches.values() for record in trials.ended]
 
     def cell_counts(self, records: Mapping[str, Record]) -> dict[str, int]:
@@ -131,12 +147,15 @@ class StudyState:
         return {"total": total, "done": len(states) - failed, "failed": failed}
 
     def retried_trials(self) -> list[str]:
-        """Keys of the failed search trials that may go better; not of points at which training diverges."""
+        """Return the keys of failed search trials that may succeed if repeated.
+
+        Trials whose training diverged are left out, because they would diverge again.
+        """
         failed = [record for record in self.trials() if record["state"] == "failed"]
         return [record["key"] for record in failed if record["error"]["type"] != "Diverged"]
 
     def tuning(self, arm: Arm) -> dict[str, Any]:
-        """What a cell's record says of the search behind its settings; nothing where there was none."""
+        """Return the fields of a record about the search that chose the arm's settings; empty without one."""
         trials = self.searches.get(arm)
         best = trials.best() if trials is not None else None
         if trials is None or best is None:
@@ -146,7 +165,10 @@ class StudyState:
         return {"tuned": best["params"], "search": declared, "searched": {"trial": best["key"], **spent}}
 
     def embedded(self, cell: Cell) -> "Embedded | None":
-        """The vectors that the cell's encoder gives the panel's places, made once."""
+        """Return the vectors of the cell's encoder for the places of the panel, computed once per encoder.
+
+        None for a cell without an encoder.
+        """
         from pm25 import encoders
 
         name = cell.encoder
@@ -158,7 +180,10 @@ class StudyState:
         return self._embedded[name]
 
     def searched(self) -> list[tuple[str, dict[str, float]]]:
-        """Of every arm that is searched its label in tables, and how many of its trials have ended how."""
+        """Return, for every arm with a search, its label in tables and its numbers of trials.
+
+        `n` trials were done or pruned, `n_failed` failed, and `n_expected` were declared.
+        """
         from sweeps.analysis import labels
 
         found = []
@@ -169,7 +194,7 @@ class StudyState:
         return found
 
     def data(self) -> dict[str, Any]:
-        """What MLflow shows of the data set, beside its fingerprint."""
+        """Return the description of the data set for MLflow: name, source, schema and profile."""
         declared, panel = self.study.data, self.panel
         made: dict[str, Any] = {"uri": str(declared.table)}
         if declared.synthetic is not None:
@@ -189,15 +214,16 @@ class StudyState:
         }
 
     def facts(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        """Where the numbers come from (`results.facts`)."""
-        from sweeps.analysis import results  # and pandas, which most commands do without
+        """Return the provenance of the results (`results.facts`)."""
+        from sweeps.analysis import results  # imports pandas, which most commands do not need
 
         return results.facts(self.study, self.panel, records, self.known_to_search())
 
     def rows(self, records: Mapping[str, Record] | None = None) -> "pd.DataFrame":
-        """One row per cell (`results.rows`), those of waiting arms at their places in the grid's order.
+        """Return the table of results (`results.rows`): one row for each cell, in the order of the grid.
 
-        `records` (`State.records`) spares reading them once more.
+        Cells that wait for a search have rows too. `records`, the result of `StudyState.records`, avoids a
+        second reading of the store.
         """
         from sweeps.analysis import results
 

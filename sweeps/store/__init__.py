@@ -1,1 +1,1 @@
-"""What has been done: records, lock, filters."""
+"""State of a study on any storage: records of finished work, the lock of its driver, and filters."""

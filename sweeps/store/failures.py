@@ -1,4 +1,4 @@
-"""Which failures are equal: their signature, the groups they make, and the breaker that they trip."""
+"""Failures: signatures that are equal for equal causes, groups by signature, and the circuit breaker."""
 
 import re
 from collections import Counter
@@ -12,10 +12,10 @@ from sweeps.store.records import Record
 PACKAGES = ("pm25", "sweeps")
 
 MESSAGE_LENGTH = 120
-"""Characters of a message that count: that CUDA is out of memory, not the list of who holds how much."""
+"""Characters of a message that are compared; the end of a CUDA message lists the memory of each process."""
 
 LINE_LENGTH = 160
-"""Characters of an error that a group's line has room for."""
+"""Longest error, in characters, in the line of a group."""
 
 _CHANGING = tuple(
     (re.compile(pattern), put)
@@ -34,23 +34,23 @@ _CHANGING = tuple(
 
 
 def signature(error: BaseException) -> str:
-    """What equal failures share: `Type: message [pm25/fit.py:fit]`.
+    """Return the text that equal failures share: `Type: message [pm25/fit.py:fit]`.
 
-    The message is without what differs from cell to cell (numbers, addresses, paths); the place is the
-    innermost function of this project that the error went through, where there is one.
+    Numbers, addresses and paths, which differ from cell to cell, are replaced in the message. The brackets
+    name the innermost function of this project in the traceback, if there is one.
     """
     place = _place(error)
     return _named(type(error).__name__, str(error)) + (f" [{place}]" if place else "")
 
 
 def signature_of(record: Record) -> str:
-    """A failed cell's; of a record that was written without one, from its type and message."""
+    """Return the signature of a failed cell's record, from its type and message if it stores none."""
     error = record["error"]
     return error["signature"] if "signature" in error else _named(error["type"], error["message"])
 
 
 def alike(message: str) -> str:
-    """A message without what differs from cell to cell, in one line."""
+    """Return a message in one line, without numbers, addresses and paths, cut to `MESSAGE_LENGTH`."""
     text = " ".join(message.split())
     for pattern, put in _CHANGING:
         text = pattern.sub(put, text)
@@ -58,15 +58,20 @@ def alike(message: str) -> str:
 
 
 def _cut(text: str, length: int) -> str:
+    """Shorten a text to `length` characters with an ellipsis."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def _named(kind: str, message: str) -> str:
+    """Return `Type: message`, the signature without a function."""
     return f"{kind}: {alike(message)}".rstrip(": ")
 
 
 def _place(error: BaseException) -> str:
-    """`pm25/fit.py:fit` of the innermost frame that is ours; no line, which any edit moves."""
+    """Return the innermost function of this project in a traceback, such as `pm25/fit.py:fit`.
+
+    The line number is left out, because any edit of the file changes it.
+    """
     place, trace = "", error.__traceback__
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__"))
@@ -78,7 +83,7 @@ def _place(error: BaseException) -> str:
 
 
 def factors(cell: Cell) -> dict[str, str]:
-    """The level of every factor that a study crosses, as a filter names it (`where`)."""
+    """Return a cell's level of every factor of the design, as a filter writes it."""
     return {
         "variant": cell.variant,
         "fusion": cell.fusion or "-",
@@ -91,33 +96,34 @@ def factors(cell: Cell) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """Cells that failed alike."""
+    """Cells whose failures have one signature."""
 
     signature: str
     type: str
     message: str
-    """As it is stored where all the cells have the same, else without what differs."""
+    """Stored message if it is the same for all cells, or else the message without its differences."""
     keys: tuple[str, ...]
-    """In the grid's order."""
+    """Keys of the cells, in the order of the grid."""
     shared: Mapping[str, str]
-    """Factor levels that all of these cells have, and not all cells of the study."""
+    """Factor levels that all these cells have in common and that not all cells of the study have."""
     hosts: tuple[str, ...]
+    """Names of the machines, sorted; empty where a worker was lost."""
 
     @property
     def line(self) -> str:
-        """For people, in one line."""
-        said = _cut(": ".join(filter(None, (self.type, self.message))), LINE_LENGTH)
+        """Summary of the group in one line."""
+        error = _cut(": ".join(filter(None, (self.type, self.message))), LINE_LENGTH)
         cells = f"{len(self.keys)} cell{'s' if len(self.keys) > 1 else ''}"
         levels = ",".join(f"{factor}={level}" for factor, level in self.shared.items())
         hosts = f" on {', '.join(self.hosts[:3])}" if self.hosts else ""
         more = f" and {len(self.hosts) - 3} more hosts" if len(self.hosts) > 3 else ""
         known = _named(self.type, self.message)  # what follows it in the signature is the place
         place = self.signature[len(known) :] if self.signature.startswith(known) else ""
-        return f"{cells}: {levels + ', ' if levels else ''}{said}{place} ({self.keys[0]}{hosts}{more})"
+        return f"{cells}: {levels + ', ' if levels else ''}{error}{place} ({self.keys[0]}{hosts}{more})"
 
     @property
     def content(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Content of the group in JSON output."""
         return {
             "cells": len(self.keys),
             "where": dict(self.shared),
@@ -132,9 +138,10 @@ class FailureGroup:
 def groups(
     cells: Mapping[str, Cell], records: Mapping[str, Record], waiting: Iterable[Cell] = ()
 ) -> list[FailureGroup]:
-    """The failed ones of `cells` by signature, the largest group first.
+    """Group the failed cells among `cells` by signature, the largest group first.
 
-    `waiting` are cells of the study that have no key yet: they too say what not all cells share.
+    `waiting` are cells of the study that have no key yet. They count where a group's factor levels are
+    compared with those of all cells.
     """
     by_signature: dict[str, list[str]] = {}
     for key in cells:
@@ -162,24 +169,24 @@ def groups(
 
 
 def _common(cells: Iterable[Cell]) -> dict[str, str]:
-    """The factor levels that all of `cells` have."""
+    """Return the factor levels that all of `cells` have in common."""
     first, *others = map(factors, cells)
     return {f: level for f, level in first.items() if all(other[f] == level for other in others)}
 
 
 class Breaker:
-    """Says when so many trainings of this run have failed alike that the rest would too."""
+    """Circuit breaker that stops a run after `limit` failures with one signature."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._counts: Counter[str] = Counter()
         self.open: str | None = None
-        """Why the run is to stop, in one line; None while it may go on."""
+        """Reason to stop the run, in one line; None as long as it may continue."""
 
     def failed(self, signature: str) -> None:
-        """Something failed in this run; equal failures need not follow each other."""
+        """Count a failure of this run. Equal failures need not be consecutive."""
         self._counts[signature] += 1
-        # Told as it was then: others that were running may fail before anybody asks.
+        # The reason is not changed afterwards, although trainings that are still running may fail too.
         if self.open is None and self._counts[signature] >= self.limit:
             count = self._counts[signature]
             self.open = f"{count} equal failures in this run, {signature}; fix the cause, then `sweep retry`"

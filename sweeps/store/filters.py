@@ -1,12 +1,12 @@
-"""The filter that chooses cells by their factors: `variant=geoclip,split=random|spatial,seed=0`."""
+"""Filters that choose cells by their factors, such as `variant=geoclip,split=random|spatial,seed=0`."""
 
-import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pm25.cell import Cell
 from pm25.errors import InputError
+from sweeps.spec import suggest
 from sweeps.spec.design import Arm
 from sweeps.store import failures
 from sweeps.store.records import Record
@@ -14,37 +14,34 @@ from sweeps.store.records import Record
 FIELDS = ("variant", "fusion", "head", "arm", "split", "regime", "fold", "seed")
 FAILURE_FIELDS = ("error", "host", "signature")
 
-NAMED = 12
-"""Known values that an error lists at most."""
-
 Values = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class CellFilter:
-    """A filter that was read (`parse`): it chooses the cells that have, in every field, one of its values.
-
-    Kinds of splits stand in it as the labels that they mean.
-    """
+    """A parsed filter (`parse`): it chooses the cells that have one of its values in every field."""
 
     wanted: Values
+    """Values by field; kinds of splits are replaced by the labels of their splits."""
 
     def matches(self, cell: Cell, record: Record | None = None) -> bool:
-        """Whether it chooses the cell. By a failure's fields it does so only with the `record` of one."""
+        """Return True if the filter chooses the cell.
+
+        Fields of failures match only with the `record` of a failed cell.
+        """
         values = _values(cell, record)
         return all(any(_has(values, field, v) for v in wanted) for field, wanted in self.wanted.items())
 
 
 def parse(text: str, cells: Sequence[Cell], failed: Sequence[Record] | None = None) -> CellFilter:
-    """Read a filter that is to choose some of `cells`.
+    """Parse a filter that must choose at least one of `cells`.
 
-    `fusion` is `-` without one; `arm` is such as geoclip-hadamard; `split` is a label, or a kind such as
-    checkerboard, for all labels of that kind where it is no label itself. With
-    `failed`, the records of the same cells, a filter may also name `error` (the type), `host`, and a part
-    of the `signature`.
+    `fusion` is `-` for arms without one. `arm` is a label such as geoclip-hadamard. `split` is a label, or a
+    kind such as checkerboard for all labels of that kind. With `failed`, the records of the same cells, a
+    filter may also name the failure's `error` (type) and `host`, and a substring of its `signature`.
 
-    Raises InputError for a field that there is not, for a value that none of the cells has, with the
-    nearest one, and for values that no cell has together: a filter never chooses nothing.
+    Raises InputError for an unknown field, for a value that none of the cells has, and for values that no
+    cell has together.
     """
     what = "cell" if failed is None else "failed cell"
     records = [None] * len(cells) if failed is None else failed
@@ -57,7 +54,7 @@ def parse(text: str, cells: Sequence[Cell], failed: Sequence[Record] | None = No
     left = among
     for field, values in _terms(text, FIELDS if failed is None else FIELDS + FAILURE_FIELDS):
         if field in wanted:
-            raise InputError(f"filter {text!r}: {field} stands twice; write {field}=A|B")
+            raise InputError(f"filter {text!r}", field, "is named twice", f"write {field}=A|B")
         known = list(dict.fromkeys(value for cell in among for value in cell.get(field, ())))
         if field == "split":
             known += kinds
@@ -65,59 +62,57 @@ def parse(text: str, cells: Sequence[Cell], failed: Sequence[Record] | None = No
         for value in values:
             if not any(_has(cell, field, value) for cell in among):
                 raise InputError(
-                    f"filter {text!r}: no {what} has {field} {value!r}; {_nearest(value, known)}"
+                    f"filter {text!r}", field, f"no {what} has {value!r}", suggest.fix(value, known)
                 )
         chosen = [cell for cell in left if any(_has(cell, field, value) for value in values)]
         if not chosen:
             others = dict.fromkeys(value for cell in left for value in cell.get(field, ()))
             so_far = ",".join(f"{name}={'|'.join(values)}" for name, values in wanted.items())
             raise InputError(
-                f"filter {text!r}: no {what} with {so_far} has {field}={'|'.join(values)}; {_listed(others)}"
+                f"filter {text!r}",
+                field,
+                f"no {what} with {so_far} has {field}={'|'.join(values)}",
+                suggest.use_one_of(others),
             )
         wanted[field], left = values, chosen
     return CellFilter(wanted)
 
 
 def _terms(text: str, fields: Sequence[str]) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Every `field=value|value`; a comma that no field follows is part of a value, as of a group's name."""
+    """Yield the field and the values of every `field=value|value`.
+
+    A comma belongs to the value if no field follows it; labels of group splits may contain commas.
+    """
     for term in re.split(r",(?=\s*\w*\s*=)", text):
         field, equals, values = (part.strip() for part in term.partition("="))
         listed = tuple(dict.fromkeys(value.strip() for value in values.split("|")))
         if not equals or not field or not all(listed):
-            raise InputError(f"filter {text!r}: write it as FIELD=VALUE, such as variant=geoclip,seed=0|1")
+            raise InputError(
+                f"filter {text!r}",
+                "",
+                f"{term.strip()!r} is not of the form FIELD=VALUE",
+                "write, for example, variant=geoclip,seed=0|1",
+            )
         if field not in fields:
-            raise InputError(f"filter {text!r}: there is no field {field!r}; {_nearest(field, fields)}")
+            raise InputError(f"filter {text!r}", field, "unknown field", suggest.fix(field, fields))
         yield field, listed
 
 
 def _values(cell: Cell, record: Record | None) -> dict[str, tuple[str, ...]]:
-    """What a cell has in every field; nothing in those of failures where it has not failed."""
+    """Return a cell's values in every field; the fields of failures are absent unless it failed."""
     values: dict[str, tuple[str, ...]] = {f: (level,) for f, level in failures.factors(cell).items()}
     values["regime"] = (cell.split.regime,)
     values["arm"] = (Arm.of(cell).label,)
     if record is not None and record["state"] == "failed":
         values["error"] = (record["error"]["type"],)
         values["signature"] = (failures.signature_of(record),)
-        if "host" in record:  # unknown of a worker that was lost
+        if "host" in record:  # absent if the worker was lost
             values["host"] = (record["host"],)
     return values
 
 
 def _has(values: Values, field: str, value: str) -> bool:
+    """Return True if `value` is one of the values of `field`, or a substring of the signature."""
     if field == "signature":
         return any(value in known for known in values.get(field, ()))
     return value in values.get(field, ())
-
-
-def _nearest(value: str, known: Sequence[str]) -> str:
-    by_lower = {name.lower(): name for name in reversed(known)}
-    for near in difflib.get_close_matches(value.lower(), by_lower, 1):
-        return f"did you mean {by_lower[near]}?"
-    return _listed(known)
-
-
-def _listed(known: Collection[str]) -> str:
-    if not known:
-        return "there is no value to choose from"
-    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-    return f"known are {', '.join(list(known)[:NAMED])}{more}"

@@ -1,4 +1,4 @@
-"""Who runs a study: one driver at a time, on any storage, and when another may take its place."""
+"""Lock of a study: one driver at a time on any storage, with takeover from a driver that has died."""
 
 import contextlib
 import fcntl
@@ -22,18 +22,19 @@ from pm25.errors import InputError
 from sweeps.store.records import StorageError, Store, read, write
 
 BEAT_S = 10.0
-"""Between two heartbeats."""
+"""Seconds between two heartbeats."""
 STALE_S = 60.0
-"""A driver that gave no sign of life for so long is taken for dead."""
+"""Seconds without a heartbeat after which a driver counts as dead."""
 WATCH_S = 25.0
-"""For so long at least nobody's heart was seen to beat before a driver elsewhere is taken for dead: two
-beats with a margin. Two machines' clocks may disagree; watching needs only our own."""
+"""Seconds without a new heartbeat that this process must observe itself before a driver on another machine
+counts as dead: two heartbeats and a margin. The observation does not depend on the other machine's clock."""
 SETTLE_S = 2.0
-"""Where the storage has no locks: how long a write may take of another who starts at the same time."""
+"""Longest time in seconds that a write may take of a driver that starts at the same time, on storage without
+file locks."""
 
 
 class Driver(BaseModel):
-    """The content of a `driver.json`."""
+    """Content of `driver.json`: the process that runs a study."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,21 +42,22 @@ class Driver(BaseModel):
     host: str
     process: PositiveInt
     process_started: float
-    """Seconds since 1970: a process id is given out again."""
+    """Start of the process in seconds since 1970; process ids are reused."""
     process_space: str
-    """Where that process id means anything (`_process_space`)."""
+    """Scope in which the process id is unique (`_process_space`)."""
     since: AwareDatetime
     beat: AwareDatetime
 
     @property
     def name(self) -> str:
+        """Process and host, for messages."""
         return f"process {self.process} on host {self.host}"
 
     def lives(self) -> bool:
-        """Whether the process runs; asked where its id means anything."""
+        """Return True if the process is running. Valid only within its own process space."""
         try:
             process = psutil.Process(self.process)
-            # The ends of a second: the start is counted in clock ticks since a rounded boot time.
+            # A tolerance of one second: the start is counted in clock ticks since a rounded boot time.
             same = abs(process.create_time() - self.process_started) < 1
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
@@ -63,13 +65,15 @@ class Driver(BaseModel):
 
 
 class StudyLock:
-    """Makes this process the study's only driver while its `with` block lasts.
+    """Context manager that makes this process the study's only driver.
 
-    `<storage>/<study>/driver.json` names the driver, and a thread renews its `beat`. A second driver gets an
-    InputError that names the first. It takes over from a dead one: at once where the process can be looked
-    for, and elsewhere once the beat has stood still. Of several that start together exactly one wins on a
-    file system with locks. On other storage it is the last writer; should two ever have got through, all but
-    one find themselves `lost` with their next beat.
+    `<storage>/<study>/driver.json` names the driver, and a thread renews its heartbeat (`beat`). A second
+    driver gets an InputError that names the first one. It takes over if the first driver is dead. On the same
+    machine it looks for the process; elsewhere it waits until the heartbeat has stopped.
+
+    If several drivers start together, exactly one of them succeeds on a file system with locks. On other
+    storage the last writer succeeds. If two drivers pass there nevertheless, all but one are `lost` at their
+    next heartbeat.
     """
 
     def __init__(self, store: Store) -> None:
@@ -77,10 +81,11 @@ class StudyLock:
         self._system, self._path = store.location("driver.json")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._lost = self._trouble = ""
-        self._trying_since: float | None = None
+        self._lost = self._last_error = ""
+        self._failing_since: float | None = None
 
     def __enter__(self) -> Self:
+        """Take the lock. Raises InputError if another driver runs the study, or for a storage that fails."""
         now = datetime.now(UTC)
         self._me = Driver(
             id=secrets.token_hex(8),
@@ -96,7 +101,7 @@ class StudyLock:
             while True:
                 other = self._read()
                 if other is not None:
-                    self._outlive(other)
+                    self._wait_until_dead(other)
                 if self._replace(other):
                     break
         except StorageError as error:
@@ -107,10 +112,10 @@ class StudyLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go. What cannot be removed now is stale as soon as this process has ended."""
+        """Release the lock. If the file cannot be deleted, it is stale once this process has ended."""
         self._stop.set()
         self._thread.join(BEAT_S)
-        if self._thread.is_alive():  # it waits for a storage that does not answer
+        if self._thread.is_alive():  # the thread waits for a storage that does not answer
             return
         with contextlib.suppress(*StorageError, InputError):
             seen = self._read()
@@ -119,46 +124,48 @@ class StudyLock:
 
     @property
     def lost(self) -> str:
-        """Why this process must stop: it is the study's driver no more, or cannot say so. '' while it is."""
-        since = self._trying_since
-        # When STALE_S have passed since the last beat that others can have seen.
+        """Reason to stop: the lock was lost or cannot be renewed. Empty while this process has the lock."""
+        since = self._failing_since
+        # Others can have seen no heartbeat for STALE_S by then.
         if not self._lost and since is not None and time.monotonic() - since > STALE_S - BEAT_S:
-            reason = self._trouble or "it does not answer"
+            reason = self._last_error or "it does not answer"
             self._lost = f"storage: {self._path} could not be renewed for {STALE_S:g} s ({reason})"
         return self._lost
 
     def _beat(self) -> None:
+        """Renew the heartbeat until the lock is released or lost."""
         while not self._stop.wait(BEAT_S) and not self.lost:
-            self._trying_since = self._trying_since or time.monotonic()
+            self._failing_since = self._failing_since or time.monotonic()
             try:
                 self._renew()
-            except Exception as error:  # whatever it is, it is told unless a later beat succeeds in time
-                self._trouble = " ".join(str(error).split()).rstrip(".")
+            except Exception as error:  # any error is reported, unless a later heartbeat succeeds in time
+                self._last_error = " ".join(str(error).split()).rstrip(".")
             else:
-                self._trying_since, self._trouble = None, ""
+                self._failing_since, self._last_error = None, ""
 
     def _renew(self) -> None:
+        """Write a new heartbeat, or set `_lost` if another driver has the lock."""
         seen = self._read()
         if seen is None:
-            self._lost = f"{self._path} was removed: somebody ended this run"
+            self._lost = f"{self._path} was deleted, which ends this run"
         elif seen.id != self._me.id:
             self._lost = f"{seen.name} has taken over study {self._store.study}"
         else:
             self._me = self._me.model_copy(update={"beat": datetime.now(UTC)})
             self._write()
 
-    def _outlive(self, other: Driver) -> None:
-        """Return when `other` is dead or has gone; raises InputError when it lives."""
+    def _wait_until_dead(self, other: Driver) -> None:
+        """Return when `other` is dead or has released the lock. Raises InputError if it is running."""
         if other.process_space == self._me.process_space:
             if other.lives():
-                raise self._held(other)
+                raise self._refused(other)
             return
-        # The two clocks are trusted to shorten the wait, never to end it.
+        # A comparison of the two clocks may shorten the wait to WATCH_S, and never below.
         silent = max(0.0, (datetime.now(UTC) - other.beat).total_seconds())
         patience = max(WATCH_S, STALE_S - silent)
         click.echo(
-            f"sweep: {other.name} ran study {self._store.study} at {_told(other.beat)}; "
-            f"waiting up to {patience:.0f} s for a sign of life",
+            f"sweep: {other.name} ran study {self._store.study} at {_utc(other.beat)}; "
+            f"waiting up to {patience:.0f} s for its next heartbeat",
             err=True,
         )
         end = time.monotonic() + patience
@@ -168,23 +175,23 @@ class StudyLock:
             if seen is None or seen.id != other.id:
                 return
             if seen.beat != other.beat:
-                raise self._held(other)
+                raise self._refused(other)
 
     def _replace(self, other: Driver | None) -> bool:
-        """Take the place of nobody, or of a dead driver; False when it is no longer as it was seen."""
-        with self._alone() as alone:
+        """Write this driver in place of `other`; return False if the file has changed since it was read."""
+        with self._exclusive() as exclusive:
             if self._read() != other:
                 return False
             self._write()
-        if alone:
+        if exclusive:
             return True
         time.sleep(SETTLE_S)
         seen = self._read()
         return seen is not None and seen.id == self._me.id
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Keep other processes out of the same block; yields False where the storage has no locks."""
+    def _exclusive(self) -> Iterator[bool]:
+        """Exclude other processes from the same block; yields False on storage without file locks."""
         if not isinstance(self._system, pyarrow.fs.LocalFileSystem):
             yield False
             return
@@ -197,31 +204,37 @@ class StudyLock:
                 locked = False
             yield locked
         finally:
-            os.close(folder)  # and with it the lock, as when the process is killed
+            os.close(folder)  # this releases the file lock, as does the end of the process
 
     def _read(self) -> Driver | None:
+        """Return the driver that the file names; None without a file. Raises InputError."""
         try:
             return Driver.model_validate_json(read(self._system, self._path))
         except FileNotFoundError:
             return None
         except ValidationError:
             raise InputError(
-                f"{self._path}: does not name the process that runs study {self._store.study}; "
-                "if none does, delete the file"
+                self._path,
+                "",
+                f"does not name the process that runs study {self._store.study}",
+                "delete the file if no process runs the study",
             ) from None
 
     def _write(self) -> None:
         write(self._system, self._path, self._me.model_dump_json(indent=1).encode())
 
-    def _held(self, other: Driver) -> InputError:
+    def _refused(self, other: Driver) -> InputError:
+        """Return the error of a lock that another driver has."""
         return InputError(
-            f"{self._path}: {other.name} has been running study {self._store.study} since "
-            f"{_told(other.since)}; stop that process, or wait until it has ended"
+            self._path,
+            "",
+            f"{other.name} has been running study {self._store.study} since {_utc(other.since)}",
+            "stop that process, or wait until it has ended",
         )
 
 
 def _process_space() -> str:
-    """Where a process id names the same process: one boot of one machine, in it one container."""
+    """Return the scope in which process ids are unique: one container in one boot of one machine."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -229,5 +242,6 @@ def _process_space() -> str:
         return f"{socket.gethostname()} {psutil.boot_time():.0f}"
 
 
-def _told(moment: datetime) -> str:
+def _utc(moment: datetime) -> str:
+    """Format a time for messages."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

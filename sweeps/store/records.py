@@ -1,4 +1,4 @@
-"""The store: the truth about which cells are done, on any file system that pyarrow opens."""
+"""The store: records of the cells and search trials that have ended, on any file system of pyarrow."""
 
 import contextlib
 import json
@@ -17,28 +17,37 @@ from pm25 import uri
 from pm25.errors import InputError
 
 Record = dict[str, Any]
-"""The content of a `result.json`: `key`, `state` ('done' or 'failed'; a search trial may be 'pruned'), the
-`cell` or the trial's `params`, then what came of it."""
+"""Content of a `result.json`: `key`, `state` ('done', 'failed', or 'pruned' for search trials), the `cell` or
+the trial's `params`, and the results."""
 
 StorageError = (OSError, pa.ArrowException)
-"""What a file system raises when it cannot do what it is asked."""
+"""Errors that a file system raises."""
 
 READERS = 16
-"""Records read at a time where each takes a request."""
+"""Number of records that are read at the same time from object storage, where each takes a request."""
 
 PART_BYTES = 10 * 2**20
-"""From here on pyarrow uploads an object to S3 in parts of so much, and less in one request."""
+"""Size from which pyarrow uploads an object to S3 in parts of this size; smaller objects take one request."""
 
 _ENDED = {"cells": ("done", "failed"), "search": ("done", "failed", "pruned")}
 
 
 @dataclass(frozen=True)
 class Store:
-    """`<storage>/<study>/cells/<key>/` with `result.json`, whose presence means that the cell has ended.
+    """Files of a study's cells, `<storage>/<study>/cells/<key>/`, or of its search trials, under `search`.
 
-    Search trials lie beside the cells in the same way, under `search`. A store is three strings, so that it
-    travels to any worker as a value. Methods raise what the file system raises (`StorageError`) where
-    nothing else is said.
+    A `result.json` in a key's folder means that the cell has ended. A store consists of three strings, so it
+    can be sent to any worker. Methods raise the file system's own errors (`StorageError`) unless their
+    docstring names another error.
+
+    Parameters
+    ----------
+    storage : str
+        Folder or address, such as s3://bucket/results.
+    study : str
+        Name of the study.
+    folder : {"cells", "search"}
+        Files of cells, or of search trials.
     """
 
     storage: str
@@ -47,11 +56,11 @@ class Store:
 
     @property
     def search(self) -> "Store":
-        """The same study's search trials."""
+        """Store of the search trials of the same study."""
         return replace(self, folder="search")
 
     def location(self, *parts: str) -> tuple[pyarrow.fs.FileSystem, str]:
-        """File system and path of something below the study's folder. Raises InputError."""
+        """Return the file system and the path of `parts` below the study's folder. Raises InputError."""
         if "://" in self.storage:
             try:
                 system, root = uri.open_system(self.storage)
@@ -62,13 +71,16 @@ class Store:
         return system, "/".join([root.rstrip("/"), self.study, *parts])
 
     def refusal(self, what: str, error: Exception, fix: str | None = None) -> InputError:
-        """That the storage cannot be `what` ('read', 'written')."""
+        """Return the error of a storage that cannot be `what`: 'opened', 'read' or 'written'.
+
+        `fix` is what the user can do; by default the likely fix for this storage and `error`.
+        """
         if fix is None:
-            fix = uri.fix(self.storage, error) or "; --set storage=FOLDER"
-        return InputError(f"storage: {self.storage} cannot be {what} ({uri.reason(error)}){fix}")
+            fix = uri.fix(self.storage, error).lstrip("; ") or "use another storage, --set storage=FOLDER"
+        return InputError(self.storage, "storage", f"cannot be {what} ({uri.reason(error)})", fix)
 
     def prepare(self) -> None:
-        """Make the study's folders and prove that they can be written. Raises InputError."""
+        """Create the study's folders and test that files can be written there. Raises InputError."""
         for name in _ENDED:
             system, folder = self.location(name)
             probe = f"{folder}/.probe-{secrets.token_hex(4)}"
@@ -80,7 +92,7 @@ class Store:
                 raise self.refusal("written", error) from None
 
     def keys(self) -> set[str]:
-        """Keys of all that have a record or the beginnings of one. Raises InputError."""
+        """Return the keys that have any files: records, or files of unfinished work. Raises InputError."""
         system, folder = self.location(self.folder)
         try:
             uri.meet(self.storage, folder)
@@ -92,7 +104,7 @@ class Store:
         return {info.base_name for info in found if info.type == pyarrow.fs.FileType.Directory}
 
     def records(self, keys: Iterable[str]) -> dict[str, Record]:
-        """The records of those of `keys` that have ended, in the order of `keys`. Raises InputError."""
+        """Read the records of those of `keys` that have ended, in the order of `keys`. Raises InputError."""
         present = self.keys()
         wanted = [key for key in keys if key in present]
         system, folder = self.location(self.folder)
@@ -101,7 +113,7 @@ class Store:
         def record(path: str) -> Record | None:
             return self._record(system, path)
 
-        if isinstance(system, pyarrow.fs.LocalFileSystem):  # where threads only wait for each other
+        if isinstance(system, pyarrow.fs.LocalFileSystem):  # threads do not make local reads faster
             found = [record(path) for path in paths]
         else:
             with ThreadPoolExecutor(READERS) as pool:
@@ -109,7 +121,7 @@ class Store:
         return {key: record for key, record in zip(wanted, found, strict=True) if record is not None}
 
     def record(self, key: str) -> Record | None:
-        """One record, or None where the cell has not ended. Raises InputError."""
+        """Return one record, or None if the cell has not ended. Raises InputError."""
         return self._record(*self.location(self.folder, key, "result.json"))
 
     def _record(self, system: pyarrow.fs.FileSystem, path: str) -> Record | None:
@@ -126,19 +138,19 @@ class Store:
         if not isinstance(record, dict) or record.get("state") not in _ENDED[self.folder]:
             one = "cell" if self.folder == "cells" else "trial"
             raise InputError(
-                f"{path}: not a {one}'s record in JSON; delete the file, and the {one} runs again"
+                path, "", f"not a record of a {one} in JSON", f"delete the file; the {one} will run again"
             )
         return record
 
     def write_record(self, record: Record) -> None:
-        """Record that a cell has ended; the last thing written of it, and whole or not at all.
+        """Record that a cell has ended. The record is the last file of a cell and is written atomically.
 
-        What killed writers began of it before is cleared away.
+        Incomplete files of writers that were killed are deleted.
         """
         text = json.dumps(record, indent=1, allow_nan=False)
         self.write_file(record["key"], "result.json", text.encode())
         system, folder = self.location(self.folder, record["key"])
-        if _keeps_whole_objects(system):  # where nothing is begun under another name
+        if _writes_atomically(system):  # files are not written under temporary names there
             return
         for info in system.get_file_info(pyarrow.fs.FileSelector(folder)):
             if _is_part(info.base_name):
@@ -146,18 +158,18 @@ class Store:
                     system.delete_file(info.path)
 
     def forget(self, key: str) -> None:
-        """Drop a record and all that lies beside it: the next run starts the cell from nothing."""
-        # The record first: whatever stops the rest, there is none without its files.
+        """Delete a record and all other files of its key, so that the next run starts the cell again."""
+        # The record is deleted first: if the rest fails, no record is left without its files.
         self.delete_file(key, "result.json")
         system, folder = self.location(self.folder, key)
         with contextlib.suppress(FileNotFoundError):
             system.delete_dir(folder)
 
     def size(self, keys: Iterable[str]) -> int:
-        """Bytes that the files of `keys` take, without those that are being written."""
+        """Return the total size in bytes of the files of `keys`, without files that are being written."""
         system, folder = self.location(self.folder)
         wanted = {*keys}
-        # One listing: on object storage a request brings a thousand files, and there are three a cell.
+        # One listing: on object storage a request lists a thousand files, and each cell has three.
         selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
         return sum(
             info.size or 0
@@ -166,52 +178,53 @@ class Store:
         )
 
     def holding(self, name: str) -> set[str]:
-        """Keys of all that have a file of that name."""
+        """Return the keys that have a file called `name`."""
         system, folder = self.location(self.folder)
         selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
         paths = (info.path.rsplit("/", 2) for info in system.get_file_info(selector))
         return {key for _, key, found in paths if found == name}
 
     def write_table(self, key: str, name: str, columns: Mapping[str, Any] | pa.Table) -> None:
-        """Write `<key>/<name>.parquet`."""
+        """Write a table or a mapping of columns to `<key>/<name>.parquet`, atomically."""
         table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
         sink = pa.BufferOutputStream()
         pyarrow.parquet.write_table(table, sink, compression="zstd")
         self.write_file(key, f"{name}.parquet", sink.getvalue())
 
     def read_table(self, key: str, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read `<key>/<name>.parquet`, all columns or the given ones."""
         system, path = self.location(self.folder, key, f"{name}.parquet")
         if isinstance(system, pyarrow.fs.LocalFileSystem):
             return pyarrow.parquet.read_table(path, columns=columns)
-        # Whole: that takes two requests, and a table of some kB column by column five.
+        # Reading the complete file takes two requests; reading a few kB column by column takes five.
         return pyarrow.parquet.read_table(pa.BufferReader(read(system, path)), columns=columns)
 
     def read_file(self, key: str, name: str) -> bytes | None:
-        """One of a cell's files, or None where there is none."""
+        """Read one file of a cell; None if it does not exist."""
         try:
             return read(*self.location(self.folder, key, name))
         except FileNotFoundError:
             return None
 
     def write_file(self, key: str, name: str, content: bytes | pa.Buffer) -> None:
-        """Write one of a cell's files, whole or not at all."""
+        """Write one file of a cell atomically."""
         system, path = self.location(self.folder, key, name)
         if system.type_name == "s3" and len(content) >= PART_BYTES:
-            # In parts, and begun before the content is sent: of one that begins with the first part and
-            # fails at that, pyarrow leaves an empty object.
+            # The upload in parts is opened before the content is sent. If it were opened with the first part
+            # and that part failed, pyarrow would leave an empty object.
             system, _ = uri.open_system(self.storage, at_once=False)
         write(system, path, content)
 
     def delete_file(self, key: str, name: str) -> None:
-        """Drop one of a cell's files, if it is there."""
+        """Delete one file of a cell, if it exists."""
         system, path = self.location(self.folder, key, name)
         with contextlib.suppress(FileNotFoundError):
             system.delete_file(path)
 
 
 def read(system: pyarrow.fs.FileSystem, path: str) -> bytes:
-    """A whole file."""
-    if isinstance(system, pyarrow.fs.LocalFileSystem):  # ten times as quick as through pyarrow
+    """Read a file. Raises FileNotFoundError, or another StorageError."""
+    if isinstance(system, pyarrow.fs.LocalFileSystem):  # ten times faster than through pyarrow
         with open(path, "rb") as file:
             return file.read()
     with system.open_input_stream(path) as stream:
@@ -219,10 +232,10 @@ def read(system: pyarrow.fs.FileSystem, path: str) -> bytes:
 
 
 def write(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
-    """Write a file whole or not at all, and its folder where there are such."""
-    if _keeps_whole_objects(system):
-        # pyarrow ends an object also when it leaves by an exception, with what it has by then. Ctrl-C raises
-        # one anywhere, but in the main thread only.
+    """Write a file atomically: readers see the old content or the new one. Missing folders are created."""
+    if _writes_atomically(system):
+        # After an exception, pyarrow completes the object with the bytes it has so far. Ctrl-C can raise
+        # anywhere, but only in the main thread, so another thread writes.
         with ThreadPoolExecutor(1) as pool:
             pool.submit(_put, system, path, content).result()
         return
@@ -234,41 +247,47 @@ def write(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) 
             with open(part, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())  # else a power failure may leave the name without the content
+                os.fsync(file.fileno())  # or a power failure may leave an empty file
         else:
             _put(system, part, content)
         system.move(part, path)
     except StorageError:
-        with contextlib.suppress(*StorageError):  # a full disk needs the room
+        with contextlib.suppress(*StorageError):  # the disk may be full
             system.delete_file(part)
         raise
 
 
 def _put(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+    """Write a file through pyarrow."""
     with system.open_output_stream(path) as stream:
         stream.write(content)
 
 
 def default_tracking(storage: str) -> str:
-    """MLflow's `<storage>/mlflow.db`, absolute: a relative SQLite address is another file in every process.
+    """Return the address of MLflow's database, `<storage>/mlflow.db`.
 
-    Raises InputError where the storage is no folder.
+    The path is absolute, because a relative one depends on the current folder of each process. Raises
+    InputError if the storage is not a folder.
     """
     if "://" in storage:
         raise InputError(
-            f"tracking: storage {storage} cannot hold a SQLite file; --set tracking=http://HOST:5000, "
-            "or sqlite:////FOLDER/mlflow.db on the driver's machine"
+            storage,
+            "tracking",
+            "the default, an SQLite file, cannot be kept on this storage",
+            "add --set tracking=http://HOST:5000, or --set tracking=sqlite:////FOLDER/mlflow.db "
+            "for a folder of the driver's machine",
         )
     return f"sqlite:///{os.path.join(os.path.realpath(storage), 'mlflow.db')}"
 
 
-def _keeps_whole_objects(system: pyarrow.fs.FileSystem) -> bool:
-    """Whether a file appears with its last byte, and a folder is but a name.
+def _writes_atomically(system: pyarrow.fs.FileSystem) -> bool:
+    """Return True if a file becomes visible only when it is complete, and folders need not be created.
 
-    So it is on S3 and Google's storage. On Azure's pyarrow makes an empty file before it writes.
+    This holds for S3 and Google Cloud Storage. On Azure, pyarrow creates an empty file before it writes.
     """
     return system.type_name in ("s3", "gcs")
 
 
 def _is_part(name: str) -> bool:
+    """Return True for the temporary name of a file that `write` has not completed."""
     return name.startswith(".") and name.endswith(".part")

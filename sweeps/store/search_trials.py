@@ -1,4 +1,4 @@
-"""The searches of a study: what the store holds of their trials, and which settings they chose."""
+"""Trials of a study's searches in the store, and the settings that the searches chose."""
 
 import hashlib
 import json
@@ -17,26 +17,27 @@ from sweeps.store.records import Record, Store
 
 @dataclass
 class ArmTrials:
-    """The trials of one arm, as far as they belong to the study as it is declared now."""
+    """Trials of one arm that belong to the study as it is declared now."""
 
     arm: Arm
     search: Search
     space: Space
+    """Parameters of the arm."""
     first: list[dict[str, Any]]
-    """Points to try first."""
+    """Points that are tried first."""
     ended: list[Record] = field(default_factory=list)
-    """Records in the order of their numbers, at most `search.trials`."""
+    """Records of the trials that have ended, by number; at most `search.trials`."""
     begun: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    """Numbers and points of the trials that were begun and have not ended."""
+    """Numbers and points of the trials that were started and have not ended."""
 
     @property
     def epochs(self) -> int:
-        """Trained by the ended trials together."""
+        """Number of epochs that the ended trials have trained together."""
         return sum(record["epochs"] for record in self.ended)
 
     @property
     def spent(self) -> bool:
-        """Whether no further trial is to be started beside those begun."""
+        """True if no further trial may be started."""
         search = self.search
         return len(self.ended) + len(self.begun) >= search.trials or (
             search.epochs is not None and self.epochs >= search.epochs
@@ -44,25 +45,27 @@ class ArmTrials:
 
     @property
     def over(self) -> bool:
+        """True if the search is finished: no trial is running and no further one may be started."""
         return self.spent and not self.begun
 
     @property
     def left(self) -> int:
-        """How many trials have not ended; with a budget of epochs there may be fewer to come."""
+        """Largest number of trials that are still to end; a budget of epochs may allow fewer."""
         return len(self.begun) if self.spent else self.search.trials - len(self.ended)
 
     @property
     def numbers(self) -> set[int]:
-        """Of the trials that were begun, ended or not."""
+        """Numbers of all trials that were started, ended or not."""
         return {record["number"] for record in self.ended} | {number for number, _ in self.begun}
 
     @property
     def next_number(self) -> int:
+        """Lowest number that no trial has."""
         used = self.numbers
         return next(number for number in range(len(used) + 1) if number not in used)
 
     def best(self) -> Record | None:
-        """The trial that the search chose so far; None where none has a score."""
+        """Return the record of the best trial so far; None if no trial has a score."""
         done = [record for record in self.ended if record["state"] == "done"]
         front = pareto([self.losses(record) for record in done])
         if not front:
@@ -71,26 +74,29 @@ class ArmTrials:
         return among[pick([self.losses(record) for record in among], self.search)]
 
     def values(self, record: Record) -> list[float]:
-        """The objectives of a trial that is done, in the metric's unit."""
+        """Return the objectives of a finished trial, in the unit of the metric."""
         return [record["scores"][regime][self.search.metric] for regime in self.search.objective]
 
     def losses(self, record: Record) -> tuple[float, ...]:
-        """The objectives, smaller being better."""
+        """Return the objectives of a finished trial as losses: smaller is better."""
         sign = 1 if self.search.smaller_is_better else -1
         return tuple(sign * value for value in self.values(record))
 
     def settled(self) -> dict[str, Any] | None:
-        """The settings of the arm's grid: None until the search is over, or if no trial of it succeeded."""
+        """Return the chosen settings for the arm's grid.
+
+        None until the search is finished, or if none of its trials succeeded.
+        """
         best = self.best() if self.over else None
         return None if best is None else dict(best["params"])
 
     @property
     def outline(self) -> str:
-        """How far it is and what it chose, in one line."""
+        """Progress of the search and its choice, in one line."""
         states = [record["state"] for record in self.ended]
         text = f"{self.arm.label}: {len(states)} of {self.search.trials} trials"
-        told = [f"{states.count(state)} {state}" for state in ("pruned", "failed") if state in states]
-        text += f" ({', '.join(told)})" if told else ""
+        others = [f"{states.count(state)} {state}" for state in ("pruned", "failed") if state in states]
+        text += f" ({', '.join(others)})" if others else ""
         text += f", {self.epochs} epochs"
         if (best := self.best()) is None:
             return text
@@ -101,27 +107,32 @@ class ArmTrials:
         return f"{text}; {chose} {point} (validation {self.search.metric}: {scores})"
 
     def add(self, record: Record) -> None:
-        """A trial has ended."""
+        """Add the record of a trial that has ended."""
         self.begun = [(number, point) for number, point in self.begun if number != record["number"]]
         self.ended = sorted([*self.ended, record], key=lambda r: r["number"])
 
 
 def _short(value: Any) -> str:
+    """Format a setting, real numbers with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def pareto(losses: list[tuple[float, ...]]) -> list[int]:
-    """Positions of those that no other is at least as good as in all objectives, and better in one."""
+    """Return the positions of the Pareto front: points that no other point dominates.
 
-    def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    A point dominates another if it is at least as good in all objectives and better in one.
+    """
+
+    def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
         return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
-    among = [min(losses)] if losses and len(losses[0]) == 1 else losses  # of one objective the best will do
-    return [i for i, own in enumerate(losses) if not any(beats(other, own) for other in among)]
+    # With one objective, comparison with the best point is enough.
+    candidates = [min(losses)] if losses and len(losses[0]) == 1 else losses
+    return [i for i, own in enumerate(losses) if not any(dominates(other, own) for other in candidates)]
 
 
 def pick(front: list[tuple[float, ...]], search: Search) -> int:
-    """The position of the trial to take from a Pareto front (`Search.pick`); of equals the first."""
+    """Return the position of the point to choose from a Pareto front (`Search.pick`), the first of equals."""
     if len(search.objective) > 1 and search.pick != "balanced":
         own = search.objective.index(search.pick)
         return min(range(len(front)), key=lambda i: (front[i][own], front[i]))
@@ -139,7 +150,7 @@ def pick(front: list[tuple[float, ...]], search: Search) -> int:
 
 
 def trainings(study: Study, arm: Arm, point: Point) -> list[Cell]:
-    """What one trial trains: every placement's folds with every seed of the search."""
+    """Return the cells of one trial: all folds of every placement, with every seed of the search."""
     assert study.search is not None
     return [
         study.cell(
@@ -157,20 +168,21 @@ def trainings(study: Study, arm: Arm, point: Point) -> list[Cell]:
 
 
 def digest(keys: list[str]) -> str:
-    """What a point is on this data: a hash of its trainings' keys."""
+    """Return a hash of the keys of a point's trainings, which identifies the point on this data."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:20]
 
 
 def trial_key(point: str, number: int) -> str:
-    """Name of a trial's record: the point (`digest`), and which of the arm's trials it is."""
+    """Return the key of a trial: a hash of its point (`digest`) and its number in the arm's search."""
     return hashlib.sha256(f"{point}/{number}".encode()).hexdigest()[:20]
 
 
 def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Arm, ArmTrials]:
-    """The searches of the study's arms, in their order; none where the study declares none.
+    """Read the trials of every arm, in the order of the arms; empty if the study declares no search.
 
-    A stored trial counts when its point, trained as the study is declared now, has the keys it had:
-    other data, placements, seeds or fixed settings are another search. `key` names a cell.
+    A stored trial counts if its trainings have the same keys as its point has in the study as it is declared
+    now. With other data, placements, seeds or fixed settings it belongs to another search. `key` computes the
+    key of a cell.
     """
     if study.search is None:
         return {}
@@ -180,9 +192,9 @@ def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Arm, Ar
         first = study.search.first_points(arm, space, study.model, study.train)
         found[arm] = ArmTrials(arm, study.search, space, first)
     by_label = {arm.label: trials for arm, trials in found.items()}
-    begun, ended = begun_and_ended(store)
-    # What has ended comes first: a space that was narrowed and widened again may hold a number twice.
-    for name, trial in sorted(begun.items(), key=lambda item: (item[0] not in ended, item[1]["number"])):
+    started, ended = started_and_ended(store)
+    # Ended trials come first: after a space was narrowed and widened again, two trials may have one number.
+    for name, trial in sorted(started.items(), key=lambda item: (item[0] not in ended, item[1]["number"])):
         trials = by_label.get(trial["arm"])
         if (
             trials is None
@@ -201,11 +213,14 @@ def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Arm, Ar
     return found
 
 
-def begun_and_ended(store: Store) -> tuple[dict[str, Any], dict[str, Record]]:
-    """All trials in the store by key: how they began, and the records of those that have ended."""
+def started_and_ended(store: Store) -> tuple[dict[str, Any], dict[str, Record]]:
+    """Read all trials by key: the start files of all, and the records of those that have ended.
+
+    Raises InputError for a start file that cannot be read.
+    """
     trials = store.search
     keys = sorted(trials.keys())
-    begun = {}
+    started = {}
     for key in keys:
         content = trials.read_file(key, BEGUN)
         if content is None:
@@ -217,17 +232,20 @@ def begun_and_ended(store: Store) -> tuple[dict[str, Any], dict[str, Record]]:
         if not isinstance(trial, dict) or not {"arm", "number", "params"} <= trial.keys():
             _, path = trials.location(trials.folder, key, BEGUN)
             raise InputError(
-                f"{path}: not what a trial began with; delete the file, and the trial runs again"
+                path,
+                "",
+                "does not have the arm, the number and the params of a trial",
+                "delete the file; the trial will run again",
             )
-        begun[key] = trial
-    return begun, trials.records(keys)
+        started[key] = trial
+    return started, trials.records(keys)
 
 
 BEGUN = "begun.json"
-"""Written when a trial is handed out: its arm, number and params."""
+"""Start file of a trial, with its arm, number and params, written when the trial is given to a worker."""
 
 
 def tuned(searches: Mapping[Arm, ArmTrials]) -> dict[Arm, dict[str, Any]]:
-    """The settings that the searches chose, of the arms whose search is over."""
+    """Return the settings that the finished searches chose, by arm."""
     settled = {arm: trials.settled() for arm, trials in searches.items()}
     return {arm: point for arm, point in settled.items() if point is not None}

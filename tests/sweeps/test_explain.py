@@ -1,4 +1,4 @@
-"""Why a cell is where it is: every part of its key that differs from its nearest relative's is named."""
+"""Explanations of a cell: they name every part of its key that differs from the most similar cell."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ import pytest
 
 import pm25
 from pm25 import encoders
-from pm25.errors import InputError
 from pm25.sources import synthetic
 from sweeps import explain
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
 from sweeps.store.records import Record
+from tests.errors import refuses
 
 STUDY = """\
 study: toy
@@ -47,7 +47,7 @@ def state(toy: Path, *overrides: str) -> StudyState:
 
 
 def record(of: StudyState, key: str, **more: Any) -> Record:
-    """What `work` would have written of a cell."""
+    """The record that a worker would have written of a cell."""
     cell = of.cells[key]
     options = of.study.encoder_options(cell.variant)
     return {
@@ -67,7 +67,7 @@ def record(of: StudyState, key: str, **more: Any) -> Record:
 
 
 def lost(of: StudyState, key: str) -> Record:
-    """What is written of a worker that died."""
+    """The record of a cell whose worker died."""
     error = {"type": "RuntimeError", "message": "it died", "traceback": "Traceback:\nit died\n"}
     cell = of.cells[key].resolved()
     return {
@@ -109,7 +109,7 @@ def test_a_done_cell(toy: Path) -> None:
     assert explanation.lines == [
         f"{key} {NONE}: done, as the study asks for it",
         "  ended   2026-01-02T03:04:05.678+00:00 on alpha (x86_64), 12.5 s",
-        "  marked  shared_sites; near_sites",
+        "  audit   failed: shared_sites; near_sites",
     ]
     assert explanation.content == {
         "key": key,
@@ -243,7 +243,7 @@ def test_other_data_and_other_numerics(
 
 
 def test_the_same_factors_come_before_fewer_parts(toy: Path) -> None:
-    """A cell of another seed differs in one part only, and tells nothing of what was changed."""
+    """A cell of another seed differs in one part only, and does not show which settings were changed."""
     old = state(toy)
     relative = key_of(old, NONE)
     old.store.write_record(record(old, relative))
@@ -325,7 +325,7 @@ def test_a_stale_cell_says_what_to_change_back(toy: Path) -> None:
         f"{key} {NONE}: stale: done, and the study no longer asks for it",
         "  ended   2026-01-02T03:04:05.678+00:00 on alpha (x86_64), 12.5 s",
         f"  nearest in the grid: {relative} {NONE} (missing)",
-        "  to have it asked for again, change back",
+        "  change these back to request it again",
         "    model.width: 4 -> 8",
         "    train.target: not set -> log1p",
     ]
@@ -370,7 +370,7 @@ def test_a_stale_cell_whose_arm_is_still_searched(toy: Path) -> None:
     key = key_of(old, NONE)
     assert explain.explain(of, key).lines[2:] == [
         f"  nearest in the grid: {NONE} (waiting)",
-        "  whether its settings are asked for, the search of its arm will say",
+        "  the search of its arm has not chosen its settings yet",
     ]
     of = state(toy, SEARCH, "window=14")
     explanation = explain.explain(of, key)
@@ -407,16 +407,15 @@ def test_a_key_that_names_no_cell_or_several(toy: Path) -> None:
     for key in ("ff0", "ff00", "ff01"):
         of.store.write_record(record(of, key_of(of, NONE)) | {"key": key})
     assert explain.explain(of, "ff0").key == "ff0"  # whole, though others begin so
-    for key, said in (
-        ("ff", "key 'ff' names 3 cells, ff0 and ff00 first; give more digits"),
-        ("xyz", "key 'xyz': no cell of toy or its store has it; `sweep export` lists the keys"),
-        ("", "key '': no cell of toy or its store has it; `sweep export` lists the keys"),
+    for key, values in (
+        ("ff", (3, "ff0", "ff00")),
+        ("xyz", ("study toy", "sweep export")),
+        ("", ("study toy", "sweep export")),
     ):
-        with pytest.raises(InputError) as raised:
+        with refuses(f"key {key!r}", "", *values):
             explain.explain(of, key)
-        assert str(raised.value) == said
     of.store.write_file("ee0", "predictions.parquet", b"a beginning")
-    with pytest.raises(InputError, match="key 'ee0': begun and never recorded"):
+    with refuses("key 'ee0'", "", f"{toy.parent}/results/toy/cells/ee0"):
         explain.explain(of, "ee0")
 
 

@@ -575,7 +575,7 @@ def test_why_of_every_state(sweep: Sweep, toy: Path) -> None:
     width = ["--set", "model.width=8"]
     assert lines(done, *width)[2:] == [
         f"  nearest in the grid: {study_keys(toy, width)[0]} none random fold 0 seed 0 (missing)",
-        "  to have it asked for again, change back",
+        "  change these back to request it again",
         "    model.width: 8 -> 4",
     ]
     assert tree(toy.parent) == before

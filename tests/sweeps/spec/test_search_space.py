@@ -1,4 +1,4 @@
-"""What a study tunes: parameters and their errors, the space of every arm, and the points to try first."""
+"""The search space: parameters and their errors, the space of every arm, and the first points."""
 
 import math
 import subprocess
@@ -93,7 +93,7 @@ def test_what_a_parameter_holds(given: dict[str, Any], held: list[Any], not_held
     assert [value for value in not_held if made.holds(value)] == []
 
 
-def test_yes_is_not_one() -> None:
+def test_a_boolean_is_not_a_number() -> None:
     assert same(1, 1.0)
     assert same(True, True)
     assert not same(True, 1)
@@ -157,7 +157,7 @@ def test_yes_is_not_one() -> None:
         ({"int": [1, 2], "when": {"model.depth": []}}, ("when.model.depth", "1", "[]")),
     ],
 )
-def test_what_no_parameter_can_be(given: dict[str, Any], said: tuple[str, ...]) -> None:
+def test_a_wrong_parameter_is_refused(given: dict[str, Any], said: tuple[str, ...]) -> None:
     refused(said, parameter, **given)
 
 
@@ -222,14 +222,18 @@ def test_a_parameter_means_something_beside_the_values_it_names(
     assert active(space, everything) == point | {name: everything[name] for name in names}
 
 
-def test_what_hangs_on_what_hangs() -> None:
+def test_conditions_can_be_chained() -> None:
     chain = {
         "model.dropout": {"choice": [0.0, 0.5], "when": {"model.depth": 2}},
         "train.decay": {"choice": [0.5, 1.0], "when": {"model.dropout": 0.5}},
         "model.depth": {"choice": [1, 2]},
     }
     space = space_of(NONE, chain)
-    assert [*space] == ["model.depth", "model.dropout", "train.decay"]  # each after what it hangs on
+    assert [*space] == [
+        "model.depth",
+        "model.dropout",
+        "train.decay",
+    ]  # each parameter follows the one that it depends on
     everything = {"model.dropout": 0.5, "train.decay": 1.0}
     assert active(space, everything | {"model.depth": 1}) == {"model.depth": 1}
     assert active(space, everything | {"model.depth": 2}) == everything | {"model.depth": 2}
@@ -253,7 +257,7 @@ RATES = ["train.learning_rate", "train.decay", "train.huber_delta", "train.clip_
 
 @st.composite
 def spaces(draw: st.DrawFn) -> dict[str, Any]:
-    """A random search space, with conditions on what stands before."""
+    """A random search space with conditions on earlier parameters."""
     space: dict[str, Any] = {}
     known: list[tuple[str, Any]] = []
     for name in draw(st.lists(st.sampled_from(NAMES + RATES), min_size=1, max_size=6, unique=True)):
@@ -298,7 +302,7 @@ def test_whatever_optuna_suggests_is_a_point_of_the_space(space: dict[str, Any],
         suggest(trial, trials.space)
         assert within(trials.space, trial.params)
         settings_at(NONE, trial.params, MODEL, TRAIN)  # and every value of it is allowed
-        # As is what stands at the ends, when it comes back from the store.
+        # The same holds for the ends of a range after a round trip through the store.
         assert within(trials.space, yaml.safe_load(yaml.safe_dump(trial.params)))
         asked.tell(trial, 1.0)
 
@@ -337,7 +341,7 @@ def test_every_arm_has_the_shared_space_and_its_own() -> None:
     assert of(MATCHED) == {"train.learning_rate": shared, "model.depth": parameter(int=[2, 3])}
 
 
-def test_an_arm_that_projects_nothing_tunes_no_projection() -> None:
+def test_an_arm_without_an_embedding_tunes_no_projection() -> None:
     projection = {"model.projection": {"choice": [None, "norm_tanh"]}}
     given = {
         **RATE,
@@ -433,7 +437,7 @@ def test_a_choice_is_what_the_setting_makes_of_it() -> None:
         ),
     ],
 )
-def test_what_no_arm_can_tune(space: dict[str, Any], said: tuple[str, ...]) -> None:
+def test_a_wrong_space_is_refused(space: dict[str, Any], said: tuple[str, ...]) -> None:
     refused(said, space_of, NONE, space)
 
 
@@ -518,7 +522,7 @@ def test_a_point_is_tried_once_and_an_arm_has_points_of_its_own() -> None:
         ("published", ("search.enqueue", "0.001", "train.learning_rate", "none")),
     ],
 )
-def test_a_point_that_cannot_be_tried(point: Any, said: tuple[str, ...]) -> None:
+def test_a_wrong_first_point_is_refused(point: Any, said: tuple[str, ...]) -> None:
     space = {"train.learning_rate": {"float": [0.002, 0.01]}}
     refused(said, space_of, NONE, space, enqueue=[point])
 
@@ -585,11 +589,11 @@ def test_a_point_that_cannot_be_tried(point: Any, said: tuple[str, ...]) -> None
         ({"per_arm": [{"space": {}}]}, ("per_arm.0.variant",)),
     ],
 )
-def test_what_no_search_can_be(given: dict[str, Any], said: tuple[str, ...]) -> None:
+def test_a_wrong_search_is_refused(given: dict[str, Any], said: tuple[str, ...]) -> None:
     refused(said, search, **given)
 
 
-def test_what_a_search_is_by_default() -> None:
+def test_defaults_of_a_search() -> None:
     made = search()
     assert (made.seed, made.objective, made.metric, made.sampler) == ((1000,), ("wr",), "rmse", "tpe")
     assert made.smaller_is_better

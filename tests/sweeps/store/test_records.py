@@ -1,4 +1,4 @@
-"""The store: a record is whole or absent, whatever kills the writer; and a bad place is told."""
+"""The store: a record is complete or absent even if its writer is killed, and errors name the storage."""
 
 import json
 import os
@@ -18,15 +18,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pm25.errors import InputError
 from sweeps.store import records as files_
 from sweeps.store.records import PART_BYTES, Store
+from tests.errors import refuses
 
 RECORD = {"key": "k1", "state": "done", "metrics": {"test_rmse": 1.5, "test_r2": None}}
 
 
 class Elsewhere(Store):
-    """The same folder as a storage that is no folder: all goes through pyarrow."""
+    """The same folder as a storage that is not a local folder: all goes through pyarrow."""
 
     def location(self, *parts: str) -> tuple[pyarrow.fs.FileSystem, str]:
         system, path = super().location(*parts)
@@ -418,7 +418,7 @@ def test_what_is_interrupted_is_whole_in_a_bucket(bucket_store: Store) -> None:
     system, path = bucket_store.location("cells", "k1", "result.json")
     with pytest.raises(KeyboardInterrupt):
         files_.write(Interrupted(system), path, b"all of it")
-    while system.get_file_info(path).type == pyarrow.fs.FileType.NotFound:  # the upload goes on by itself
+    while system.get_file_info(path).type == pyarrow.fs.FileType.NotFound:  # the upload continues by itself
         time.sleep(0.05)
     assert files_.read(system, path) == b"all of it"
 
@@ -427,7 +427,7 @@ def test_what_is_interrupted_is_whole_in_a_bucket(bucket_store: Store) -> None:
 @pytest.mark.parametrize(
     ("size", "fails"),
     [(1000, "PUT"), (PART_BYTES, "?uploads"), (PART_BYTES, "?partNumber=1"), (PART_BYTES, "POST")],
-    ids=["at once", "parts not begun", "a part", "parts not ended"],
+    ids=["at once", "parts not started", "a part", "parts not ended"],
 )
 def test_an_object_that_cannot_be_written_is_none(
     bucket_store: Store, objects: Any, before: bytes | None, size: int, fails: str
@@ -449,39 +449,32 @@ def test_a_large_object_is_whole(bucket_store: Store) -> None:
         assert bucket_store.read_file("k1", "weights.pt") == content
 
 
-def test_a_bucket_that_is_not_there_is_told(objects: Any) -> None:
+def test_a_missing_bucket_is_named(objects: Any) -> None:
     store = Store("s3://nobodys/results", "toy")
     for call, what in (
         (store.prepare, "written"),
         (store.keys, "read"),
         (lambda: store.records(["k"]), "read"),
     ):
-        with pytest.raises(InputError) as caught:
+        with refuses("s3://nobodys/results", "storage", what, "does not exist", "bucket") as caught:
             call()
-        text = str(caught.value)
-        assert text.startswith(f"storage: s3://nobodys/results cannot be {what} (")
-        assert text.endswith("does not exist); make the bucket first, or name another")
-        assert "\n" not in text
-        assert "Request ID" not in text
+        assert "Request ID" not in str(caught.value)
 
 
-def test_wrong_credentials_are_told(bucket_store: Store, objects: Any) -> None:
+def test_wrong_credentials_are_named(bucket_store: Store, objects: Any) -> None:
     objects.checks_users(True)
     try:
         for call in (bucket_store.prepare, bucket_store.keys, lambda: bucket_store.record("k1")):
-            with pytest.raises(
-                InputError, match=r"; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) as caught:
+            with refuses(bucket_store.storage, "storage", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
                 call()
-            assert str(caught.value).startswith(f"storage: {bucket_store.storage} cannot be ")
     finally:
         objects.checks_users(False)
 
 
-def test_storage_that_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_does_not_answer_is_reported_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     begin = time.monotonic()
-    with pytest.raises(InputError, match=r"cannot be written .*; AWS_ENDPOINT_URL is http://127\.0\.0\.1:9$"):
+    with refuses("s3://unanswered/results", "storage", "written", "AWS_ENDPOINT_URL", "http://127.0.0.1:9"):
         Store("s3://unanswered/results", "toy").prepare()
     assert time.monotonic() - begin < 10
 
@@ -507,25 +500,22 @@ def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
     broken = tmp_path / "toy" / "cells" / "k1" / "result.json"
     broken.write_text(text)
     for read in (lambda: store.record("k1"), lambda: store.records(["k1"])):
-        with pytest.raises(InputError, match="not a cell's record in JSON; delete the file") as caught:
+        with refuses(str(broken), "", "cell", "delete"):
             read()
-        assert str(caught.value).startswith(f"{broken}: ")
-        assert "\n" not in str(caught.value)
 
 
 def test_a_broken_trial_is_called_one(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy").search
     store.write_file("t1", "result.json", b"{")
-    with pytest.raises(InputError, match="not a trial's record in JSON; delete the file, and the trial runs"):
+    with refuses("t1/result.json", "", "trial", "delete"):
         store.record("t1")
 
 
-def test_a_record_that_cannot_be_read_is_told(store: Store, tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_read_names_the_storage(store: Store, tmp_path: Path) -> None:
     (tmp_path / "results" / "toy" / "cells" / "k1" / "result.json").mkdir(parents=True)
     for read in (lambda: store.record("k1"), lambda: store.records(["k1"])):
-        with pytest.raises(InputError, match=f"storage: {store.storage} cannot be read") as caught:
+        with refuses(store.storage, "storage", "read"):
             read()
-        assert "\n" not in str(caught.value)
 
 
 PLACES = {
@@ -548,10 +538,8 @@ def bad_place(folder: Path, kind: str) -> str:
 @pytest.mark.parametrize("kind", PLACES)
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, kind: str) -> None:
     place = bad_place(tmp_path, kind)
-    with pytest.raises(InputError) as caught:
+    with refuses(place, "storage"):
         Store(place, "toy").prepare()
-    assert str(caught.value).startswith(f"storage: {place} cannot be ")
-    assert "\n" not in str(caught.value)
     assert files(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -561,14 +549,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, kind: str) -> N
 )
 def test_a_place_that_cannot_be_read_is_not_an_empty_store(tmp_path: Path, kind: str) -> None:
     place = bad_place(tmp_path, kind)
-    with pytest.raises(InputError, match="cannot be read"):
+    with refuses(place, "storage", "read"):
         Store(place, "toy").records(["k1"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(InputError, match="cannot be written"):
+    with refuses("locked", "storage", "written"):
         Store(str(tmp_path / "locked"), "toy").prepare()
 
 
@@ -580,9 +568,7 @@ def test_preparing_leaves_nothing_but_the_folder(store: Store, tmp_path: Path) -
     assert (tmp_path / "results" / "toy" / "search").is_dir()
 
 
-def test_a_relative_folder_is_where_the_process_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_folder_is_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Store("results/../mine/", "toy").write_record(RECORD)
     assert files(tmp_path) == ["mine/toy/cells/k1/result.json"]

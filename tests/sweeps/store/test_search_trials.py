@@ -1,4 +1,4 @@
-"""Which trials count, which of them is taken, and that no test ever has a say in it."""
+"""Search trials: which of them count, which one is chosen, and that test data have no influence."""
 
 import json
 import math
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pm25 import panel as panels
 from pm25 import trial
 from pm25.cell import Cell, Tuning
-from pm25.errors import InputError
 from pm25.panel import Panel
 from pm25.sources import synthetic
 from pm25.splits import CheckerboardSplit, RandomSplit
@@ -26,6 +25,7 @@ from sweeps.spec.study import Study
 from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials, pareto, pick
+from tests.errors import refuses
 
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
 RATE, DEPTH = "train.learning_rate", "model.depth"
@@ -61,12 +61,12 @@ def point(rate: float = 0.1, depth: int = 1) -> dict[str, Any]:
 
 
 def record(number: int, wr: float = 1.0, oor: float = 1.0, **more: Any) -> Record:
-    """Of a trial that is done, as far as a search reads it."""
+    """The fields that a search reads of the record of a finished trial."""
     scores = {
         regime: {"rmse": loss, "r2": -loss, "mae": 2 * loss} for regime, loss in (("wr", wr), ("oor", oor))
     }
-    told = {"number": number, "state": "done", "params": point(depth=1 + number % 3), "epochs": 2}
-    return told | {"key": str(number), "scores": scores} | more
+    fields = {"number": number, "state": "done", "params": point(depth=1 + number % 3), "epochs": 2}
+    return fields | {"key": str(number), "scores": scores} | more
 
 
 def failed(number: int, **more: Any) -> Record:
@@ -84,16 +84,16 @@ def trials(*ended: Record, begun: Any = (), **search_: Any) -> ArmTrials:
 def put(
     store: Store, of: Study, number: int, params: dict[str, Any], arm: Arm = NONE, **more: Any
 ) -> Record | None:
-    """A trial in the store, as `Agenda` and a worker leave it; without `state` only begun."""
+    """Store a trial as the scheduler and a worker do; without `state`, only its start file."""
     cells = search_trials.trainings(of, arm, params)
     name = search_trials.trial_key(
         search_trials.digest([key(cell, more.pop("data", "data")) for cell in cells]), number
     )
-    told = {"arm": arm.label, "number": number, "params": params}
-    store.search.write_file(name, search_trials.BEGUN, json.dumps(told).encode())
+    start = {"arm": arm.label, "number": number, "params": params}
+    store.search.write_file(name, search_trials.BEGUN, json.dumps(start).encode())
     if "state" not in more:
         return None
-    made = record(number) | told | more | {"key": name}
+    made = record(number) | start | more | {"key": name}
     store.search.write_record(made)
     return made
 
@@ -421,7 +421,7 @@ def test_a_space_that_is_narrowed_forgets_what_lies_outside_until_it_is_widened(
     put(store, narrow, 0, point(0.4), state="done")
     put(store, narrow, 2, point(0.5))
     assert [r["params"][RATE] for r in read(store, narrow)[NONE].ended] == [0.4, 0.3]
-    # A number counts once: three trials are three, and what has ended goes before what was only begun.
+    # A number counts once: three trials are three, and ended trials come before those that were only started.
     again = read(store, wide)[NONE]
     assert [r["number"] for r in again.ended] == [0, 1, 2]
     assert again.ended[2]["params"] == point(0.05)
@@ -429,7 +429,7 @@ def test_a_space_that_is_narrowed_forgets_what_lies_outside_until_it_is_widened(
     assert again.over
 
 
-def test_a_number_that_was_begun_twice_is_one(tmp_path: Path) -> None:
+def test_a_number_that_was_started_twice_counts_once(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     for rate in (0.1, 0.2, 0.3):
         put(store, study(), 0, point(rate))
@@ -440,14 +440,14 @@ def test_a_number_that_was_begun_twice_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"arm": "none"}', b"\xff"])
-def test_a_damaged_beginning_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_start_file_is_named(tmp_path: Path, content: bytes) -> None:
     store = Store(str(tmp_path), "toy")
     store.search.write_file("abc", search_trials.BEGUN, content)
-    with pytest.raises(InputError, match=r"abc/begun\.json: not what a trial began with; delete the file"):
+    with refuses("abc/begun.json", "", "arm", "number", "params", "delete"):
         read(store, study())
 
 
-def test_a_record_without_its_beginning_does_not_count(tmp_path: Path) -> None:
+def test_a_record_without_its_start_file_does_not_count(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     made = put(store, study(), 0, point(0.1), state="done")
     assert made is not None
