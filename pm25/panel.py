@@ -116,9 +116,8 @@ def read_table(
         if channels is not None:
             present = set(pyarrow.parquet.read_schema(file()).names)
             needed = {*REQUIRED, *channels, *groups} - (set(CALENDAR) - present)
-            columns = (
-                list(needed) if needed <= present else None
-            )  # all columns, so that the error can list them
+            if needed <= present:  # else all columns are read, so that the error can list them
+                columns = list(needed)
         return pyarrow.parquet.read_table(file(), columns=columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")

@@ -35,7 +35,7 @@ PM25_DURATIONS = ("24 HOUR", "24-HR BLK AVG")
 WEATHER_DURATIONS = ("1 HOUR", "24 HOUR", "24-HR BLK AVG")
 """Sample durations that are used; rows with others are left out."""
 
-CONUS = frozenset(f"{fips:02d}" for fips in range(1, 57)) - {"02", "15"}
+CONUS_STATES = frozenset(f"{fips:02d}" for fips in range(1, 57)) - {"02", "15"}
 """FIPS codes of the 48 states and DC; EPA's files also contain AK, HI, territories, Canada and Mexico."""
 
 COLUMNS = (
@@ -181,7 +181,7 @@ def _read(path: Path) -> _Source:
     )
     keep = (
         durations
-        & spread("State Code", state.isin(CONUS))
+        & spread("State Code", state.isin(CONUS_STATES))
         & spread("Event Type", labels("Event Type") != "Excluded")
         & raw["Arithmetic Mean"].notna().to_numpy()
     )

@@ -80,31 +80,31 @@ def fetch(
     with requests.Session() as session:
         # Length and ranges of a compressed transfer would count compressed bytes.
         session.headers["Accept-Encoding"] = "identity"
-        again = tenacity.Retrying(
+        with_retries = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(ATTEMPTS),
             wait=wait,
             retry=tenacity.retry_if_exception_type(_TryAgain),
             retry_error_callback=_give_up,
         )
 
-        def one(url: str, path: Path, verify: Callable[[Path], str | None]) -> Path:
+        def ensure(url: str, path: Path, verify: Callable[[Path], str | None]) -> Path:
             if path.exists() and verify(path) is None:
                 size = path.stat().st_size
                 report(path.name, size, size)
             else:
-                again(_download, session, url, path, year, verify, report)
+                with_retries(_download, session, url, path, year, verify, report)
             return path
 
         files = [
-            one(f"{epa}/{name}", folder / name, _zip_problem)
+            ensure(f"{epa}/{name}", folder / name, _zip_problem)
             for name in (f"daily_{parameter}_{year}.zip" for parameter in parameters)
         ]
         index = f"{noaa}/{year}/"
-        names = _stations(again(_page, session, index, year), year)
+        names = _stations(with_retries(_page, session, index, year), year)
         if not names:
             problem = f"lists no station file CRND0103-{year}-*.txt"
             raise InputError(index, "", problem, "choose another year")
-        weather = [one(f"{index}{name}", stations_folder / name, _station_problem) for name in names]
+        weather = [ensure(f"{index}{name}", stations_folder / name, _station_problem) for name in names]
     return Fetched(tuple(files), tuple(weather))
 
 

@@ -200,7 +200,7 @@ def synthesize(
     return table
 
 
-def inside_conus(lat: Floats, lon: Floats) -> NDArray[np.bool_]:
+def inside_outline(lat: Floats, lon: Floats) -> NDArray[np.bool_]:
     """Tell which places are inside OUTLINE, by the number of edges that a ray to the north crosses."""
     (x1, y1), (x2, y2) = OUTLINE.T, np.roll(OUTLINE, -1, axis=0).T
     x, y = np.asarray(lon)[:, None], np.asarray(lat)[:, None]
@@ -222,7 +222,7 @@ def _place_sites(rng: np.random.Generator, sites: int) -> tuple[Floats, Floats]:
         jitter[:, 1] /= np.cos(np.deg2rad(39))
         anywhere = rng.uniform([25, -125], [49, -66.9], (len(todo), 2))
         places[todo] = np.where(urban[todo, None], CITIES[metro, :2] + jitter, anywhere).round(5)
-        todo = todo[~inside_conus(*places[todo].T)]
+        todo = todo[~inside_outline(*places[todo].T)]
     return places[:, 0], places[:, 1]
 
 

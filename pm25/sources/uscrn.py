@@ -45,7 +45,7 @@ VARIABLES = {
 AGAIN = "download the file again"
 """Fix for a damaged file."""
 
-NEAREST_KM = 5.0
+MIN_DISTANCE_KM = 5.0
 """Smallest distance used in a weight. Positions are given to 0.01 degrees (about 1 km). A station at the
 place itself must neither divide by zero nor make the weights of the other stations negligible."""
 
@@ -105,15 +105,15 @@ def inverse_distance(
 ) -> NDArray[np.float32]:
     """Compute means (N, D, V) at N places, weighted by 1 / km^2, from `km` (N, S) and `values` (S, D, V).
 
-    Smaller distances are replaced by `NEAREST_KM`. Each place, day and variable uses the nearest `stations`
-    stations within `max_km` that report a value (not NaN); the mean is NaN if there is none.
+    Distances below `MIN_DISTANCE_KM` are replaced by it. Each place, day and variable uses the nearest
+    `stations` stations within `max_km` that report a value (not NaN). The mean is NaN if there is none.
     """
     out = np.full((km.shape[0], *values.shape[1:]), np.nan, np.float32)
     for place, distances in enumerate(km):  # a loop, so that an array (N, S, D, V) is never in memory
         near = np.argsort(distances, kind="stable")[: np.count_nonzero(distances <= max_km)]
         reported = ~np.isnan(values[near])
         used = reported & (np.cumsum(reported, axis=0) <= stations)
-        weights = used / np.maximum(distances[near], NEAREST_KM)[:, None, None] ** 2
+        weights = used / np.maximum(distances[near], MIN_DISTANCE_KM)[:, None, None] ** 2
         total = weights.sum(axis=0)
         mean = (weights * np.where(used, values[near], 0)).sum(axis=0)
         np.divide(mean, total, out=out[place], where=total > 0, casting="same_kind")

@@ -112,13 +112,13 @@ def test_channels_are_physical(table):
     ],
 )
 def test_the_outline_separates_land_from_sea(lat, lon, inside):
-    assert synthetic.inside_conus(np.array([lat]), np.array([lon])).tolist() == [inside]
+    assert synthetic.inside_outline(np.array([lat]), np.array([lon])).tolist() == [inside]
 
 
 def test_all_sites_are_inside_the_outline_and_most_are_near_a_city():
     sites = synthesize(sites=2000, days=21).drop_duplicates("site_id")
     lat, lon = sites.lat.to_numpy(), sites.lon.to_numpy()
-    assert synthetic.inside_conus(lat, lon).all()
+    assert synthetic.inside_outline(lat, lon).all()
     nearest_km = synthetic._distance_km(lat, lon, synthetic.CITIES).min(axis=1)
     assert (nearest_km < 60).mean() == pytest.approx(0.8, abs=0.06)
     assert (nearest_km > 100).mean() > 0.1
