@@ -261,7 +261,7 @@ def check(
         "observed": int(observed.sum()),
     }
     if not observed.any():
-        problems.append(Problem("pm25", "all values are missing", "give the target in ug/m3"))
+        problems.append(Problem("pm25", "all values are null", "give the target in ug/m3"))
         return done()
     counts |= {
         "pm25_mean": round(float(target[observed].mean()), 2),
