@@ -352,7 +352,7 @@ BAD_FILES = {
         ("01-073-0023",),
     ),
 }
-"""By kind of problem: a function that writes the file, and where, field and values of the error."""
+"""Bad files by name: a function that writes the file, and where, field and values of the error."""
 
 
 @pytest.mark.parametrize("case", BAD_FILES)

@@ -23,7 +23,7 @@ NOW = tenacity.wait_none()
 
 @dataclass
 class World:
-    """What the server has and how it behaves; `faults` are used up request by request."""
+    """Files and behaviour of the server; each request uses up one of its `faults`."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def station_file(days: int = 2) -> bytes:
 
 
 def half(body: bytes) -> int:
-    """Where a drop in the middle leaves a .part: at the last whole chunk."""
+    """Size of a .part after a drop in the middle: all complete chunks."""
     return len(body) // 2 // download.CHUNK * download.CHUNK
 
 

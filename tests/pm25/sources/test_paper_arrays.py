@@ -66,7 +66,7 @@ class World:
 
     @property
     def table(self) -> pd.DataFrame:
-        """What must come back, from the features and not from the windows."""
+        """Expected table, from the features and not from the windows."""
         kept = [c for c in CHANNELS if c not in ("lat", "lon", "knnidw_distance", "knnidw_pm25")]
         rows = []
         for s, site_id in sorted(enumerate(SITES), key=lambda pair: pair[1]):
@@ -175,7 +175,7 @@ def test_through_parquet(tmp_path):
     assert panel.read(tmp_path / "p.parquet").observed == len(world.x)
 
 
-def test_padding_is_no_row(tmp_path):
+def test_padding_has_no_row(tmp_path):
     world = World(days=22).keep([0])
     world.x[0, :4] = -1
     found = paper_arrays.to_table(*world.save(tmp_path))
