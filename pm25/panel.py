@@ -25,7 +25,6 @@ MIN_DAYS = 21
 MAX_DAYS = 36_525
 """Most days of a table: a century. A longer table has a mistyped year, and all days between need memory."""
 
-
 LEAVE_EMPTY = "leave it empty where the value is missing"
 """Fix for a value that is not a number."""
 
@@ -47,6 +46,7 @@ class Panel:
     dates: np.ndarray
     """(days,) datetime64[D], every day from the first to the last."""
     channels: tuple[str, ...]
+    """Names of the channels, in the order of `features`."""
     name: str
     """Name of the data in reports: a file name."""
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Panel:
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
     def fingerprint_by(self, group: str | None) -> str:
-        """Hash of the content and of one group column, on which a split by that column depends.
+        """Compute a hash of the content and of one group column, on which a split by that column depends.
 
         Groups are not part of `fingerprint`, so that a new split by a group changes no other cell's key.
         """
@@ -81,7 +81,7 @@ class Panel:
         return int(np.isfinite(self.target).sum())
 
     def samples(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sites and days (both int32, site-major) of all observed targets that end a complete window."""
+        """Find the sites and days (both int32, site-major) of observed targets that end a complete window."""
         site, day = np.nonzero(np.isfinite(self.target[:, window - 1 :]))
         return site.astype(np.int32), (day + window - 1).astype(np.int32)
 
@@ -116,9 +116,8 @@ def read_table(
         if channels is not None:
             present = set(pyarrow.parquet.read_schema(file()).names)
             needed = {*REQUIRED, *channels, *groups} - (set(CALENDAR) - present)
-            columns = (
-                list(needed) if needed <= present else None
-            )  # all columns, so that the error can list them
+            if needed <= present:  # else all columns are read, so that the error can list them
+                columns = list(needed)
         return pyarrow.parquet.read_table(file(), columns=columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
@@ -190,98 +189,56 @@ def check(
     table: pa.Table, name: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
 ) -> Check:
     """Find every problem of `table`. Without `channels`, every column is checked as a possible channel."""
-    problems: list[Problem] = []
     notices: list[Problem] = []
     counts: dict[str, int | float | str] = {"table": name, "rows": table.num_rows}
-
-    def done() -> Check:
+    problems = _check_columns(table)
+    if problems:
+        return Check(problems, notices, counts)
+    problems += _check_numbers(table, channels, groups, notices)
+    problems += _check_keys(table)
+    if problems:
         return Check(problems, notices, counts)
 
-    for column in REQUIRED:
-        if column not in table.column_names:
-            fix = f"add it; the table has {', '.join(table.column_names)}"
-            problems.append(Problem(column, "column is missing", fix))
-    for column in dict.fromkeys(table.column_names):
-        if table.column_names.count(column) > 1:
-            problems.append(Problem(column, "two columns have this name", "keep one of them"))
-    if table.num_rows == 0:
-        problems.append(
-            Problem("site_id", "the table has no rows", f"give {MIN_DAYS} days or more of one site")
-        )
-    if problems:
-        return done()
-
-    problems += _check_numbers(table, channels, groups, notices)
-    for column in ("site_id", "date"):
-        null = _rows(pc.is_null(table[column]))
-        if len(null):
-            problems.append(Problem(column, "value is missing", "fill it in or drop the row", null))
-    try:
-        day = _days(table["date"])
-    except pa.ArrowException as error:
-        text = _unparsed_rows(table["date"], pa.date32())
-        what = f"{table['date'][int(text[0]) - 1].as_py()!r}" if len(text) else str(error).splitlines()[0]
-        problems.append(Problem("date", f"not a date ({what})", "write dates as YYYY-MM-DD", text))
-        return done()
-    if problems:
-        return done()
-
-    lat, lon = (_float(table[c]) for c in ("lat", "lon"))
-    problems += _check_places(lat, lon)
+    day = _days(table["date"])
     code, sites = _site_codes(table)
-    first = _first_of(code, len(sites))
-    moved = (lat != lat[first][code]) | (lon != lon[first][code])
-    if moved.any():
-        who = ", ".join(dict.fromkeys(sites[code[moved]][:1000]))[:80]
-        what, fix = f"several places for site {who}", "give each place a site_id of its own"
-        problems.append(Problem("lat, lon", what, fix, _rows(moved)))
+    lat, lon, target = (_float(table[c]) for c in ("lat", "lon", "pm25"))
+    misplaced = _check_places(lat, lon)
+    problems += misplaced
+    problems += _check_moves(lat, lon, code, sites)
     problems += _check_groups(table, groups, code, sites)
-    order = np.lexsort((np.arange(len(code)), day, code))
-    again = np.zeros(len(code), bool)
-    again[order[1:]] = (np.diff(code[order]) == 0) & (np.diff(day[order]) == 0)
-    if again.any():
-        row = int(np.argmax(again))
-        first_one = f"{sites[code[row]]} {np.datetime64(int(day[row]), 'D')}"
-        what = f"{int(again.sum())} duplicate site-days, the first {first_one}"
-        problems.append(Problem("site_id, date", what, "keep one row for each site and day", _rows(again)))
-
-    span = int(day.max() - day.min()) + 1
-    if span < MIN_DAYS:
-        problems.append(Problem("date", f"only {span} days", f"give {MIN_DAYS} or more, for one window"))
-    if span > MAX_DAYS:
-        ends = f"{np.datetime64(int(day.min()), 'D')} to {np.datetime64(int(day.max()), 'D')}"
-        what = f"{span} days, {ends}, but at most {MAX_DAYS} are allowed"
-        problems.append(Problem("date", what, "fix the year that is wrong"))
-    target = _float(table["pm25"])
+    problems += _check_days(day, code, sites)
     observed = np.isfinite(target)
+    first, last = (np.datetime64(int(end), "D") for end in (day.min(), day.max()))
     counts |= {
         "sites": len(sites),
-        "days": span,
-        "first_day": str(np.datetime64(int(day.min()), "D")),
-        "last_day": str(np.datetime64(int(day.max()), "D")),
+        "days": int(day.max() - day.min()) + 1,
+        "first_day": str(first),
+        "last_day": str(last),
         "observed": int(observed.sum()),
     }
     if not observed.any():
-        problems.append(Problem("pm25", "all values are missing", "give the target in ug/m3"))
-        return done()
+        problems.append(Problem("pm25", "all values are null", "give the target in ug/m3"))
+        return Check(problems, notices, counts)
+
+    negative = observed & (target < 0)
     counts |= {
         "pm25_mean": round(float(target[observed].mean()), 2),
         "pm25_max": round(float(target[observed].max()), 2),
+        "negative": int(negative.sum()),
     }
-    negative = observed & (target < 0)
-    counts["negative"] = int(negative.sum())
     if negative.any():
-        count, lowest = int(negative.sum()), f"{target[negative].min():g}"
-        what = f"{count} negative values, the lowest {lowest}, are kept; monitors read so in clean air"
-        notices.append(Problem("pm25", what, rows=_rows(negative)))
+        what = f"{int(negative.sum())} negative values, the lowest {target[negative].min():g}, are kept"
+        notices.append(
+            Problem("pm25", f"{what}; monitors read slightly below zero in clean air", rows=_rows(negative))
+        )
     silent = len(sites) - len(np.unique(code[observed]))
     if silent:
         notices.append(Problem("pm25", f"{silent} sites have no observation and are not used"))
     outside = ~inside_conus(lat, lon)
-    if outside.any() and not _check_places(lat, lon):
+    if outside.any() and not misplaced:
         what = f"{len(np.unique(code[outside]))} sites outside CONUS are left out of checkerboard splits"
         notices.append(Problem("lat, lon", what))
-    return done()
+    return Check(problems, notices, counts)
 
 
 def from_table(
@@ -292,7 +249,7 @@ def from_table(
     found = check(table, name, channels, groups)
     if found.problems:
         first, more = found.problems[0], len(found.problems) - 1
-        rest = f"; `sweep data check {source}` shows {more} more problems" if more else ""
+        rest = f"; run `sweep data check {source}` to see {more} more" if more else ""
         raise InputError(source, first.column, first.problem, first.fix + rest)
     channels = list(channels) if channels is not None else channels_of(table, groups)
     code, sites = _site_codes(table)
@@ -312,6 +269,68 @@ def from_table(
     lat, lon = (_float(table[c])[rows] for c in ("lat", "lon"))
     grouped = {column: _text(table[column].take(pa.array(rows))) for column in groups}
     return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped)
+
+
+def _check_columns(table: pa.Table) -> list[Problem]:
+    """Find missing and repeated columns, and a table without rows."""
+    has = ", ".join(table.column_names)
+    missing = [column for column in REQUIRED if column not in table.column_names]
+    problems = [Problem(column, "column is missing", f"add it; the table has {has}") for column in missing]
+    for column in dict.fromkeys(table.column_names):
+        if table.column_names.count(column) > 1:
+            problems.append(Problem(column, "two columns have this name", "keep one of them"))
+    if table.num_rows == 0:
+        fix = f"give {MIN_DAYS} or more days of one site"
+        problems.append(Problem("site_id", "the table has no rows", fix))
+    return problems
+
+
+def _check_keys(table: pa.Table) -> list[Problem]:
+    """Find sites and dates that are missing, and dates that cannot be read."""
+    problems = []
+    for column in ("site_id", "date"):
+        null = _rows(pc.is_null(table[column]))
+        if len(null):
+            problems.append(Problem(column, "value is missing", "fill it in or drop the row", null))
+    try:
+        _days(table["date"])
+    except pa.ArrowException as error:
+        text = _unparsed_rows(table["date"], pa.date32())
+        what = f"{table['date'][int(text[0]) - 1].as_py()!r}" if len(text) else str(error).splitlines()[0]
+        problems.append(Problem("date", f"not a date ({what})", "write dates as YYYY-MM-DD", text))
+    return problems
+
+
+def _check_moves(lat: np.ndarray, lon: np.ndarray, code: np.ndarray, sites: np.ndarray) -> list[Problem]:
+    """Find sites with more than one place."""
+    first = _first_of(code, len(sites))
+    moved = (lat != lat[first][code]) | (lon != lon[first][code])
+    if not moved.any():
+        return []
+    names = ", ".join(dict.fromkeys(sites[code[moved]][:1000]))[:80]
+    fix = "give each place a site_id of its own"
+    return [Problem("lat, lon", f"several places for site {names}", fix, _rows(moved))]
+
+
+def _check_days(day: np.ndarray, code: np.ndarray, sites: np.ndarray) -> list[Problem]:
+    """Find repeated site-days, and a table of too few or too many days."""
+    problems = []
+    order = np.lexsort((np.arange(len(code)), day, code))
+    again = np.zeros(len(code), bool)
+    again[order[1:]] = (np.diff(code[order]) == 0) & (np.diff(day[order]) == 0)
+    if again.any():
+        row = int(np.argmax(again))
+        first = f"{sites[code[row]]} {np.datetime64(int(day[row]), 'D')}"
+        what = f"{int(again.sum())} duplicate site-days, the first {first}"
+        problems.append(Problem("site_id, date", what, "keep one row for each site and day", _rows(again)))
+    span = int(day.max() - day.min()) + 1
+    if span < MIN_DAYS:
+        problems.append(Problem("date", f"only {span} days", f"give {MIN_DAYS} or more, for one window"))
+    if span > MAX_DAYS:
+        ends = " to ".join(str(np.datetime64(int(end), "D")) for end in (day.min(), day.max()))
+        what = f"{span} days, {ends}, but at most {MAX_DAYS} are allowed"
+        problems.append(Problem("date", what, "fix the year that is wrong"))
+    return problems
 
 
 def _check_numbers(

@@ -78,9 +78,8 @@ def harmonics(lat: ArrayLike, lon: ArrayLike, L: int, kind: str = "analytic") ->
 
     Two kinds are published. The kind 'closed-form' is orthonormal and has the Condon-Shortley phase (-1)^m.
     The kind 'analytic' has no phase, and its m = 0 terms are pi times too large. The published generator has
-    a slip,
-    `sqrt((2l + 1) / 4 * pi)` in place of `sqrt((2l + 1) / (4 pi))`. The pretrained weights were trained on
-    those values, so they are kept.
+    `sqrt((2l + 1) / 4 * pi)` by mistake, in place of `sqrt((2l + 1) / (4 pi))`. The pretrained weights were
+    trained on those values, so they are kept.
 
     The normalised associated Legendre functions come from the recurrence in l at fixed m. It needs no
     factorials and loses no digits (Holmes and Featherstone 2002, doi 10.1007/s00190-002-0216-2, eq. 11).

@@ -1,1 +1,1 @@
-"""Where tables come from: agency files, the published arrays, and a synthetic world."""
+"""Sources of tables: agency files, the published arrays, and a synthetic world."""

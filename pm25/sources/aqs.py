@@ -1,4 +1,4 @@
-"""A panel table from EPA AirData daily files, with the weather of NOAA USCRN stations beside it."""
+"""A panel table from EPA AirData daily files and the weather of NOAA USCRN stations."""
 
 import io
 import zipfile
@@ -16,7 +16,8 @@ from pyarrow import csv
 from pm25.errors import InputError
 from pm25.sources import uscrn
 
-PM25 = ("88101", "88502")  # FRM/FEM first: where a site-day has both, it wins
+PM25 = ("88101", "88502")
+"""PM2.5 parameters in order of preference: FRM/FEM is used if a site-day has both."""
 
 UNITS = {
     "88101": "Micrograms/cubic meter (LC)",
@@ -28,13 +29,14 @@ UNITS = {
     "62103": "Degrees Fahrenheit",
     "64101": "Millibars",
 }
-"""AQS parameter code -> the one unit it is accepted in."""
+"""AQS parameter code -> the only accepted unit."""
 
 PM25_DURATIONS = ("24 HOUR", "24-HR BLK AVG")
 WEATHER_DURATIONS = ("1 HOUR", "24 HOUR", "24-HR BLK AVG")
+"""Sample durations that are used; rows with others are left out."""
 
-CONUS = frozenset(f"{fips:02d}" for fips in range(1, 57)) - {"02", "15"}
-"""State FIPS codes of the 48 states and DC; EPA's files also hold AK, HI, territories, Canada and Mexico."""
+CONUS_STATES = frozenset(f"{fips:02d}" for fips in range(1, 57)) - {"02", "15"}
+"""FIPS codes of the 48 states and DC; EPA's files also contain AK, HI, territories, Canada and Mexico."""
 
 COLUMNS = (
     "State Code",
@@ -56,45 +58,48 @@ NUMBERS = COLUMNS[-3:]
 def build(
     files: Sequence[Path], weather: Sequence[Path] = (), *, max_station_km: float = 300.0, stations: int = 3
 ) -> pd.DataFrame:
-    """One row for each CONUS site that measured PM2.5 and each day from the first to the last of the files.
+    """Build a table with one row for each CONUS site that measured PM2.5 and each day.
 
-    `files`: AirData daily summaries, .csv or .zip, of PM2.5 (88101, 88502) and, where wanted, TEMP, WIND,
-    RH_DP, PRESS. `weather`: USCRN daily01 station files, folders of them or zips of them.
+    `files` are AirData daily summaries, .csv or .zip, of PM2.5 (88101, 88502) and optionally of TEMP, WIND,
+    RH_DP and PRESS. `weather` are USCRN daily01 station files, folders of them or zips of them. Days are all
+    those from the first to the last with PM2.5. Rows are sorted by site_id, then date. The columns are:
 
-    Columns: site_id ('SS-CCC-NNNN'), date, lat, lon (degrees), pm25 (ug/m3, NaN = unobserved), param (which
-    parameter gave pm25); then, each where its parameter was given, the site's own aqs_temp_c,
-    aqs_wind_speed_ms, aqs_wind_dir_sin, aqs_wind_dir_cos, aqs_rh (%), aqs_dewpoint_c, aqs_press_hpa; then,
-    where `weather` was given, crn_nearest_km and the columns of `uscrn.VARIABLES`. Sorted by site_id, date.
+    - site_id ('SS-CCC-NNNN'), date, lat, lon (degrees)
+    - pm25 (ug/m3, NaN = unobserved), param (the parameter code of pm25)
+    - for each parameter in `files`, the site's own measurements: aqs_temp_c, aqs_wind_speed_ms,
+      aqs_wind_dir_sin, aqs_wind_dir_cos, aqs_rh (%), aqs_dewpoint_c, aqs_press_hpa
+    - with `weather`, crn_nearest_km and the columns of `uscrn.VARIABLES`
 
-    A site-day is the mean over its instruments (POC); 'Excluded' events are left out (the 'Included' twin
-    row of the same day stays). EPA gives positions in WGS84, NAD83 or NAD27: all are taken as WGS84 (less
-    than 100 m apart in CONUS). A site listed at several positions is put at the most frequent one.
-    EPA's daily direction is an arithmetic mean of hourly degrees, wrong for days that straddle north: here
-    only the mean over instruments is circular (mean sine and mean cosine, not renormalised).
+    A site-day is the mean over its instruments (POC). Rows of 'Excluded' events are left out, and the
+    'Included' row of the same day is kept. EPA gives positions in WGS84, NAD83 or NAD27. All are read as
+    WGS84 (less than 100 m apart in CONUS). A site listed at several positions gets the most frequent one.
+    EPA's daily wind direction is an arithmetic mean of hourly degrees, wrong for days that straddle north.
+    Here only the mean over instruments is circular (mean sine and mean cosine, not renormalised).
 
-    Raises InputError for anything in the files that cannot be read as the above.
+    Raises InputError for files that cannot be read in this way.
     """
-    if not max_station_km > 0 or stations < 1:
-        raise InputError(
-            f"max_station_km={max_station_km}, stations={stations}: give a distance above 0 km and "
-            "1 or more stations"
-        )
+    if not max_station_km > 0:
+        problem = f"{max_station_km} is out of range"
+        raise InputError("weather", "max_station_km", problem, "give a distance above 0 km")
+    if stations < 1:
+        raise InputError("weather", "stations", f"{stations} is out of range", "give 1 or more")
     sources = [_read(Path(path)) for path in files]
     rows = pd.concat([source.rows for source in sources]) if sources else pd.DataFrame({"param": []})
     pm_rows = rows[rows["param"].isin(PM25)]
     names = ", ".join(str(path) for path in files) or "no files"
     if not any(source.params & set(PM25) for source in sources):
-        raise InputError(f"{names}: no PM2.5; add daily_88101_YEAR.zip or daily_88502_YEAR.zip")
+        raise InputError(names, "", "no PM2.5", "add daily_88101_YEAR.zip or daily_88502_YEAR.zip")
     if pm_rows.empty:
-        raise InputError(
-            f"{names}: no PM2.5 row is left of the 48 states and DC with a Sample Duration of "
-            f"{' or '.join(map(repr, PM25_DURATIONS))}, an Event Type other than 'Excluded' and an "
-            "Arithmetic Mean; give whole AirData daily files"
+        problem = (
+            "no usable PM2.5 row; needed are one of the 48 states or DC, a Sample Duration of "
+            f"{' or '.join(map(repr, PM25_DURATIONS))}, an Event Type other than 'Excluded', "
+            "and an Arithmetic Mean"
         )
+        raise InputError(names, "", problem, "give complete AirData daily files")
 
     dates = pd.date_range(pm_rows["date"].min(), pm_rows["date"].max(), freq="D")
     for source in sources:
-        # a header without rows is no fault: nothing was measured
+        # A file with a header and no rows is allowed: nothing was measured.
         if source.params and source.params.isdisjoint(PM25) and not source.rows["date"].isin(dates).any():
             raise _no_overlap(source.path, source.rows["date"], dates)
 
@@ -127,14 +132,17 @@ def build(
 
 @dataclass(frozen=True)
 class _Source:
+    """Content of one AirData file."""
+
     path: Path
     params: frozenset[str]
-    """Every parameter in the file, also of rows that were left out."""
+    """All parameters in the file, including those of rows that were left out."""
     rows: pd.DataFrame
-    """site_id, date, param, poc, lat, lon, value; only what `build` uses."""
+    """Rows that `build` uses: site_id, date, param, poc, lat, lon, value."""
 
 
 def _read(path: Path) -> _Source:
+    """Read and check one AirData file."""
     with _open(path) as stream:
         raw = _read_csv(stream, path)
 
@@ -144,30 +152,26 @@ def _read(path: Path) -> _Source:
     def spread(column: str, per_label: pd.Series) -> np.ndarray:
         return per_label.to_numpy()[raw[column].cat.codes]
 
-    def line(column: str, value: str) -> int:  # of its first occurrence; the header is line 1
-        return int(np.argmax(raw[column] == value)) + 2
+    def line(column: str, value: str) -> str:
+        """Name the file and the line of the first occurrence of `value`; the header is line 1."""
+        return f"{path}: line {int(np.argmax(raw[column] == value)) + 2}"
 
     params = labels("Parameter Code").str.lstrip("0")
     for text, param in params.items():
         if param not in UNITS:
-            raise InputError(
-                f"{path}: line {line('Parameter Code', str(text))}: Parameter Code: {text!r} is not one of "
-                f"{', '.join(UNITS)}; leave this file out"
-            )
+            problem = f"{text!r} is not one of {', '.join(UNITS)}"
+            where = line("Parameter Code", str(text))
+            raise InputError(where, "Parameter Code", problem, "leave this file out")
     dates = pd.to_datetime(labels("Date Local"), format="%Y-%m-%d", errors="coerce")
     for text, date in dates.items():
         if date is pd.NaT:
-            raise InputError(
-                f"{path}: line {line('Date Local', str(text))}: Date Local: {text!r} is not a date "
-                "YYYY-MM-DD; fix that line or download the file again"
-            )
+            problem, fix = f"{text!r} is not a date YYYY-MM-DD", f"fix that line, or {uscrn.AGAIN}"
+            raise InputError(line("Date Local", str(text)), "Date Local", problem, fix)
     raw["param"] = spread("Parameter Code", params)
     for param, unit in raw[["param", "Units of Measure"]].drop_duplicates().itertuples(index=False):
         if str(unit).strip().lower() != UNITS[param].lower():
-            raise InputError(
-                f"{path}: line {line('Units of Measure', unit)}: Units of Measure: parameter {param} is in "
-                f"{unit!r}; give it in {UNITS[param]!r}"
-            )
+            problem, fix = f"parameter {param} is in {unit!r}", f"give it in {UNITS[param]!r}"
+            raise InputError(line("Units of Measure", unit), "Units of Measure", problem, fix)
 
     state = labels("State Code").str.zfill(2)
     durations = np.where(
@@ -177,7 +181,7 @@ def _read(path: Path) -> _Source:
     )
     keep = (
         durations
-        & spread("State Code", state.isin(CONUS))
+        & spread("State Code", state.isin(CONUS_STATES))
         & spread("Event Type", labels("Event Type") != "Excluded")
         & raw["Arithmetic Mean"].notna().to_numpy()
     )
@@ -201,9 +205,10 @@ def _read(path: Path) -> _Source:
 
 @contextmanager
 def _open(path: Path) -> Iterator[io.BufferedReader | zipfile.ZipExtFile]:
-    """The CSV's bytes, straight from the zip."""
+    """Open the CSV, directly in its zip if it is zipped."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give AirData files such as daily_88101_2021.zip")
+        fix = "give AirData files such as daily_88101_2021.zip"
+        raise InputError(str(path), "", "no such file", fix)
     if path.suffix.lower() != ".zip":
         with path.open("rb") as stream:
             yield stream
@@ -212,31 +217,29 @@ def _open(path: Path) -> Iterator[io.BufferedReader | zipfile.ZipExtFile]:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.namelist() if m.lower().endswith(".csv")]
             if len(members) != 1:
-                raise InputError(
-                    f"{path}: holds {len(members)} .csv files; give AirData's own zips, one CSV in each"
-                )
+                problem = f"zip contains {len(members)} .csv files"
+                raise InputError(str(path), "", problem, "give AirData's own zips, with one CSV in each")
             with archive.open(members[0]) as member:
                 yield cast(zipfile.ZipExtFile, member)
     except uscrn.DAMAGED_ZIP as error:
-        raise InputError(f"{path}: a damaged zip ({error}); download it again") from error
+        raise InputError(str(path), "", f"damaged zip ({error})", uscrn.AGAIN) from error
 
 
 def _read_csv(stream: io.BufferedReader | zipfile.ZipExtFile, path: Path) -> pd.DataFrame:
-    """`COLUMNS` of the file: `NUMBERS` as float64, the others as categories of text."""
+    """Read `COLUMNS` of the file: `NUMBERS` as float64, the others as categories of strings."""
     buffered = (
         stream if isinstance(stream, io.BufferedReader | zipfile.ZipExtFile) else io.BufferedReader(stream)
     )
     header = buffered.peek(4096).split(b"\n")[0].decode("utf-8-sig", "replace")
     names = [name.strip().strip('"') for name in header.split(",")]
     if missing := [name for name in COLUMNS if name not in names]:
-        raise InputError(
-            f"{path}: no column {', '.join(map(repr, missing))}; give an AirData daily summary, unchanged"
-        )
+        fix = "give an AirData daily summary as it was published"
+        raise InputError(str(path), ", ".join(missing), "column is missing", fix)
     text = pa.dictionary(pa.int32(), pa.string())
     try:
         table = csv.read_csv(
             stream,
-            # one row may not straddle a block; EPA's rows are about 370 bytes
+            # A row must fit into a block; EPA's rows have about 370 bytes.
             read_options=csv.ReadOptions(use_threads=False, block_size=1 << 20),
             convert_options=csv.ConvertOptions(
                 include_columns=COLUMNS,
@@ -246,35 +249,34 @@ def _read_csv(stream: io.BufferedReader | zipfile.ZipExtFile, path: Path) -> pd.
         )
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable CSV: {reason}; download it again") from error
+        raise InputError(str(path), "", f"cannot be read as CSV ({reason})", uscrn.AGAIN) from error
     frame: pd.DataFrame = table.unify_dictionaries().to_pandas()
     return frame
 
 
 def _places(rows: pd.DataFrame, names: str) -> pd.DataFrame:
-    """lat, lon of each site: its most frequent position, the south-westernmost of equals."""
+    """Return lat, lon of each site: its most frequent position, the south-westernmost if several are."""
     counts = rows.groupby(["site_id", "lat", "lon"]).size().rename("n").reset_index()
     counts = counts[(counts["lat"] != 0) | (counts["lon"] != 0)]  # 0, 0 in the Atlantic means unknown
     counts = counts.sort_values(["site_id", "n", "lat", "lon"], ascending=[True, False, True, True])
     places = counts.drop_duplicates("site_id").set_index("site_id")[["lat", "lon"]]
     if lost := sorted(set(rows["site_id"]) - set(places.index)):
-        raise InputError(
-            f"{names}: Latitude, Longitude: site {lost[0]} has no position; fill it in or remove its rows"
-        )
+        problem = f"site {lost[0]} has no position"
+        raise InputError(names, "Latitude, Longitude", problem, "fill it in, or remove its rows")
     return places
 
 
 def _site_days(rows: pd.DataFrame, index: pd.MultiIndex) -> pd.Series:
-    """Mean over instruments of each site-day in `index`, float32, NaN where there is none.
+    """Compute the mean over instruments of each site-day in `index`, float32, NaN if there is none.
 
-    First within an instrument: EPA repeats a row for each Pollutant Standard, and that is not more weight.
+    Values of one instrument are averaged first, because EPA repeats a row for each Pollutant Standard.
     """
     by_poc = rows.groupby(["site_id", "date", "poc"])["value"].mean()
     return by_poc.groupby(["site_id", "date"]).mean().reindex(index).astype(np.float32)
 
 
 def _epa_weather(rows: pd.DataFrame, given: set[str]) -> dict[str, pd.DataFrame]:
-    """Column name -> its rows in the panel's units, for the parameters that were given."""
+    """Convert weather rows to the panel's units, by column name, for the parameters that were given."""
 
     def of(param: str) -> pd.DataFrame:
         return rows[rows["param"] == param]
@@ -301,8 +303,7 @@ def _epa_weather(rows: pd.DataFrame, given: set[str]) -> dict[str, pd.DataFrame]
 
 
 def _no_overlap(path: object, dates: "pd.Series[pd.Timestamp]", panel: pd.DatetimeIndex) -> InputError:
+    """Error for weather of other days than the PM2.5 files."""
     days = f"{dates.min():%Y-%m-%d} to {dates.max():%Y-%m-%d}" if len(dates) else "no day"
-    return InputError(
-        f"{path}: Date: weather of {days} has no day of the PM2.5 files' {panel[0]:%Y-%m-%d} to "
-        f"{panel[-1]:%Y-%m-%d}; give weather of the same year"
-    )
+    problem = f"weather is of {days}, PM2.5 of {panel[0]:%Y-%m-%d} to {panel[-1]:%Y-%m-%d}"
+    return InputError(str(path), "Date", problem, "give weather of the same days")

@@ -1,32 +1,36 @@
-"""A synthetic CONUS panel of daily PM2.5 whose truth is known.
+"""A synthetic CONUS panel of daily PM2.5 with a known truth.
 
-Sites s stand like monitors: three in four within about 15 km of a metro area, the others scattered. Days are
-t. The true concentration, in ug/m3, is a background times what the air has gathered, and smoke on top:
+Sites s are placed like monitors: three in four within about 15 km of a metro area, the others scattered.
+Days are t. The true concentration in ug/m3 is a background times the accumulation in the air, plus smoke:
 
     pm25_true(s, t) = 6.2 exp(place(s) + season(s, t) + heat(s, t) + haze(s, t)) (B(s, t) / 3.3)^1.4 + S(s, t)
 
-    place(s)     broad bumps (Ohio valley, Southeast, Central Valley +; mountain West, Maine -), an urban
-                 kernel of 25 km, a Gaussian field of 150 km (sd 0.16) and a nugget (sd 0.06). Neighbours
-                 tell it; a far region does not.
-    season(s, t) (0.10 west - 0.08 east) cos(2 pi (day of year - 15) / 365.25): winter inversions, summer haze
-    heat(s, t)   T'(s, t) times (+0.045 east in summer, -0.060 west in winter): the response to a temperature
-                 anomaly T' (C) has one sign in the East and the other in the West
-    haze(s, t)   what no channel shows: a Gaussian field of 400 km (sd 0.32)
-    B(s, t)    = exp(-k(s, t)) B(s, t-1) + 1, loss k = 0.04 + 0.09 wind + 0.30 (1 - exp(-rain/4)) a day:
-                 wind (m/s) disperses, rain (mm) washes out, calm dry days add up for a week; today's weather
-                 does not say today's B, a 21-day window does
-    S(s, t)      20 fires a year in the West, July to October, 5 to 15 days each, lognormal peaks (median 140,
-                 up to many hundreds), plumes that swing about an eastward axis, widen and thin out
+- place(s): broad bumps (Ohio valley, Southeast, Central Valley +; mountain West, Maine -), an urban kernel
+  of 25 km, a Gaussian field of 150 km (sd 0.16) and a nugget (sd 0.06).
+  Neighbouring sites predict it; a far region does not.
+- season(s, t) = (0.10 west - 0.08 east) cos(2 pi (day of year - 15) / 365.25).
+  It stands for winter inversions and summer haze.
+- heat(s, t) = T'(s, t) times (+0.045 east in summer, -0.060 west in winter).
+  The response to a temperature anomaly T' (C) has one sign in the East and the other in the West.
+- haze(s, t): a Gaussian field of 400 km (sd 0.32) that no channel shows.
+- B(s, t) = exp(-k(s, t)) B(s, t-1) + 1, with the loss k = 0.04 + 0.09 wind + 0.30 (1 - exp(-rain/4)) a day.
+  Wind (m/s) disperses, rain (mm) washes out, and calm dry days add up for a week.
+  Today's weather does not determine today's B; a 21-day window does.
+- S(s, t): 20 fires a year in the West, July to October, of 5 to 15 days each.
+  Their peaks are lognormal (median 140, up to many hundreds).
+  Their plumes swing about an eastward axis, widen and thin out.
 
-    west(s) = 1 / (1 + exp((lon + 104) / 2)), east = 1 - west.
+Here west(s) = 1 / (1 + exp((lon + 104) / 2)), and east = 1 - west.
 
 Weather fields are Gaussian in space (length 600 km, by random Fourier features), AR(1) in time, and drift
-east by 350 km a day. `smoke` is a plume class like NOAA HMS's (0 none, 1 light, 2 medium, 3 heavy): it is cut
-from the smoke with errors, sees plumes aloft that never reach the ground, and misses some under cloud.
+east by 350 km a day. The channel `smoke` is a plume class like NOAA HMS's: 0 none, 1 light, 2 medium,
+3 heavy. It is derived from the smoke with errors. It includes plumes aloft that never reach the ground, and
+misses some under cloud.
 
-    pm25 = pm25_true (1 + 0.08 N) + 0.9 N, to 0.1 ug/m3: like a monitor's, some values are slightly negative.
+    pm25 = pm25_true (1 + 0.08 N) + 0.9 N
 
-About 20 % of its days are missing: 1 site in 5 samples every third day, all have lost days and gaps of weeks.
+The result is rounded to 0.1 ug/m3, and some values are slightly negative, like a monitor's. About 20 % of the
+days are missing: one site in five samples every third day, and all sites have lost days and gaps of weeks.
 """
 
 import numpy as np
@@ -37,8 +41,11 @@ from pm25.errors import InputError
 
 Floats = NDArray[np.float64]
 
-SPIN_UP_DAYS = 30  # before the first day, so that B has forgotten where it began: exp(-30 * 0.15) = 0.01
+SPIN_UP_DAYS = 30
+"""Days before the first one, after which B no longer depends on its initial value: exp(-30 * 0.15) = 0.01."""
+
 KM_PER_DEGREE = 111.2
+"""Kilometres per degree of latitude."""
 
 # Metro areas: lat, lon, population in millions, elevation in m (rounded; enough to place monitors).
 CITIES = np.array(
@@ -70,7 +77,7 @@ CITIES = np.array(
     ]
 )  # fmt: skip
 
-# High or low ground that no city stands on, so that elevation is sane between them: lat, lon, elevation in m.
+# High or low ground away from cities, for a plausible elevation between them: lat, lon, elevation in m.
 TERRAIN = np.array(
     [
         (48.5, -113.5, 1900), (44.5, -110.5, 2300), (44.2, -114.5, 2200), (40.3, -105.8, 2700),
@@ -123,7 +130,7 @@ BUMPS = np.array(
     ]
 )  # fmt: skip
 
-# Where western fires start: lat, lon.
+# Regions where western fires start: lat, lon.
 FIRE_COUNTRY = np.array(
     [
         (40.2, -121.3), (38.8, -120.3), (36.5, -118.8), (41.3, -123.2), (42.6, -121.2), (44.6, -121.9),
@@ -139,25 +146,29 @@ def synthesize(
     start: str = "2021-01-01",
     with_truth: bool = False,
 ) -> pd.DataFrame:
-    """Make a synthetic panel table: one row per site and day, by site, then by day.
+    """Make a synthetic panel table with one row per site and day, by site, then by day.
 
-    Columns: site_id, date, lat, lon (degrees), pm25 (ug/m3; NaN = not observed), elev_m, crn_tmax_c,
-    crn_tmin_c, crn_prcp_mm, crn_solar_mj_m2, crn_rh_avg (%), wind_speed_ms, smoke (0 to 3); with
-    `with_truth` also pm25_true (ug/m3, every day). See the module for its equations. Same arguments, same
-    bytes; InputError for fewer than 8 sites or 21 days (one window).
+    The columns are site_id, date, lat, lon (degrees), pm25 (ug/m3; NaN = not observed), elev_m, and the
+    channels: crn_tmax_c, crn_tmin_c, crn_prcp_mm, crn_solar_mj_m2, crn_rh_avg (%), wind_speed_ms, smoke (0
+    to 3). With `with_truth` there is also pm25_true (ug/m3, every day). The module's docstring has the
+    equations. The same arguments give the same bytes. Raises InputError for fewer than 8 sites or 21 days
+    (one window), a negative seed, and a `start` that is not a date.
     """
     if sites < 8:
-        raise InputError(f"sites {sites}: too few for training, validation and test; give 8 or more")
+        problem = f"{sites} are too few for training, validation and test"
+        raise InputError("synthetic", "sites", problem, "give 8 or more")
     if days < 21:
-        raise InputError(f"days {days}: shorter than one 21-day window; give 21 or more")
+        raise InputError("synthetic", "days", f"{days} is shorter than one 21-day window", "give 21 or more")
     if seed < 0:
-        raise InputError(f"seed {seed}: give 0 or more")
+        raise InputError("synthetic", "seed", f"{seed} is negative", "give 0 or more")
     try:
         dates = pd.date_range(start, periods=days, freq="D", unit="us").normalize()
     except ValueError as error:
-        raise InputError(f"start {start!r}: not a date; write it as 2021-01-01") from error
+        raise InputError(
+            "synthetic", "start", f"{start!r} is not a date", "write it as 2021-01-01"
+        ) from error
 
-    # One stream for each part, so that a change in one does not redraw the others.
+    # One random stream for each part, so that a change in one does not redraw the others.
     for_sites, for_weather, for_air, for_fires, for_monitors = np.random.default_rng(seed).spawn(5)
     lat, lon = _place_sites(for_sites, sites)
     elev_m = _elevation(lat, lon)
@@ -189,8 +200,8 @@ def synthesize(
     return table
 
 
-def inside_conus(lat: Floats, lon: Floats) -> NDArray[np.bool_]:
-    """Tell which places lie inside OUTLINE: cast a ray north and count the edges it crosses."""
+def inside_outline(lat: Floats, lon: Floats) -> NDArray[np.bool_]:
+    """Tell which places are inside OUTLINE, by the number of edges that a ray to the north crosses."""
     (x1, y1), (x2, y2) = OUTLINE.T, np.roll(OUTLINE, -1, axis=0).T
     x, y = np.asarray(lon)[:, None], np.asarray(lat)[:, None]
     spans = (x1 > x) != (x2 > x)
@@ -200,6 +211,7 @@ def inside_conus(lat: Floats, lon: Floats) -> NDArray[np.bool_]:
 
 
 def _place_sites(rng: np.random.Generator, sites: int) -> tuple[Floats, Floats]:
+    """Draw lat and lon of the sites, (sites,) each."""
     urban = rng.random(sites) < 0.75
     places = np.full((sites, 2), np.nan)
     share = CITIES[:, 2] ** 0.6  # big cities have more monitors, but fewer per head
@@ -210,7 +222,7 @@ def _place_sites(rng: np.random.Generator, sites: int) -> tuple[Floats, Floats]:
         jitter[:, 1] /= np.cos(np.deg2rad(39))
         anywhere = rng.uniform([25, -125], [49, -66.9], (len(todo), 2))
         places[todo] = np.where(urban[todo, None], CITIES[metro, :2] + jitter, anywhere).round(5)
-        todo = todo[~inside_conus(*places[todo].T)]
+        todo = todo[~inside_outline(*places[todo].T)]
     return places[:, 0], places[:, 1]
 
 
@@ -220,18 +232,19 @@ def _km(lat: Floats, lon: Floats) -> Floats:
 
 
 def _distance_km(lat: Floats, lon: Floats, points: Floats) -> Floats:
-    """Give the distance from each place to each of points (m, >= 2) as (lat, lon, ...): (n, m) in km."""
+    """Compute the distance in km, (n, m), from each place to each of points (m, >= 2) as (lat, lon, ...)."""
     return np.linalg.norm(_km(lat, lon)[:, None] - _km(points[:, 0], points[:, 1]), axis=2)
 
 
 def _elevation(lat: Floats, lon: Floats) -> Floats:
-    """Interpolate cities and terrain with inverse squared distances, in m."""
+    """Interpolate the elevation of cities and terrain, weighted by 1 / (distance + 15 km)^3, in m."""
     points = np.concatenate([CITIES[:, [0, 1, 3]], TERRAIN])
     weight = 1 / (_distance_km(lat, lon, points) + 15) ** 3
     return np.round(weight @ points[:, 2] / weight.sum(axis=1))
 
 
 def _west(lon: Floats) -> Floats:
+    """Weight of the West, 0 to 1."""
     return 1 / (1 + np.exp((lon + 104) / 2))
 
 
@@ -316,6 +329,7 @@ def _extraterrestrial(lat: Floats, day_of_year: Floats) -> Floats:
 
 
 def _place_effect(rng: np.random.Generator, lat: Floats, lon: Floats) -> Floats:
+    """Draw place(s) of the module's docstring, (sites,)."""
     bumps = np.exp(-0.5 * (_distance_km(lat, lon, BUMPS) / BUMPS[:, 2]) ** 2) @ BUMPS[:, 3]
     urban = np.exp(-0.5 * (_distance_km(lat, lon, CITIES) / 25) ** 2) @ (0.10 + 0.03 * np.sqrt(CITIES[:, 2]))
     return bumps + urban + 0.16 * _field(rng, lat, lon, 150) + rng.normal(0, 0.06, len(lat))
@@ -329,7 +343,7 @@ def _background(
     anomaly: Floats,
     weather: dict[str, Floats],
 ) -> Floats:
-    """Give the concentration without smoke, ug/m3, (sites, days): the module's first equation without S."""
+    """Compute the concentration without smoke, ug/m3, (sites, days): the module's equation without S."""
     winter = np.cos(2 * np.pi * (day_of_year - 15) / 365.25)
     west = _west(lon)[:, None]
     east = 1 - west
@@ -351,11 +365,11 @@ def _background(
 def _fires(
     rng: np.random.Generator, lat: Floats, lon: Floats, dates: pd.DatetimeIndex
 ) -> tuple[Floats, Floats]:
-    """Give smoke at the ground and smoke aloft, both ug/m3 and (sites, days)."""
+    """Draw smoke at the ground and smoke aloft, both ug/m3 and (sites, days)."""
     ground, aloft = np.zeros((2, len(lat), len(dates)))
     here = _km(lat, lon)
     for year in sorted(set(dates.year)):
-        starts = np.arange(0, 100, 5) + rng.integers(0, 5, 20)  # spread, so that no year goes without
+        starts = np.arange(0, 100, 5) + rng.integers(0, 5, 20)  # spread, so that every year has fires
         for source, after in zip(rng.permutation(np.tile(FIRE_COUNTRY, (2, 1))), starts, strict=True):
             source = source + rng.normal(0, 0.5, 2)
             first = pd.Timestamp(year, 7, 1) + pd.Timedelta(days=int(after))
@@ -380,14 +394,14 @@ def _fires(
 
 
 def _plume_class(rng: np.random.Generator, column: Floats, cloud: Floats) -> NDArray[np.int8]:
-    """Cut a smoke column (ug/m3) into HMS-like classes, with errors, and none under the thickest clouds."""
+    """Classify a smoke column (ug/m3) as HMS does, with errors, and as 0 under the thickest clouds."""
     judged = column * rng.lognormal(0, 0.5, column.shape)
     judged[cloud > 1.5] = 0
     return np.digitize(judged, [3, 10, 21]).astype(np.int8)
 
 
 def _unobserved(rng: np.random.Generator, sites: int, dates: pd.DatetimeIndex) -> NDArray[np.bool_]:
-    """Draw the days without a value, (sites, days)."""
+    """Draw a mask of the days without a value, (sites, days)."""
     days = len(dates)
     # EPA's every-third-day calendar is the same for all its sites.
     off_calendar = dates.to_numpy().astype("datetime64[D]").astype(int) % 3 != 0

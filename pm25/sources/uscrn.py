@@ -1,4 +1,4 @@
-"""NOAA USCRN daily01 station files, read and spread onto places by inverse squared distance."""
+"""NOAA USCRN daily01 station files, interpolated to places by inverse squared distance."""
 
 import re
 import zipfile
@@ -16,7 +16,7 @@ from pm25.errors import InputError
 from pm25.geo import great_circle_km
 
 # fmt: off
-COLUMNS = [  # of the format, in order
+COLUMNS = [  # all columns of the format, in order
     "WBANNO", "LST_DATE", "CRX_VN", "LONGITUDE", "LATITUDE",
     "T_DAILY_MAX", "T_DAILY_MIN", "T_DAILY_MEAN", "T_DAILY_AVG", "P_DAILY_CALC", "SOLARAD_DAILY",
     "SUR_TEMP_DAILY_TYPE", "SUR_TEMP_DAILY_MAX", "SUR_TEMP_DAILY_MIN", "SUR_TEMP_DAILY_AVG",
@@ -28,6 +28,7 @@ COLUMNS = [  # of the format, in order
 # fmt: on
 
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+"""Errors that zipfile raises for a damaged zip."""
 
 VARIABLES = {
     "crn_tmax_c": "T_DAILY_MAX",
@@ -41,16 +42,19 @@ VARIABLES = {
 }
 """Panel column -> USCRN field."""
 
-NEAREST_KM = 5.0
-"""A nearer station weighs as one at this distance: positions come to 0.01 degrees (about 1 km), and one
-station at the very place must neither divide by zero nor silence the other two."""
+AGAIN = "download the file again"
+"""Fix for a damaged file."""
+
+MIN_DISTANCE_KM = 5.0
+"""Smallest distance used in a weight. Positions are given to 0.01 degrees (about 1 km). A station at the
+place itself must neither divide by zero nor make the weights of the other stations negligible."""
 
 
 def parse(data: bytes, name: str) -> pd.DataFrame:
-    """The rows of one station file: WBANNO, date, LONGITUDE, LATITUDE and the fields of `VARIABLES`.
+    """Read the rows of one station file: WBANNO, date, LONGITUDE, LATITUDE and the fields of `VARIABLES`.
 
-    -9999 becomes NaN. Units are the file's own: degrees C, mm, MJ/m2, %.
-    Raises InputError (naming `name`) for a wrong number of columns, a bad number, date or position.
+    -9999 becomes NaN. Units are those of the file: degrees C, mm, MJ/m2, %. Raises InputError, which names
+    `name`, for a wrong number of columns, a bad number, date or position.
     """
     wanted = ["WBANNO", "LST_DATE", "LONGITUDE", "LATITUDE", *VARIABLES.values()]
     try:
@@ -66,25 +70,20 @@ def parse(data: bytes, name: str) -> pd.DataFrame:
         )
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{name}: not a USCRN daily01 file of {len(COLUMNS)} columns: {reason}; download it again"
-        ) from error
+        problem = f"not a USCRN daily01 file of {len(COLUMNS)} columns ({reason})"
+        raise InputError(name, "", problem, AGAIN) from error
     frame: pd.DataFrame = table.to_pandas()
     dates = pd.to_datetime(frame["LST_DATE"], format="%Y%m%d", errors="coerce")
     if dates.isna().any():
         row = int(np.argmax(dates.isna()))
-        raise InputError(
-            f"{name}: line {row + 1}: LST_DATE: {frame['LST_DATE'].iloc[row]!r} is not a date YYYYMMDD; "
-            "download the file again"
-        )
+        problem = f"{frame['LST_DATE'].iloc[row]!r} is not a date YYYYMMDD"
+        raise InputError(f"{name}: line {row + 1}", "LST_DATE", problem, AGAIN)
     bad = ~(frame["LATITUDE"].abs().le(90) & frame["LONGITUDE"].abs().le(180))
     if bad.any():
         row = int(np.argmax(bad))
         place = (float(frame["LATITUDE"].iloc[row]), float(frame["LONGITUDE"].iloc[row]))
-        raise InputError(
-            f"{name}: line {row + 1}: LATITUDE, LONGITUDE: {place} is no place on Earth; "
-            "download the file again"
-        )
+        problem = f"{place} is not a place on Earth"
+        raise InputError(f"{name}: line {row + 1}", "LATITUDE, LONGITUDE", problem, AGAIN)
     fields = list(VARIABLES.values())
     frame[fields] = frame[fields].where(frame[fields] > -9999)
     frame["LST_DATE"] = dates
@@ -92,10 +91,10 @@ def parse(data: bytes, name: str) -> pd.DataFrame:
 
 
 def load(paths: Sequence[Path]) -> pd.DataFrame:
-    """The rows of all station files in `paths`: files, folders of CRND*.txt (at any depth), zips of them.
+    """Read all station files in `paths`: files, folders of CRND*.txt (at any depth), and zips of them.
 
-    A station-day that comes twice counts once, the last one read.
-    Raises InputError for a path that is missing, unreadable or holds no station file.
+    If a station-day is repeated, the last one read is used. Raises InputError for a path that is missing,
+    unreadable or contains no station file.
     """
     frame = pd.concat([parse(data, name) for path in paths for name, data in _station_files(Path(path))])
     return frame.drop_duplicates(["WBANNO", "date"], keep="last", ignore_index=True)
@@ -104,17 +103,17 @@ def load(paths: Sequence[Path]) -> pd.DataFrame:
 def inverse_distance(
     km: NDArray[np.float64], values: NDArray[np.float32], *, max_km: float, stations: int
 ) -> NDArray[np.float32]:
-    """Means (N, D, V) at N places, weighted by 1 / km^2, from `km` (N, S) and `values` (S, D, V).
+    """Compute means (N, D, V) at N places, weighted by 1 / km^2, from `km` (N, S) and `values` (S, D, V).
 
-    Distances below `NEAREST_KM` count as that. For each place, day and variable: the nearest `stations` of
-    those that report it (not NaN) within `max_km`; NaN where none does.
+    Distances below `MIN_DISTANCE_KM` are replaced by it. Each place, day and variable uses the nearest
+    `stations` stations within `max_km` that report a value (not NaN). The mean is NaN if there is none.
     """
     out = np.full((km.shape[0], *values.shape[1:]), np.nan, np.float32)
-    for place, distances in enumerate(km):  # a loop, so that (N, S, D, V) is never in memory
+    for place, distances in enumerate(km):  # a loop, so that an array (N, S, D, V) is never in memory
         near = np.argsort(distances, kind="stable")[: np.count_nonzero(distances <= max_km)]
         reported = ~np.isnan(values[near])
         used = reported & (np.cumsum(reported, axis=0) <= stations)
-        weights = used / np.maximum(distances[near], NEAREST_KM)[:, None, None] ** 2
+        weights = used / np.maximum(distances[near], MIN_DISTANCE_KM)[:, None, None] ** 2
         total = weights.sum(axis=0)
         mean = (weights * np.where(used, values[near], 0)).sum(axis=0)
         np.divide(mean, total, out=out[place], where=total > 0, casting="same_kind")
@@ -130,10 +129,11 @@ def at_places(
     max_station_km: float,
     stations: int,
 ) -> pd.DataFrame:
-    """`crn_nearest_km` and the columns of `VARIABLES` for N places x D dates, N * D rows, places outermost.
+    """Interpolate to N places x D dates: `crn_nearest_km` and the columns of `VARIABLES`, N * D rows.
 
-    `weather` is what `load` returns. `crn_nearest_km` is the nearest station that has a row on any of the
-    dates, however far. A station that moved stands where its last row puts it.
+    All dates of a place come before the next place. `weather` is the result of `load`. `crn_nearest_km` is
+    the distance to the nearest station with a row on any of the dates, without a limit. A station that moved
+    has the position of its last row.
     """
     weather = weather[weather["date"].isin(dates)].sort_values(["WBANNO", "date"])
     places = weather.groupby("WBANNO")[["LATITUDE", "LONGITUDE"]].last()
@@ -151,13 +151,14 @@ def at_places(
 
 
 def _station_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each station file at `path`."""
     fix = "give CRND0103-YEAR-STATION.txt files, a folder of them or a zip of them"
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; {fix}")
+        raise InputError(str(path), "", "no such file or folder", fix)
     if path.is_dir():
         found = sorted(path.rglob("CRND*.txt"))
         if not found:
-            raise InputError(f"{path}: no CRND*.txt in this folder; {fix}")
+            raise InputError(str(path), "", "no CRND*.txt in this folder", fix)
         for file in found:
             yield str(file), file.read_bytes()
     elif path.suffix.lower() != ".zip":
@@ -167,8 +168,8 @@ def _station_files(path: Path) -> Iterator[tuple[str, bytes]]:
             with zipfile.ZipFile(path) as archive:
                 members = sorted(m for m in archive.namelist() if re.search(r"(^|/)CRND[^/]*\.txt$", m))
                 if not members:
-                    raise InputError(f"{path}: no CRND*.txt in this zip; {fix}")
+                    raise InputError(str(path), "", "no CRND*.txt in this zip", fix)
                 for member in members:
                     yield f"{path}:{member}", archive.read(member)
         except DAMAGED_ZIP as error:
-            raise InputError(f"{path}: a damaged zip ({error}); download it again") from error
+            raise InputError(str(path), "", f"damaged zip ({error})", AGAIN) from error

@@ -308,7 +308,7 @@ BAD = {
     ),
     "number date": (frame().assign(date=20210101), "date", ALL, (20210101, "YYYY-MM-DD")),
 }
-"""By kind of problem: the frame, the column and rows that are reported, and values that the report shows."""
+"""Bad tables by name: the frame, the column and rows that are reported, and values that the error shows."""
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])

@@ -1,7 +1,8 @@
-"""Published arrays back to site-days: a small world under each calendar convention, and every refusal."""
+"""Published arrays become site-days: a small world under each calendar convention, and every refusal."""
 
 import io
 import pickle
+import re
 import tracemalloc
 from itertools import product
 from pathlib import Path
@@ -12,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from pm25 import encoders, panel
-from pm25.errors import InputError
 from pm25.sources import paper_arrays
 from pm25.sources.paper_arrays import CHANNELS
+from tests.errors import refuses
 
 DAYS = 21
 PLACES = np.array([[40.71274, -74.00597], [34.05223, -118.24368], [47.60621, -122.33207], [9.5, -80.0]])
@@ -65,7 +66,7 @@ class World:
 
     @property
     def table(self) -> pd.DataFrame:
-        """What must come back, from the features and not from the windows."""
+        """Expected table, from the features and not from the windows."""
         kept = [c for c in CHANNELS if c not in ("lat", "lon", "knnidw_distance", "knnidw_pm25")]
         rows = []
         for s, site_id in sorted(enumerate(SITES), key=lambda pair: pair[1]):
@@ -174,7 +175,7 @@ def test_through_parquet(tmp_path):
     assert panel.read(tmp_path / "p.parquet").observed == len(world.x)
 
 
-def test_padding_is_no_row(tmp_path):
+def test_padding_has_no_row(tmp_path):
     world = World(days=22).keep([0])
     world.x[0, :4] = -1
     found = paper_arrays.to_table(*world.save(tmp_path))
@@ -217,11 +218,12 @@ def test_two_wrong_days_in_a_thousand_are_not(tmp_path):
     world = World(days=420)
     wrong = np.random.default_rng(0).permutation(world.x.shape[0] * DAYS)[: len(world.x) * DAYS // 500]
     world.x.reshape(-1, 23)[wrong, YEAR] = np.nan
-    assert "fits 99.8%" in refusal(tmp_path, world)
+    with refuses("X.npy", "date", "99.8%", "99.9%"):
+        convert(tmp_path, world)
 
 
 def test_noise_about_january_1(tmp_path):
-    """An angle just below 0 is no day 365."""
+    """An angle just below 0 is not day 365."""
     world = World("2020-12-20", convention=(365, 0, 0))
     for name in ("day_sin", "month_sin"):
         world.x[..., CHANNELS.index(name)] -= 1e-6
@@ -230,11 +232,12 @@ def test_noise_about_january_1(tmp_path):
 
 
 def test_dates_given(tmp_path):
-    """A month without its ends says nothing of day 0 or 1; the dates do, and need no calendar."""
+    """A month without its ends does not determine if January 1 is day 0 or 1; `dates` needs no calendar."""
     world = World("2021-03-03", 25)
     files = world.save(tmp_path)
-    with pytest.raises(InputError, match=r"ends 2021-03-\d+ if .*, 2021-03-\d+ if .* both fit; give dates="):
+    with refuses("X.npy", "sample 0", "2021-03-", "dates=") as refused:
         paper_arrays.to_table(*files)
+    assert len(set(re.findall(r"2021-03-\d\d", refused.value.problem))) == 2
     same(paper_arrays.to_table(*files, dates=world.ends(tmp_path)), world)
     expected = world.table.drop(columns=[*panel.CALENDAR, "year"])
     calendar = [CHANNELS.index(c) for c in (*panel.CALENDAR, "year")]
@@ -243,24 +246,19 @@ def test_dates_given(tmp_path):
     files = world.save(tmp_path)
     found = paper_arrays.to_table(*files, names, world.ends(tmp_path))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
-    with pytest.raises(InputError, match=r"channels lack day_cos, .*, year; .* or give dates="):
+    with refuses("X.npy", ", ".join([*panel.CALENDAR, "year"]), "dates="):
         paper_arrays.to_table(*files, names)
 
 
-def refusal(folder: Path, world: World, **options) -> str:
-    with pytest.raises(InputError) as caught:
-        paper_arrays.to_table(*world.save(folder), **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def convert(folder: Path, world: World, **options) -> pd.DataFrame:
+    return paper_arrays.to_table(*world.save(folder), **options)
 
 
-def test_dates_that_cannot_be_told(tmp_path):
+def test_dates_that_fit_no_convention(tmp_path):
     world = World(days=100)
     world.x[..., CHANNELS.index("month_cos")] *= -1  # January is July's
-    text = refusal(tmp_path, world)
-    assert "no convention gives dates to 99.9% of the days" in text
-    assert "give dates=" in text
-    assert "year of sample 0: 2021" in text
+    with refuses("X.npy", "date", "99.9%", "year of sample 0: 2021", "dates="):
+        convert(tmp_path, world)
     same(
         paper_arrays.to_table(tmp_path / "X.npy", tmp_path / "y.npy", dates=world.ends(tmp_path)),
         _flip(world),
@@ -275,40 +273,41 @@ def _flip(world: World) -> World:
 def test_days_that_do_not_follow_each_other(tmp_path):
     world = World(days=100)
     world.x = world.x[:, ::-1]
-    assert "no convention" in refusal(tmp_path, world)
+    with refuses("X.npy", "date", "99.9%"):
+        convert(tmp_path, world)
 
 
 @pytest.mark.parametrize("name", ["day", "month"])
 def test_angles_off_the_circle(tmp_path, name):
     world = World(days=100)
     world.x[..., [CHANNELS.index(f"{name}_cos"), CHANNELS.index(f"{name}_sin")]] *= 0.5
-    assert "fits 0.0%" in refusal(tmp_path, world)
+    with refuses("X.npy", "date", "fits 0.0%"):
+        convert(tmp_path, world)
 
 
 def test_a_sample_without_any_date(tmp_path):
     world = World(days=420)
     world.x[5, :, YEAR] = np.nan  # 1 of 1600 samples
-    assert "sample 5: its calendar fits no date; fix it, or give dates=" in refusal(tmp_path, world)
+    with refuses("X.npy", "sample 5", "dates="):
+        convert(tmp_path, world)
 
 
 @pytest.mark.parametrize(
-    ("channel", "value", "text"),
-    [
-        (LAT, 90.5, "sample 2: lat 90.5 is not in -90..90; give unscaled degrees"),
-        (LAT, np.nan, "sample 2: lat nan is not"),
-        (LON, -181, "sample 2: lon -181 is not in -180..180"),
-    ],
+    ("channel", "value", "limits"),
+    [(LAT, 90.5, "-90..90"), (LAT, np.nan, "-90..90"), (LON, -181, "-180..180")],
 )
-def test_places_in_degrees(tmp_path, channel, value, text):
+def test_places_in_degrees(tmp_path, channel, value, limits):
     world = World()
     world.x[2, :, channel] = value
-    assert text in refusal(tmp_path, world)
+    with refuses("X.npy", f"sample 2, {CHANNELS[channel]}", value, limits):
+        convert(tmp_path, world)
 
 
 def test_swapped_places(tmp_path):
     world = World()
     world.x[..., [LAT, LON]] = world.x[..., [LON, LAT]]
-    assert "latitude before longitude" in refusal(tmp_path, world)
+    with refuses("X.npy", "sample 2, lat", -118.244, "-90..90"):
+        convert(tmp_path, world)
 
 
 @pytest.mark.parametrize("scale", ["minmax", "standard"])
@@ -320,13 +319,15 @@ def test_scaled_arrays(tmp_path, scale, dated):
     low, span = (flat.min(0), np.ptp(flat, 0)) if scale == "minmax" else (flat.mean(0), flat.std(0))
     world.x = (world.x - low) / span
     options = {"dates": world.ends(tmp_path)} if dated else {}
-    assert "unscaled" in refusal(tmp_path, world, **options)
+    with refuses("X.npy", None, "unscaled"):
+        convert(tmp_path, world, **options)
 
 
 def test_a_window_of_two_places(tmp_path):
     world = World()
     world.x[3, 4, LON] += 0.01
-    assert "sample 3: its window is of two places" in refusal(tmp_path, world)
+    with refuses("X.npy", "sample 3"):
+        convert(tmp_path, world)
 
 
 def test_windows_that_disagree(tmp_path):
@@ -334,14 +335,15 @@ def test_windows_that_disagree(tmp_path):
     sample = int(np.flatnonzero((world.site == 1) & (world.day == 40))[0])
     world.x[sample, -1, CHANNELS.index("srad")] = 77
     right = f"{world.features[1, 40, CHANNELS.index('srad')]:.7g}"
-    text = refusal(tmp_path, world)
-    assert f"site {SITES[1]}, 2021-02-24, srad: windows hold " in text
-    assert right in text
-    assert "77" in text
+    field = f"site {SITES[1]}, 2021-02-24, srad"
+    with refuses("X.npy", field, right, 77):
+        convert(tmp_path, world)
     world.x[sample, -1, CHANNELS.index("srad")] = world.features[1, 40, CHANNELS.index("srad")] * 1.0005
-    assert right in refusal(tmp_path, world)
+    with refuses("X.npy", field, right):
+        convert(tmp_path, world)
     world.x[sample, -1, CHANNELS.index("srad")] = np.nan
-    assert "nan" in refusal(tmp_path, world)
+    with refuses("X.npy", field, right, "nan"):
+        convert(tmp_path, world)
 
 
 def test_dropped_channels_may_disagree(tmp_path):
@@ -354,83 +356,91 @@ def test_dropped_channels_may_disagree(tmp_path):
 def test_targets_that_disagree(tmp_path):
     world = World()
     world.x, world.y = np.concatenate([world.x, world.x[:1]]), np.append(world.y, np.float32(99.5))
-    where = f"site {SITES[world.site[0]]}, {world.dates[world.day[0]]:%Y-%m-%d}"
-    text = refusal(tmp_path, world)
-    assert f"{where}: two samples have {world.y[0]:g} and 99.5 ug/m3" in text
+    field = f"site {SITES[world.site[0]]}, {world.dates[world.day[0]]:%Y-%m-%d}"
+    with refuses("y.npy", field, f"{world.y[0]:g} and 99.5 ug/m3"):
+        convert(tmp_path, world)
     world.y[-1] = np.nan
-    assert where in refusal(tmp_path, world)
+    with refuses("y.npy", field, "nan"):
+        convert(tmp_path, world)
 
 
 def test_last_day_padded(tmp_path):
     world = World()
     world.x[6, -1] = -1
-    assert "sample 6: its last day is padding" in refusal(tmp_path, world)
+    with refuses("X.npy", "sample 6", -1):
+        convert(tmp_path, world)
 
 
 def test_an_infinite_target(tmp_path):
     world = World()
     world.y[6] = np.inf
-    assert "sample 6 is infinite" in refusal(tmp_path, world)
+    with refuses("y.npy", "sample 6", "NaN"):
+        convert(tmp_path, world)
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "text"),
+    ("x", "y", "file", "field", "values"),
     [
-        (np.ones((4, 21), "f4"), np.ones(4), r"X.npy: its shape is \(4, 21\); \(samples, days, channels\)"),
-        (np.ones((0, 21, 23), "f4"), np.ones(0), r"X.npy: its shape is \(0, 21, 23\)"),
-        (np.ones((4, 21, 22), "f4"), np.ones(4), r"\(4, 21, 22\), but 23 channels are named"),
-        (np.ones((4, 21, 23), "f2"), np.ones(4), "X.npy: holds float16; float32 or float64"),
-        (np.ones((4, 21, 23), int), np.ones(4), "X.npy: holds int64"),
-        (np.full((4, 21, 23), "a"), np.ones(4), "X.npy: holds <U1"),
-        (np.ones((4, 21, 23), "f4"), np.ones(5), "y.npy: 5 targets for the 4 samples of .*X.npy"),
-        (np.ones((4, 21, 23), "f4"), np.ones((4, 2)), r"y.npy: its shape is \(4, 2\)"),
-        (np.ones((4, 21, 23), "f4"), np.ones((1, 4)), r"y.npy: its shape is \(1, 4\)"),
-        (np.ones((4, 21, 23), "f4"), np.float64(1), r"y.npy: its shape is \(\)"),
+        (np.ones((4, 21), "f4"), np.ones(4), "X.npy", "shape", ((4, 21), "(samples, days, channels)")),
+        (np.ones((0, 21, 23), "f4"), np.ones(0), "X.npy", "shape", ((0, 21, 23),)),
+        (np.ones((4, 21, 22), "f4"), np.ones(4), "X.npy", "shape", ((4, 21, 22), 23)),
+        (np.ones((4, 21, 23), "f2"), np.ones(4), "X.npy", "dtype", ("float16", "float32", "float64")),
+        (np.ones((4, 21, 23), int), np.ones(4), "X.npy", "dtype", ("int64",)),
+        (np.full((4, 21, 23), "a"), np.ones(4), "X.npy", "dtype", ("<U1",)),
+        (np.ones((4, 21, 23), "f4"), np.ones(5), "y.npy", "shape", (5, 4, "X.npy")),
+        (np.ones((4, 21, 23), "f4"), np.ones((4, 2)), "y.npy", "shape", ((4, 2), "(N, 1)")),
+        (np.ones((4, 21, 23), "f4"), np.ones((1, 4)), "y.npy", "shape", ((1, 4),)),
+        (np.ones((4, 21, 23), "f4"), np.float64(1), "y.npy", "shape", ((),)),
     ],
 )
-def test_shapes_and_types(tmp_path, x, y, text):
+def test_shapes_and_types(tmp_path, x, y, file, field, values):
     np.save(tmp_path / "X.npy", x)
     np.save(tmp_path / "y.npy", y)
-    with pytest.raises(InputError, match=text):
+    with refuses(file, field, *values):
         paper_arrays.to_table(tmp_path / "X.npy", tmp_path / "y.npy")
 
 
 @pytest.mark.parametrize(
-    ("channels", "text"),
+    ("channels", "field", "values"),
     [
-        (["a", *CHANNELS[1:]], None),
-        ([*CHANNELS[:-1], "dem"], "channels lack year"),
-        (["dem", *CHANNELS[1:]], "channel dem stands twice"),
-        (["pm25", *CHANNELS[1:]], "channel pm25 stands twice or is no channel"),
-        ([c if c != "lat" else "x" for c in CHANNELS], "channels lack lat; name all channels of X$"),
-        ([*CHANNELS, "more"], "but 24 channels are named"),
+        ([*CHANNELS[:-1], "dem"], "year", ("dates=",)),
+        (["dem", *CHANNELS[1:]], "dem", ()),
+        (["pm25", *CHANNELS[1:]], "pm25", ()),
+        ([c if c != "lat" else "x" for c in CHANNELS], "lat", ()),
+        ([*CHANNELS, "more"], "shape", (24, 23)),
     ],
 )
-def test_names_of_channels(tmp_path, channels, text):
-    world = World()
-    if text is None:
-        assert "a" in paper_arrays.to_table(*world.save(tmp_path), channels=channels)
-    else:
-        with pytest.raises(InputError, match=text):
-            paper_arrays.to_table(*world.save(tmp_path), channels=channels)
+def test_wrong_names_of_channels(tmp_path, channels, field, values):
+    with refuses("X.npy", field, *values) as refused:
+        convert(tmp_path, World(), channels=channels)
+    assert ("dates=" in refused.value.fix) == (field == "year")  # dates do not replace a place
+
+
+def test_a_renamed_channel(tmp_path):
+    assert "a" in convert(tmp_path, World(), channels=["a", *CHANNELS[1:]])
 
 
 @pytest.mark.parametrize(
-    ("dates", "text"),
+    ("dates", "file", "field", "values"),
     [
-        (np.array(["2021-01-01"], "datetime64[D]"), "holds .* of shape .1,.; the last day of each"),
-        (np.zeros(160), "holds float64"),
-        (np.full(160, "NaT", "datetime64[D]"), "sample 0 has no date"),
-        (np.full(160, "2019-03-01", "datetime64[D]"), "sample 0 has year 2021, its date 2019-03-01"),
-        (np.full(160, "2021-03-01", "datetime64[D]"), "two samples have|windows hold"),
+        (
+            np.array(["2021-01-01"], "datetime64[D]"),
+            "dates.npy",
+            "shape, dtype",
+            ((1,), 160, "datetime64[D]"),
+        ),
+        (np.zeros(160), "dates.npy", "shape, dtype", ("float64", "datetime64[D]")),
+        (np.full(160, "NaT", "datetime64[D]"), "dates.npy", "sample 0", ()),
+        (np.full(160, "2019-03-01", "datetime64[D]"), "X.npy", "sample 0", (2021, "2019-03-01")),
+        (np.full(160, "2021-03-01", "datetime64[D]"), ".npy", None, ()),
     ],
 )
-def test_dates_that_are_wrong(tmp_path, dates, text):
+def test_dates_that_are_wrong(tmp_path, dates, file, field, values):
     world = World()
     assert len(world.x) == 160
     np.save(tmp_path / "dates.npy", dates)
-    with pytest.raises(InputError, match=text):
-        paper_arrays.to_table(*world.save(tmp_path), dates=tmp_path / "dates.npy")
+    with refuses(file, field, *values):
+        convert(tmp_path, world, dates=tmp_path / "dates.npy")
 
 
 def test_more_than_a_century(tmp_path):
@@ -439,8 +449,8 @@ def test_more_than_a_century(tmp_path):
     ends = world.dates.to_numpy()[world.day].astype("datetime64[D]")
     ends[0] = np.datetime64("9999-01-01")
     np.save(tmp_path / "dates.npy", ends)
-    text = refusal(tmp_path, world, channels=names, dates=tmp_path / "dates.npy")
-    assert "to 9999-01-01; fix the year" in text
+    with refuses("dates.npy", "date", "9999-01-01", panel.MAX_DAYS):
+        convert(tmp_path, world, channels=names, dates=tmp_path / "dates.npy")
 
 
 class Trap:
@@ -461,20 +471,20 @@ def _objects(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "text"),
+    ("content", "values"),
     [
-        (None, "no such file; give an array"),
-        (lambda path: b"", "cannot be read as .npy"),
-        (lambda path: b"hello there\nsecond line\n", "the magic string is not correct"),
-        (lambda path: pickle.dumps(Trap()), "the magic string is not correct"),
-        (_npz, "the magic string is not correct"),
-        (_objects, "Python objects in dtype"),
-        (lambda path: path.read_bytes()[:-1], "cannot be read as .npy"),
-        (lambda path: path.read_bytes()[:40], "cannot be read as .npy"),
+        (None, ("numpy.save",)),
+        (lambda path: b"", (".npy",)),
+        (lambda path: b"hello there\nsecond line\n", (".npy", "magic string")),
+        (lambda path: pickle.dumps(Trap()), (".npy", "magic string")),
+        (_npz, (".npy", "magic string")),
+        (_objects, (".npy", "Python objects in dtype")),
+        (lambda path: path.read_bytes()[:-1], (".npy",)),
+        (lambda path: path.read_bytes()[:40], (".npy",)),
     ],
 )
 @pytest.mark.parametrize("name", ["X.npy", "y.npy", "dates.npy", "e.npy"])
-def test_files_that_are_no_arrays(tmp_path, name, content, text):
+def test_files_that_are_not_arrays(tmp_path, name, content, values):
     world = World()
     x, y = world.save(tmp_path)
     dates, path = world.ends(tmp_path), tmp_path / name
@@ -484,10 +494,8 @@ def test_files_that_are_no_arrays(tmp_path, name, content, text):
     else:
         path.write_bytes(content(path))
     read = paper_arrays.embeddings if name == "e.npy" else lambda _: paper_arrays.to_table(x, y, dates=dates)
-    with pytest.raises(InputError, match=text) as caught:
+    with refuses(str(path), "", *values):
         read(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_embeddings(tmp_path, monkeypatch):
@@ -506,25 +514,25 @@ def test_embeddings(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("row", "column", "value", "text"),
+    ("row", "column", "value", "field", "shown"),
     [
-        (2, 4, 9.0, r"row 2, place \(40, -90\), v2: has two vectors"),
-        (1, 3, np.nan, r"row 1, place \(41, -90\), v1: holds no number"),
-        (1, 3, -np.inf, "v1: holds no number"),
-        (1, 0, -120.0, "sample 1: lat -120 is not"),
+        (2, 4, 9.0, "row 2, v2", "(40, -90)"),
+        (1, 3, np.nan, "row 1, v1", "(41, -90)"),
+        (1, 3, -np.inf, "row 1, v1", "(41, -90)"),
+        (1, 0, -120.0, "sample 1, lat", "-120"),
     ],
 )
-def test_embeddings_refused(tmp_path, monkeypatch, row, column, value, text):
+def test_embeddings_refused(tmp_path, monkeypatch, row, column, value, field, shown):
     monkeypatch.setattr(paper_arrays, "CHUNK", 2)
     values = np.array([[40, -90, 1, 2, 3], [41, -90, 4, 5, 6], [40, -90, 1, 2, 3]], float)
     values[row, column] = value
     np.save(tmp_path / "e.npy", values)
-    with pytest.raises(InputError, match=text):
+    with refuses("e.npy", field, shown):
         paper_arrays.embeddings(tmp_path / "e.npy")
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (0, 5), (2, 3, 4)])
 def test_embeddings_of_another_shape(tmp_path, shape):
     np.save(tmp_path / "e.npy", np.ones(shape, np.float32))
-    with pytest.raises(InputError, match=r"its shape is .*; \(N, 2 \+ d\)"):
+    with refuses("e.npy", "shape", shape, "(N, 2 + d)"):
         paper_arrays.embeddings(tmp_path / "e.npy")
