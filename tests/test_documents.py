@@ -110,6 +110,16 @@ def test_every_file_that_is_named_exists(document: str) -> None:
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_name_is_in_its_file(document: str) -> None:
+    """Names that are given as: `name` in [file.py](file.py)."""
+    path = DOCUMENTS[document]
+    text = " ".join(without_blocks(path.read_text()).split())
+    for name, file in re.findall(r"`(\w+)` in \[[^\]]*\]\(([\w/.]+\.py)\)", text):
+        defined = rf"^ *(?:def |class )?{name}\b"
+        assert re.search(defined, (path.parent / file).read_text(), re.MULTILINE), (name, file)
+
+
 @pytest.mark.parametrize(
     ("document", "block"),
     [(name, block) for name, path in DOCUMENTS.items() for block in blocks(path.read_text(), "yaml")],
