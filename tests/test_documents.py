@@ -188,6 +188,18 @@ def test_the_reference_is_up_to_date() -> None:
     assert text == study_reference.written(text)
 
 
+def test_every_key_and_option_has_its_meaning() -> None:
+    """Texts come from the docstring below a setting, and from the help of an option."""
+    rows = re.findall(r"^\| `(.*?)` \|.*\| *(.*?) \|$", study_reference.FILE.read_text(), re.MULTILINE)
+    assert len(rows) > 150
+    assert [name for name, meaning in rows if not meaning] == []
+
+
+def test_figures_are_small() -> None:
+    for path in (ROOT / "docs").glob("*"):
+        assert path.stat().st_size < 100_000, path.name
+
+
 def test_the_citation_is_valid() -> None:
     """The required keys of the Citation File Format 1.2.0, and the version of the package."""
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
