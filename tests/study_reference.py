@@ -66,7 +66,7 @@ def type_words(annotation: Any, metadata: Any = ()) -> str:
     if origin is tuple and inner[-1] is Ellipsis:
         one = type_words(inner[0])
         single = any(getattr(getattr(m, "func", None), "__name__", "") == "listed" for m in metadata)
-        many = f"list of {one}{'s' * (one == 'block')}"
+        many = f"list of {one}{'s' * (one in ('block', 'value'))}"
         return f"{one} (one or a list)" if single else many
     if origin is tuple:
         return f"[{', '.join(map(type_words, inner))}]"
@@ -76,7 +76,7 @@ def type_words(annotation: Any, metadata: Any = ()) -> str:
         return "block"
     word = WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation)).lower()
     if annotation is Any:
-        word = "a value"
+        word = "value"
     return f"{word} {within}".strip()
 
 
