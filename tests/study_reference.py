@@ -23,7 +23,7 @@ from sweeps.spec.study import Study
 FILE = Path(__file__).parents[1] / "sweeps" / "README.md"
 MARKERS = "<!-- generated: {} -->\n", "<!-- end of {} -->\n"
 
-WORDS = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", type(None): "`null`"}
+WORDS = {str: "text", int: "integer", float: "number", bool: "`true|false`", type(None): "`null`"}
 BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "multiple_of": "a multiple of {}"}
 
 
@@ -59,14 +59,14 @@ def type_words(annotation: Any, metadata: Any = ()) -> str:
     if hasattr(annotation, "__metadata__"):
         return type_words(inner[0], (*annotation.__metadata__, *metadata))
     if origin is Literal:
-        return either([f"`{value}`" for value in inner])
+        return f"`{'|'.join(map(str, inner))}`"
     if origin in (Union, types.UnionType):
         words = list(dict.fromkeys(type_words(one, metadata) for one in inner if one is not type(None)))
         return either([*words, *(["`null`"] if type(None) in inner else [])])
     if origin is tuple and inner[-1] is Ellipsis:
         one = type_words(inner[0])
         single = any(getattr(getattr(m, "func", None), "__name__", "") == "listed" for m in metadata)
-        many = f"list of {one}{'s' * (one == 'block')}"
+        many = f"list of {one}{'s' * (one in ('block', 'value'))}"
         return f"{one} (one or a list)" if single else many
     if origin is tuple:
         return f"[{', '.join(map(type_words, inner))}]"
@@ -76,7 +76,7 @@ def type_words(annotation: Any, metadata: Any = ()) -> str:
         return "block"
     word = WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation)).lower()
     if annotation is Any:
-        word = "a value"
+        word = "value"
     return f"{word} {within}".strip()
 
 
@@ -121,14 +121,18 @@ def keys(model: type[BaseModel], leave_out: frozenset[str] = frozenset()) -> Ite
     texts = attribute_docstrings(model)
     yield "| key | type | default | meaning |"
     yield "| --- | --- | --- | --- |"
-    for name, info in model.model_fields.items():
+    for name, info in sorted(model.model_fields.items(), key=lambda item: item[0] != "kind"):
         if name in leave_out:
             continue
+        is_kind = name == "kind" and not info.is_required()  # which says which block it is
         found = list(blocks(info.annotation))
         inner = (found[0].__doc__ or "").split("\n\n")[0] if len(found) == 1 else ""
-        meaning = cell_text(info.description or texts.get(name, "") or inner)
+        meaning = cell_text(
+            info.description or texts.get(name, "") or ("Kind of split." if is_kind else inner)
+        )
         words = cell_text(type_words(info.annotation, info.metadata))
-        yield f"| `{info.alias or name}` | {words} | {default_words(info)} | {meaning} |"
+        default = "required" if is_kind else default_words(info)
+        yield f"| `{info.alias or name}` | {words} | {default} | {meaning} |"
 
 
 def sections(model: type[BaseModel], path: str) -> Iterator[str]:

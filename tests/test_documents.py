@@ -110,6 +110,16 @@ def test_every_file_that_is_named_exists(document: str) -> None:
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_name_is_in_its_file(document: str) -> None:
+    """Names that are given as: `name` in [file.py](file.py)."""
+    path = DOCUMENTS[document]
+    text = " ".join(without_blocks(path.read_text()).split())
+    for name, file in re.findall(r"`(\w+)` in \[[^\]]*\]\(([\w/.]+\.py)\)", text):
+        defined = rf"^ *(?:def |class )?{name}\b"
+        assert re.search(defined, (path.parent / file).read_text(), re.MULTILINE), (name, file)
+
+
 @pytest.mark.parametrize(
     ("document", "block"),
     [(name, block) for name, path in DOCUMENTS.items() for block in blocks(path.read_text(), "yaml")],
@@ -176,6 +186,18 @@ def test_the_reference_is_up_to_date() -> None:
     """Fix: `make reference`."""
     text = study_reference.FILE.read_text()
     assert text == study_reference.written(text)
+
+
+def test_every_key_and_option_has_its_meaning() -> None:
+    """Texts come from the docstring below a setting, and from the help of an option."""
+    rows = re.findall(r"^\| `(.*?)` \|.*\| *(.*?) \|$", study_reference.FILE.read_text(), re.MULTILINE)
+    assert len(rows) > 150
+    assert [name for name, meaning in rows if not meaning] == []
+
+
+def test_figures_are_small() -> None:
+    for path in (ROOT / "docs").glob("*"):
+        assert path.stat().st_size < 100_000, path.name
 
 
 def test_the_citation_is_valid() -> None:

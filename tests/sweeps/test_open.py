@@ -56,11 +56,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keys = toy.keys(panel)
+    train = getattr(worker, "train_and_record", None) or worker.run_and_record
     for position, cell in enumerate(toy.cells()):
         if position == FAILED:
             worker.record_loss({"key": keys(cell), "cell": cell.resolved()}, store, "the worker died")
         else:
-            assert worker.run_and_record(cell, keys(cell), panel, store)["state"] == "done"
+            assert train(cell, keys(cell), panel, store)["state"] == "done"
     torch.set_num_threads(threads)
     return folder
 
