@@ -260,7 +260,7 @@ def test_without_a_masked_day_a_mask_costs_no_bit(monkeypatch):
     missing = window.clone()
     missing[0, 3] = -1
     assert not torch.equal(plain(missing), masking(missing))
-    monkeypatch.setattr(pm25_model, "_stepping_over", never)
+    monkeypatch.setattr(pm25_model, "_skip_masked", never)
     assert torch.equal(plain(window), masking(window))
     plain(missing)  # -1 means nothing there
 

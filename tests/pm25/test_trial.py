@@ -279,7 +279,7 @@ def in_ugm3(standardised: np.ndarray) -> np.ndarray:
 def to_the_end(fit: Fit) -> list[Epoch]:
     while not fit.finished:
         fit.epoch()
-    fit.finish()
+    fit.restore_best_weights()
     return fit.history
 
 
