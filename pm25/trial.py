@@ -202,7 +202,9 @@ class Training:
             self._identity = _identity(prepared)
             if state is not None:
                 if state["identity"] != self._identity:
-                    raise ValueError(f"the state is not of this training ({cell.label} on {panel.name})")
+                    raise ValueError(
+                        f"the state belongs to another training than {cell.label} on {panel.name}"
+                    )
                 self._fit.load_state(state["fit"])
                 self._seconds += state["seconds"]
 
@@ -234,7 +236,7 @@ class Training:
         Raises RuntimeError if the training is not finished.
         """
         if not self.finished:
-            raise RuntimeError(f"after {len(self.history)} epochs the training is not finished")
+            raise RuntimeError(f"the training is not finished after {len(self.history)} epochs")
         with self._timed():
             self._fit.restore_best_weights()
             prepared, history = self._prepared, self._fit.history
@@ -398,7 +400,7 @@ def _identity(prepared: Prepared) -> str:
 def _embedding(cell: Cell, panel: Panel, given: np.ndarray | None) -> np.ndarray | None:
     """Return the given vectors, or else those of the cell's encoder; None for a cell without a fusion."""
     if given is not None and cell.variant not in ENCODERS:
-        raise ValueError(f"variant {cell.variant} takes no embedding")
+        raise ValueError(f"variant {cell.variant} does not use an embedding, but one is given")
     if cell.head == "matched":
         return np.ones((len(panel.site_id), MATCHED_DIM), np.float32)
     if given is None and cell.variant in ENCODERS:

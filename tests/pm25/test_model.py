@@ -198,7 +198,7 @@ def test_own_widths_and_own_names():
     assert set(build(4, SMALL, "film", 7).state_dict()) == names | heads | {"film.weight", "film.bias"}
     assert set(build(4, SMALL, "gated", 7).state_dict()) == names | heads | {"gate.weight"}
     for fusion in ("hadamard", "film", "gated"):
-        with pytest.raises(ValueError, match="7 projection units, 6 attention units"):
+        with pytest.raises(ValueError, match=f"{fusion}.* 7 and 6"):
             BiLSTMAttention(3, [4], 6, 0.1, fusion=fusion, embedding_dim=8, projection_units=7)
 
 

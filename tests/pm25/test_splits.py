@@ -629,30 +629,31 @@ def test_a_group_is_in_the_fingerprint_of_the_splits_that_go_by_it_only():
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "shown"),
     [
-        (None, r"state: group column is missing from the table; it has site_id, date, "),
-        (
-            ["Utah", None],
-            r"state: empty for site 01 \(row 22, 23, 24, 25, 26, ... 21 rows in all\); give every",
-        ),
-        (["Utah", ""], r"state: empty for site 01 \(row 22"),
-        (["Utah"] * 41 + [None], r"state: empty for site 01 \(row 42\); give"),
-        (["Utah"] * 41 + ["Ohio"], r"state: site 01 has both 'Utah' and 'Ohio' \(row 42\); a group must be"),
+        (None, ["site_id, date"]),
+        (["Utah", None], ["site 01", "22", "21"]),
+        (["Utah", ""], ["site 01", "22"]),
+        (["Utah"] * 41 + [None], ["site 01", "42"]),
+        (["Utah"] * 41 + ["Ohio"], ["site 01", "'Utah'", "'Ohio'", "42"]),
     ],
 )
-def test_a_group_that_is_no_group_is_refused(state, said):
+def test_a_group_that_is_no_group_is_refused(state, shown):
     made = table() if state is None else table(state=state)
     assert from_table(made, "toy", ["tmax"]).groups == {}  # nobody asked
     for channels in (None, ["tmax"]):
-        with pytest.raises(InputError, match=f"^toy: {said}"):
+        with pytest.raises(InputError) as raised:
             from_table(made, "toy", channels, ("state",))
+        assert str(raised.value).startswith("toy: state: ")
+        assert all(value in str(raised.value) for value in shown), str(raised.value)
 
 
 def test_a_table_on_disk_without_the_group_says_what_it_has(tmp_path):
     pq.write_table(table(), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"state: group column is missing .*it has .*tmax"):
+    with pytest.raises(InputError) as raised:
         read(tmp_path / "t.parquet", ["tmax"], ("state",))
+    assert "t.parquet: state: " in str(raised.value)
+    assert "tmax" in str(raised.value)
 
 
 # --- Clusters ----------------------------------------------------------------------------------------
