@@ -32,7 +32,6 @@ def importance(
     repeats: int = 5,
     max_samples: int = 20_000,
     seed: int = 0,
-    device: str = "cpu",
 ) -> list[Importance]:
     """Measure the importance of every input on the test samples of a trained cell, most important first.
 
@@ -42,7 +41,7 @@ def importance(
 
     `weights` are those of a `pm25.trial.Result`. At most `max_samples` test samples are used.
     """
-    prepared = prepare(cell, panel, embedding=embedding, device=device)
+    prepared = prepare(cell, panel, embedding=embedding)
     prepared.model.load_state_dict(weights)
     rng = np.random.default_rng(seed)
     flat = prepared.parts.test

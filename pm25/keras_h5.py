@@ -249,9 +249,8 @@ def _model(graph: _Graph) -> BiLSTMAttention:
                 _fill_norm(graph, place_norm, model.location_norm)
             _fill_dense(graph, place, model.location)
             _fill_dense(graph, hidden, model.hidden)
-            if (
-                fusion == "concat" and graph.before_dropout(fused.sources[0]) == place.name
-            ):  # BiLSTMAttention has attention first
+            # BiLSTMAttention has the attention output first.
+            if fusion == "concat" and graph.before_dropout(fused.sources[0]) == place.name:
                 model.hidden.weight.copy_(model.hidden.weight.roll(attention_units, dims=1))
         _fill_dense(graph, output, model.output)
     return model.eval()

@@ -65,14 +65,13 @@ def feature(
     if settings.hide is not None and not np.isin(test_sites, train_sites).any():
         nearest = nearest_monitor_km(lat, lon, np.unique(test_sites), train_sites, settings.exclusion_km)
         exclusion[train_sites] = rng.choice(nearest, len(train_sites))
-    mean, km = _means(
+    mean, km = inverse_distance(
         usable(panel, train, window),
         lat,
         lon,
         k=settings.k,
         power=settings.power,
         exclusion_km=exclusion,
-        floor_km=FLOOR_KM,
     )
     return np.stack([mean, np.log1p(km)] if settings.distance else [mean], axis=2)
 
@@ -109,29 +108,15 @@ def inverse_distance(
     power: float,
     exclusion_km: float | np.ndarray = 0.0,
     floor_km: float = FLOOR_KM,
-) -> np.ndarray:
-    """Inverse-distance mean of each day's k nearest sites; (sites, days) float32.
-
-    The mean is sum(w v) / sum(w) with w = max(km, floor_km)^-power. `values (sites, days)` is NaN where a
-    value must not be used. A neighbour is another site with a value on that day. Neighbours nearer than
-    `exclusion_km` are left out; it is one number, or (sites,) with one for each site that gets the mean. At
-    equal distances the first site is taken. Fewer than k neighbours are all used; without any the mean is
-    NaN.
-    """
-    return _means(values, lat, lon, k=k, power=power, exclusion_km=exclusion_km, floor_km=floor_km)[0]
-
-
-def _means(
-    values: np.ndarray,
-    lat: np.ndarray,
-    lon: np.ndarray,
-    *,
-    k: int,
-    power: float,
-    exclusion_km: float | np.ndarray,
-    floor_km: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the inverse-distance means and the plain mean distance (km) of the neighbours used."""
+    """Return the inverse-distance mean of each day's k nearest sites, and their mean distance in km.
+
+    Both are (sites, days) float32. The mean is sum(w v) / sum(w) with w = max(km, floor_km)^-power. `values
+    (sites, days)` is NaN where a value must not be used. A neighbour is another site with a value on that
+    day. Neighbours nearer than `exclusion_km` are left out; it is one number, or (sites,) with one for each
+    site that gets the mean. At equal distances the first site is taken. Fewer than k neighbours are all
+    used; without any the mean is NaN.
+    """
     sites, days = values.shape
     exclusion = np.broadcast_to(np.asarray(exclusion_km, np.float64), (sites,))
     has = np.isfinite(values)
