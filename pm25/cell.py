@@ -1,4 +1,4 @@
-"""A cell: one training as a frozen, fully resolved value, and the key that names it for machines."""
+"""The specification of one training as a frozen value, and the key under which its result is stored."""
 
 import functools
 import hashlib
@@ -8,18 +8,22 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 import pm25
+from pm25.errors import SettingError
 from pm25.neighbours import NeighbourSettings
 from pm25.protocol import Protocol
 from pm25.settings import CONTROLS, ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
-from pm25.splits import Split
+from pm25.splits import AnySplit, Split
 
 
 class Tuning(Settings):
-    """Marks a search's training: only the training side of the cell's own split and fold exists for it.
+    """Settings of a training that belongs to a hyperparameter search.
 
-    What that split holds out (test, within-region test, what a buffer drops) has no target. The score is
-    that of the split's own validation samples; with `split`, that of what its fold `fold` holds out inside
-    the training side (nested validation), where the cut is made anew.
+    A search only knows the training side of the cell's own split and fold. All held-out samples (test,
+    within-region test, sites dropped by a buffer) lose their targets.
+
+    Without `split`, the score is measured on the validation samples of the cell's split. With `split`, the
+    training side is split again, and the score is measured on the held-out samples of its fold `fold`
+    (nested validation).
     """
 
     split: Split | None = None
@@ -28,20 +32,19 @@ class Tuning(Settings):
     @model_validator(mode="after")
     def _fold_exists(self) -> "Tuning":
         if self.split is None and self.fold:
-            raise ValueError(f"tuning.fold {self.fold} needs tuning.split")
-        if self.split is not None and self.fold >= self.split.folds:
-            raise ValueError(
-                f"tuning.fold {self.fold} does not exist: {self.split.label} has 0..{self.split.folds - 1}"
-            )
+            raise SettingError("fold", f"{self.fold} is given without a split", "set tuning.split as well")
+        if self.split is not None:
+            _check_fold(self.split, self.fold)
         return self
 
     @property
     def label(self) -> str:
+        """Short description of the samples that are scored."""
         return "validation" if self.split is None else f"{self.split.label} fold {self.fold}"
 
 
 class Cell(Settings):
-    """One training. Everything that can change its numbers is here, and nothing that cannot."""
+    """One training. It holds everything that can change the numbers, and nothing that cannot."""
 
     variant: Variant
     fusion: Fusion | None = None
@@ -49,65 +52,80 @@ class Cell(Settings):
     fold: int = Field(ge=0)
     seed: Seed
     window: PositiveInt = 21
-    """Days of input; the target is the last day's."""
+    """Days of input; the target is that of the last day."""
     protocol: Protocol = "strict"
     head: Literal["matched"] | None = None
-    """Gives variant none the layers of an encoder arm, fed one constant vector for every place."""
+    """`matched` gives variant `none` the layers of an encoder arm, with one constant vector as embedding."""
     neighbours: NeighbourSettings | None = None
     tuning: Tuning | None = None
-    """Of a search's training, which is scored on validation and has no test."""
+    """Set for a training of a search, which is scored on validation samples and has no test set."""
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
 
     @model_validator(mode="after")
-    def _fields_mean_something(self) -> "Cell":
+    def _settings_fit_together(self) -> "Cell":
         if self.head is not None and self.variant != "none":
-            raise ValueError(f"head {self.head} is for variant none, not {self.variant}")
+            raise SettingError(
+                "head",
+                f"{self.head} is only for variant none, and the variant is {self.variant}",
+                "leave head out, or set variant: none",
+            )
         fused = self.variant in ENCODERS or self.head is not None
-        if fused != (self.fusion is not None):
-            raise ValueError(f"variant {self.variant} {'needs' if fused else 'takes no'} fusion")
-        cuts = [self.split, *([self.tuning.split] if self.tuning and self.tuning.split else [])]
-        if self.neighbours is not None and any(split.kind == "temporal" for split in cuts):
-            raise ValueError("neighbours: no training monitor reports on the days of a temporal split's test")
+        if fused and self.fusion is None:
+            raise SettingError("fusion", f"missing for variant {self.variant}", "give a fusion")
+        if not fused and self.fusion is not None:
+            raise SettingError(
+                "fusion",
+                f"{self.fusion} is given, but variant {self.variant} has no embedding",
+                "leave fusion out",
+            )
+        every_split = [self.split, *([self.tuning.split] if self.tuning and self.tuning.split else [])]
+        if self.neighbours is not None and any(split.kind == "temporal" for split in every_split):
+            raise SettingError(
+                "neighbours",
+                "no training monitor reports on the test days of a temporal split",
+                "leave neighbours out, or take another split",
+            )
         if self.model.projection is not None and not fused:
-            raise ValueError(
-                f"variant {self.variant} projects no embedding; model.projection is for encoder arms"
+            raise SettingError(
+                "model.projection",
+                f"{self.model.projection} is given, but variant {self.variant} has no embedding to project",
+                "leave model.projection out",
             )
         if self.protocol == "paper" and self.train.target is not None:
-            raise ValueError(
-                f"train.target {self.train.target}: protocol paper has a target scale of its own"
+            raise SettingError(
+                "train.target",
+                f"{self.train.target} is given, but protocol paper has its own target scale",
+                "leave train.target out, or set protocol: strict",
             )
         if self.protocol == "paper" and self.tuning is not None:
-            raise ValueError("tuning: a search needs protocol strict")
-        if self.fold >= self.split.folds:
-            raise ValueError(
-                f"fold {self.fold} does not exist: {self.split.label} has 0..{self.split.folds - 1}"
-            )
+            raise SettingError("tuning", "protocol paper has no search", "set protocol: strict")
+        _check_fold(self.split, self.fold)
         return self
 
     @property
     def encoder(self) -> str | None:
-        """The name that `pm25.encoders.load` knows, for the variants that have one."""
+        """Name of the encoder for `pm25.encoders.load`; None for variants without one."""
         return self.variant if self.variant in ENCODERS else None
 
     @property
     def is_control(self) -> bool:
-        """Whether its place says nothing of where it is: what it predicts is no use to anybody."""
+        """True if the embedding carries no information on the place, so that the model is of no use."""
         return self.variant in CONTROLS or self.head is not None
 
     @property
     def label(self) -> str:
-        """For people; the key is for machines."""
+        """Name for readers. Two different cells may share it; the key is unique."""
         arm = "-".join(filter(None, (self.variant, self.head, self.fusion)))
         tuning = f" tuning on {self.tuning.label}" if self.tuning else ""
         return f"{arm} {self.split.label} fold {self.fold} seed {self.seed}{tuning}"
 
     def resolved(self) -> dict[str, Any]:
-        """The cell as plain JSON values; fields that mean nothing for it are absent."""
-        return _meaningful(self)
+        """Return the cell as plain JSON values, without the optional fields that are not set."""
+        return _without_unset(self, self.model_dump(mode="json"))
 
     def key(self, data_fingerprint: str, encoder_fingerprint: str | None = None) -> str:
-        """Name of this training's result: a hash of all that can change its numbers (20 hex digits)."""
+        """Hash everything that can change the numbers of this training (20 hexadecimal digits)."""
         identity = {"cell": self.resolved(), "data": data_fingerprint, "numerics": pm25.NUMERICS}
         if self.variant in ENCODERS:
             identity["encoder"] = encoder_fingerprint
@@ -115,16 +133,19 @@ class Cell(Settings):
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _meaningful(settings: Settings) -> dict[str, Any]:
-    """JSON values of all fields but those whose None is the default: no setting, no field."""
-    return _pruned(settings, settings.model_dump(mode="json"))
+def _check_fold(split: AnySplit, fold: int) -> None:
+    if fold >= split.folds:
+        raise SettingError(
+            "fold", f"fold {fold} does not exist", f"take one of {split.label}, from 0 to {split.folds - 1}"
+        )
 
 
-def _pruned(settings: Settings, plain: dict[str, Any]) -> dict[str, Any]:
+def _without_unset(settings: Settings, plain: dict[str, Any]) -> dict[str, Any]:
+    """Delete from `plain` every field that is None by default and was not set, in nested blocks too."""
     for name, optional in _fields(type(settings)):
         value = getattr(settings, name)
         if isinstance(value, Settings):
-            _pruned(value, plain[name])
+            _without_unset(value, plain[name])
         elif value is None and optional:
             del plain[name]
     return plain
@@ -132,5 +153,5 @@ def _pruned(settings: Settings, plain: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _fields(kind: type[Settings]) -> tuple[tuple[str, bool], ...]:
-    """Names, and whether None is the default; a grid asks for them ten thousand times."""
+    """Names of the fields, and whether None is the default. Cached, because a grid has thousands of cells."""
     return tuple((name, info.default is None) for name, info in kind.model_fields.items())

@@ -1,4 +1,14 @@
-"""The training loop, epoch by epoch."""
+"""The training loop: Huber loss, Adam, staircase learning rate, early stopping on the validation loss.
+
+Where to look, all in `Fit`:
+
+- `_step`: one training step on one batch;
+- `_learning_rate`: the schedule, initial rate times `decay` after every `decay_steps` steps;
+- `epoch`: the steps of one epoch, then the validation loss;
+- `finished`: early stopping, after `patience` epochs without a lower validation loss;
+- `restore_best_weights`: the weights of the epoch with the lowest validation loss;
+- `state` and `load_state`: checkpoints between two epochs.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,29 +25,35 @@ from pm25.settings import TrainSettings
 from pm25.windows import Windows
 
 SCORING_BATCH = 1024
+"""Batch size of validation and prediction."""
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer a finite number; the training is a failure, not a result."""
+    """Raised when the loss is not finite. The training has failed and has no result."""
 
 
 @dataclass(frozen=True)
 class Epoch:
+    """Losses and learning rate of one epoch."""
+
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     train_loss: float
+    """Mean Huber loss over the training samples, each at its own step."""
     validation_loss: float
+    """Mean Huber loss over the validation samples after the epoch."""
     learning_rate: float
+    """Learning rate of the last step."""
     validation_rmse: float
-    """In ug/m3, of the validation samples after this epoch."""
+    """Root mean squared error of the validation samples after the epoch, in ug/m3."""
 
 
 class Fit:
-    """A training that goes epoch by epoch, in place; between two epochs its state can be stored.
+    """Trains a model in place, one epoch at a time, and can be checkpointed between two epochs.
 
-    The order of the samples comes from `order` (a CPU generator), dropout from a stream of its own that
-    starts at the seed `dropout`; torch's global random state is left as it was found. `ugm3` brings a
-    standardised target back to ug/m3. Losses are Huber means on the standardised target.
+    `order` is a CPU generator that shuffles the samples. Dropout draws from a stream of its own with the
+    seed `dropout`. torch's global random state is restored after each epoch. `to_ugm3` converts scaled
+    targets to ug/m3. `restore_best=False` keeps the weights of the last epoch.
     """
 
     def __init__(
@@ -48,28 +64,29 @@ class Fit:
         settings: TrainSettings,
         order: torch.Generator,
         dropout: int,
-        ugm3: Callable[[np.ndarray], np.ndarray],
+        to_ugm3: Callable[[np.ndarray], np.ndarray],
         *,
         restore_best: bool = True,
     ) -> None:
         self.history: list[Epoch] = []
         self._model, self._train, self._validation = model, train, validation
-        self._settings, self._order, self._ugm3, self._restore_best = settings, order, ugm3, restore_best
-        self._loss_of = nn.HuberLoss(delta=settings.huber_delta)
+        self._settings, self._order, self._to_ugm3 = settings, order, to_ugm3
+        self._restore_best = restore_best
+        self._loss = nn.HuberLoss(delta=settings.huber_delta)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         # Keras' epsilon; one fused kernel per step on the CPU as on a GPU.
         self._optimiser = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=1e-7, fused=True)
         self._best_weights: dict[str, torch.Tensor] = {}
-        self._step = 0
-        self._finite: float | None = None  # the last loss of the epoch before
+        self._steps = 0
+        self._last_finite_loss: float | None = None
         self._device = self._parameters[0].device
-        # By device type, because a training that moves to another device cannot take its stream along.
+        # Keyed by device type: the state of a CPU stream cannot be loaded on a GPU, nor the reverse.
         stream = torch.Generator(self._device).manual_seed(dropout)
         self._dropout = {self._device.type: stream.get_state()}
 
     @property
     def finished(self) -> bool:
-        """Whether the last epoch has been, or patience is over."""
+        """True after `max_epochs` epochs, or after `patience` epochs without a lower validation loss."""
         done = len(self.history)
         if not done:
             return False
@@ -77,61 +94,44 @@ class Fit:
         return done >= last or done - best_epoch(self.history) >= patience
 
     def epoch(self) -> Epoch:
-        """Train one epoch and validate after it. Raises Diverged, which ends the training."""
+        """Train one epoch, then measure the validation loss. Raises Diverged if a loss is not finite."""
         if self.finished:
             raise RuntimeError(f"the training ended with epoch {len(self.history)}")
-        model, train, settings = self._model, self._train, self._settings
-        number, first_step, losses = len(self.history) + 1, self._step, []
-        model.train()
+        number, batch_size = len(self.history) + 1, self._settings.batch_size
+        self._model.train()
         with self._dropout_stream():
-            for rows in torch.randperm(len(train), generator=self._order).split(settings.batch_size):
-                self._optimiser.param_groups[0]["lr"] = self._rate(self._step)
-                window, embedding, target = train.batch(rows)
-                loss = self._loss_of(model(window, embedding), target)
-                self._optimiser.zero_grad()
-                loss.backward()
-                if settings.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(self._parameters, settings.clip_norm)
-                self._optimiser.step()
-                losses.append(loss.detach())
-                self._step += 1
+            shuffled = torch.randperm(len(self._train), generator=self._order)
+            losses = [self._step(rows) for rows in shuffled.split(batch_size)]
         each = torch.stack(losses).cpu().double()
-        if not each.isfinite().all():
-            at = int((~each.isfinite()).nonzero()[0])
-            finite = float(each[at - 1]) if at else self._finite
-            last = "no step came before it" if finite is None else f"the last finite loss was {finite:.4g}"
-            bad = first_step + at
-            raise Diverged(
-                f"training loss is {float(each[at])} at step {bad + 1} (epoch {number}, learning rate "
-                f"{self._rate(bad):.3g}; {last}); lower train.learning_rate"
-            )
-        self._finite = float(each[-1])
-        # Batches weigh as many as they hold; the last may be short.
-        sizes = torch.full_like(each, settings.batch_size)
-        sizes[-1] = len(train) - settings.batch_size * (len(each) - 1)
-        train_loss, rate = float((each * sizes).sum()) / len(train), self._rate(self._step - 1)
-        predicted, truth = predict(model, self._validation)
-        validation_loss = float(self._loss_of(torch.from_numpy(predicted), torch.from_numpy(truth)))
+        self._check_finite(each, number)
+        # Each batch counts with its number of samples; the last batch may be smaller.
+        sizes = torch.full_like(each, batch_size)
+        sizes[-1] = len(self._train) - batch_size * (len(each) - 1)
+        train_loss = float((each * sizes).sum()) / len(self._train)
+        learning_rate = self._learning_rate(self._steps - 1)
+        predicted, truth = predict(self._model, self._validation)
+        validation_loss = float(self._loss(torch.from_numpy(predicted), torch.from_numpy(truth)))
         if not np.isfinite(validation_loss):
             raise Diverged(
-                f"validation loss is {validation_loss} after step {self._step} (epoch {number}, learning "
-                f"rate {rate:.3g}; the training loss was {train_loss:.4g}); lower train.learning_rate"
+                f"validation loss is {validation_loss} after step {self._steps} (epoch {number}, learning "
+                f"rate {learning_rate:.3g}; the training loss was {train_loss:.4g}); "
+                "lower train.learning_rate"
             )
-        with np.errstate(over="ignore"):  # where expm1 undoes a logarithm, a wild first epoch scores inf
-            rmse = scores(self._ugm3(truth), self._ugm3(predicted))["rmse"]
-        epoch = Epoch(number, train_loss, validation_loss, rate, rmse)
+        with np.errstate(over="ignore"):  # expm1 of a very wrong prediction overflows: the RMSE is inf
+            rmse = scores(self._to_ugm3(truth), self._to_ugm3(predicted))["rmse"]
+        epoch = Epoch(number, train_loss, validation_loss, learning_rate, rmse)
         self.history.append(epoch)
         if self._restore_best and best_epoch(self.history) == number:
-            self._best_weights = copy.deepcopy(model.state_dict())
+            self._best_weights = copy.deepcopy(self._model.state_dict())
         return epoch
 
-    def finish(self) -> None:
-        """Put the weights of the best validation epoch into the model, unless the last are wanted."""
+    def restore_best_weights(self) -> None:
+        """Load the weights of the epoch with the lowest validation loss, unless `restore_best` is False."""
         if self._restore_best:
             self._model.load_state_dict(self._best_weights)
 
     def state(self) -> dict[str, Any]:
-        """All that the next epoch depends on, copied to the CPU: tensors and plain values only."""
+        """Copy everything that the next epoch depends on to the CPU, as tensors and plain values."""
         plain = {
             "model": dict(self._model.state_dict()),
             "optimiser": self._optimiser.state_dict(),
@@ -139,33 +139,59 @@ class Fit:
             "dropout": self._dropout,
             "history": [asdict(epoch) for epoch in self.history],
             "best_weights": dict(self._best_weights),
-            "step": self._step,
-            "finite": self._finite,
+            "step": self._steps,
+            "finite": self._last_finite_loss,
         }
         return _on_cpu(plain)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on where the Fit of that `state` stood: bitwise so on a device of the same type.
+        """Resume from a `state`. On the same type of device the training continues bitwise equal.
 
-        On another type of device dropout goes on with that type's own stream.
+        On another type of device, dropout continues with that type's own random stream.
         """
-        state = _on_cpu(state)  # Adam would train in the caller's tensors
+        state = _on_cpu(state)  # a copy, because Adam updates its tensors in place
         self._model.load_state_dict(state["model"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._order.set_state(state["order"])
         self._dropout |= state["dropout"]
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self._best_weights = state["best_weights"]
-        self._step, self._finite = state["step"], state["finite"]
+        self._steps, self._last_finite_loss = state["step"], state["finite"]
 
-    def _rate(self, step: int) -> float:
-        """Of the step that so many came before."""
+    def _step(self, rows: torch.Tensor) -> torch.Tensor:
+        """Train on the batch of these rows, and return its loss."""
+        self._optimiser.param_groups[0]["lr"] = self._learning_rate(self._steps)
+        window, embedding, target = self._train.batch(rows)
+        loss: torch.Tensor = self._loss(self._model(window, embedding), target)
+        self._optimiser.zero_grad()
+        loss.backward()
+        if self._settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
+        self._optimiser.step()
+        self._steps += 1
+        return loss.detach()
+
+    def _learning_rate(self, step: int) -> float:
+        """Learning rate of step number `step`, counted from 0."""
         settings = self._settings
         return settings.learning_rate * settings.decay ** (step // settings.decay_steps)
 
+    def _check_finite(self, losses: torch.Tensor, epoch: int) -> None:
+        """Raise Diverged for the first loss of this epoch's steps that is not finite."""
+        if not losses.isfinite().all():
+            at = int((~losses.isfinite()).nonzero()[0])
+            finite = float(losses[at - 1]) if at else self._last_finite_loss
+            last = "no step came before it" if finite is None else f"the last finite loss was {finite:.4g}"
+            step = self._steps - len(losses) + at
+            raise Diverged(
+                f"training loss is {float(losses[at])} at step {step + 1} (epoch {epoch}, learning rate "
+                f"{self._learning_rate(step):.3g}; {last}); lower train.learning_rate"
+            )
+        self._last_finite_loss = float(losses[-1])
+
     @contextmanager
     def _dropout_stream(self) -> Iterator[None]:
-        """Dropout draws from its device's global generator: lend it this training's stream."""
+        """Replace the device's global generator, from which dropout draws, by this training's stream."""
         cuda = self._device.type == "cuda"
         with torch.random.fork_rng([self._device] if cuda else []):
             if cuda:
@@ -178,13 +204,13 @@ class Fit:
 
 
 def best_epoch(history: list[Epoch]) -> int:
-    """The first epoch with the lowest validation loss, from 1."""
+    """Return the number of the first epoch with the lowest validation loss, from 1."""
     return min(history, key=lambda e: e.validation_loss).epoch
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and targets, both (n,) float32 and standardised, in the samples' order."""
+    """Return predictions and targets, both (n,) float32 and scaled, in the order of the samples."""
     model.eval()
     predicted, targets = [], []
     for rows in torch.arange(len(windows)).split(SCORING_BATCH):
@@ -195,7 +221,7 @@ def predict(model: nn.Module, windows: Windows) -> tuple[np.ndarray, np.ndarray]
 
 
 def _on_cpu(value: Any) -> Any:
-    """The value with every tensor in it copied to the CPU."""
+    """Copy every tensor of nested dictionaries and lists to the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

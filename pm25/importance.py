@@ -1,4 +1,4 @@
-"""Permutation importance of channels and of the embedding, blocked by site."""
+"""Permutation importance of channels and of the embedding, in blocks of sites."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,14 @@ from pm25.trial import Prepared, prepare
 
 @dataclass(frozen=True)
 class Importance:
+    """Importance of one input."""
+
     what: str
-    """A channel, 'place' (all place channels at once), or 'embedding' (the whole vector at once)."""
+    """Name of a channel, 'place' (all place channels together), or 'embedding' (all its values together)."""
     rmse_increase: float
-    """Mean over repeats of RMSE with it permuted, minus RMSE as it is (ug/m3); larger matters more."""
+    """Mean over repeats of the RMSE with the input permuted, minus the RMSE without (ug/m3)."""
     sd: float
-    """Over the repeats; NaN of a single one."""
+    """Standard deviation over the repeats (ug/m3); NaN for one repeat."""
 
 
 def importance(
@@ -30,37 +32,38 @@ def importance(
     repeats: int = 5,
     max_samples: int = 20_000,
     seed: int = 0,
-    device: str = "cpu",
 ) -> list[Importance]:
-    """On the test samples (at most `max_samples` of them) of a trained cell; most important first.
+    """Measure the importance of every input on the test samples of a trained cell, most important first.
 
-    Breiman's permutation (2001), in blocks: a site gets the whole series of another test site, shifted by a
-    random number of days, so that a permuted channel keeps its course in time and channels that all
-    sites share (the calendar) are permuted too. Nothing is trained again.
+    Breiman's permutation importance (2001) in blocks: each test site gets the complete series of another
+    test site, shifted by a random number of days. A permuted channel keeps its autocorrelation, and
+    channels that are equal at all sites (the calendar) are permuted too. The model is not trained again.
+
+    `weights` are those of a `pm25.trial.Result`. At most `max_samples` test samples are used.
     """
-    made = prepare(cell, panel, embedding=embedding, device=device)
-    made.model.load_state_dict(weights)
+    prepared = prepare(cell, panel, embedding=embedding)
+    prepared.model.load_state_dict(weights)
     rng = np.random.default_rng(seed)
-    flat = made.parts.test
+    flat = prepared.parts.test
     if len(flat) > max_samples:
         flat = np.sort(rng.choice(flat, max_samples, replace=False))
     truth = panel.target.reshape(-1)[flat]
-    base = scores(truth, made.predict(flat))["rmse"]
+    base = scores(truth, prepared.predict(flat))["rmse"]
     found = []
-    for what in made.inputs.permutable:
+    for what in prepared.inputs.permutable:
         rmse = []
         for _ in range(repeats):
-            with made.inputs.permuted(what, *_exchange(made, rng)):
-                rmse.append(scores(truth, made.predict(flat))["rmse"])
+            with prepared.inputs.permuted(what, *_exchange(prepared, rng)):
+                rmse.append(scores(truth, prepared.predict(flat))["rmse"])
         sd = float(np.std(rmse, ddof=1)) if repeats > 1 else float("nan")
         found.append(Importance(what, float(np.mean(rmse)) - base, sd))
     return sorted(found, key=lambda i: -i.rmse_increase)
 
 
-def _exchange(made: Prepared, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """For every site the site that it takes its values from, and a shift in days."""
-    days = len(made.panel.dates)
-    source = np.arange(len(made.panel.site_id))
-    sites = np.unique(made.parts.test // days)
+def _exchange(prepared: Prepared, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Draw, for every site, the site whose values it gets, and a shift in days."""
+    days = len(prepared.panel.dates)
+    source = np.arange(len(prepared.panel.site_id))
+    sites = np.unique(prepared.parts.test // days)
     source[sites] = rng.permutation(sites)
     return source, int(rng.integers(days))

@@ -1,4 +1,4 @@
-"""The published network out of the HDF5 file that Keras 2 saved it in, without TensorFlow."""
+"""Reader of the published network from a Keras 2 HDF5 file, without TensorFlow."""
 
 import json
 from pathlib import Path
@@ -13,40 +13,47 @@ from pm25.errors import InputError
 from pm25.model import BiLSTMAttention
 from pm25.settings import Fusion
 
+ONLY_PUBLISHED = "give a model with the published architecture"
+"""Fix of every error about another architecture."""
+
 
 def load(path: str | Path) -> BiLSTMAttention:
-    """The model in eval mode: `forward(x (B, T, F), embedding (B, D) or None) -> (B,)`, as Keras predicts.
+    """Load a model in eval mode: `forward(x (B, T, F), embedding (B, D) or None) -> (B,)`, as Keras predicts.
 
-    The file holds the architecture as JSON and the weights. The JSON is followed layer by layer, from the
-    windows to the one output, and a layer that has no business there is an InputError. Lambda layers hold
-    Python bytecode, which is neither read nor run: one that stands between the hidden states and the
-    attention, is named `last_hidden_state` and has its width is taken for h_T; any other is an InputError.
-    Masking follows Keras on CPU (`pm25.model`). Dropout has the rate of the file's first.
+    The file contains the architecture as JSON, and the weights. The JSON is followed layer by layer from the
+    windows to the output. Any layer that the published network does not have raises InputError.
+
+    Lambda layers contain Python bytecode, which is neither read nor run. One of them is accepted as h_T: it
+    is named `last_hidden_state`, has the width of h_T, and connects the hidden states to the attention.
+
+    Masking works as in Keras on the CPU (`pm25.model`). Dropout has the rate of the file's first layer.
+
+    Raises InputError if the file cannot be read, or contains another model.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give the .h5 that Keras' model.save wrote")
+        raise InputError(str(path), "", "no such file", "give the .h5 file that Keras' model.save wrote")
     try:
         with h5py.File(path, "r") as file:
             return _model(_Graph(path, file))
     except InputError:
         raise
     except OSError as error:
-        reason = "is no HDF5 file"
+        problem, fix = "not an HDF5 file, or damaged", "download it again, or save it with Keras 2"
         if "truncated" in str(error):
-            reason = "is cut short"
+            problem = "the file is truncated"
         elif isinstance(error, PermissionError):
-            reason = "may not be read"
-        raise InputError(
-            f"{path}: {reason}, or is damaged; fetch it again or save it with Keras 2"
-        ) from error
+            problem, fix = "no permission to read the file", "change its permissions"
+        raise InputError(str(path), "", problem, fix) from error
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         kind = type(error).__name__
-        raise InputError(f"{path}: not what Keras 2 writes ({kind}); save it again with Keras 2") from error
+        raise InputError(
+            str(path), "", f"not a file of Keras 2 ({kind})", "save the model again with Keras 2"
+        ) from error
 
 
 class _Layer:
-    """One layer of the file's JSON, and the names of the layers that feed it."""
+    """One layer of the file's JSON, with the names of its input layers."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.name: str = content["name"]
@@ -64,86 +71,96 @@ class _Layer:
 
 
 class _Graph:
-    """The layers of a file, handed out as they are met, and their weights."""
+    """The layers of a file and their weights; records which layers were recognised."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
         if "model_config" not in file.attrs:
-            raise self.error("holds weights without the architecture; save it with model.save")
+            raise self.error(
+                "model_config", "the file has weights but no architecture", "save it with model.save"
+            )
         version = _text(file.attrs.get("keras_version", "2"))
         if version.startswith("3"):
-            raise self.error(f"written by Keras {version}; save it with Keras 2 (tf_keras)")
+            raise self.error(
+                "keras_version", f"written by Keras {version}", "save it with Keras 2 (tf_keras)"
+            )
         model = json.loads(_text(file.attrs["model_config"]))
         if model["class_name"] not in ("Functional", "Model"):
-            raise self.error(f"a {model['class_name']} model; only functional models are read")
+            raise self.error("model_config", f"a {model['class_name']} model", "give a functional model")
         self.layers = {layer.name: layer for layer in map(_Layer, model["config"]["layers"])}
         self.outputs: list[str] = [output[0] for output in model["config"]["output_layers"]]
         self.feeds: dict[str, list[_Layer]] = {name: [] for name in self.layers}
         for layer in self.layers.values():
             if layer.calls > 1:
-                raise self.error(f"{layer} is used {layer.calls} times; expected once")
+                raise self.error(layer.name, f"{layer} is used {layer.calls} times", "use it once")
             if layer.arguments:
-                raise self.error(f"{layer} is called with {layer.arguments}; expected no arguments")
+                raise self.error(layer.name, f"{layer} is called with {layer.arguments}", "use no arguments")
             if len(layer.sources) > 1 and layer.kind not in ("Dot", "Concatenate", "Multiply"):
-                raise self.error(f"{layer} has {len(layer.sources)} inputs; expected one")
+                raise self.error(layer.name, f"{layer} has {len(layer.sources)} inputs, not one")
             for source in layer.sources:
                 self.feeds[source].append(layer)
-        self.met: set[str] = set()
+        self.recognised: set[str] = set()
         self._weights = file.get("model_weights", file)
 
-    def error(self, text: str) -> InputError:
-        return InputError(f"{self.path}: {text}")
+    def error(self, field: str, problem: str, fix: str = ONLY_PUBLISHED) -> InputError:
+        return InputError(str(self.path), field, problem, fix)
 
-    def meet(self, layer: _Layer, **expected: Any) -> _Layer:
-        """Mark a layer as understood; its settings must be the expected ones (a tuple: one of them)."""
+    def recognise(self, layer: _Layer, **expected: Any) -> _Layer:
+        """Check a layer's settings (a tuple lists allowed values), and record the layer as recognised."""
         for key, wanted in expected.items():
             allowed = wanted if isinstance(wanted, tuple) else (wanted,)
             if (got := layer.config.get(key)) not in allowed:
-                raise self.error(f"{layer}: {key} is {got!r}; expected {' or '.join(map(repr, allowed))}")
-        self.met.add(layer.name)
+                raise self.error(layer.name, f"{key} is {got!r}, not {' or '.join(map(repr, allowed))}")
+        self.recognised.add(layer.name)
         return layer
 
     def unexpected(self, layers: list[_Layer], place: str, wanted: str) -> InputError:
+        """Describe layers that follow `place` in place of the wanted ones."""
         found = ", ".join(map(str, layers)) or "nothing"
-        code = "; its code is not run" if any(layer.kind == "Lambda" for layer in layers) else ""
-        return self.error(f"unexpected {found} after {place}, expected {wanted}{code}")
+        code = " (its code is not run)" if any(layer.kind == "Lambda" for layer in layers) else ""
+        name = layers[0].name if layers else place
+        return self.error(name, f"unexpected {found}{code} after {place}, not {wanted}")
 
     def next(self, name: str, *kinds: str) -> _Layer:
-        """The one layer that `name` feeds, which must be of one of these kinds; Dropout is walked over."""
+        """Return the one layer after `name`, which must be of one of these kinds; Dropout is skipped."""
         found = self.feeds[name]
         while len(found) == 1 and found[0].kind == "Dropout":
-            self.meet(found[0])
+            self.recognise(found[0])
             name = found[0].name
             found = self.feeds[name]
         if len(found) != 1 or found[0].kind not in kinds:
             raise self.unexpected(found, name, " or ".join(kinds))
         return found[0]
 
-    def behind(self, name: str) -> str:
-        """The layer whose output `name` is, Dropout aside."""
+    def before_dropout(self, name: str) -> str:
+        """Return the name of the layer before a chain of Dropout layers that ends in `name`."""
         while self.layers[name].kind == "Dropout":
             name = self.layers[name].sources[0]
         return name
 
-    def weight(self, layer: _Layer, ending: str, shape: tuple[int, ...], part: str = "") -> torch.Tensor:
-        """A weight by the end of its name and a prefix of a folder on its way; its shape must be this."""
+    def weight(self, layer: _Layer, ending: str, shape: tuple[int, ...], prefix: str = "") -> torch.Tensor:
+        """Read the weight whose name ends in `ending`, in an HDF5 group that starts with `prefix`."""
         found = [
             dataset
             for *folders, name, dataset in self._datasets(layer)
-            if name.split(":")[0] == ending and (not part or any(f.startswith(part) for f in folders))
+            if name.split(":")[0] == ending and (not prefix or any(f.startswith(prefix) for f in folders))
         ]
-        label = f"{layer}: weight {f'{part} ' if part else ''}{ending}".replace("_ ", " ")
+        label = f"weight {f'{prefix} ' if prefix else ''}{ending}".replace("_ ", " ")
+        again = "save the model again with Keras 2"
         if len(found) != 1:
-            raise self.error(f"{label} {'is missing' if not found else 'is there more than once'}")
+            how_many = "is missing" if not found else f"is stored {len(found)} times"
+            raise self.error(layer.name, f"{label} {how_many}", again)
         if found[0].shape != shape:
-            raise self.error(f"{label} has shape {found[0].shape}; the architecture says {shape}")
+            raise self.error(
+                layer.name, f"{label} has shape {found[0].shape}, but the architecture has {shape}", again
+            )
         values = np.asarray(found[0][...], np.float32)
         if not np.isfinite(values).all():
-            raise self.error(f"{label} is not finite")
+            raise self.error(layer.name, f"{label} has a value that is not finite", "train the model again")
         return torch.from_numpy(values)
 
     def _datasets(self, layer: _Layer) -> list[tuple[Any, ...]]:
-        """Folders, name and dataset of all that is in a layer's group; links are not followed."""
+        """List groups, name and dataset of every weight of a layer; links to other files are not followed."""
         found: list[tuple[Any, ...]] = []
 
         def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -156,11 +173,12 @@ class _Graph:
 
 
 def _model(graph: _Graph) -> BiLSTMAttention:
+    """Follow the graph from the windows to the output, and build the model with the file's weights."""
     windows, location = _inputs(graph)
     channels = windows.config["batch_input_shape"][2]
     current, mask_value = windows.name, None
     if [layer.kind for layer in graph.feeds[current]] == ["Masking"]:
-        masking = graph.meet(graph.next(current, "Masking"))
+        masking = graph.recognise(graph.next(current, "Masking"))
         current, mask_value = masking.name, float(masking.config["mask_value"])
 
     recurrent: list[tuple[_Layer, _Layer]] = []
@@ -183,27 +201,27 @@ def _model(graph: _Graph) -> BiLSTMAttention:
         place_norm, place = _place(graph, location)
         projection = "norm_tanh" if place_norm else "relu"
         fused = graph.next(attended, "Multiply", "Concatenate")
-        if sorted(map(graph.behind, fused.sources)) != sorted([attended, place.name]):
-            raise graph.error(f"{fused}: expected {attended} and {place.name}, found {fused.sources}")
+        if sorted(map(graph.before_dropout, fused.sources)) != sorted([attended, place.name]):
+            raise graph.error(fused.name, f"inputs {fused.sources}, not {attended} and {place.name}")
         fusion = "hadamard" if fused.kind == "Multiply" else "concat"
-        graph.meet(fused, **({"axis": (-1, 1)} if fusion == "concat" else {}))
+        graph.recognise(fused, **({"axis": (-1, 1)} if fusion == "concat" else {}))
         if fusion == "hadamard" and place.config["units"] != attention_units:
             units_of = f"{attended} {attention_units}, {place.name} {place.config['units']}"
-            raise graph.error(f"{fused}: units of {units_of}; expected as many")
+            raise graph.error(fused.name, f"inputs of different length ({units_of})")
         graph.next(place.name, fused.kind)
-        hidden = graph.meet(graph.next(fused.name, "Dense"), activation="relu", use_bias=True)
+        hidden = graph.recognise(graph.next(fused.name, "Dense"), activation="relu", use_bias=True)
         output = graph.next(hidden.name, "Dense")
-    graph.meet(output, activation="linear", use_bias=True, units=1)
+    graph.recognise(output, activation="linear", use_bias=True, units=1)
     if graph.feeds[output.name]:
         raise graph.unexpected(graph.feeds[output.name], output.name, "the end")
     if graph.outputs != [output.name]:
-        raise graph.error(f"outputs {graph.outputs}; expected the one of {output}")
-    if left := [layer for name, layer in graph.layers.items() if name not in graph.met]:
-        raise graph.error(f"unexpected {left[0]} beside the published network")
+        raise graph.error("output_layers", f"{graph.outputs}, not {output.name} alone")
+    if left := [layer for name, layer in graph.layers.items() if name not in graph.recognised]:
+        raise graph.error(left[0].name, f"unexpected {left[0]} besides the published network")
 
     rates = [layer.config["rate"] for layer in graph.layers.values() if layer.kind == "Dropout"]
     embedding_dim = 0 if location is None else location.config["batch_input_shape"][1]
-    with torch.random.fork_rng([]):  # torch's layers draw weights before they get the file's
+    with torch.random.fork_rng([]):  # torch's constructors draw weights from the global generator
         model = BiLSTMAttention(
             channels,
             units,
@@ -218,20 +236,21 @@ def _model(graph: _Graph) -> BiLSTMAttention:
         )
     with torch.no_grad():
         for (both, norm), lstm, own_norm in zip(recurrent, model.lstm, model.norm, strict=True):
-            assert isinstance(lstm, nn.LSTM)  # for mypy: a ModuleList forgets
+            assert isinstance(lstm, nn.LSTM)  # for mypy, which does not know what a ModuleList contains
             assert isinstance(own_norm, nn.LayerNorm)
             _fill_lstm(graph, both, lstm)
             _fill_norm(graph, norm, own_norm)
-        parts = ("luong_w", "attention_vector") if score is vector else ("", "")
-        model.attention.score.weight.copy_(graph.weight(score, "kernel", (features, features), parts[0]).T)
-        kernel = graph.weight(vector, "kernel", (2 * features, attention_units), parts[1]).T
+        prefixes = ("luong_w", "attention_vector") if score is vector else ("", "")
+        model.attention.score.weight.copy_(graph.weight(score, "kernel", (features, features), prefixes[0]).T)
+        kernel = graph.weight(vector, "kernel", (2 * features, attention_units), prefixes[1]).T
         model.attention.vector.weight.copy_(kernel if context_first else kernel.roll(features, dims=1))
         if place is not None and hidden is not None and fused is not None:
             if place_norm is not None:
                 _fill_norm(graph, place_norm, model.location_norm)
             _fill_dense(graph, place, model.location)
             _fill_dense(graph, hidden, model.hidden)
-            if fusion == "concat" and graph.behind(fused.sources[0]) == place.name:  # ours: attention first
+            # BiLSTMAttention has the attention output first.
+            if fusion == "concat" and graph.before_dropout(fused.sources[0]) == place.name:
                 model.hidden.weight.copy_(model.hidden.weight.roll(attention_units, dims=1))
         _fill_dense(graph, output, model.output)
     return model.eval()
@@ -241,14 +260,14 @@ def _model(graph: _Graph) -> BiLSTMAttention:
 
 
 def _inputs(graph: _Graph) -> tuple[_Layer, _Layer | None]:
-    """The windows (B, T, F) and the embedding (B, D), told apart by their rank."""
+    """Return the input layers of the windows (B, T, F) and the embedding (B, D), by their rank."""
     inputs = [layer for layer in graph.layers.values() if layer.kind == "InputLayer"]
     ranks = sorted(len(layer.config["batch_input_shape"]) for layer in inputs)
     sizes = [layer.config["batch_input_shape"][-1] for layer in inputs]
     if ranks not in ([3], [2, 3]) or not all(isinstance(size, int) for size in sizes):
         shapes = ", ".join(f"{layer.name} {layer.config['batch_input_shape']}" for layer in inputs)
-        raise graph.error(f"inputs {shapes}; expected windows (B, T, F) and at most one embedding (B, D)")
-    by_rank = {len(layer.config["batch_input_shape"]): graph.meet(layer) for layer in inputs}
+        raise graph.error("input_layers", f"{shapes}, not windows (B, T, F) and at most one embedding (B, D)")
+    by_rank = {len(layer.config["batch_input_shape"]): graph.recognise(layer) for layer in inputs}
     return by_rank[3], by_rank.get(2)
 
 
@@ -260,11 +279,11 @@ def _after_dropout(graph: _Graph, name: str) -> list[_Layer]:
 
 
 def _bidirectional(graph: _Graph, both: _Layer) -> _Layer:
-    graph.meet(both, merge_mode="concat", backward_layer=None)
+    graph.recognise(both, merge_mode="concat", backward_layer=None)
     inner = _Layer({**both.config["layer"], "name": both.name, "inbound_nodes": []})
     if inner.kind != "LSTM":
-        raise graph.error(f"{both}: unexpected {inner.kind} in it, expected LSTM")
-    graph.meet(
+        raise graph.error(both.name, f"a bidirectional {inner.kind}, not LSTM")
+    graph.recognise(
         inner,
         activation="tanh",
         recurrent_activation="sigmoid",
@@ -279,54 +298,58 @@ def _bidirectional(graph: _Graph, both: _Layer) -> _Layer:
 
 
 def _norm(graph: _Graph, norm: _Layer, rank: int) -> _Layer:
-    return graph.meet(norm, axis=(-1, rank - 1, [-1], [rank - 1]), center=True, scale=True)
+    return graph.recognise(norm, axis=(-1, rank - 1, [-1], [rank - 1]), center=True, scale=True)
 
 
 def _attention(graph: _Graph, hidden: str, features: int) -> tuple[_Layer, _Layer, bool, str]:
-    """Layers of W and of C (the same where attention is one layer), context before h_T, and the output."""
+    """Recognise Luong attention over the hidden states, either one layer or one layer for each operation.
+
+    Returns the layers of the weights W and C, which are the same if there is a single layer. Also returns
+    True if the context is the first input of C, and the name of the output.
+    """
     found = _after_dropout(graph, hidden)
     if [layer.kind for layer in found] == ["Attention"]:
-        whole = graph.meet(graph.next(hidden, "Attention"), score=("luong", None))
-        return whole, whole, True, whole.name
+        single = graph.recognise(graph.next(hidden, "Attention"), score=("luong", None))
+        return single, single, True, single.name
     while len(graph.feeds[hidden]) == 1:  # Dropout before the attention
-        hidden = graph.meet(graph.feeds[hidden][0]).name
+        hidden = graph.recognise(graph.feeds[hidden][0]).name
         if graph.layers[hidden].kind != "Dropout":
             raise graph.unexpected([graph.layers[hidden]], graph.layers[hidden].sources[0], "attention")
-    parts = {layer.kind: layer for layer in graph.feeds[hidden]}
+    by_kind = {layer.kind: layer for layer in graph.feeds[hidden]}
     if sorted(layer.kind for layer in graph.feeds[hidden]) != ["Dense", "Dot", "Lambda"]:
         raise graph.unexpected(graph.feeds[hidden], hidden, "Luong attention")
-    last, score, context = parts["Lambda"], parts["Dense"], parts["Dot"]
+    last, score, context = by_kind["Lambda"], by_kind["Dense"], by_kind["Dot"]
     if last.name != "last_hidden_state":
         raise graph.unexpected([last], hidden, "last_hidden_state")
-    graph.meet(last, output_shape=([features], None))
-    graph.meet(score, activation="linear", use_bias=False, units=features)
+    graph.recognise(last, output_shape=([features], None))
+    graph.recognise(score, activation="linear", use_bias=False, units=features)
     product = graph.next(score.name, "Dot")
     _dot(graph, product, {last.name: 1, score.name: 2})
-    softmax = graph.meet(graph.next(product.name, "Activation"), activation="softmax")
+    softmax = graph.recognise(graph.next(product.name, "Activation"), activation="softmax")
     if graph.next(softmax.name, "Dot") is not context:
         raise graph.unexpected(graph.feeds[softmax.name], softmax.name, context.name)
     _dot(graph, context, {hidden: 1, softmax.name: 1})
-    both = graph.meet(graph.next(context.name, "Concatenate"), axis=(-1, 1))
+    both = graph.recognise(graph.next(context.name, "Concatenate"), axis=(-1, 1))
     if sorted(both.sources) != sorted([context.name, last.name]):
-        raise graph.error(f"{both}: expected {context.name} and {last.name}, found {both.sources}")
+        raise graph.error(both.name, f"inputs {both.sources}, not {context.name} and {last.name}")
     if {layer.name for layer in graph.feeds[last.name]} != {product.name, both.name}:
         raise graph.unexpected(graph.feeds[last.name], last.name, f"{product.name} and {both.name}")
-    vector = graph.meet(graph.next(both.name, "Dense"), activation="tanh", use_bias=False)
+    vector = graph.recognise(graph.next(both.name, "Dense"), activation="tanh", use_bias=False)
     return score, vector, both.sources[0] == context.name, vector.name
 
 
 def _dot(graph: _Graph, dot: _Layer, axes: dict[str, int]) -> None:
     if sorted(dot.sources) != sorted(axes):
-        raise graph.error(f"{dot}: expected {' and '.join(axes)}, found {dot.sources}")
-    graph.meet(dot, axes=([axes[name] for name in dot.sources],), normalize=(False, None))
+        raise graph.error(dot.name, f"inputs {dot.sources}, not {' and '.join(axes)}")
+    graph.recognise(dot, axes=([axes[name] for name in dot.sources],), normalize=(False, None))
 
 
 def _place(graph: _Graph, location: _Layer) -> tuple[_Layer | None, _Layer]:
-    """The projection of the embedding: Dense(ReLU), or LayerNormalization and Dense(tanh)."""
+    """Return the layers of the embedding's projection: Dense(ReLU), or LayerNormalization and Dense(tanh)."""
     first = graph.next(location.name, "Dense", "LayerNormalization")
     if first.kind == "Dense":
-        return None, graph.meet(first, activation="relu", use_bias=True)
-    dense = graph.meet(graph.next(first.name, "Dense"), activation="tanh", use_bias=True)
+        return None, graph.recognise(first, activation="relu", use_bias=True)
+    dense = graph.recognise(graph.next(first.name, "Dense"), activation="tanh", use_bias=True)
     return _norm(graph, first, rank=2), dense
 
 
@@ -334,14 +357,14 @@ def _place(graph: _Graph, location: _Layer) -> tuple[_Layer | None, _Layer]:
 
 
 def _fill_lstm(graph: _Graph, both: _Layer, lstm: nn.LSTM) -> None:
-    """Keras' gates stand as input, forget, cell, output, like torch's; its one bias is torch's first."""
+    """Copy LSTM weights. Keras and torch have the same order of gates; Keras' only bias is torch's first."""
     gates = 4 * lstm.hidden_size
-    for part, suffix in (("forward_", ""), ("backward_", "_reverse")):
-        kernel = graph.weight(both, "kernel", (lstm.input_size, gates), part)
-        recurrent = graph.weight(both, "recurrent_kernel", (lstm.hidden_size, gates), part)
+    for prefix, suffix in (("forward_", ""), ("backward_", "_reverse")):
+        kernel = graph.weight(both, "kernel", (lstm.input_size, gates), prefix)
+        recurrent = graph.weight(both, "recurrent_kernel", (lstm.hidden_size, gates), prefix)
         getattr(lstm, f"weight_ih_l0{suffix}").copy_(kernel.T)
         getattr(lstm, f"weight_hh_l0{suffix}").copy_(recurrent.T)
-        getattr(lstm, f"bias_ih_l0{suffix}").copy_(graph.weight(both, "bias", (gates,), part))
+        getattr(lstm, f"bias_ih_l0{suffix}").copy_(graph.weight(both, "bias", (gates,), prefix))
         getattr(lstm, f"bias_hh_l0{suffix}").zero_().requires_grad_(False)
 
 

@@ -1,4 +1,13 @@
-"""Scores of predictions against the truth, in the target's unit."""
+"""Scores of predictions against the truth.
+
+To add a metric:
+
+1. compute it in `scores` (every evaluation set has it) or in `detailed` (it may be undefined);
+2. describe it in `METRICS`, so that tables and figures can show it, and list it in `SCORES` or `TAIL_SCORES`;
+3. compute it by hand in `tests/pm25/test_metrics.py`, and in `test_detailed_is_the_brute_force`.
+
+Results that are already stored do not have the new metric until their cells are trained again.
+"""
 
 from typing import Literal, NamedTuple
 
@@ -6,14 +15,14 @@ import numpy as np
 
 
 class Metric(NamedTuple):
-    """A score of predictions: how it is named, which direction is better, and how it is printed."""
+    """A score of predictions, with its name, its better direction and its format in tables."""
 
     name: str
     unit: str
-    """Empty for a share."""
+    """Unit, empty for a number without unit."""
     better: Literal["lower", "higher", "nearer zero"]
     digits: int
-    """Decimals in tables."""
+    """Decimal places in tables."""
 
     @property
     def title(self) -> str:
@@ -30,29 +39,35 @@ METRICS: dict[str, Metric] = {
     "tail_recall": Metric("recall", "", "higher", 3),
     "tail_precision": Metric("precision", "", "higher", 3),
 }
-"""Every score that tables and figures show, by the name of its column."""
+"""Scores that tables and figures show, by the name of their column."""
 
 SCORES = ("rmse", "r2", "mae", "mbe")
 """Metrics of every evaluation set, as `scores` returns them."""
+
 TAIL_SCORES = ("tail_rmse", "tail_recall", "tail_precision")
+"""Metrics of high concentrations, which `detailed` returns where they are defined."""
 
 EXCEEDANCE_UGM3 = 35.5
-"""Where the AQI of a 24-hour mean becomes "unhealthy for sensitive groups" (100 ends at 35.4): EPA's rule of
-2012 (78 FR 3086, 40 CFR 58 appendix G), kept by that of 2024 (89 FR 16202), which moved other breakpoints."""
+"""Lower limit of the AQI's "unhealthy for sensitive groups" for a 24-hour mean, in ug/m3.
+
+AQI 100 ends at 35.4 by EPA's rule of 2012 (78 FR 3086, 40 CFR 58 appendix G). The rule of 2024 (89 FR 16202)
+kept this limit and moved others.
+"""
 
 MAPE_FROM_UGM3 = 1.0
-"""Below, a percentage is noise: in clean air monitors read about zero, and under it."""
+"""Smallest truth (ug/m3) in the percentage error. In clean air monitors measure values around zero."""
 
 SITE_SAMPLES = 20
-"""The fewest that give a site an R2 of its own."""
+"""Fewest samples with which a site gets an R2."""
 
 KM_EDGES: tuple[int, ...] = (0, 25, 50, 100, 250)
+"""Lower edges of the bins of distance to the nearest training site, in km."""
 
 
 def scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """RMSE, MAE and MBE (mean of prediction - truth) in ug/m3, and R2 = 1 - SSE / SST.
+    """Compute RMSE, MAE and MBE (mean of prediction - truth) in ug/m3, and R2 = 1 - SSE / SST.
 
-    `truth` and `prediction` are (n,), n >= 1. R2 is NaN where the truth has no variance.
+    `truth` and `prediction` are (n,), n >= 1. R2 is NaN if the truth has no variance.
     """
     truth, prediction = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
     error = prediction - truth
@@ -68,24 +83,25 @@ def scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
 def detailed(
     truth: np.ndarray, prediction: np.ndarray, site: np.ndarray, nearest_km: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Where the errors lie: in the tail, in time or in space, and by distance from training.
+    """Compute scores of high concentrations, of time and space, and by distance to training sites.
 
     `truth`, `prediction` (ug/m3, finite) and `site` (any labels; integers are fastest) are (n,), n >= 1.
-    `nearest_km (n,)` is each sample's distance to the nearest training site; a NaN is in no bin.
-    What is undefined is absent, never NaN; counts are always there.
+    `nearest_km (n,)` is each sample's distance to the nearest training site; NaN is in no bin. An undefined
+    score is absent, never NaN. Counts are always present.
 
-    - `n_tail`: samples with truth >= 35.5, the exceedances. Over them `tail_rmse` and `tail_mbe` (mean of
-      prediction - truth), and `tail_recall`, the share also predicted >= 35.5 (probability of detection).
-      `tail_precision`: the share observed >= 35.5 of those predicted so (1 - false alarm ratio; Wilks,
+    - `n_tail`: number of exceedances, samples with truth >= 35.5.
+    - `tail_rmse`, `tail_mbe`: RMSE and mean of prediction - truth of the exceedances.
+    - `tail_recall`: share of the exceedances that are predicted >= 35.5 (probability of detection).
+    - `tail_precision`: share of the predictions >= 35.5 that are exceedances (1 - false alarm ratio; Wilks,
       Statistical Methods in the Atmospheric Sciences, 8.2).
-    - `site_r2_median`: median of R2 = 1 - SSE / SST by site, over sites with >= 20 samples.
-    - `temporal_r2`: R2 after each site's means are taken from its truth and its prediction: days told apart.
-    - `spatial_r2`: R2 of the site means, each site once: sites told apart. From 2 sites on.
-    - `mape`: 100 mean(|prediction - truth| / truth) over the `n_mape` samples with truth >= 1 ug/m3.
-    - `rmse_km_0_25`, `rmse_km_25_50`, `rmse_km_50_100`, `rmse_km_100_250`, `rmse_km_250_`: RMSE by
-      `nearest_km`, the lower edge included.
+    - `site_r2_median`: median over sites of R2 = 1 - SSE / SST, for sites with >= 20 samples.
+    - `temporal_r2`: R2 after subtracting each site's means from its truth and its prediction.
+    - `spatial_r2`: R2 of the site means, for at least 2 sites.
+    - `mape`: 100 mean(|prediction - truth| / truth) of the `n_mape` samples with truth >= 1 ug/m3.
+    - `rmse_km_0_25`, `rmse_km_25_50`, `rmse_km_50_100`, `rmse_km_100_250`, `rmse_km_250_`: RMSE in bins of
+      `nearest_km`, including the lower edge.
 
-    An R2 is undefined where the truth does not vary: a deviation below 1e-6 ug/m3 is rounding.
+    An R2 is undefined if the truth is constant up to rounding (standard deviation below 1e-6 ug/m3).
     """
     truth, prediction = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
     error = prediction - truth
@@ -114,10 +130,10 @@ def detailed(
     if _varies(between, len(n)):
         found["spatial_r2"] = 1 - float(np.sum(mean_error**2)) / between
 
-    whole = truth >= MAPE_FROM_UGM3
-    found["n_mape"] = float(whole.sum())
-    if whole.any():
-        found["mape"] = 100 * float(np.mean(np.abs(error[whole]) / truth[whole]))
+    large = truth >= MAPE_FROM_UGM3
+    found["n_mape"] = float(large.sum())
+    if large.any():
+        found["mape"] = 100 * float(np.mean(np.abs(error[large]) / truth[large]))
 
     if nearest_km is not None:
         nearest_km = np.asarray(nearest_km, np.float64)
@@ -131,5 +147,5 @@ def detailed(
 
 
 def _varies(sst: np.ndarray | float, n: np.ndarray | int) -> np.ndarray:
-    """Whether a sum of squares over `n` is more than rounding."""
+    """Return True where a sum of squares over `n` values is larger than rounding errors."""
     return np.asarray(sst > n * 1e-12)

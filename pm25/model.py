@@ -1,4 +1,15 @@
-"""The published network: stacked Bi-LSTM, Luong attention, and the fusion with a location embedding."""
+"""The published network: stacked Bi-LSTM layers, Luong attention, and fusion with a location embedding.
+
+`BiLSTMAttention.forward` is the model, `network` builds the one of a cell, `initialise` draws its weights.
+
+To add a fusion:
+
+1. add its name to the Literal `Fusion` in `pm25/settings.py`;
+2. add its layers to `BiLSTMAttention.__init__` and its branch to `BiLSTMAttention._fuse`;
+3. add its operations and parameters to `flops` and `parameters` in `pm25/network_shape.py`;
+4. add it to the tests `test_forward_is_the_published_formula` and
+   `test_the_published_model_has_the_published_number_of_parameters` in `tests/pm25/test_model.py`.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,6 +23,7 @@ from pm25.protocol import PAPER_MASK
 from pm25.settings import Fusion, ModelSettings
 
 KERAS_LAYER_NORM_EPS = 1e-3
+"""Default `epsilon` of Keras' LayerNormalization."""
 
 
 class Attention(nn.Module):
@@ -26,7 +38,7 @@ class Attention(nn.Module):
         self.vector = nn.Linear(2 * features, units, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden (B, T, F) -> (B, units)."""
+        """Map hidden states (B, T, F) to an attention vector (B, units)."""
         last = hidden[:, -1]
         score = torch.einsum("btf,bf->bt", self.score(hidden), last)
         context = torch.einsum("bt,btf->bf", score.softmax(dim=1), hidden)
@@ -34,13 +46,14 @@ class Attention(nn.Module):
 
 
 class BiLSTMAttention(nn.Module):
-    """Bi-LSTM layers each with LayerNorm and dropout, attention, and a head (Karimzadeh et al. 2025).
+    """Bi-LSTM layers, each with LayerNorm and dropout, attention, and a head (Karimzadeh et al. 2025).
 
-    Without an embedding the head is one linear unit. With one: the embedding projected to a place vector
-    (Dense(ReLU), or SatCLIP's LayerNorm and Dense(tanh)), fused with the attention output, Dense(ReLU),
-    one linear unit. The last Bi-LSTM layer has no dropout; the attention output has.
+    Without a fusion the head is one linear unit. With a fusion, the embedding is first projected to a place
+    vector by Dense(ReLU), or by SatCLIP's LayerNorm and Dense(tanh). The place vector is fused with the
+    attention output, and Dense(ReLU) and one linear unit follow. Dropout follows every Bi-LSTM layer but
+    the last, and the attention.
 
-    `mask_value` is Keras' Masking: a day whose features all equal it is stepped over by the LSTMs.
+    `mask_value` works like Keras' Masking: the LSTMs skip a day whose features all equal it.
     """
 
     def __init__(
@@ -57,10 +70,11 @@ class BiLSTMAttention(nn.Module):
         hidden_units: int | None = None,
         mask_value: float | None = None,
     ) -> None:
-        """`units` per direction of each Bi-LSTM layer.
+        """Build the layers, with torch's default weights.
 
-        `projection_units` (of the place vector) and `hidden_units` (of the Dense after the fusion) are
-        `attention_units` unless given; only concat allows another `projection_units`.
+        `units` are those per direction of each Bi-LSTM layer. `projection_units` is the length of the place
+        vector, and `hidden_units` the width of the dense layer after the fusion. Both are `attention_units`
+        by default. Only concat allows another length of the place vector.
         """
         super().__init__()
         sizes = [channels, *[2 * u for u in units]]
@@ -78,7 +92,10 @@ class BiLSTMAttention(nn.Module):
         if fusion is not None:
             place = projection_units or attention_units
             if fusion != "concat" and place != attention_units:
-                raise ValueError(f"{fusion}: {place} projection units, {attention_units} attention units")
+                raise ValueError(
+                    f"fusion {fusion} needs as many projection units as attention units, "
+                    f"not {place} and {attention_units}"
+                )
             if projection == "norm_tanh":
                 self.location_norm = nn.LayerNorm(embedding_dim, eps=KERAS_LAYER_NORM_EPS)
             self.location = nn.Linear(embedding_dim, place)
@@ -91,7 +108,7 @@ class BiLSTMAttention(nn.Module):
         self.output = nn.Linear(last, 1)
 
     def forward(self, window: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
-        """window (B, T, F), embedding (B, D) or None -> (B,)."""
+        """Map windows (B, T, F) and embeddings (B, D), or None, to scaled predictions (B,)."""
         kept = None
         if self.mask_value is not None:
             kept = (window != self.mask_value).any(dim=2)
@@ -99,23 +116,24 @@ class BiLSTMAttention(nn.Module):
                 kept = None
         hidden = window
         for index, (lstm, norm) in enumerate(zip(self.lstm, self.norm, strict=True)):
-            hidden = norm(lstm(hidden)[0] if kept is None else _stepping_over(lstm, hidden, kept))
+            hidden = norm(lstm(hidden)[0] if kept is None else _skip_masked(lstm, hidden, kept))
             if index < len(self.lstm) - 1:
                 hidden = self.dropout(hidden)
-        # Keras' mask ends here: Dot drops it, and a softmax Activation would not read it. Masked days are
-        # attended to like any other, with the state that was carried over them.
+        # Keras' mask ends here: Dot drops it, and a softmax Activation would not read it. The attention
+        # covers masked days too, with the LSTM output that is repeated over them.
         out = self.dropout(self.attention(hidden))
         if self.fusion is not None:
             out = torch.relu(self.hidden(self._fuse(out, self._place(embedding))))
         return self.output(out)[:, 0]
 
     def _place(self, embedding: torch.Tensor | None) -> torch.Tensor:
+        """Project embeddings (B, D) to place vectors (B, P)."""
         if self.projection == "norm_tanh":
             return torch.tanh(self.location(self.location_norm(embedding)))
         return torch.relu(self.location(embedding))
 
     def _fuse(self, out: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """Attention output (B, A) and place vector (B, P) -> (B, A), or (B, A + P) by concat."""
+        """Fuse attention output (B, A) and place vector (B, P) to (B, A), or to (B, A + P) for concat."""
         if self.fusion == "hadamard":
             return out * place
         if self.fusion == "film":  # feature-wise linear modulation (Perez et al. 2018, eq. 2), gamma about 1
@@ -135,7 +153,7 @@ def build(
     *,
     mask_value: float | None = None,
 ) -> BiLSTMAttention:
-    """The network of a cell; its weights are torch's until `initialise`."""
+    """Build a network from its settings, with torch's default weights until `initialise` is called."""
     return BiLSTMAttention(
         channels,
         settings.units,
@@ -149,7 +167,7 @@ def build(
 
 
 def network(cell: Cell, channels: int, embedding_dim: int) -> BiLSTMAttention:
-    """`build` as a cell's protocol has it; `channels` counts those of the place too."""
+    """Build the network of a cell under its protocol; `channels` includes the place channels."""
     paper = cell.protocol == "paper"
     settings = cell.model
     if paper and cell.variant == "satclip":
@@ -157,12 +175,13 @@ def network(cell: Cell, channels: int, embedding_dim: int) -> BiLSTMAttention:
     return build(channels, settings, cell.fusion, embedding_dim, mask_value=PAPER_MASK if paper else None)
 
 
-def _stepping_over(lstm: nn.Module, hidden: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """A Bi-LSTM's output (B, T, 2 U) as Keras has it where days are masked; `kept (B, T)` are the others.
+def _skip_masked(lstm: nn.Module, hidden: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Run a Bi-LSTM over the kept days only, as Keras does with a mask; returns (B, T, 2 U).
 
-    A masked day changes no state and repeats the output before it in each direction's own order; before
-    the first kept day that is the zero state. So: the LSTM over the kept days alone, then each day looks
-    up its last kept day (forward) and its next one (backward).
+    `kept (B, T)` is False on masked days. In each direction, a masked day leaves the state unchanged and
+    repeats the previous output. Before the first kept day the output is zero. Therefore the LSTM runs over
+    the kept days alone. Each day then takes the output of its last kept day (forward) or next one
+    (backward).
     """
     count = kept.sum(dim=1)
     first = kept.long().argsort(dim=1, descending=True, stable=True)  # kept days first, in their order
@@ -174,7 +193,7 @@ def _stepping_over(lstm: nn.Module, hidden: torch.Tensor, kept: torch.Tensor) ->
     )
     out, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=hidden.shape[1])
     forward, backward = out.chunk(2, dim=2)
-    through = kept.cumsum(dim=1)  # kept days up to and with this one
+    through = kept.cumsum(dim=1)  # number of kept days up to and including this one
     before = through - kept.long()
 
     def look_up(direction: torch.Tensor, index: torch.Tensor, none: torch.Tensor) -> torch.Tensor:
@@ -193,11 +212,13 @@ def _stepping_over(lstm: nn.Module, hidden: torch.Tensor, kept: torch.Tensor) ->
 def initialise(
     model: nn.Module, generator: torch.Generator, scheme: Literal["keras", "torch"] = "keras"
 ) -> None:
-    """Initial weights drawn from the generator alone, in the order of the modules.
+    """Draw initial weights from the generator alone, in the order of the modules.
 
-    keras: Glorot uniform kernels, orthogonal recurrent kernels, forget bias 1. Keras has one bias per gate
-    and torch two: the recurrent one is held at zero. torch: its own defaults, uniform within
-    1 / sqrt(inputs) (Linear) or 1 / sqrt(units) (LSTM), biases too; both biases are trained.
+    `keras`: Glorot uniform kernels, orthogonal recurrent kernels, and forget bias 1. Keras has one bias per
+    gate and torch has two, so the recurrent bias is fixed at zero.
+
+    `torch`: PyTorch's defaults, uniform within 1 / sqrt(inputs) (Linear) or 1 / sqrt(units) (LSTM), for
+    biases too. Both LSTM biases are trained.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.LSTM) and scheme == "torch":
@@ -216,7 +237,7 @@ def initialise(
                     nn.init.orthogonal_(value, generator=generator)
                 else:
                     nn.init.zeros_(value)
-                    if name.startswith("bias_ih"):  # gates stand as input, forget, cell, output
+                    if name.startswith("bias_ih"):  # the order of the gates is input, forget, cell, output
                         nn.init.ones_(value.data[module.hidden_size : 2 * module.hidden_size])
                     else:
                         value.requires_grad_(False)

@@ -1,4 +1,7 @@
-"""The neighbour feature: what training monitors around a place measured on the same day, without a leak."""
+"""Neighbour feature: mean PM2.5 of the nearest training monitors on the same day.
+
+Only targets that training may know are used, and never those of the site itself.
+"""
 
 from typing import Literal
 
@@ -10,28 +13,29 @@ from pm25.panel import Panel
 from pm25.settings import Settings
 
 FLOOR_KM = 1.0
-"""Nearer neighbours weigh as if they stood here: two monitors on one roof differ by their noise alone."""
+"""Smallest distance in the weights: two monitors on one roof only differ by their noise."""
 
 BLOCK = 1 << 18
-"""Site-days worked on at once: 2 MB for each float64 array, which stays in a processor's cache."""
+"""Site-days computed at once: 2 MB for each float64 array, which fits into a processor's cache."""
 
 
 class NeighbourSettings(Settings):
-    """Inverse-distance mean of the nearest training monitors. k is the published one (KNN-IDW, k = 9)."""
+    """Settings of the inverse-distance mean. The default k = 9 is the published one (KNN-IDW)."""
 
     k: PositiveInt = 9
+    """Largest number of neighbours."""
     power: float = Field(2.0, ge=0, le=10)
-    """Of the inverse distance; 0 is the plain mean."""
+    """Exponent of the inverse distance; 0 gives the plain mean."""
     exclusion_km: NonNegativeFloat = 0.0
-    """Neighbours nearer than this are used for no site, whatever its part."""
+    """Distance below which a monitor is not used as a neighbour, for any site."""
     hide: Literal["test_distance"] | None = None
-    """Hide near neighbours from training sites, so that they stand as far away as at test sites."""
+    """`test_distance` gives training sites neighbours as far away as those of test sites (see `feature`)."""
     distance: bool = False
-    """Give the model the neighbours' mean distance too."""
+    """Add the neighbours' mean distance as a channel."""
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Names of what `feature` makes, in its order."""
+        """Names of the channels of `feature`, in order."""
         return ("neighbours_pm25", "neighbours_km") if self.distance else ("neighbours_pm25",)
 
 
@@ -43,18 +47,17 @@ def feature(
     settings: NeighbourSettings,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """(sites, days, channels) float32, the `settings.channels`; NaN where a site-day has no neighbour.
+    """Compute the neighbour channels (sites, days, channels) float32, with NaN without a neighbour.
 
-    `train` are the training samples (flat), `test_sites` the sites of the test samples: of these the places
-    are looked at, never a target. A site's own values are no part of its feature. neighbours_km is
-    log(1 + mean km of the neighbours used).
+    The channels are `settings.channels`. `train` are the training samples (flat indices). `test_sites` are
+    the sites of the test samples, of which only the places are used. A site's own targets are not used for
+    its feature. The channel neighbours_km is log(1 + mean distance in km) of the neighbours used.
 
-    `hide`: trained among near monitors, a model with this feature scored R2 -0.5 on the 16-degree
-    checkerboard of 2021: where monitors are far, the same number means less. So each training site draws
-    once, with `rng`, from the test sites' distances to their nearest training site, and sees no neighbour
-    nearer than what it drew. All other sites (test, validation, within-region test) see every training
-    monitor, as they would in use. Where a test site is a training site too (a random split), training and
-    test already share their distances, and nothing is hidden.
+    With `settings.hide`, each training site draws one of the test sites' distances to their nearest
+    training site, with `rng`. It then has no neighbour nearer than this. The reason is that the feature is
+    less accurate far from monitors: a model trained with near neighbours scored R2 -0.5 on the 16-degree
+    checkerboard of 2021. All other sites use every training monitor, as in an application. Nothing is
+    hidden if a test site is also a training site, because then the distances already agree.
     """
     lat, lon = panel.lat, panel.lon
     exclusion = np.full(len(lat), settings.exclusion_km)
@@ -62,24 +65,23 @@ def feature(
     if settings.hide is not None and not np.isin(test_sites, train_sites).any():
         nearest = nearest_monitor_km(lat, lon, np.unique(test_sites), train_sites, settings.exclusion_km)
         exclusion[train_sites] = rng.choice(nearest, len(train_sites))
-    mean, km = _means(
+    mean, km = inverse_distance(
         usable(panel, train, window),
         lat,
         lon,
         k=settings.k,
         power=settings.power,
         exclusion_km=exclusion,
-        floor_km=FLOOR_KM,
     )
     return np.stack([mean, np.log1p(km)] if settings.distance else [mean], axis=2)
 
 
 def usable(panel: Panel, train: np.ndarray, window: int) -> np.ndarray:
-    """(sites, days) float32: the targets that training may know, NaN elsewhere.
+    """Return the targets that training may know, with NaN elsewhere; (sites, days) float32.
 
-    They are the targets of the training samples, and those before the first day that can be a sample's
-    (day < window - 1) at sites with a training sample: no part holds them, and without them the first
-    windows would have no neighbours. A site without a training sample gives nothing.
+    These are the targets of the training samples, and those of days before window - 1 at the same sites.
+    No sample ends on these days, so they are in no set. Without them the first windows would have no
+    neighbours.
     """
     known = np.zeros(panel.target.shape, bool)
     known.reshape(-1)[train] = True
@@ -90,8 +92,10 @@ def usable(panel: Panel, train: np.ndarray, window: int) -> np.ndarray:
 def nearest_monitor_km(
     lat: np.ndarray, lon: np.ndarray, sites: np.ndarray, others: np.ndarray, exclusion_km: float = 0.0
 ) -> np.ndarray:
-    """(len(sites),) km from each of `sites` to the nearest of `others` that is another site and not nearer
-    than `exclusion_km`; inf where there is none. `sites` and `others` are indices."""
+    """Distance (km) from each of `sites` to the nearest other site among `others`; (len(sites),).
+
+    Both are indices. Sites nearer than `exclusion_km` are left out. The distance is inf if no site is left.
+    """
     return _distances(lat, lon, sites, others, np.full(len(sites), exclusion_km)).min(axis=1, initial=np.inf)
 
 
@@ -104,27 +108,15 @@ def inverse_distance(
     power: float,
     exclusion_km: float | np.ndarray = 0.0,
     floor_km: float = FLOOR_KM,
-) -> np.ndarray:
-    """(sites, days) float32: sum(w v) / sum(w) of each day's k nearest sites, w = max(km, floor_km)^-power.
-
-    `values` (sites, days) are NaN where they must not be used. A neighbour is another site with a value that
-    day, not nearer than `exclusion_km` (one number, or (sites,) by the site that looks); of two at one
-    distance the one that stands first goes first. With fewer than k all are taken; NaN where there is none.
-    """
-    return _means(values, lat, lon, k=k, power=power, exclusion_km=exclusion_km, floor_km=floor_km)[0]
-
-
-def _means(
-    values: np.ndarray,
-    lat: np.ndarray,
-    lon: np.ndarray,
-    *,
-    k: int,
-    power: float,
-    exclusion_km: float | np.ndarray,
-    floor_km: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse-distance means, and the plain mean distance (km) of the neighbours used."""
+    """Return the inverse-distance mean of each day's k nearest sites, and their mean distance in km.
+
+    Both are (sites, days) float32. The mean is sum(w v) / sum(w) with w = max(km, floor_km)^-power. `values
+    (sites, days)` is NaN where a value must not be used. A neighbour is another site with a value on that
+    day. Neighbours nearer than `exclusion_km` are left out; it is one number, or (sites,) with one for each
+    site that gets the mean. At equal distances the first site is taken. Fewer than k neighbours are all
+    used; without any the mean is NaN.
+    """
     sites, days = values.shape
     exclusion = np.broadcast_to(np.asarray(exclusion_km, np.float64), (sites,))
     has = np.isfinite(values)
@@ -135,26 +127,26 @@ def _means(
     for start in range(0, sites, max(1, BLOCK // days)):
         block = np.arange(start, min(sites, start + max(1, BLOCK // days)))
         km = _distances(lat, lon, block, others, exclusion[block])
-        # What a site-day can have at most: with it the walk knows where to stop. Whole numbers, so exact.
+        # Number of neighbours that each site-day gets. float32 is exact for these whole numbers.
         need = np.minimum(k, np.isfinite(km).astype(np.float32) @ has.astype(np.float32)).astype(np.int32)
         order = np.argsort(km, axis=1, kind="stable")
         km = np.take_along_axis(km, order, axis=1)
         weight = np.maximum(km, floor_km) ** -power
         count = np.zeros((len(block), days), np.int32)
         top, bottom, far = np.zeros((3, len(block), days))
-        open_ = np.flatnonzero(need.any(axis=1))
+        unfinished = np.flatnonzero(need.any(axis=1))
         for rank in range(len(others)):
-            if not len(open_):
+            if not len(unfinished):
                 break
-            other = order[open_, rank]
-            take = has[other] & (count[open_] < need[open_])
-            count[open_] += take
-            w = weight[open_, rank, None] * take
-            top[open_] += w * value[other]
-            bottom[open_] += w
-            far[open_] += km[open_, rank, None] * take
-            open_ = open_[(count[open_] < need[open_]).any(axis=1)]
-        with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of a site-day without a neighbour
+            other = order[unfinished, rank]
+            take = has[other] & (count[unfinished] < need[unfinished])
+            count[unfinished] += take
+            w = weight[unfinished, rank, None] * take
+            top[unfinished] += w * value[other]
+            bottom[unfinished] += w
+            far[unfinished] += km[unfinished, rank, None] * take
+            unfinished = unfinished[(count[unfinished] < need[unfinished]).any(axis=1)]
+        with np.errstate(invalid="ignore"):  # 0 / 0 gives NaN for a site-day without a neighbour
             mean[block], mean_km[block] = top / bottom, far / count
     return mean, mean_km
 
@@ -162,7 +154,7 @@ def _means(
 def _distances(
     lat: np.ndarray, lon: np.ndarray, sites: np.ndarray, others: np.ndarray, exclusion_km: np.ndarray
 ) -> np.ndarray:
-    """(len(sites), len(others)) km, inf for the site itself and for what is nearer than its exclusion."""
+    """Distances (km), inf for the site itself and below its exclusion; (len(sites), len(others))."""
     km = great_circle_km(lat[sites, None], lon[sites, None], lat[others], lon[others])
     km[(km < exclusion_km[:, None]) | (sites[:, None] == others)] = np.inf
     return km

@@ -1,4 +1,4 @@
-"""Sizes of a network that decide how fast it computes and how much memory it holds."""
+"""Sizes of a network that determine its speed and its memory."""
 
 from pm25.cell import Cell
 from pm25.panel import Panel
@@ -6,27 +6,30 @@ from pm25.settings import Settings
 
 
 class NetworkShape(Settings):
-    """What decides how fast a network computes. A learning rate does not, so it is no part of it."""
+    """Settings of a cell that determine the speed and memory of its network, and no others."""
 
     channels: int
-    """Of a window, with those of the place and of the neighbours."""
+    """Input channels of a day, including those of the place and of the neighbours."""
     window: int
+    """Days of input."""
     units: tuple[int, ...]
-    """Per direction of each Bi-LSTM layer."""
+    """Units per direction of each Bi-LSTM layer."""
     attention_units: int
     fusion: str | None
     embedding_dim: int
-    """0 without a fusion."""
+    """Length of the location embedding; 0 without a fusion."""
     projection: str | None
     masked: bool
-    """Whether missing days are stepped over, as in protocol paper."""
+    """True if masked days are skipped, as in protocol paper."""
     batch_size: int
 
     @classmethod
     def of(cls, cell: Cell, panel: Panel, random_dim: int) -> "NetworkShape":
+        """Return the shape of a cell's network on a panel, with `random_dim` values for variant random."""
         place = {"latlon": 2, "sincos": 4}.get(cell.variant, 0)
         near = len(cell.neighbours.channels) if cell.neighbours is not None else 0
-        # Every published SatCLIP has 256. A table is taken to have 512: its part of the work is below 1 %.
+        # Every published SatCLIP has 256. A table is assumed to have 512: its
+        # projection is below 1 % of the work.
         dim = {"satclip": 256, "random": random_dim}.get(cell.variant, 512)
         return cls(
             channels=len(panel.channels) + near + place,
@@ -42,15 +45,15 @@ class NetworkShape(Settings):
 
     @property
     def layers(self) -> list[tuple[int, int]]:
-        """Inputs of a day, and units per direction, of each Bi-LSTM layer."""
+        """Input size and units per direction of each Bi-LSTM layer."""
         return list(zip((self.channels, *(2 * u for u in self.units)), self.units, strict=False))
 
     @property
     def flops(self) -> int:
-        """Floating point operations of one window's forward pass: those of the matrix products.
+        """Floating-point operations of the matrix products in one window's forward pass.
 
-        A multiply and an add are two. In a Bi-LSTM layer each direction has four gates, each a product
-        with the day's inputs and one with the state.
+        A multiplication and an addition count as two. Each direction of a Bi-LSTM layer has four gates,
+        each with one product for the inputs and one for the state.
         """
         a, hidden = self.attention_units, 2 * self.units[-1]
         products = self.window * sum(2 * 4 * u * (i + u) for i, u in self.layers)
@@ -64,7 +67,7 @@ class NetworkShape(Settings):
 
     @property
     def parameters(self) -> int:
-        """Of the network, those too that are not trained."""
+        """Number of parameters of the network, including those that are not trained."""
         a, hidden = self.attention_units, 2 * self.units[-1]
         count = sum(2 * 4 * u * (i + u + 2) + 4 * u for i, u in self.layers)  # two biases; LayerNorm
         count += hidden * hidden + 2 * hidden * a + a + 1

@@ -1,9 +1,10 @@
-"""A trained model as a value that predicts: windows and places in, PM2.5 out.
+"""A trained model that predicts PM2.5 from windows and places, and its folder on disk.
 
-A folder that `Predictor.save` wrote needs nothing but this package: the encoder's weights lie in it. MLflow
-loads it by `_load_pyfunc`, which makes it this package's only tie to MLflow.
+A folder written by `Predictor.save` contains the encoder's weights, so only this package is needed to load
+it. MLflow loads it with `_load_pyfunc`, the only function of this package that is meant for MLflow.
 """
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,21 +18,25 @@ from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.fit import SCORING_BATCH
 from pm25.model import network
-from pm25.scaling import TargetScale
-from pm25.windows import Scaler, place_channels
+from pm25.scaling import Scaler, TargetScale
+from pm25.windows import place_channels
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OUTPUT = "pm25_ugm3"
+"""Name of the predicted series."""
+
+INPUT = "model input"
+"""Name of the data to predict in error messages."""
 
 
 class Predictor:
-    """What a cell's training came to, on the CPU.
+    """The trained model of a cell, on the CPU.
 
-    `weights` and `scaling` are those of a `pm25.trial.Result`, `encoder` what the cell's place is embedded
-    with (`pm25.encoders.source`), None for a variant without one. Raises InputError for a control, which
-    is no model to serve.
+    `weights` and `scaling` are those of a `pm25.trial.Result`. `encoder` is the encoder of the cell's
+    variant (`pm25.encoders.source`), or None. Raises InputError for a control, whose predictions are of no
+    use.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class Predictor:
         encoder: encoders.Source | None = None,
     ) -> None:
         if cell.is_control:
-            raise InputError(f"{cell.label}: a control is no model to serve; take another arm")
+            raise InputError(cell.label, "", "a control is not a model to serve", "take another arm")
         if (encoder and encoder.name) != cell.encoder:
             raise ValueError(
                 f"{cell.label} embeds places with {cell.encoder}, not {encoder and encoder.name}"
@@ -50,8 +55,8 @@ class Predictor:
         self.cell, self.channels = cell, tuple(scaling["channels"])
         self._weights, self._scaling, self._source = dict(weights), dict(scaling), encoder
         scalers = {
-            name: Scaler(np.array(told["mean"]), np.array(told["std"]))
-            for name, told in scaling["scalers"].items()
+            name: Scaler(np.array(fitted["mean"]), np.array(fitted["std"]))
+            for name, fitted in scaling["scalers"].items()
         }
         self._scaler, self._place_scaler = scalers["channels"], scalers.get("place")
         self._target = TargetScale(**scaling["target"])
@@ -63,13 +68,14 @@ class Predictor:
         self._model.eval()
 
     @property
-    def _asks(self) -> tuple[str, ...]:
+    def _key_columns(self) -> tuple[str, ...]:
+        """Columns besides the place by which a table of vectors is looked up."""
         return self._encoder.asks if isinstance(self._encoder, encoders.Table) else ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What `predict_frame` needs: the place, then the channels."""
-        return ("lat", "lon", *self._asks, *self.channels)
+        """Columns that `predict_frame` needs: place, keys of a table of vectors, channels."""
+        return ("lat", "lon", *self._key_columns, *self.channels)
 
     def predict(
         self,
@@ -80,59 +86,64 @@ class Predictor:
         month: ArrayLike | None = None,
         site_id: ArrayLike | None = None,
     ) -> np.ndarray:
-        """(n,) float32, PM2.5 in ug/m3 of each window's last day.
+        """Predict PM2.5 (ug/m3) on the last day of each window; (n,) float32.
 
-        `window (n, T, channels)` in the channels' own units, oldest day first, NaN where missing; `lat` and
-        `lon` (n,) in degrees; `month (n,)`, 1 to 12, and `site_id (n,)` where they are asked for. The same
-        samples in the same order give the stored predictions bit for bit, on the same machine with as
-        many threads; in batches of other sizes the last digits may differ. Raises InputError.
+        `window (n, T, channels)` is in the channels' own units, oldest day first, with NaN for missing
+        values. `lat` and `lon` (n,) are in degrees. `month (n,)`, 1 to 12, and `site_id (n,)` are needed if
+        `columns` has them.
+
+        The same samples in the same order give the stored predictions bit for bit, on the same processor
+        with the same number of threads. Otherwise, and in batches of other sizes, the last digits may
+        differ.
+
+        Raises InputError if an argument has the wrong shape or an invalid value.
         """
         window = np.asarray(window)
         if window.shape[1:] != (self.cell.window, len(self.channels)):
-            raise InputError(
-                f"window: {window.shape} given; (n, {self.cell.window}, {len(self.channels)}) is needed"
-            )
+            needed = f"(n, {self.cell.window}, {len(self.channels)})"
+            raise InputError(INPUT, "window", f"shape {window.shape}", f"give the shape {needed}")
         places = encoders.checked_places(lat, lon)
         if len(places) != len(window):
-            raise InputError(f"lat and lon: {len(places)} places for {len(window)} windows")
-        scaled = self._scaled(window)
+            problem = f"{len(places)} places for {len(window)} windows"
+            raise InputError(INPUT, "lat, lon", problem, "give one place for each window")
+        scaled = self._scale(window)
         if self._place_scaler is not None:
             place = place_channels(places[:, 0], places[:, 1], self.cell.variant)
             assert place is not None
-            place = self._place_scaler.scale(place)[:, None]
+            place = self._place_scaler.transform(place)[:, None]
             scaled = np.concatenate([scaled, place.repeat(self.cell.window, axis=1)], axis=2)
-        embedded = self._embedded(places, month, site_id)
-        found = [np.empty(0, np.float32)]
+        embedded = self._embed(places, month, site_id)
+        predicted = [np.empty(0, np.float32)]
         with torch.inference_mode():
             for begin in range(0, len(window), SCORING_BATCH):
                 rows = slice(begin, begin + SCORING_BATCH)
                 embedding = None if embedded is None else torch.from_numpy(embedded[rows])
-                found.append(self._model(torch.from_numpy(scaled[rows]), embedding).numpy())
-        return self._target.ugm3(np.concatenate(found)).astype(np.float32)
+                predicted.append(self._model(torch.from_numpy(scaled[rows]), embedding).numpy())
+        return self._target.inverse_transform(np.concatenate(predicted)).astype(np.float32)
 
     def predict_frame(self, frame: "pd.DataFrame") -> "pd.Series[float]":
-        """`predict` for a table: a row per window, each channel's cell a list of its T values.
+        """Predict a table with one row for each window, where each channel has a list of T values.
 
-        Columns as in `columns`, others are ignored. The series is called `pm25_ugm3` and has the frame's
-        index. Raises InputError with the column, the row's position (from 0) and the fix.
+        The table has the columns `columns`; others are ignored. The series has the name `pm25_ugm3` and the
+        index of the table. Raises InputError with the column and the row (position from 0).
         """
         import pandas as pd
 
         for name in self.columns:
             if name not in frame:
-                asked = ", ".join(self.columns)
-                raise InputError(f"column {name} is missing; the model needs {asked}")
+                needed = ", ".join(self.columns)
+                raise InputError(INPUT, name, "the column is missing", f"give the columns {needed}")
         window = np.stack([self._series(name, frame[name]) for name in self.channels], axis=2)
-        found = self.predict(
+        predicted = self.predict(
             window,
             *(_numbers(name, frame[name]) for name in ("lat", "lon")),
-            month=_numbers("month", frame["month"]) if "month" in self._asks else None,
-            site_id=frame["site_id"].tolist() if "site_id" in self._asks else None,
+            month=_numbers("month", frame["month"]) if "month" in self._key_columns else None,
+            site_id=frame["site_id"].tolist() if "site_id" in self._key_columns else None,
         )
-        return pd.Series(found, index=frame.index, name=OUTPUT)
+        return pd.Series(predicted, index=frame.index, name=OUTPUT)
 
     def save(self, folder: Path) -> None:
-        """Write model.pt, cell.json and, of an encoder arm, encoder.json and encoder.bin into a folder."""
+        """Write model.pt, cell.json and, for an encoder arm, encoder.json and encoder.bin into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({"weights": self._weights, "scaling": self._scaling}, folder / "model.pt")
         (folder / "cell.json").write_text(self.cell.model_dump_json(indent=1))
@@ -141,80 +152,78 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: Path) -> "Predictor":
-        """What `save` wrote."""
+        """Load a folder written by `save`."""
         stored = torch.load(folder / "model.pt", weights_only=True)
         cell = Cell.model_validate_json((folder / "cell.json").read_text())
         return cls(cell, stored["weights"], stored["scaling"], encoders.Source.read(folder))
 
-    def _scaled(self, window: np.ndarray) -> np.ndarray:
+    def _scale(self, window: np.ndarray) -> np.ndarray:
+        """Standardise windows with the channel scaler. Raises InputError for infinite values."""
         infinite = np.isinf(window)
         if infinite.any():
             row, _, at = np.argwhere(infinite)[0]
-            raise InputError(
-                f"column {self.channels[at]}: position {row} holds an infinite value; NaN stands for missing"
-            )
-        return self._scaler.scale(window)
+            problem = f"row {row} has an infinite value"
+            raise InputError(INPUT, self.channels[at], problem, "give NaN for a missing value")
+        return self._scaler.transform(window)
 
-    def _embedded(
+    def _embed(
         self, places: np.ndarray, month: ArrayLike | None, site_id: ArrayLike | None
     ) -> np.ndarray | None:
+        """Embed the places (n, 2) as (n, d), with the vectors of their month if the table has months."""
         if self._encoder is None:
             return None
-        found = self._encoder.embed(places[:, 0], places[:, 1], site_id)
-        if "month" not in self._asks:
-            return found
+        vectors = self._encoder.embed(places[:, 0], places[:, 1], site_id)
+        if "month" not in self._key_columns:
+            return vectors
         months = np.asarray([] if month is None else month)
         if months.shape != (len(places),):
-            raise InputError(
-                f"month: {len(months)} given for {len(places)} windows; it is that of the last day"
-            )
+            problem = f"{len(months)} months for {len(places)} windows"
+            raise InputError(INPUT, "month", problem, "give the month of each window's last day")
         wrong = ~np.isin(months, np.arange(1, 13))
         if wrong.any():
             row = int(wrong.argmax())
-            raise InputError(f"column month: position {row} is {months[row]:g}; 1 to 12 is needed")
-        return found[np.arange(len(found)), months.astype(np.intp) - 1]
+            raise InputError(INPUT, "month", f"row {row} has {months[row]:g}", "give a number from 1 to 12")
+        return vectors[np.arange(len(vectors)), months.astype(np.intp) - 1]
 
     def _series(self, name: str, column: "pd.Series[Any]") -> np.ndarray:
-        """(n, T) float32 of one channel's lists."""
+        """Convert a channel's lists to an array; (n, T) float32."""
         days = self.cell.window
         rows = np.empty((len(column), days), np.float32)
         for row, values in enumerate(column):
             try:
                 series = np.asarray(values, np.float32)
             except (TypeError, ValueError):
-                raise InputError(
-                    f"column {name}: position {row} holds something that is no number; "
-                    f"a list of {days} numbers is needed"
-                ) from None
+                problem = f"row {row} has {reprlib.repr(values)}, which is not a list of numbers"
+                raise InputError(INPUT, name, problem, f"give a list of {days} numbers") from None
             if series.shape != (days,):
-                held = f"{len(series)} values" if series.ndim == 1 else "no flat list"
-                raise InputError(
-                    f"column {name}: position {row} holds {held}; "
-                    f"the {days} daily values are needed, oldest first"
+                has = (
+                    f"{len(series)} values" if series.ndim == 1 else f"an array with {series.ndim} dimensions"
                 )
+                fix = f"give a list of the {days} daily values, oldest first"
+                raise InputError(INPUT, name, f"row {row} has {has}", fix)
             rows[row] = series
         return rows
 
 
 def _numbers(name: str, column: "pd.Series[Any]") -> np.ndarray:
-    """(n,) float64 of a column that may be of objects."""
+    """Convert a column, which may be of objects, to numbers; (n,) float64."""
     try:
         return column.to_numpy(np.float64)
     except (TypeError, ValueError):
-        raise InputError(f"column {name}: holds something that is no number; numbers are needed") from None
+        raise InputError(INPUT, name, "the column has a value that is not a number", "give numbers") from None
 
 
 class _PyFunc:
-    """What MLflow calls: `predict` with a frame."""
+    """Adapter with the `predict` method that MLflow calls."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
     def predict(self, frame: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> "pd.Series[float]":
-        """As `Predictor.predict_frame`; there are no params."""
+        """Predict with `Predictor.predict_frame`; `params` is ignored."""
         return self._predictor.predict_frame(frame)
 
 
 def _load_pyfunc(path: str) -> _PyFunc:
-    """MLflow's entry to a folder of `Predictor.save`."""
+    """Load a folder of `Predictor.save` for MLflow."""
     return _PyFunc(Predictor.load(Path(path)))

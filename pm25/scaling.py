@@ -1,4 +1,4 @@
-"""The scale on which the network sees PM2.5."""
+"""Scaling of the inputs and of the target, fitted on the training samples."""
 
 from dataclasses import dataclass
 
@@ -6,31 +6,77 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Scaler:
+    """Mean and standard deviation of each channel of the inputs."""
+
+    mean: np.ndarray
+    """(channels,) float64."""
+    std: np.ndarray
+    """(channels,) float64."""
+
+    @classmethod
+    def fit(cls, values: np.ndarray, weight: np.ndarray) -> "Scaler":
+        """Fit on `values (n, channels)`, where row i counts `weight[i]` times and NaN is ignored.
+
+        A constant channel gets the standard deviation 1. A channel without any value has mean NaN.
+        """
+        used = weight > 0
+        values, weight = values[used].astype(np.float64), weight[used, None].astype(np.float64)
+        weight = np.where(np.isfinite(values), weight, 0)
+        values = np.nan_to_num(values)
+        count = weight.sum(axis=0)
+        with np.errstate(invalid="ignore"):
+            mean = (weight * values).sum(axis=0) / count
+            std = np.sqrt((weight * (values - mean) ** 2).sum(axis=0) / count)
+        return cls(mean, np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0))
+
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """Standardise `values (n, channels)` to float32; a missing value becomes 0, the training mean."""
+        scaled = values.astype(np.float32)
+        scaled -= self.mean.astype(np.float32)
+        scaled /= self.std.astype(np.float32)
+        return np.nan_to_num(scaled, copy=False)
+
+
+@dataclass(frozen=True)
 class TargetScale:
-    """(t(y) - shift) / scale, where t is the identity or sign(y) log(1 + |y|)."""
+    """Affine scale of the target: (t(y) - shift) / scale, with t the identity or sign(y) log(1 + |y|)."""
 
     shift: float
     scale: float
     log1p: bool = False
 
     @classmethod
-    def standard(cls, train: np.ndarray, log1p: bool) -> "TargetScale":
-        """Mean 0 and deviation 1 over the training targets (ug/m3)."""
-        values = _log1p(train) if log1p else train
+    def fit_standard(cls, train: np.ndarray, log1p: bool) -> "TargetScale":
+        """Fit mean 0 and standard deviation 1 on the training targets (ug/m3)."""
+        values = _signed_log1p(train) if log1p else train
         return cls(float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)) or 1.0, log1p)
 
     @classmethod
-    def largest(cls, values: np.ndarray) -> "TargetScale":
-        """The published scale: divided by the maximum of `values` (ug/m3)."""
+    def fit_maximum(cls, values: np.ndarray) -> "TargetScale":
+        """Fit the published scale, division by the maximum of `values` (ug/m3)."""
         return cls(0.0, float(values.max()))
 
-    def scaled(self, pm25_ugm3: np.ndarray) -> np.ndarray:
-        return ((_log1p(pm25_ugm3) if self.log1p else pm25_ugm3) - self.shift) / self.scale
+    def transform(self, pm25_ugm3: np.ndarray) -> np.ndarray:
+        """Scale targets in ug/m3."""
+        return ((_signed_log1p(pm25_ugm3) if self.log1p else pm25_ugm3) - self.shift) / self.scale
 
-    def ugm3(self, scaled: np.ndarray) -> np.ndarray:
+    def inverse_transform(self, scaled: np.ndarray) -> np.ndarray:
+        """Return scaled targets or predictions to ug/m3."""
         values = scaled * self.scale + self.shift
         return np.sign(values) * np.expm1(np.abs(values)) if self.log1p else values
 
 
-def _log1p(values: np.ndarray) -> np.ndarray:
+def windows_per_day(samples: np.ndarray, sites: int, days: int, window: int) -> np.ndarray:
+    """Count, for each site-day, the windows of `samples` (flat indices) that contain it; (sites * days,).
+
+    These are the weights with which the channel scaler is fitted.
+    """
+    ends = np.bincount(samples, minlength=sites * days).reshape(sites, days)
+    total = np.pad(np.cumsum(ends, axis=1), ((0, 0), (1, 0)))
+    day = np.arange(days)
+    return (total[:, np.minimum(day + window, days)] - total[:, day]).reshape(-1)
+
+
+def _signed_log1p(values: np.ndarray) -> np.ndarray:
     return np.sign(values) * np.log1p(np.abs(values))

@@ -1,26 +1,29 @@
-"""The settings blocks of a cell, their defaults and their bounds."""
+"""Settings blocks of a cell, with their defaults and bounds."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 Variant = Literal["none", "latlon", "sincos", "geoclip", "satclip", "table", "random", "shuffled"]
-"""How the place is given: not at all, raw coordinates, their sines and cosines, or a frozen embedding.
+"""How the model receives the location: nothing, raw coordinates, their sines and cosines, or an embedding.
 
-`random` and `shuffled` are controls: a vector that names the place and says nothing else of it, and
-GeoCLIP's vectors dealt out to the wrong places.
+`random` and `shuffled` are controls: a random vector per place, and GeoCLIP's vectors assigned to the wrong
+places.
 """
 
 Fusion = Literal["hadamard", "concat", "film", "gated"]
-"""How a location embedding meets the attention output: element by element product, concatenation,
+"""How a location embedding is combined with the attention output: element-wise product, concatenation,
 feature-wise linear modulation (Perez et al. 2018), or a learned gate (Arevalo et al. 2017)."""
 
 ENCODERS: frozenset[str] = frozenset({"geoclip", "satclip", "table", "random", "shuffled"})
-"""The variants whose place is a frozen embedding; these alone have a fusion."""
+"""Variants that embed the place with a frozen encoder; only these take a fusion."""
 
 CONTROLS: frozenset[str] = frozenset({"random", "shuffled"})
+"""Variants whose embedding carries no information on where a place is."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+"""Fraction of a total, between 0 and 1, both excluded."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -31,39 +34,46 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """The network. The defaults are the published one (Karimzadeh, Wang, Crooks 2025)."""
+    """Settings of the network. The defaults are the published ones (Karimzadeh, Wang, Crooks 2025)."""
 
     width: int = Field(256, ge=2, multiple_of=2)
-    """Units per direction of the first Bi-LSTM layer; the layers after it have half as many."""
+    """Units per direction of the first Bi-LSTM layer; the later layers have half as many."""
     depth: PositiveInt = 3
+    """Number of Bi-LSTM layers."""
     attention_units: PositiveInt = 256
-    """Units of the attention output, and of the dense layers around the fusion."""
+    """Units of the attention output and of the dense layers around the fusion."""
     dropout: float = Field(0.2, ge=0, lt=1)
+    """Dropout rate after each Bi-LSTM layer but the last, and after the attention."""
     initialiser: Literal["torch"] | None = None
-    """Keras' initial weights; with torch, torch's own, and both of its biases trained."""
+    """Initial weights: None for Keras' defaults, `torch` for PyTorch's, with both LSTM biases trained."""
     projection: Literal["norm_tanh"] | None = None
-    """The embedding goes through Dense(ReLU); with norm_tanh through LayerNorm and Dense(tanh), SatCLIP's."""
+    """Projection of the embedding: None for Dense(ReLU), `norm_tanh` for SatCLIP's LayerNorm, Dense(tanh)."""
 
     @property
     def units(self) -> tuple[int, ...]:
+        """Units per direction of each Bi-LSTM layer, first to last."""
         return (self.width, *[self.width // 2] * (self.depth - 1))
 
 
 class TrainSettings(Settings):
-    """The optimisation: Huber loss on the standardised target, Adam, staircase decay, early stopping."""
+    """Settings of the training: Huber loss on the scaled target, Adam, staircase decay, early stopping."""
 
     learning_rate: PositiveFloat = 1e-3
+    """Learning rate of the first `decay_steps` steps."""
     decay: float = Field(0.8, gt=0, le=1)
+    """Factor applied to the learning rate after every `decay_steps` steps."""
     decay_steps: PositiveInt = 30_000
     batch_size: PositiveInt = 256
     max_epochs: PositiveInt = 100
     patience: PositiveInt = 30
-    """Epochs without a lower validation loss before training stops; the best weights are kept."""
+    """Epochs without a lower validation loss after which training stops; the best weights are kept."""
     target: Literal["log1p"] | None = None
-    """The target is standardised; with log1p, after sign(y) log(1 + |y|), which tames the smoke tail."""
+    """Transform of the target before it is standardised: None, or sign(y) log(1 + |y|) for smoke peaks."""
     huber_delta: PositiveFloat = 1.0
-    """In standard deviations of the training target."""
+    """Error at which the Huber loss becomes linear, in standard deviations of the training target."""
     clip_norm: PositiveFloat | None = 1.0
+    """Largest norm of the gradient; None turns clipping off."""
     max_windows: PositiveInt | None = None
-    """Train on a subsample of at most so many windows, drawn with the cell's seed."""
+    """Most training windows; a larger training set is subsampled with the cell's seed."""
     max_validation_windows: PositiveInt | None = None
+    """Most validation windows; a larger validation set is subsampled with the cell's seed."""

@@ -1,8 +1,20 @@
-"""One trial: a cell and a panel in, a result out."""
+"""One training from start to end: `run(cell, panel)` returns a `Result`.
+
+The steps, in order, and where they are:
+
+1. split: `_split` cuts the samples into train, validation and test (`pm25.splits`);
+2. scaling: `prepare` fits the scalers on the training samples (`pm25.scaling`, `pm25.windows`);
+3. network: `prepare` builds it and draws its first weights (`pm25.model`);
+4. training: `Training.epoch` runs one epoch of `pm25.fit.Fit`, which has the training step, the
+   learning-rate schedule and early stopping;
+5. scoring: `Training.result` scores the test samples once, after the last epoch (`_score`, `pm25.metrics`).
+
+No output path, tracker or cluster is involved: a training is a function of its cell and its panel.
+"""
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,7 +25,7 @@ import torch
 from pm25 import encoders, neighbours, protocol, splits
 from pm25.cell import Cell
 from pm25.fit import Epoch, Fit, best_epoch, predict
-from pm25.leakage import audited, distance_to_training_km
+from pm25.leakage import audit_or_failure, distance_to_training_km
 from pm25.metrics import detailed, scores
 from pm25.model import BiLSTMAttention, initialise, network
 from pm25.panel import Panel
@@ -22,56 +34,56 @@ from pm25.settings import ENCODERS
 from pm25.windows import Inputs, Windows
 
 MATCHED_DIM = 512
-"""Length of the constant vector behind a matched head: GeoCLIP's."""
+"""Length of the constant vector that a matched head receives, the same as GeoCLIP's."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training has to say; plain values, no path and no clock but `seconds`.
+    """Outcome of a training as plain values.
 
-    A search's (`cell.tuning`) speaks of validation alone: metrics are rmse, r2, mae and mbe as `val_*` (of
-    the samples that end its training) and as `val_wr_*`, `val_oor_*`, its scores within and out of region;
-    counts have `n_wr`, `n_oor` for them; there are no predictions.
+    The result of a search's training (`cell.tuning`) only covers validation samples. Its metrics are rmse,
+    r2, mae and mbe. The prefix `val_` marks the samples for early stopping, `val_wr_` and `val_oor_` the
+    scored samples within and out of region. Its counts have `n_wr` and `n_oor`, and it has no predictions.
     """
 
     metrics: dict[str, float]
-    """`val_*`, `test_*` and, where a split has paired within-region sites, `wr_*` (`pm25.metrics`)."""
+    """`val_*`, `test_*` and, for splits with a within-region test set, `wr_*` (`pm25.metrics`)."""
     counts: dict[str, int]
-    """`n_train`, `n_val`, `n_test`, `n_wr`: samples; `epochs` run and `best_epoch` (from 1)."""
+    """Numbers of samples (`n_train`, `n_val`, `n_test`, `n_wr`), `epochs` run, and `best_epoch` (from 1)."""
     history: list[Epoch]
     predictions: dict[str, np.ndarray]
-    """Columns part ('test', 'wr'), site_id, lat, lon, date, truth, prediction; one row per sample."""
+    """Columns part ('test', 'wr'), site_id, lat, lon, date, truth, prediction, with one row per sample."""
     audit: dict[str, float | int | list[str]]
-    """What training and test share, and `failed`: the checks that this result did not pass."""
+    """Measures of what training and test share, and `failed`, the checks that were not passed."""
     weights: dict[str, torch.Tensor]
     scaling: dict[str, Any]
-    """What the weights were trained on: names of the channels, and what they, the place and the target were
-    scaled by; plain values (`pm25.predictor`)."""
+    """Names of the channels, and the scales of channels, place and target, as `pm25.predictor` needs them."""
     seconds: float
-    """At work, over all attempts."""
+    """Time spent on preparing, training and scoring, over all attempts."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cell's samples cut, its inputs scaled and on their device, its network with first weights."""
+    """A training before its first step: samples split, inputs scaled, network with its first weights."""
 
     cell: Cell
     panel: Panel
-    """As the cell may know it: a search's has no target outside the training side."""
+    """Panel with the targets that the cell may know; a search knows those of its training side only."""
     parts: splits.SplitIndices
-    """Of a search without a split of its own, `test` is `validation`."""
+    """Samples of the split. In a search without a split of its own, `test` equals `validation`."""
     train: np.ndarray
-    """Flat indices; `parts.train`, or a subsample of it."""
+    """Training samples (flat indices): `parts.train`, or a subsample of it."""
     validation: np.ndarray
+    """Validation samples (flat indices): `parts.validation`, or a subsample of it."""
     inputs: Inputs
     scale: TargetScale
     model: BiLSTMAttention
     fitted: dict[str, np.ndarray]
-    """By name of what was fitted (scalers, target, neighbours): the samples that it was fitted on."""
+    """Samples on which the scalers, the target's scale and the neighbour feature were fitted, by name."""
 
     @property
     def scored(self) -> dict[str, np.ndarray]:
-        """Samples (flat) by the prefix of their metrics, the validation that ends the training first."""
+        """Scored samples (flat indices) by the prefix of their metrics; the early-stopping set is first."""
         tuning, held_out, wr = self.cell.tuning, self.parts.test, self.parts.wr
         if tuning is None:
             found = {"val": self.validation, "test": held_out, "wr": wr}
@@ -83,29 +95,34 @@ class Prepared:
         return {name: flat for name, flat in found.items() if flat is not None}
 
     def windows(self, flat: np.ndarray) -> Windows:
-        return Windows(self.inputs, flat, self.scale.scaled(self.panel.target.reshape(-1)[flat]))
+        """Return these samples (flat indices) with their scaled targets."""
+        return Windows(self.inputs, flat, self.scale.transform(self.panel.target.reshape(-1)[flat]))
 
     def predict(self, flat: np.ndarray) -> np.ndarray:
-        """(n,) float32 in ug/m3."""
-        return self.scale.ugm3(predict(self.model, self.windows(flat))[0]).astype(np.float32)
+        """Predict these samples (flat indices): (n,) float32 in ug/m3."""
+        predicted, _ = predict(self.model, self.windows(flat))
+        return self.scale.inverse_transform(predicted).astype(np.float32)
 
 
 def prepare(
     cell: Cell, panel: Panel, *, embedding: np.ndarray | None = None, device: str = "cpu"
 ) -> Prepared:
-    """Everything of a trial that comes before its first step; equal cells prepare to equal bytes."""
+    """Split the samples, fit the scalers, and build the network. Equal cells give equal bytes.
+
+    See `Training` for the arguments. Raises InputError if the panel does not allow this training.
+    """
     protocol.refuse_leaks(panel, cell.protocol)
-    panel, parts = _cut(cell, panel)
+    panel, indices = _split(cell, panel)
     paper = cell.protocol == "paper"
     # Independent streams, so that equal seeds mean equal samples and order in every arm.
-    draw, _, initial, _, _ = _streams(cell)
-    rng = np.random.default_rng(draw)
-    train = _subsample(parts.train, cell.train.max_windows, rng)
-    validation = _subsample(parts.validation, cell.train.max_validation_windows, rng)
-    everything = np.sort(np.concatenate([train, validation, parts.test]))
+    subsample_seed, _, weights_seed, _, _ = _seeds(cell)
+    rng = np.random.default_rng(subsample_seed)
+    train = _subsample(indices.train, cell.train.max_windows, rng)
+    validation = _subsample(indices.validation, cell.train.max_validation_windows, rng)
+    everything = np.sort(np.concatenate([train, validation, indices.test]))
     fitted = dict.fromkeys(("scalers", "target"), everything if paper else train)
     if cell.neighbours is not None:
-        fitted["neighbours"] = _neighbours(cell, parts)
+        fitted["neighbours"] = _neighbour_samples(cell, indices)
     inputs = Inputs(
         panel,
         fitted["scalers"],
@@ -113,45 +130,49 @@ def prepare(
         cell.variant,
         torch.device(device),
         embedding=_embedding(cell, panel, embedding),
-        more=_more_channels(cell, panel, parts),
+        more=_neighbour_channels(cell, panel, indices),
     )
     target = panel.target.reshape(-1)
     if paper:
-        scale = TargetScale.largest(target[everything])
+        scale = TargetScale.fit_maximum(target[everything])
     else:
-        scale = TargetScale.standard(target[train], log1p=cell.train.target == "log1p")
-    with torch.random.fork_rng([]):  # torch's layers draw weights of their own before `initialise` does
+        scale = TargetScale.fit_standard(target[train], log1p=cell.train.target == "log1p")
+    with torch.random.fork_rng([]):  # torch's constructors draw weights from the global generator
         model = network(cell, inputs.width, inputs.embedding_dim)
-        initialise(model, _generator(initial), cell.model.initialiser or "keras")
-    return Prepared(cell, panel, parts, train, validation, inputs, scale, model.to(device), fitted)
+        initialise(model, _generator(weights_seed), cell.model.initialiser or "keras")
+    return Prepared(cell, panel, indices, train, validation, inputs, scale, model.to(device), fitted)
 
 
 def raw_windows(cell: Cell, panel: Panel, flat: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the channels, and (n, window, channels) float32 of the samples `flat (n,)`, oldest day first.
+    """Gather the unscaled input windows of the samples `flat (n,)`, with the names of their channels.
 
-    In the channels' own units, NaN where missing: what the network sees before it is scaled.
+    The windows are (n, window, channels) float32, oldest day first, in the channels' own units, with NaN
+    for missing values.
     """
-    panel, parts = _cut(cell, panel)
-    more = _more_channels(cell, panel, parts)
+    panel, indices = _split(cell, panel)
+    more = _neighbour_channels(cell, panel, indices)
     days = len(panel.dates)
     site, day = flat // days, flat[:, None] % days + np.arange(1 - cell.window, 1)
     rows = [
         panel.features[site[:, None], day],
-        *(made[site[:, None], day][:, :, None] for made in more.values()),
+        *(channel[site[:, None], day][:, :, None] for channel in more.values()),
     ]
     return (*panel.channels, *more), np.concatenate(rows, axis=2)
 
 
 class Training:
-    """One trial, epoch by epoch; between two epochs it can be stored, and go on elsewhere.
+    """One training, epoch by epoch. It can be checkpointed between two epochs and resumed elsewhere.
 
-    `embedding (sites, d)` or `(sites, 12, d)` spares an encoder variant the embedding of the panel's
-    places; the caller answers for its being the encoder's, and says in `trained_on_target` whether that
-    encoder ever saw PM2.5. The same cell, panel and device give the same bytes, however often the training
-    is stored and goes on from its `state`; a state may come from a device of another type, and then the
-    last digits may differ. torch's global random state is left as it was found.
+    `embedding (sites, d)` or `(sites, 12, d)` holds vectors that an encoder variant would otherwise compute
+    itself. The caller ensures that they are the encoder's. `trained_on_target` says whether that encoder
+    was trained on PM2.5. `state` resumes the training from a `state()` of the same cell and panel.
 
-    Raises ValueError where `state` is another training's.
+    The same cell, panel, device, number of threads and versions give the same bytes, resumed or not. A
+    state from another type of device is accepted, but then the last digits may differ. torch's global
+    random state is left unchanged.
+
+    Raises InputError if the panel does not allow this training, and ValueError if `state` belongs to
+    another training.
     """
 
     def __init__(
@@ -165,62 +186,68 @@ class Training:
         state: dict[str, Any] | None = None,
     ) -> None:
         self._seconds, self._trained_on_target = 0.0, trained_on_target
-        with self._at_work():
-            self._made = made = prepare(cell, panel, embedding=embedding, device=device)
-            _, order, _, dropout, _ = _streams(cell)
+        with self._timed():
+            self._prepared = prepared = prepare(cell, panel, embedding=embedding, device=device)
+            _, order_seed, _, dropout_seed, _ = _seeds(cell)
             self._fit = Fit(
-                made.model,
-                made.windows(made.train),
-                made.windows(made.validation),
+                prepared.model,
+                prepared.windows(prepared.train),
+                prepared.windows(prepared.validation),
                 cell.train,
-                _generator(order),
-                int(dropout.generate_state(1)[0]),
-                made.scale.ugm3,
+                _generator(order_seed),
+                int(dropout_seed.generate_state(1)[0]),
+                prepared.scale.inverse_transform,
                 restore_best=cell.protocol != "paper",
             )
-            self._identity = _identity(made)
+            self._identity = _identity(prepared)
             if state is not None:
                 if state["identity"] != self._identity:
-                    raise ValueError(f"the state is not of this training ({cell.label} on {panel.name})")
+                    raise ValueError(
+                        f"the state belongs to another training than {cell.label} on {panel.name}"
+                    )
                 self._fit.load_state(state["fit"])
                 self._seconds += state["seconds"]
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch is left to train."""
+        """True after the last epoch or after early stopping."""
         return self._fit.finished
 
     @property
     def history(self) -> list[Epoch]:
+        """Epochs trained so far."""
         return list(self._fit.history)
 
     def epoch(self) -> Epoch:
-        """Train one epoch and validate after it. Raises `pm25.fit.Diverged`."""
-        with self._at_work():
+        """Train one epoch, then measure the validation loss. Raises `pm25.fit.Diverged`."""
+        with self._timed():
             return self._fit.epoch()
 
     def state(self) -> dict[str, Any]:
-        """What a new Training of this cell goes on from: tensors on the CPU and plain values only.
+        """Return a checkpoint for the `state` argument of a new Training, with all tensors on the CPU.
 
-        `torch.save` takes it, and `torch.load(..., weights_only=True)` gives it back.
+        It can be written by `torch.save` and read by `torch.load(..., weights_only=True)`.
         """
         return {"identity": self._identity, "seconds": self._seconds, "fit": self._fit.state()}
 
     def result(self) -> Result:
-        """Score the held-out samples with the weights that count, once there is no epoch left."""
+        """Score the held-out samples with the best weights (protocol paper: the last ones).
+
+        Raises RuntimeError if the training is not finished.
+        """
         if not self.finished:
-            raise RuntimeError(f"after {len(self.history)} epochs the training is not finished")
-        with self._at_work():
-            self._fit.finish()
-            made, history = self._made, self._fit.history
-            audit = _audit(made, self._trained_on_target)
-            metrics, predictions = _score(made)
-            weights = {name: value.cpu() for name, value in made.model.state_dict().items()}
+            raise RuntimeError(f"the training is not finished after {len(self.history)} epochs")
+        with self._timed():
+            self._fit.restore_best_weights()
+            prepared, history = self._prepared, self._fit.history
+            audit = _audit(prepared, self._trained_on_target)
+            metrics, predictions = _score(prepared)
+            weights = {name: value.cpu() for name, value in prepared.model.state_dict().items()}
         return Result(
             metrics=metrics,
             counts={
-                "n_train": len(made.train),
-                **{f"n_{part.removeprefix('val_')}": len(flat) for part, flat in made.scored.items()},
+                "n_train": len(prepared.train),
+                **{f"n_{name.removeprefix('val_')}": len(flat) for name, flat in prepared.scored.items()},
                 "epochs": len(history),
                 "best_epoch": best_epoch(history),
             },
@@ -228,13 +255,13 @@ class Training:
             predictions=predictions,
             audit=audit,
             weights=weights,
-            scaling=_scaling(made),
+            scaling=_scaling(prepared),
             seconds=self._seconds,
         )
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Count the time that this takes."""
+    def _timed(self) -> Iterator[None]:
+        """Add the time spent inside the context to `seconds`."""
         started = time.perf_counter()
         try:
             yield
@@ -249,27 +276,24 @@ def run(
     embedding: np.ndarray | None = None,
     trained_on_target: bool = False,
     device: str = "cpu",
-    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Result:
-    """A whole `Training`: split, fit scalers on training samples, build, train, score the test set once."""
+    """Train a cell on a panel to the end, and score its test set once. See `Training` for the arguments."""
     training = Training(cell, panel, embedding=embedding, trained_on_target=trained_on_target, device=device)
     while not training.finished:
-        epoch = training.epoch()
-        if on_epoch is not None:
-            on_epoch(epoch)
+        training.epoch()
     return training.result()
 
 
-def _cut(cell: Cell, panel: Panel) -> tuple[Panel, splits.SplitIndices]:
-    """The panel as the cell may know it, and its samples."""
-    parts = splits.cut(cell.split, cell.fold, panel, cell.window)
+def _split(cell: Cell, panel: Panel) -> tuple[Panel, splits.SplitIndices]:
+    """Cut the samples, and return them with the panel whose targets the cell may know."""
+    indices = splits.cut(cell.split, cell.fold, panel, cell.window)
     if cell.protocol == "paper":
-        return panel, protocol.paper_parts(parts, panel)
+        return panel, protocol.paper_parts(indices, panel)
     if cell.tuning is None:
-        return panel, parts
-    # A search must not see what its arm will be tested on, so that is taken away before anything else: left
-    # are the targets of the training side, and those before its first samples, which are nobody's.
-    side = np.sort(np.concatenate([parts.train, parts.validation]))
+        return panel, indices
+    # A search must not know the samples on which its arm will be tested, so all targets outside the
+    # training side are removed first. Targets before the first possible sample belong to no sample.
+    side = np.sort(np.concatenate([indices.train, indices.validation]))
     panel = replace(
         panel,
         target=neighbours.usable(panel, side, cell.window),
@@ -277,66 +301,67 @@ def _cut(cell: Cell, panel: Panel) -> tuple[Panel, splits.SplitIndices]:
     )
     if cell.tuning.split is not None:
         return panel, splits.cut(cell.tuning.split, cell.tuning.fold, panel, cell.window)
-    return panel, splits.SplitIndices(parts.train, parts.validation, test=parts.validation, wr=None)
+    return panel, splits.SplitIndices(indices.train, indices.validation, test=indices.validation, wr=None)
 
 
-def _neighbours(cell: Cell, parts: splits.SplitIndices) -> np.ndarray:
-    """The samples whose targets the neighbour feature is made of."""
+def _neighbour_samples(cell: Cell, indices: splits.SplitIndices) -> np.ndarray:
+    """Samples whose targets the neighbour feature uses."""
     if cell.protocol == "paper":
-        return np.sort(np.concatenate([parts.train, parts.validation, parts.test]))
-    return parts.train
+        return np.sort(np.concatenate([indices.train, indices.validation, indices.test]))
+    return indices.train
 
 
-def _more_channels(cell: Cell, panel: Panel, parts: splits.SplitIndices) -> dict[str, np.ndarray]:
-    """The channels that the table does not have, each (sites, days), by name."""
+def _neighbour_channels(cell: Cell, panel: Panel, indices: splits.SplitIndices) -> dict[str, np.ndarray]:
+    """Channels of the neighbour feature, each (sites, days), by name; empty if the cell has none."""
     if cell.neighbours is None:
         return {}
-    hide = np.random.default_rng(_streams(cell)[-1])
-    test_sites = np.unique(parts.test // len(panel.dates))
-    made = neighbours.feature(panel, _neighbours(cell, parts), test_sites, cell.window, cell.neighbours, hide)
-    return {name: made[:, :, i] for i, name in enumerate(cell.neighbours.channels)}
+    rng = np.random.default_rng(_seeds(cell)[-1])
+    samples = _neighbour_samples(cell, indices)
+    test_sites = np.unique(indices.test // len(panel.dates))
+    values = neighbours.feature(panel, samples, test_sites, cell.window, cell.neighbours, rng)
+    return {name: values[:, :, i] for i, name in enumerate(cell.neighbours.channels)}
 
 
-def _audit(made: Prepared, trained_on_target: bool) -> dict[str, Any]:
-    """Of what training shares with what is scored, by the promise of the split that cut them apart."""
-    cell, split, parts = made.cell, made.cell.split, made.parts
+def _audit(prepared: Prepared, trained_on_target: bool) -> dict[str, Any]:
+    """Audit what training shares with the scored samples, against the promise of the split that cut them."""
+    cell, split, indices = prepared.cell, prepared.cell.split, prepared.parts
     if cell.tuning is not None and cell.tuning.split is not None:
         split = cell.tuning.split
     elif cell.tuning is not None:
-        parts = replace(parts, validation=parts.validation[:0])  # which is the part that is scored
+        indices = replace(indices, validation=indices.validation[:0])  # these samples are the scored ones
         if isinstance(split, splits.RegionSplit | splits.SpatialSplit):
-            # What validation promises there: sites of its own, but neither a region nor a buffer.
+            # Validation samples of these splits are at sites of their own, but in no region or buffer.
             split = splits.SpatialSplit()
-    found = audited(
+    found = audit_or_failure(
         split,
-        parts,
-        made.panel,
+        indices,
+        prepared.panel,
         cell.window,
-        fitted=made.fitted,
+        fitted=prepared.fitted,
         encoder_trained_on_target=trained_on_target,
     )
     found["failed"] += [
-        f"channel_{name}" for name in protocol.LEAKING_CHANNELS if name in made.panel.channels
+        f"channel_{name}" for name in protocol.LEAKING_CHANNELS if name in prepared.panel.channels
     ]
     return found
 
 
-def _score(made: Prepared) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics and predictions of a `Result`."""
-    panel = made.panel
+def _score(prepared: Prepared) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Predict and score every evaluation set: the metrics and predictions of a `Result`."""
+    panel = prepared.panel
     target, days = panel.target.reshape(-1), len(panel.dates)
-    km = distance_to_training_km(made.parts, panel)
+    km = distance_to_training_km(prepared.parts, panel)
     metrics: dict[str, float] = {}
     predictions: list[dict[str, np.ndarray]] = []
-    for part, flat in made.scored.items():
-        predicted = made.predict(flat)
+    for evaluation_set, flat in prepared.scored.items():
+        predicted = prepared.predict(flat)
         found = scores(target[flat], predicted)
         site, day = flat // days, flat % days
-        if not part.startswith("val"):
+        if not evaluation_set.startswith("val"):
             found |= detailed(target[flat], predicted, site, km[site])
             predictions.append(
                 {
-                    "part": np.full(len(flat), part),
+                    "part": np.full(len(flat), evaluation_set),
                     "site_id": panel.site_id[site],
                     "lat": panel.lat[site],
                     "lon": panel.lon[site],
@@ -345,13 +370,14 @@ def _score(made: Prepared) -> tuple[dict[str, float], dict[str, np.ndarray]]:
                     "prediction": predicted,
                 }
             )
-        metrics |= {f"{part}_{name}": value for name, value in found.items()}
+        metrics |= {f"{evaluation_set}_{name}": value for name, value in found.items()}
     columns = predictions[0] if predictions else {}
     return metrics, {name: np.concatenate([p[name] for p in predictions]) for name in columns}
 
 
-def _scaling(made: Prepared) -> dict[str, Any]:
-    inputs = made.inputs
+def _scaling(prepared: Prepared) -> dict[str, Any]:
+    """Channels and scales of a `Result`, as plain values."""
+    inputs = prepared.inputs
     scalers = {"channels": inputs.scaler} | ({"place": inputs.place_scaler} if inputs.place_scaler else {})
     return {
         "channels": list(inputs.channels),
@@ -359,21 +385,22 @@ def _scaling(made: Prepared) -> dict[str, Any]:
             name: {"mean": scaler.mean.tolist(), "std": scaler.std.tolist()}
             for name, scaler in scalers.items()
         },
-        "target": asdict(made.scale),
+        "target": asdict(prepared.scale),
     }
 
 
-def _identity(made: Prepared) -> str:
-    """Of the cell, its data and the samples of its training; the embedding is the caller's to answer for."""
-    digest = hashlib.sha256(made.cell.key(made.panel.fingerprint).encode())
-    for flat in (made.train, made.validation):
+def _identity(prepared: Prepared) -> str:
+    """Hash the cell, the data and the samples, to recognise the states of this training."""
+    digest = hashlib.sha256(prepared.cell.key(prepared.panel.fingerprint).encode())
+    for flat in (prepared.train, prepared.validation):
         digest.update(repr(len(flat)).encode() + flat.tobytes())
     return digest.hexdigest()
 
 
 def _embedding(cell: Cell, panel: Panel, given: np.ndarray | None) -> np.ndarray | None:
+    """Return the given vectors, or else those of the cell's encoder; None for a cell without a fusion."""
     if given is not None and cell.variant not in ENCODERS:
-        raise ValueError(f"variant {cell.variant} takes no embedding")
+        raise ValueError(f"variant {cell.variant} does not use an embedding, but one is given")
     if cell.head == "matched":
         return np.ones((len(panel.site_id), MATCHED_DIM), np.float32)
     if given is None and cell.variant in ENCODERS:
@@ -381,13 +408,13 @@ def _embedding(cell: Cell, panel: Panel, given: np.ndarray | None) -> np.ndarray
     return given
 
 
-def _streams(cell: Cell) -> list[np.random.SeedSequence]:
-    """Of subsample, order, first weights, dropout, hidden neighbours; the same in every arm."""
+def _seeds(cell: Cell) -> list[np.random.SeedSequence]:
+    """Seeds of the subsample, sample order, first weights, dropout and hidden neighbours, in this order."""
     return np.random.SeedSequence(cell.seed).spawn(5)
 
 
 def _subsample(flat: np.ndarray, limit: int | None, rng: np.random.Generator) -> np.ndarray:
-    """At most `limit` of the samples, ascending."""
+    """Draw at most `limit` of the samples, in ascending order."""
     if limit is None or len(flat) <= limit:
         return flat
     return np.sort(rng.choice(flat, limit, replace=False, shuffle=False))

@@ -1,6 +1,8 @@
 """A cell is a value: equal trainings have equal keys, different ones different keys."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from typing import Any, get_args
 
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 
 import pm25
 from pm25.cell import Cell, Tuning
+from pm25.errors import SettingError
 from pm25.neighbours import NeighbourSettings
 from pm25.settings import ENCODERS, Fusion, ModelSettings, TrainSettings, Variant
 from pm25.splits import (
@@ -22,6 +25,7 @@ from pm25.splits import (
     SpatialSplit,
     TemporalSplit,
 )
+from tests.errors import refuses
 
 DATA, ENCODER = "d" * 32, "e" * 64
 
@@ -304,10 +308,27 @@ def test_two_cells_have_one_key_only_if_they_are_equal(one, other):
     assert (one.key(DATA, ENCODER) == other.key(DATA, ENCODER)) == (one == other)
 
 
+def fault(raised: pytest.ExceptionInfo[ValidationError]) -> tuple[str, str]:
+    """Type and dotted key of the only error that pydantic found."""
+    (error,) = raised.value.errors()
+    return error["type"], ".".join(str(key) for key in error["loc"])
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise the SettingError that pydantic wrapped in its own error."""
+    try:
+        yield
+    except ValidationError as error:
+        (fault,) = error.errors()
+        raise fault["ctx"]["error"] from None
+
+
 @pytest.mark.parametrize("block", [cell(), cell().split, cell().model, cell().train])
 def test_nothing_of_a_cell_can_be_changed(block):
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(ValidationError) as raised:
         block.seed = 1
+    assert fault(raised) == ("frozen_instance", "seed")
 
 
 def test_labels_are_for_people():
@@ -328,60 +349,80 @@ def test_units_are_the_published_ones():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "kind", "key"),
     [
-        ({"variant": "none"}, "variant none takes no fusion"),
-        ({"variant": "latlon", "fusion": "concat"}, "variant latlon takes no fusion"),
-        ({"fusion": None}, "variant geoclip needs fusion"),
-        ({"fold": 2}, "fold 2 does not exist: checkerboard-8 has 0..1"),
-        ({"fold": 5, "split.kind": "random"}, "Extra inputs"),
-        ({"train.patient": 3}, "Extra inputs"),
-        ({"sede": 3}, "Extra inputs"),
-        ({"split.kind": "chequerboard"}, "checkerboard"),
-        ({"split.validation": 1.0}, "less than 1"),
-        ({"model.width": 7}, "multiple of 2"),
-        ({"train.learning_rate": float("inf")}, "finite"),
-        ({"split.degrees": float("nan")}, "finite|greater"),
-        ({"seed": -1}, "greater than or equal to 0"),
-        ({"protocol": "published"}, "strict"),
-        ({"protocol": None}, "strict"),
-        ({"head": "matched"}, "head matched is for variant none, not geoclip"),
-        ({"head": "matched", "variant": "latlon"}, "head matched is for variant none, not latlon"),
-        ({"head": "matched", "variant": "none", "fusion": None}, "variant none needs fusion"),
-        ({"head": "plain", "variant": "none"}, "matched"),
-        ({"protocol": "paper", "train.target": "log1p"}, "protocol paper has a target scale of its own"),
-        ({"variant": "none", "fusion": None, "model.projection": "norm_tanh"}, "projects no embedding"),
-        ({"train.target": "log"}, "log1p"),
+        ({"fold": 5, "split.kind": "random"}, "extra_forbidden", "split.random.degrees"),
+        ({"train.patient": 3}, "extra_forbidden", "train.patient"),
+        ({"sede": 3}, "extra_forbidden", "sede"),
+        ({"split.kind": "chequerboard"}, "union_tag_invalid", "split"),
+        ({"split.validation": 1.0}, "less_than", "split.checkerboard.validation"),
+        ({"model.width": 7}, "multiple_of", "model.width"),
+        ({"train.learning_rate": float("inf")}, "finite_number", "train.learning_rate"),
+        ({"split.degrees": float("nan")}, "finite_number", "split.checkerboard.degrees"),
+        ({"seed": -1}, "greater_than_equal", "seed"),
+        ({"protocol": "published"}, "literal_error", "protocol"),
+        ({"protocol": None}, "literal_error", "protocol"),
+        ({"head": "plain", "variant": "none"}, "literal_error", "head"),
+        ({"train.target": "log"}, "literal_error", "train.target"),
+        ({"tuning": {"fold": -1}}, "greater_than_equal", "tuning.fold"),
+        ({"tuning": {"test": True}}, "extra_forbidden", "tuning.test"),
+        ({"neighbours.k": 0}, "greater_than", "neighbours.k"),
+        ({"neighbours.power": 10.5}, "less_than_equal", "neighbours.power"),
+        ({"neighbours.exclusion_km": -1.0}, "greater_than_equal", "neighbours.exclusion_km"),
+        ({"neighbours.hide": "train_distance"}, "literal_error", "neighbours.hide"),
+        ({"neighbours.channels": ["knnidw_pm25"]}, "extra_forbidden", "neighbours.channels"),
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_its_bounds_is_refused(changes, kind, key):
+    with pytest.raises(ValidationError) as raised:
+        cell(**changes)
+    assert fault(raised) == (kind, key)
+
+
+TEMPORAL = {"kind": "temporal", "test_from": "2021-10-01"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "shown"),
+    [
+        ({"variant": "none"}, "fusion", ["hadamard", "none"]),
+        ({"variant": "latlon", "fusion": "concat"}, "fusion", ["concat", "latlon"]),
+        ({"fusion": None}, "fusion", ["geoclip"]),
+        ({"fold": 2}, "fold", ["2", "checkerboard-8", "0 to 1"]),
+        ({"head": "matched"}, "head", ["matched", "geoclip", "variant: none"]),
+        ({"head": "matched", "variant": "latlon"}, "head", ["matched", "latlon"]),
+        ({"head": "matched", "variant": "none", "fusion": None}, "fusion", ["none"]),
         (
-            {"neighbours": {}, "split": {"kind": "temporal", "test_from": "2021-10-01"}},
-            "no training monitor reports",
+            {"protocol": "paper", "train.target": "log1p"},
+            "train.target",
+            ["log1p", "paper", "protocol: strict"],
         ),
         (
-            {"neighbours": {}, "tuning": {"split": {"kind": "temporal", "test_from": "2021-10-01"}}},
-            "no training monitor reports",
+            {"variant": "none", "fusion": None, "model.projection": "norm_tanh"},
+            "model.projection",
+            ["norm_tanh", "none"],
         ),
-        ({"protocol": "paper", "tuning": {}}, "tuning: a search needs protocol strict"),
-        ({"tuning.fold": 1}, "tuning.fold 1 needs tuning.split"),
+        ({"neighbours": {}, "split": TEMPORAL}, "neighbours", ["temporal"]),
+        ({"neighbours": {}, "tuning": {"split": TEMPORAL}}, "neighbours", ["temporal"]),
+        ({"protocol": "paper", "tuning": {}}, "tuning", ["paper", "protocol: strict"]),
+        # The fields of a block are relative to it.
+        ({"tuning.fold": 1}, "fold", ["1", "tuning.split"]),
         (
             {"tuning": {"split": {"kind": "checkerboard", "degrees": 8}, "fold": 2}},
-            "tuning.fold 2 does not exist: checkerboard-8 has 0..1",
+            "fold",
+            ["2", "checkerboard-8", "0 to 1"],
         ),
-        ({"tuning": {"fold": -1}}, "greater than or equal to 0"),
-        ({"tuning": {"test": True}}, "Extra inputs"),
-        ({"neighbours.k": 0}, "greater than 0"),
-        ({"neighbours.power": 10.5}, "less than or equal to 10"),
-        ({"neighbours.exclusion_km": -1.0}, "greater than or equal to 0"),
-        ({"neighbours.hide": "train_distance"}, "test_distance"),
-        ({"neighbours.channels": ["knnidw_pm25"]}, "Extra inputs"),
     ],
+    ids=str,
 )
-def test_a_cell_that_means_nothing_is_refused(changes, message):
-    with pytest.raises(ValidationError, match=message):
+def test_settings_that_do_not_fit_together_are_refused(changes, field, shown):
+    with refuses(None, field, *shown, kind=SettingError), unwrapped():
         cell(**changes)
 
 
 @pytest.mark.parametrize("split", [RandomSplit(folds=3), SpatialSplit(folds=3)])
 def test_folds_count_from_zero(split):
     assert Cell(variant="none", split=split, fold=2, seed=0).fold == 2
-    with pytest.raises(ValidationError, match=f"fold 3 does not exist: {split.label} has 0..2"):
+    with refuses(None, "fold", "3", split.label, "0 to 2", kind=SettingError), unwrapped():
         Cell(variant="none", split=split, fold=3, seed=0)

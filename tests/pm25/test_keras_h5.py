@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from pm25.errors import InputError
 from pm25.keras_h5 import load
 from pm25.model import BiLSTMAttention
+from tests.errors import refuses
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES}: files that Keras saved")
@@ -372,95 +372,106 @@ def call(name: str, **arguments: Any) -> Callable[[list[Content], Weights], None
     return lambda layers, _: named(layers, name)["inbound_nodes"][0][0].__setitem__(3, arguments)
 
 
-REFUSED = [
-    (change_lstm(recurrent_activation="hard_sigmoid"), "bi_0 .*recurrent_activation is 'hard_sigmoid'"),
-    (change_lstm(activation="relu"), "bi_0 .*activation is 'relu'"),
-    (change_lstm(return_sequences=False), "bi_0 .*return_sequences is False"),
-    (change_lstm(use_bias=False), "bi_0 .*use_bias"),
-    (change_lstm(zero_output_for_mask=True), "zero_output_for_mask is True"),
-    (change_lstm(go_backwards=True), "go_backwards is True"),
-    (change("bi_0", merge_mode="sum"), "bi_0 .*merge_mode is 'sum'"),
-    (change("bi_1", layer={"class_name": "GRU", "config": {}}), "bi_1 .*unexpected GRU"),
-    (change("norm_0", axis=[1]), r"norm_0 .*axis is \[1\]"),
-    (change("norm_0", center=False), "norm_0 .*center is False"),
-    (change("luong_w", activation="relu"), "luong_w .*activation is 'relu'"),
-    (change("attention_vector", activation="linear"), "attention_vector .*activation is 'linear'"),
-    (change("attention_score", axes=[1, 1]), r"attention_score .*axes is \[1, 1\]"),
-    (change("attention_score", normalize=True), "normalize is True"),
-    (change("attention_weight", activation="sigmoid"), "attention_weight .*activation is 'sigmoid'"),
-    (change("last_hidden_state", output_shape=[2]), r"last_hidden_state .*output_shape is \[2\]"),
-    (change("place", activation="sigmoid"), "place .*activation is 'sigmoid'"),
-    (change("place", units=5), "fused .*attention_vector 6, place 5"),
-    (change("hidden", activation="tanh"), "hidden .*activation is 'tanh'"),
-    (change("out", units=2), "out .*units is 2"),
-    (change("out", activation="relu"), "out .*activation is 'relu'"),
-    (change("x", batch_input_shape=[None, CHANNELS]), "inputs x .*expected windows"),
-    (change("x", batch_input_shape=[None, DAYS, None]), "inputs x .*expected windows"),
-    (change("x", batch_input_shape=[None, DAYS, 4]), r"bi_0 .*forward kernel has shape \(3, 16\).*\(4, 16\)"),
-    (insert("x", layer("Conv1D", "conv", [])), r"unexpected layer conv \(Conv1D\) after x, expected Bidir"),
-    (insert("norm_1", layer("GRU", "gru", [])), r"unexpected layer gru \(GRU\) after norm_1"),
-    (insert("place_in", dense("extra", "", 6, "relu")), "fused .*expected attention_vector and extra"),
-    (insert("x", layer("Lambda", "odd", [], function=code())), r"odd \(Lambda\) after x.*code is not run"),
-    (insert("drop_attention", layer("Lambda", "odd", [], function=code())), r"odd \(Lambda\).*is not run"),
-    (insert("out", dense("more", "", 1, "linear")), r"unexpected layer more .* after out, expected the end"),
-    (call("bi_0", initial_state=["x", 0, 0]), "bi_0 .*initial_state"),
-    (call("drop_0", training=True), "drop_0 .*training"),
-    (lambda layers, _: named(layers, "place")["inbound_nodes"].append([["x", 0, 0, {}]]), "used 2 times"),
-    (lambda layers, _: layers.remove(named(layers, "norm_0")), "not what Keras 2 writes"),
-    (lambda layers, _: named(layers, "out").pop("config"), "not what Keras 2 writes"),
-    (lambda layers, _: layers.append(layer("Embedding", "lone", [])), r"unexpected layer lone \(Embedding\)"),
-    (lose("bi_0", "backward_lstm_0/lstm_cell/bias"), "bi_0 .*weight backward bias is missing"),
-    (lose("place", "kernel"), "place .*weight kernel is missing"),
-    (lose("luong_w", "kernel"), "luong_w .*weight kernel is missing"),
-    (reshape("norm_0", "gamma", 3), r"norm_0 .*gamma has shape \(3,\); the architecture says \(8,\)"),
-    (reshape("hidden", "kernel", 7, 8), r"hidden .*kernel has shape \(7, 8\)"),
-    (lambda _, weights: weights["out"]["bias"].fill(np.nan), "out .*bias is not finite"),
-]  # fmt: skip
+Edit = Callable[[list[Content], Weights], Any]
+REFUSED: list[tuple[Edit, str, list[str]]] = [
+    (change_lstm(recurrent_activation="hard_sigmoid"), "bi_0", ["recurrent_activation", "'hard_sigmoid'"]),
+    (change_lstm(activation="relu"), "bi_0", ["activation", "'relu'"]),
+    (change_lstm(return_sequences=False), "bi_0", ["return_sequences", "False"]),
+    (change_lstm(use_bias=False), "bi_0", ["use_bias", "False"]),
+    (change_lstm(zero_output_for_mask=True), "bi_0", ["zero_output_for_mask", "True"]),
+    (change_lstm(go_backwards=True), "bi_0", ["go_backwards", "True"]),
+    (change("bi_0", merge_mode="sum"), "bi_0", ["merge_mode", "'sum'"]),
+    (change("bi_1", layer={"class_name": "GRU", "config": {}}), "bi_1", ["GRU", "LSTM"]),
+    (change("norm_0", axis=[1]), "norm_0", ["axis", "[1]"]),
+    (change("norm_0", center=False), "norm_0", ["center", "False"]),
+    (change("luong_w", activation="relu"), "luong_w", ["activation", "'relu'"]),
+    (change("attention_vector", activation="linear"), "attention_vector", ["activation", "'linear'"]),
+    (change("attention_score", axes=[1, 1]), "attention_score", ["axes", "[1, 1]"]),
+    (change("attention_score", normalize=True), "attention_score", ["normalize", "True"]),
+    (change("attention_weight", activation="sigmoid"), "attention_weight", ["activation", "'sigmoid'"]),
+    (change("last_hidden_state", output_shape=[2]), "last_hidden_state", ["output_shape", "[2]"]),
+    (change("place", activation="sigmoid"), "place", ["activation", "'sigmoid'"]),
+    (change("place", units=5), "fused", ["attention_vector 6", "place 5"]),
+    (change("hidden", activation="tanh"), "hidden", ["activation", "'tanh'"]),
+    (change("out", units=2), "out", ["units", "2"]),
+    (change("out", activation="relu"), "out", ["activation", "'relu'"]),
+    (change("x", batch_input_shape=[None, CHANNELS]), "input_layers", ["x", "(B, T, F)"]),
+    (change("x", batch_input_shape=[None, DAYS, None]), "input_layers", ["x", "(B, T, F)"]),
+    (change("x", batch_input_shape=[None, DAYS, 4]), "bi_0", ["forward kernel", "(3, 16)", "(4, 16)"]),
+    (insert("x", layer("Conv1D", "conv", [])), "conv", ["Conv1D", "after x", "Bidirectional"]),
+    (insert("norm_1", layer("GRU", "gru", [])), "gru", ["GRU", "after norm_1"]),
+    (insert("place_in", dense("extra", "", 6, "relu")), "fused", ["attention_vector", "extra"]),
+    (
+        insert("x", layer("Lambda", "odd", [], function=code())),
+        "odd",
+        ["Lambda", "code is not run", "after x"],
+    ),
+    (
+        insert("drop_attention", layer("Lambda", "odd", [], function=code())),
+        "odd",
+        ["Lambda", "code is not run"],
+    ),
+    (insert("out", dense("more", "", 1, "linear")), "more", ["after out"]),
+    (call("bi_0", initial_state=["x", 0, 0]), "bi_0", ["initial_state"]),
+    (call("drop_0", training=True), "drop_0", ["training"]),
+    (
+        lambda layers, _: named(layers, "place")["inbound_nodes"].append([["x", 0, 0, {}]]),
+        "place",
+        ["2 times"],
+    ),
+    (lambda layers, _: layers.remove(named(layers, "norm_0")), "", ["Keras 2"]),
+    (lambda layers, _: named(layers, "out").pop("config"), "", ["Keras 2"]),
+    (lambda layers, _: layers.append(layer("Embedding", "lone", [])), "lone", ["Embedding"]),
+    (lose("bi_0", "backward_lstm_0/lstm_cell/bias"), "bi_0", ["backward bias", "missing"]),
+    (lose("place", "kernel"), "place", ["kernel", "missing"]),
+    (lose("luong_w", "kernel"), "luong_w", ["kernel", "missing"]),
+    (reshape("norm_0", "gamma", 3), "norm_0", ["gamma", "(3,)", "(8,)"]),
+    (reshape("hidden", "kernel", 7, 8), "hidden", ["kernel", "(7, 8)"]),
+    (lambda _, weights: weights["out"]["bias"].fill(np.nan), "out", ["bias", "finite"]),
+]
 
 
-@pytest.mark.parametrize(("edit", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_another_model_is_refused(tmp_path, edit, message):
+@pytest.mark.parametrize(
+    ("edit", "field", "shown"), REFUSED, ids=[f"{field} {' '.join(shown)}" for _, field, shown in REFUSED]
+)
+def test_another_model_is_refused(tmp_path, edit, field, shown):
     layers, inputs, weights = made(fusion="hadamard")
     edit(layers, weights)
     path = save(tmp_path / "m.h5", layers, inputs, weights)
-    with pytest.raises(InputError, match=message) as caught:
+    with refuses(str(path), field, *shown):
         load(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
 
 
 def test_a_lambda_of_another_name_is_not_taken_for_the_last_day(tmp_path):
     """`lambda x: x[:, 0]` would look the same but for its bytecode, which nobody reads."""
     layers, inputs, weights = made()
     renamed = json.loads(json.dumps(layers).replace("last_hidden_state", "first_day"))
-    with pytest.raises(InputError, match=r"unexpected layer first_day \(Lambda\) .*its code is not run"):
+    with refuses("m.h5", "first_day", "Lambda", "code is not run"):
         load(save(tmp_path / "m.h5", renamed, inputs, weights))
 
 
 def test_another_score_is_refused(tmp_path):
     layers, inputs, weights = made(whole=True)
     change("attention", score="bahdanau")(layers, weights)
-    with pytest.raises(InputError, match=r"attention .*score is 'bahdanau'"):
+    with refuses("m.h5", "attention", "score", "'bahdanau'"):
         load(save(tmp_path / "m.h5", layers, inputs, weights))
 
 
 def test_files_that_are_no_model(tmp_path):
-    def refused(path: Path, message: str) -> None:
-        with pytest.raises(InputError, match=message) as caught:
+    def refused(path: Path, *shown: str, field: str = "") -> None:
+        with refuses(str(path), field, *shown):
             load(path)
-        assert str(caught.value).startswith(f"{path}: ")
-        assert "\n" not in str(caught.value)
 
-    refused(tmp_path / "none.h5", "no such file")
+    refused(tmp_path / "none.h5", "no such file", ".h5")
     refused(tmp_path, "no such file")
     (tmp_path / "text.h5").write_text("not HDF5")
-    refused(tmp_path / "text.h5", "is no HDF5 file")
+    refused(tmp_path / "text.h5", "HDF5")
     (tmp_path / "empty.h5").touch()
-    refused(tmp_path / "empty.h5", "is no HDF5 file")
+    refused(tmp_path / "empty.h5", "HDF5")
     whole = save(tmp_path / "whole.h5", *made()).read_bytes()
     for share in (0.01, 0.3, 0.6, 0.99):
         (tmp_path / "cut.h5").write_bytes(whole[: int(share * len(whole))])
-        refused(tmp_path / "cut.h5", "is cut short")
+        refused(tmp_path / "cut.h5", "truncated")
 
     def edited(edit: Callable[[h5py.File], None]) -> Path:
         path = save(tmp_path / "edited.h5", *made())
@@ -468,14 +479,14 @@ def test_files_that_are_no_model(tmp_path):
             edit(file)
         return path
 
-    refused(edited(lambda f: f.attrs.pop("model_config")), "without the architecture")
-    refused(edited(lambda f: f.attrs.update(keras_version="3.3.3")), "written by Keras 3.3.3")
-    refused(edited(lambda f: f.attrs.update(model_config="{")), "not what Keras 2 writes")
-    refused(edited(lambda f: f.attrs.update(model_config="[]")), "not what Keras 2 writes")
+    refused(edited(lambda f: f.attrs.pop("model_config")), "model.save", field="model_config")
+    refused(edited(lambda f: f.attrs.update(keras_version="3.3.3")), "Keras 3.3.3", field="keras_version")
+    refused(edited(lambda f: f.attrs.update(model_config="{")), "Keras 2")
+    refused(edited(lambda f: f.attrs.update(model_config="[]")), "Keras 2")
     sequential = json.dumps({"class_name": "Sequential", "config": {"layers": []}})
-    refused(edited(lambda f: f.attrs.update(model_config=sequential)), "a Sequential model")
-    refused(edited(lambda f: f.pop("model_weights")), "is missing")
-    refused(edited(lambda f: f["model_weights"].pop("bi_1")), "bi_1 .*is missing")
+    refused(edited(lambda f: f.attrs.update(model_config=sequential)), "Sequential", field="model_config")
+    refused(edited(lambda f: f.pop("model_weights")), "missing", field="bi_0")
+    refused(edited(lambda f: f["model_weights"].pop("bi_1")), "missing", field="bi_1")
 
 
 def test_weights_are_not_read_from_other_files(tmp_path):
@@ -484,5 +495,5 @@ def test_weights_are_not_read_from_other_files(tmp_path):
     with h5py.File(path, "r+") as file:
         del file["model_weights/out"]
         file["model_weights/out"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "model_weights/out")
-    with pytest.raises(InputError, match=r"out .*is missing"):
+    with refuses("m.h5", "out", "missing"):
         load(path)

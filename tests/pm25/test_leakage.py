@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pm25.leakage import audit, audited, distance_to_training_km
+from pm25.leakage import audit, audit_or_failure, distance_to_training_km
 from pm25.panel import Panel, read
 from pm25.splits import (
     AnySplit,
@@ -353,14 +353,16 @@ def test_an_audit_that_cannot_be_made_has_failed():
     panel, nothing = meridian(40, 41), np.empty(0, np.int64)
     parts = parts_of([(0, 5)], [(1, 5)])
     told = {"fitted": {}, "encoder_trained_on_target": False}
-    assert audited(SpatialSplit(), parts, panel, WINDOW, **told) == audit(
+    assert audit_or_failure(SpatialSplit(), parts, panel, WINDOW, **told) == audit(
         SpatialSplit(), parts, panel, WINDOW, **told
     )
-    (said,) = audited(
+    (said,) = audit_or_failure(
         SpatialSplit(), SplitIndices(parts.train, nothing, nothing, None), panel, WINDOW, **told
     )["failed"]
     assert said.startswith("audit: ValueError: ")
-    beyond = audited(SpatialSplit(), parts, panel, WINDOW, **(told | {"fitted": {"scalers": np.array([99])}}))
+    beyond = audit_or_failure(
+        SpatialSplit(), parts, panel, WINDOW, **(told | {"fitted": {"scalers": np.array([99])}})
+    )
     assert [*beyond] == ["failed"]
     assert beyond["failed"][0].startswith("audit: IndexError: ")
 

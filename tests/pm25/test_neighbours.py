@@ -47,7 +47,7 @@ def on_the_equator(*degrees: float) -> tuple[np.ndarray, np.ndarray]:
 def test_the_two_nearest_by_hand():
     lat, lon = on_the_equator(0, 1, 3, 7)
     values = np.array([[100.0, NAN], [8.0, NAN], [20.0, NAN], [5.0, 6.0]])
-    got = inverse_distance(values, lat, lon, k=2, power=2)
+    got, _ = inverse_distance(values, lat, lon, k=2, power=2)
     # From 0 the first two stand at 1 and 3 degrees: (8 + 20/9) / (1 + 1/9) = 9.2. On day 1 there is one
     # value, and its own site has none.
     expected = [
@@ -58,14 +58,14 @@ def test_the_two_nearest_by_hand():
     ]
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-6)
-    np.testing.assert_allclose(inverse_distance(values, lat, lon, k=2, power=0)[0], [14, 6])
-    np.testing.assert_allclose(inverse_distance(values, lat, lon, k=1, power=2)[0], [8, 6])
+    np.testing.assert_allclose(inverse_distance(values, lat, lon, k=2, power=0)[0][0], [14, 6])
+    np.testing.assert_allclose(inverse_distance(values, lat, lon, k=1, power=2)[0][0], [8, 6])
 
 
 def test_a_missing_day_lets_the_next_site_in():
     lat, lon = on_the_equator(0, 1, 2, 4)
     values = np.array([[NAN] * 3, [10, NAN, 10], [20, 20, NAN], [30, 30, 30]])
-    got = inverse_distance(values, lat, lon, k=1, power=1)[0]
+    got = inverse_distance(values, lat, lon, k=1, power=1)[0][0]
     assert got.tolist() == [10, 20, 10]
 
 
@@ -73,17 +73,17 @@ def test_a_site_on_the_same_roof_stands_at_the_floor():
     lat, lon = on_the_equator(0, 0, 2 / KM)
     values = np.array([[50.0], [10.0], [40.0]])
     # Weights 1 and 1/4 at 0 and 2 km with a floor of 1 km; 1/9 each with a floor of 3 km.
-    assert inverse_distance(values, lat, lon, k=9, power=2)[0, 0] == pytest.approx(16)
-    assert inverse_distance(values, lat, lon, k=9, power=2, floor_km=3)[0, 0] == pytest.approx(25)
+    assert inverse_distance(values, lat, lon, k=9, power=2)[0][0, 0] == pytest.approx(16)
+    assert inverse_distance(values, lat, lon, k=9, power=2, floor_km=3)[0][0, 0] == pytest.approx(25)
 
 
 def test_what_is_nearer_than_the_exclusion_is_never_used():
     lat, lon = on_the_equator(0, 0, 1, 2)
     values = np.array([[1.0], [10.0], [20.0], [30.0]])
     by_site = np.array([0, 50, 1.5 * KM, 1000])
-    got = inverse_distance(values, lat, lon, k=1, power=2, exclusion_km=by_site)[:, 0]
+    got = inverse_distance(values, lat, lon, k=1, power=2, exclusion_km=by_site)[0][:, 0]
     np.testing.assert_array_equal(got, np.array([10, 20, NAN, NAN], np.float32))
-    one = inverse_distance(values, lat, lon, k=1, power=2, exclusion_km=1.5 * KM)[:, 0]
+    one = inverse_distance(values, lat, lon, k=1, power=2, exclusion_km=1.5 * KM)[0][:, 0]
     np.testing.assert_array_equal(one, np.array([30, 30, NAN, 1], np.float32))
 
 
@@ -125,9 +125,7 @@ def test_every_block_is_the_brute_force(seed, sites, k, power, missing, block):
     km = great_circle_km(lat[:, None], lon[:, None], lat, lon)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neighbours, "BLOCK", block)
-        got, far = neighbours._means(
-            values, lat, lon, k=k, power=power, exclusion_km=exclusion, floor_km=neighbours.FLOOR_KM
-        )
+        got, far = inverse_distance(values, lat, lon, k=k, power=power, exclusion_km=exclusion)
     expected, expected_far = brute(values.astype(float), km, k, power, exclusion)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(far, expected_far, rtol=1e-5, atol=1e-5)

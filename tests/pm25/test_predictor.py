@@ -19,6 +19,7 @@ from pm25.predictor import Predictor, _load_pyfunc
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit, SpatialSplit
 from pm25.trial import Result
+from tests.errors import refuses
 
 SITES, DAYS, WINDOW = 12, 64, 5
 
@@ -129,7 +130,10 @@ CELLS = [
 
 
 def check(made: Cell, found: Trained, folder: Path) -> None:
-    """Equal as it is, when it was stored and loaded, and as a table; one by one to the last digits."""
+    """Predictions equal the stored ones, also after saving and loading, and from a table.
+
+    Row by row they are close: another batch size may use another kernel, which rounds differently.
+    """
     panel, result, predictor = found
     for part in np.unique(result.predictions["part"]):
         told, stored = asked(made, panel, result, part)
@@ -137,7 +141,7 @@ def check(made: Cell, found: Trained, folder: Path) -> None:
         single = [
             predictor.predict(**{name: value[i : i + 1] for name, value in told.items()}) for i in range(9)
         ]
-        np.testing.assert_allclose(np.concatenate(single), stored[:9], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(np.concatenate(single), stored[:9], rtol=1e-5, atol=1e-5)
         predictor.save(folder)
         assert np.array_equal(Predictor.load(folder).predict(**told), stored)
         frame = as_frame(made, told, predictor.channels)
@@ -240,52 +244,55 @@ def changed(frame: pd.DataFrame, name: str, at: int, value: Any) -> pd.DataFrame
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "shown"),
     [
-        ("a", [1.0] * 4, "column a: position 2 holds 4 values; the 5 daily values are needed, oldest first"),
-        ("b", 1.0, "column b: position 2 holds no flat list; the 5 daily values are needed, oldest first"),
-        ("b", [[1.0] * 5], "column b: position 2 holds no flat list; the 5 daily values are needed"),
-        (
-            "b",
-            "warm",
-            "column b: position 2 holds something that is no number; a list of 5 numbers is needed",
-        ),
-        ("b", [1, 2, np.inf, 4, 5], "column b: position 2 holds an infinite value; NaN stands for missing"),
-        ("lat", 95.0, "lat 95 at position 2 is not in -90..90; degrees are needed"),
-        ("lat", None, "lat nan at position 2 is not in -90..90"),
-        ("lat", "north", "column lat: holds something that is no number; numbers are needed"),
-        ("lon", 260.0, "lon 260 at position 2 is not in -180..180; subtract 360 from longitudes above 180"),
-        ("month", 13, "column month: position 2 is 13; 1 to 12 is needed"),
-        ("month", 1.5, "column month: position 2 is 1.5; 1 to 12 is needed"),
+        ("a", [1.0] * 4, ["row 2", "4 values", "5 daily values"]),
+        ("b", 1.0, ["row 2", "0 dimensions", "5 daily values"]),
+        ("b", [[1.0] * 5], ["row 2", "2 dimensions", "5 daily values"]),
+        ("b", "warm", ["row 2", "'warm'", "5 numbers"]),
+        ("b", [1, 2, np.inf, 4, 5], ["row 2", "infinite", "NaN"]),
+        ("lat", "north", ["number"]),
+        ("month", 13, ["row 2", "13", "1 to 12"]),
+        ("month", 1.5, ["row 2", "1.5", "1 to 12"]),
     ],
 )
 def test_bad_input_is_named(
-    monthly: tuple[Predictor, pd.DataFrame], name: str, value: Any, said: str
+    monthly: tuple[Predictor, pd.DataFrame], name: str, value: Any, shown: list[str]
+) -> None:
+    predictor, frame = monthly
+    with refuses("model input", name, *shown):
+        predictor.predict_frame(changed(frame, name, 2, value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [("lat", 95.0, ["lat", "95"]), ("lat", None, ["lat", "nan"]), ("lon", 260.0, ["lon", "260", "360"])],
+)
+def test_a_place_that_is_none_on_earth_is_named(
+    monthly: tuple[Predictor, pd.DataFrame], name: str, value: Any, shown: list[str]
 ) -> None:
     predictor, frame = monthly
     with pytest.raises(InputError) as caught:
         predictor.predict_frame(changed(frame, name, 2, value))
-    assert str(caught.value).startswith(said)
-    assert "\n" not in str(caught.value)
+    assert all(value in str(caught.value) for value in [*shown, "2"]), str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["lat", "month", "a"])
 def test_a_missing_column_is_named(monthly: tuple[Predictor, pd.DataFrame], name: str) -> None:
     predictor, frame = monthly
-    said = f"column {name} is missing; the model needs lat, lon, month, a, b"
-    with pytest.raises(InputError, match=said):
+    with refuses("model input", name, "lat, lon, month, a, b"):
         predictor.predict_frame(frame.drop(columns=name))
 
 
 def test_shapes_that_do_not_fit_are_refused(monthly: tuple[Predictor, pd.DataFrame]) -> None:
     predictor, _ = monthly
     window, lat, lon = np.zeros((3, 5, 2)), np.full(3, 28.0), np.full(3, -120.0)
-    for wrong, said in (
-        ((window[:, 1:], lat, lon), r"window: \(3, 4, 2\) given; \(n, 5, 2\) is needed"),
-        ((window, lat[:2], lon[:2]), "2 places for 3 windows"),
-        ((window, lat, lon), "month: 0 given for 3 windows"),
+    for wrong, field, shown in (
+        ((window[:, 1:], lat, lon), "window", ["(3, 4, 2)", "(n, 5, 2)"]),
+        ((window, lat[:2], lon[:2]), "lat, lon", ["2 places", "3 windows"]),
+        ((window, lat, lon), "month", ["0 months", "3 windows"]),
     ):
-        with pytest.raises(InputError, match=said):
+        with refuses("model input", field, *shown):
             predictor.predict(*wrong)
 
 
@@ -310,18 +317,18 @@ def test_no_rows_no_predictions(monthly: tuple[Predictor, pd.DataFrame]) -> None
     "made", [cell("random", "concat"), cell("shuffled", "concat"), cell("none", "concat", head="matched")]
 )
 def test_a_control_is_no_model_to_serve(made: Cell) -> None:
-    with pytest.raises(InputError, match=f"{made.label}: a control is no model to serve"):
+    with refuses(made.label, "", "control"):
         Predictor(made, {}, {})
 
 
 def test_weights_of_another_cell_are_refused() -> None:
     made = cell()
     _, result, _ = trained(made, world())
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(RuntimeError, match="size mismatch"):  # torch's own words
         Predictor(
             cell(model=ModelSettings(width=8, depth=2, attention_units=4)), result.weights, result.scaling
         )
-    with pytest.raises(ValueError, match="embeds places with geoclip, not None"):
+    with pytest.raises(ValueError, match=r"geoclip.*None"):
         Predictor(cell("geoclip", "concat"), result.weights, result.scaling)
 
 

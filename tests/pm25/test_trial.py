@@ -14,7 +14,6 @@ from torch import nn
 import pm25
 from pm25 import encoders, splits, trial
 from pm25.cell import Cell, Tuning
-from pm25.errors import InputError
 from pm25.fit import Diverged, Epoch, Fit, predict
 from pm25.leakage import audit, distance_to_training_km
 from pm25.metrics import SCORES, detailed, scores
@@ -25,6 +24,7 @@ from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, GroupSplit, RandomSplit, SpatialSplit
 from pm25.trial import Result, Training
 from pm25.windows import Inputs, Windows
+from tests.errors import refuses
 
 SITES, DAYS, WINDOW = 12, 30, 5
 SPLITS = [
@@ -150,7 +150,7 @@ def test_dropout_is_drawn_anew_for_each_seed_only():
 @pytest.mark.parametrize(("variant", "fusion", "head"), [("none", None, None), ("latlon", None, None),
                                                          ("none", "concat", "matched")])  # fmt: skip
 def test_an_embedding_goes_with_an_encoder_only(variant, fusion, head):
-    with pytest.raises(ValueError, match=f"^variant {variant} takes no embedding$"):
+    with pytest.raises(ValueError, match=variant):
         trial.run(cell(variant, fusion, head=head), world(), embedding=EMBEDDING)
 
 
@@ -279,7 +279,7 @@ def in_ugm3(standardised: np.ndarray) -> np.ndarray:
 def to_the_end(fit: Fit) -> list[Epoch]:
     while not fit.finished:
         fit.epoch()
-    fit.finish()
+    fit.restore_best_weights()
     return fit.history
 
 
@@ -343,30 +343,31 @@ def test_the_learning_rate_told_is_the_one_used():
     assert losses[0] == losses[1] == losses[2] == losses[3]  # after the first epoch no weight moves
 
 
-def test_every_epoch_is_told_as_it_ends():
-    told: list[Epoch] = []
-    got = trial.run(cell(train={"max_epochs": 3}), world(), on_epoch=told.append)
-    assert told == got.history
-    assert len(told) == 3
+def test_every_epoch_is_returned_as_it_ends():
+    training = Training(cell(train={"max_epochs": 3}), world())
+    epochs = []
+    while not training.finished:
+        epochs.append(training.epoch())
+    assert epochs == training.history == training.result().history
+    assert len(epochs) == 3
 
 
-def test_a_listener_can_end_a_training():
-    def stop(epoch: Epoch) -> None:
+def test_an_interrupted_epoch_leaves_the_global_random_state(monkeypatch):
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = torch.get_rng_state()
+    training, before = Training(cell(), world()), torch.get_rng_state()
+    monkeypatch.setattr(Windows, "batch", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        trial.run(cell(), world(), on_epoch=stop)
+        training.epoch()
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_loss_that_is_no_number_is_a_failure():
-    found = (
-        r"^training loss is (nan|inf) at step 2 \(epoch 1, learning rate 1e\+38; "
-        r"the last finite loss was 0\.\d+\); lower train\.learning_rate$"
-    )
-    with pytest.raises(Diverged, match=found):
+    with pytest.raises(Diverged) as raised:
         trial.run(cell(train={"learning_rate": 1e38, "clip_norm": None}), world())
+    for shown in ("step 2", "epoch 1", "1e+38", "train.learning_rate"):
+        assert shown in str(raised.value)
 
 
 class Scripted(nn.Module):
@@ -384,34 +385,18 @@ class Scripted(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "shown"),
     [
         # Six steps an epoch; every target is 2, so the Huber loss of 0 is 1.5. The rate halves every 4 steps.
-        (
-            {"step": 1},
-            "training loss is nan at step 1 (epoch 1, learning rate 1e-30; no step came before it)",
-        ),
-        (
-            {"step": 3},
-            "training loss is nan at step 3 (epoch 1, learning rate 1e-30; the last finite loss was 1.5)",
-        ),
-        (
-            {"step": 7},
-            "training loss is nan at step 7 (epoch 2, learning rate 5e-31; the last finite loss was 1.5)",
-        ),
-        (
-            {"step": 12},
-            "training loss is nan at step 12 (epoch 2, learning rate 2.5e-31; the last finite loss was 1.5)",
-        ),
-        (
-            {"scoring": 2},
-            "validation loss is nan after step 12 (epoch 2, learning rate 2.5e-31; "
-            "the training loss was 1.5)",
-        ),
+        ({"step": 1}, ["training loss is nan", "step 1 ", "epoch 1", "rate 1e-30"]),
+        ({"step": 3}, ["training loss is nan", "step 3 ", "epoch 1", "rate 1e-30", "1.5"]),
+        ({"step": 7}, ["training loss is nan", "step 7 ", "epoch 2", "rate 5e-31", "1.5"]),
+        ({"step": 12}, ["training loss is nan", "step 12 ", "epoch 2", "rate 2.5e-31", "1.5"]),
+        ({"scoring": 2}, ["validation loss is nan", "step 12 ", "epoch 2", "rate 2.5e-31", "1.5"]),
     ],
     ids=str,
 )
-def test_a_divergence_says_where_it_happened(script, message):
+def test_a_divergence_says_where_it_happened(script, shown):
     panel = world()
     parts = splits.cut(SPLITS[0], 0, panel, WINDOW)
     inputs = Inputs(panel, parts.train, WINDOW, "none", torch.device("cpu"))
@@ -421,8 +406,9 @@ def test_a_divergence_says_where_it_happened(script, message):
     fit = Fit(Scripted(**script), train, validation, settings, order, 0, in_ugm3)
     with pytest.raises(Diverged) as caught:
         to_the_end(fit)
-    assert str(caught.value) == f"{message}; lower train.learning_rate"
-    assert [e.epoch for e in fit.history] == ([1] if "epoch 2" in message else [])
+    assert all(value in str(caught.value) for value in [*shown, "train.learning_rate"]), str(caught.value)
+    assert ("1.5" in shown) == ("1.5" in str(caught.value))  # before the first step there is no loss
+    assert [e.epoch for e in fit.history] == ([1] if "epoch 2" in shown else [])
 
 
 def test_the_validation_rmse_of_an_epoch_is_in_ugm3():
@@ -448,13 +434,13 @@ def test_the_validation_rmse_of_the_best_epoch_is_that_of_the_result(target, tru
 
 def test_a_training_that_ended_trains_no_more():
     training = Training(cell(), world())
-    with pytest.raises(RuntimeError, match=r"^after 0 epochs the training is not finished$"):
+    with pytest.raises(RuntimeError, match="0 epochs"):
         training.result()
     training.epoch()
-    with pytest.raises(RuntimeError, match=r"^after 1 epochs the training is not finished$"):
+    with pytest.raises(RuntimeError, match="1 epochs"):
         training.result()
     training.epoch()
-    with pytest.raises(RuntimeError, match=r"^the training ended with epoch 2$"):
+    with pytest.raises(RuntimeError, match="epoch 2"):
         training.epoch()
 
 
@@ -622,8 +608,7 @@ def test_a_divergence_after_an_interruption_says_what_it_would_have_said():
     first, second = scripted(99), scripted(1)
     first.epoch()
     second.load_state(first.state())
-    found = r"^training loss is nan at step 7 \(epoch 2, .*; the last finite loss was 1\.5\)"
-    with pytest.raises(Diverged, match=found):
+    with pytest.raises(Diverged, match=r"nan at step 7 \(epoch 2, .*1\.5"):
         second.epoch()
 
 
@@ -637,9 +622,7 @@ def test_a_state_of_another_training_is_refused():
         (made, world("channel", seed=1)),
     ]
     for other, data in others:
-        with pytest.raises(
-            ValueError, match=r"^the state is not of this training \(latlon spatial fold 1 .*toy"
-        ):
+        with pytest.raises(ValueError, match=r"latlon spatial fold 1 .*toy"):
             Training(other, data, state=state)
 
 
@@ -651,7 +634,7 @@ def test_a_state_of_other_groups_is_refused():
     assert panel.fingerprint == swapped.fingerprint
     state = Training(made, panel).state()
     Training(made, panel, state=state)
-    with pytest.raises(ValueError, match="the state is not of this training"):
+    with pytest.raises(ValueError, match=made.label):
         Training(made, swapped, state=state)
 
 
@@ -855,7 +838,7 @@ def test_the_weights_of_a_result_are_the_model_that_was_scored():
     fitted_on = panel.target.reshape(-1)[parts.train].astype(np.float64)
     predicted, _ = predict(model, Windows(inputs, parts.test, np.zeros(len(parts.test))))
     np.testing.assert_allclose(
-        predicted * fitted_on.std() + fitted_on.mean(), got.predictions["prediction"], rtol=1e-6
+        predicted * fitted_on.std() + fitted_on.mean(), got.predictions["prediction"], rtol=1e-5
     )
 
 
@@ -903,7 +886,7 @@ def test_a_result_has_no_path_and_no_device():
 
 
 def test_a_panel_too_short_for_its_window_is_refused():
-    with pytest.raises(InputError, match="leaves its train part empty"):
+    with refuses("toy", "split random fold 0", "train", "sites"):
         trial.run(cell(window=DAYS + 1), world())
 
 
