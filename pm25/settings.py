@@ -63,8 +63,11 @@ class TrainSettings(Settings):
     decay: float = Field(0.8, gt=0, le=1)
     """Factor applied to the learning rate after every `decay_steps` steps."""
     decay_steps: PositiveInt = 30_000
+    """Steps after which the learning rate is multiplied by `decay`."""
     batch_size: PositiveInt = 256
+    """Windows of a training batch."""
     max_epochs: PositiveInt = 100
+    """Largest number of epochs."""
     patience: PositiveInt = 30
     """Epochs without a lower validation loss after which training stops; the best weights are kept."""
     target: Literal["log1p"] | None = None

@@ -38,8 +38,11 @@ class RandomSplit(Settings):
     regime: ClassVar = "WR"
     kind: Literal["random"] = "random"
     folds: int = Field(5, ge=2)
+    """Number of folds."""
     validation: Share = 0.1
+    """Share of the training side that is used for validation."""
     seed: Seed = 0
+    """Seed of the split's random draws."""
 
     @property
     def label(self) -> str:
@@ -60,8 +63,11 @@ class TemporalSplit(Settings):
     folds: ClassVar[int] = 1
     kind: Literal["temporal"] = "temporal"
     test_from: date
+    """First day of the test period."""
     gap_days: NonNegativeInt | None = None
+    """Days left out before the test period and before the validation days. Default: window - 1."""
     validation: Share = 0.1
+    """Share of the days before the test period, the last ones, that is used for validation."""
 
     @property
     def label(self) -> str:
@@ -81,9 +87,13 @@ class SpatialSplit(Settings):
     regime: ClassVar = "WR"
     kind: Literal["spatial"] = "spatial"
     folds: int = Field(5, ge=2)
+    """Number of folds."""
     buffer_km: PositiveFloat | None = None
+    """Distance in km within which training and validation sites of a test site are dropped. Default: none."""
     validation: Share = 0.1
+    """Share of the training side that is used for validation."""
     seed: Seed = 0
+    """Seed of the split's random draws."""
 
     @property
     def label(self) -> str:
@@ -100,9 +110,13 @@ class RegionSplit(Settings):
 
     regime: ClassVar = "OoR"
     holdout: Share = 0.2
+    """Share of the training side's sites that is held out as the within-region test set."""
     buffer_km: PositiveFloat | None = None
+    """Distance in km within which training and validation sites of a test site are dropped. Default: none."""
     validation: Share = 0.1
+    """Share of the training side that is used for validation."""
     seed: Seed = 0
+    """Seed of the split's random draws."""
 
 
 class CheckerboardSplit(RegionSplit):
@@ -116,11 +130,13 @@ class CheckerboardSplit(RegionSplit):
     folds: ClassVar[int] = 2
     kind: Literal["checkerboard"] = "checkerboard"
     degrees: PositiveFloat
+    """Edge of a square cell in degrees."""
     # An origin of zero is stored as None, so that equal splits have equal keys.
     origin: Annotated[
         tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None,
         AfterValidator(lambda shift: (shift[0] + 0.0, shift[1] + 0.0) if shift and any(shift) else None),
     ] = None
+    """Shift of the grid to the east and to the north, in degrees. Default: no shift."""
 
     @model_validator(mode="after")
     def _origin_within_a_cell(self) -> "CheckerboardSplit":
@@ -148,12 +164,14 @@ class GroupSplit(RegionSplit):
 
     kind: Literal["group"] = "group"
     column: str = Field(min_length=1)
+    """Column of the table that names the group of a site, such as its state."""
     values: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
         BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
         Field(min_length=1),
         AfterValidator(_all_different),
     ]
+    """Values of the column, each of which is held out in one fold."""
 
     @property
     def folds(self) -> int:
@@ -172,6 +190,7 @@ class ClusterSplit(RegionSplit):
 
     kind: Literal["clusters"] = "clusters"
     folds: int = Field(5, ge=2)
+    """Number of clusters, each of which is held out in one fold."""
 
     @property
     def label(self) -> str:
