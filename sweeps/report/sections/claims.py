@@ -76,8 +76,8 @@ def published_values(report: ReportData) -> Section:
         )
     heads = ("on", "metric", "published (second-hand)", "ours", "ours minus published")
     text = (
-        f"{published.source}: second-hand values ({tables.SECOND_HAND}) beside ours. They enter no mean and no "
-        "test. Data, features, samples and protocol may differ, so a difference does not test a method."
+        f"{published.source}: second-hand values ({tables.SECOND_HAND}) beside ours. They enter no mean and "
+        "no test. Data, features, samples and protocol may differ, so a difference does not test a method."
     )
     notes = [f"{tables.SECOND_HAND} {published.source}."]
     notes += legend(report, report.means[report.metric], ranked=False)

@@ -126,9 +126,9 @@ def gap(report: ReportData) -> Section:
                 )
             )
     text = (
-        "How much worse a model is out of its region than on held-out sites of its region. There is no best "
-        "gap: a model that is bad everywhere may have no gap. The sites differ, so a gap can be negative. "
-        "Compare the gaps of the arms."
+        "How much worse a model is out of its region than on held-out sites of its region. The gap has no "
+        "best value, because a model that is bad everywhere may have a gap of zero. The sites differ, so "
+        "a gap can be negative. Compare the gaps of the arms."
     )
     return Section("gap", "The gap from WR to OoR", text, found, pictures(report, "wr-oor-", "gap-"))
 
