@@ -28,8 +28,8 @@ Line = Mapping[Any, Any]
 def answer(report: ReportData) -> list[str]:
     """Return the paragraphs of the answer: within region, out of region, and what is open."""
     means = report.means[report.metric]
-    wr_splits = _splits(means, labels.WR, "test")
-    oor = [(split, "test") for split in _splits(means, labels.OOR, "test")]
+    wr_splits = splits_of(means, labels.WR, "test")
+    oor = [(split, "test") for split in splits_of(means, labels.OOR, "test")]
     wr = [(split, "test") for split in wr_splits] or [(split, "wr") for split, _ in oor]
     found = []
     for regime, places in (("Within region", wr), ("Out of region", oor)):
@@ -68,7 +68,8 @@ def declared(report: ReportData) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _splits(means: pd.DataFrame, regime: str, part: str) -> list[str]:
+def splits_of(means: pd.DataFrame, regime: str, part: str) -> list[str]:
+    """Return the splits of a regime that have an evaluation set, by first appearance."""
     return list(dict.fromkeys(means.loc[(means["regime"] == regime) & (means["part"] == part), "split"]))
 
 
@@ -107,7 +108,8 @@ def _finding(report: ReportData, split: str, part: str) -> str:
             sentences = [f"{where}, {which} declared; over all folds, {_verdict(best)}."]
     sentences.append(f"{_difference(best, report.analysis.alpha, pairs)}.")
     if len(candidates) > 1:
-        sentences.append(f"'{best['arm']}' is the best of {len(candidates)} arms.")
+        kind = "arms with a declared contrast" if tested else "complete arms"
+        sentences.append(f"'{best['arm']}' is the best of {len(candidates)} {kind}.")
     if len(tested) > 1:
         sentences.append(f"{_verdict_counts(tested)}.")
     return " ".join(sentences)
@@ -203,7 +205,7 @@ def _best_mean(complete: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
     reason = "No other arm has all its cells"
     if len(complete) > 1:
         here = labels.BASELINE in {*means["arm"]}
-        reason = "Some cells of 'none' are missing" if here else "The study has no arm 'none'"
+        reason = "'none' does not have all its cells" if here else "The study has no arm 'none'"
     return f"{text} {reason}, so nothing is compared."
 
 

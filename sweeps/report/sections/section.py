@@ -56,6 +56,7 @@ def legend(report: ReportData, frame: pd.DataFrame, *, ranked: bool = True) -> l
 
 
 def _bootstrap_note(frame: pd.DataFrame, level: str) -> list[str]:
+    """Return the note on bootstrap intervals, if the table has any."""
     if not (frame["low"].isna() & frame["boot_low"].notna()).any():
         return []
     return [
@@ -65,6 +66,7 @@ def _bootstrap_note(frame: pd.DataFrame, level: str) -> list[str]:
 
 
 def _contrast_marks(report: ReportData, frame: pd.DataFrame) -> list[str]:
+    """Return the notes on the marks of differences."""
     alpha = report.analysis.alpha
     notes = []
     if (frame["declared"] & (frame["p_adjusted"] <= alpha)).any():
@@ -80,8 +82,7 @@ def _contrast_marks(report: ReportData, frame: pd.DataFrame) -> list[str]:
 
 def splits_of(means: pd.DataFrame, regime: str, part: str) -> list[tuple[str, str]]:
     """Return every (split, part) of a regime and an evaluation set, by first appearance."""
-    selected = means[(means["regime"] == regime) & (means["part"] == part)]
-    return [(split, part) for split in dict.fromkeys(selected["split"])]
+    return [(split, part) for split in summary.splits_of(means, regime, part)]
 
 
 def over_all_folds(contrasts: pd.DataFrame) -> pd.DataFrame:
