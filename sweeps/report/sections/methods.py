@@ -88,7 +88,7 @@ def testing(report: ReportData) -> Section:
         )
         + ". Their p-values, for the hypothesis of no difference, are adjusted by Holm's method (1979). The "
         f"probability of one or more false positives is at most {analysis.alpha:g}. Contrasts with too few "
-        "test sets are not in the family. Contrasts that are not declared are exploratory and not tested.",
+        "test sets take no part in the adjustment. Undeclared contrasts are exploratory and not tested.",
         "Verdict: two arms are practically equal if they differ by less than a margin (region of "
         f"practical equivalence). The margin is {analysis.rope:.3g} times the other arm's RMSE or MAE, or "
         f"{analysis.rope:.3g} for R². Better or worse: the test finds the difference beyond the margin. "
