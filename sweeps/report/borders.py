@@ -1,7 +1,7 @@
-"""State outlines for the maps: of a user's GeoJSON file, or of the package bokeh-sampledata.
+"""State borders for the maps, from a GeoJSON file or from the package bokeh-sampledata.
 
-That package (`pip install pm25-sweeps[maps]`) ships the Census Bureau's TIGER/Line boundaries in its wheel.
-Cartopy and geodatasets fetch theirs when they are used, and a report needs no network.
+That package (`pip install pm25-sweeps[maps]`) contains the Census Bureau's TIGER/Line boundaries. Cartopy and
+geodatasets download theirs on first use, and a report must not need a network.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from pm25.errors import InputError
 
 BOX = (-128.0, 23.0, -65.0, 51.0)
-"""West, south, east, north in degrees: a ring that leaves it (Alaska, Hawaii, Puerto Rico) is not drawn."""
+"""West, south, east and north limits in degrees; rings that leave them (Alaska, Hawaii) are not drawn."""
 
 _DECIMALS = 3
-"""Of a degree, about 100 m: finer than any printed map."""
+"""Decimals of a degree that are kept: about 100 m, finer than any printed map."""
 
 
 def read(file: Path | None) -> list[np.ndarray]:
-    """Rings as (k, 2) arrays of longitude, latitude in degrees, of the contiguous US.
+    """Read the borders of the contiguous US as (k, 2) arrays of longitude and latitude in degrees.
 
-    Without a file those of bokeh-sampledata; none where it is not installed. Raises InputError for a file
-    that is no GeoJSON with polygons or lines.
+    Without a file, the borders are those of bokeh-sampledata, or empty if it is not installed. Raises
+    InputError if the file is not a GeoJSON file with polygons or lines.
     """
     if file is None:
         return [ring for ring in _packaged() if _drawn(ring)]
@@ -35,16 +35,22 @@ def read(file: Path | None) -> list[np.ndarray]:
         rings = [np.asarray(ring, np.float64)[:, :2] for ring in _rings(content)]
     except OSError as error:
         raise InputError(
-            f"{file}: cannot be read ({error.strerror}); name a GeoJSON file of outlines"
+            str(file), "", f"cannot be read ({error.strerror})", "give a GeoJSON file with state borders"
         ) from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         rings = []
     if not rings:
-        raise InputError(f"{file}: not a GeoJSON file with polygons or lines; name one with state outlines")
+        raise InputError(
+            str(file),
+            "",
+            "is not a GeoJSON file with polygons or lines",
+            "give a GeoJSON file with state borders",
+        )
     return [ring for ring in rings if _drawn(ring)]
 
 
 def _rings(item: dict[str, Any]) -> Iterator[list[Any]]:
+    """Yield the coordinates of every polygon ring and line in a GeoJSON object."""
     kind = item["type"]
     if kind == "FeatureCollection":
         for feature in item["features"]:
@@ -65,13 +71,14 @@ def _rings(item: dict[str, Any]) -> Iterator[list[Any]]:
 
 
 def _packaged() -> Iterator[np.ndarray]:
+    """Yield the rings of bokeh-sampledata, if it is installed."""
     try:
         from bokeh_sampledata.us_states import data
     except ModuleNotFoundError:
         return
     for state in data.values():
         lines = np.round(np.stack([state["lons"], state["lats"]], axis=1), _DECIMALS)
-        gaps = np.flatnonzero(np.isnan(lines[:, 0]))  # NaN stands between a state's rings
+        gaps = np.flatnonzero(np.isnan(lines[:, 0]))  # NaN separates the rings of a state
         for ring in np.split(lines, gaps):
             ring = ring[~np.isnan(ring[:, 0])]
             if len(ring):
@@ -79,6 +86,7 @@ def _packaged() -> Iterator[np.ndarray]:
 
 
 def _drawn(ring: np.ndarray) -> bool:
+    """Return True if the ring is inside `BOX`."""
     west, south, east, north = BOX
     lon, lat = ring.T
     return bool(((lon >= west) & (lon <= east) & (lat >= south) & (lat <= north)).all())

@@ -1,4 +1,4 @@
-"""Everything that a report shows, gathered from a study and its store."""
+"""Data of the report, computed from a study and its store."""
 
 from __future__ import annotations
 
@@ -17,43 +17,42 @@ from sweeps.spec.claims import Analysis, Claim, Published
 from sweeps.store.records import Record
 
 if TYPE_CHECKING:
-    from sweeps.report.figures import Figure as Picture
+    from sweeps.report.figures.style import Figure as Picture
     from sweeps.state import StudyState
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that the report is made of."""
+    """Tables and facts that the report shows."""
 
     rows: pd.DataFrame
-    """One per cell (`results.rows`)."""
+    """One row per cell (`results.rows`)."""
     facts: Mapping[str, Any]
-    """Where they come from (`results.facts`)."""
+    """Provenance of the rows (`results.facts`)."""
     analysis: Analysis
     metric: str
-    """The answer's: the study's own, or the claims' where no claim is about that."""
+    """Primary metric: that of the study, or that of the first claim if no claim is about the former."""
     means: Mapping[str, pd.DataFrame]
-    """By metric (`inference.means`)."""
+    """Means by metric (`inference.means`)."""
     contrasts: Mapping[str, pd.DataFrame]
-    """By metric (`inference.contrasts`): against 'none', of the claims, and those of `pairs`."""
+    """Contrasts by metric (`inference.contrasts`): with 'none', of the claims, and of `pairs`."""
     directions: Mapping[str, pd.DataFrame]
-    """By metric the means of every region held out, as a split of its own (`labels.directions`)."""
+    """Means by metric with each held-out region as a separate split (`labels.directions`)."""
     direction_contrasts: Mapping[str, pd.DataFrame]
-    """By metric the contrasts with 'none' in every region held out; of one test set each, so none is "
-    "tested."""
+    """Contrasts with 'none' by metric in each held-out region; not tested, because each has one test set."""
     tail: Mapping[str, pd.DataFrame]
-    """By score of the tail that there is (`TAIL_SCORES`), its means."""
+    """Means by score of the tail (`TAIL_SCORES`), for the scores that cells have."""
     claims: pd.DataFrame
     ranking: pd.DataFrame
     pairs: Mapping[str, Sequence[Spec]] = field(default_factory=dict)
-    """Contrasts of the fusion and encoder ablations and of the controls."""
+    """Contrasts of the ablations, by section: "fusion", "encoder" and "controls"."""
     published: Published | None = None
     seeds: Sequence[Mapping[str, Any]] = ()
-    """How adaptive seeds were settled (`adaptive.outcome`)."""
+    """Number of seeds of each contrast, and why adding seeds stopped (`sequential.outcome`)."""
     rule: str = ""
-    """The stopping rule in words."""
+    """Stopping rule in words."""
     searches: pd.DataFrame | None = None
-    """Of every arm the budget spent (`results.searches`)."""
+    """Budget and best score of each search (`results.searches`)."""
     parameters: pd.DataFrame | None = None
     """Importance of the tuned settings (`results.search_parameters`)."""
     pictures: Sequence[Picture] = ()
@@ -67,7 +66,7 @@ def gather_report_data(
     predicted: Sums | None = None,
     brief: bool = False,
 ) -> ReportData:
-    """The material of a study as its store is now; `brief` has what `brief` and `terminal` show."""
+    """Compute the data of a study from its store; `brief` limits it to what `brief` and `terminal` show."""
     from sweeps.analysis import results
 
     study = state.study
@@ -105,18 +104,18 @@ def build_report_data(
     brief: bool = False,
     **more: Any,
 ) -> ReportData:
-    """The material of rows; `more` are further fields of it."""
+    """Compute the data of the report from rows; `more` are further fields of `ReportData`."""
     analysis = analysis or Analysis()
-    about = list(dict.fromkeys(claim.metric for claim in claims))
-    metric = analysis.metric if analysis.metric in about or not about else about[0]
-    metrics = list(dict.fromkeys([metric, *about])) if brief else SCORES
+    claimed = list(dict.fromkeys(claim.metric for claim in claims))
+    metric = analysis.metric if analysis.metric in claimed or not claimed else claimed[0]
+    metrics = list(dict.fromkeys([metric, *claimed])) if brief else SCORES
     pairs = {} if brief else _pairs(rows)
     regions = labels.directions(rows)
     tail = {} if brief else _tail(rows, analysis)
-    drawn = {name: inference.Resampled(rows, analysis, name, sums) for name in metrics}
+    resampled = {name: inference.Resampled(rows, analysis, name, sums) for name in metrics}
     contrasts = {
         name: inference.contrasts(
-            rows, analysis, claims, name, drawn[name], looks, records, _specs(rows, pairs, name)
+            rows, analysis, claims, name, resampled[name], looks, records, _specs(rows, pairs, name)
         )
         for name in metrics
     }
@@ -125,13 +124,13 @@ def build_report_data(
         facts=facts,
         analysis=analysis,
         metric=metric,
-        means={name: inference.means(rows, analysis, name, drawn[name]) for name in metrics},
+        means={name: inference.means(rows, analysis, name, resampled[name]) for name in metrics},
         contrasts=contrasts,
-        directions={} if brief else {m: inference.means(regions, analysis, m, drawn[m]) for m in metrics},
+        directions={} if brief else {m: inference.means(regions, analysis, m, resampled[m]) for m in metrics},
         direction_contrasts={}
         if brief
         else {
-            m: inference.contrasts(regions, analysis, (), m, drawn[m], (), records).assign(
+            m: inference.contrasts(regions, analysis, (), m, resampled[m], (), records).assign(
                 declared=False, p_adjusted=float("nan")
             )
             for m in metrics
@@ -145,7 +144,7 @@ def build_report_data(
 
 
 def _pairs(rows: pd.DataFrame) -> dict[str, list[Spec]]:
-    """Which arms are set against each other beside 'none', on the test part of every split that has both."""
+    """Return the pairs of arms that the ablations compare on test sets, by section."""
     cells = labels.with_arm(rows)
     arms = cells[["arm", "variant", "fusion"]].drop_duplicates("arm").to_dict("records")
     encoders = [arm for arm in arms if isinstance(arm["fusion"], str) and arm["variant"] != labels.BASELINE]
@@ -172,7 +171,7 @@ def _pairs(rows: pd.DataFrame) -> dict[str, list[Spec]]:
 
 
 def _specs(rows: pd.DataFrame, pairs: Mapping[str, Sequence[Spec]], metric: str) -> list[Spec]:
-    """The pairs on every split that has cells of both."""
+    """Return the contrasts of the pairs on every split that has cells of both arms."""
     arms_of = {split: {*group["arm"]} for split, group in labels.with_arm(rows).groupby("split", sort=False)}
     every = dict.fromkeys(spec for specs in pairs.values() for spec in specs)
     return [
@@ -184,13 +183,13 @@ def _specs(rows: pd.DataFrame, pairs: Mapping[str, Sequence[Spec]], metric: str)
 
 
 def _tail(rows: pd.DataFrame, analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """Means of the tail's scores that any cell has."""
+    """Return the means of the tail scores that any cell has."""
     found = {}
     for name in TAIL_SCORES:
         if f"test_{name}" not in rows or not rows[f"test_{name}"].notna().any():
             continue
-        inside = f"wr_{name}"
-        cells = rows if inside in rows else rows.assign(**{inside: float("nan")})
+        wr = f"wr_{name}"
+        cells = rows if wr in rows else rows.assign(**{wr: float("nan")})
         means = inference.means(cells, analysis, name)
         found[name] = means[means["part"] == "test"].reset_index(drop=True)
     return found

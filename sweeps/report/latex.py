@@ -1,23 +1,20 @@
-"""Tables as LaTeX, with booktabs and the packages of a plain installation."""
+"""Tables as LaTeX, with booktabs and other packages of a plain installation."""
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from sweeps.report.tables import Entry, Table
 
-WIDTH = 117
-"""Characters of a footnotesize line that a page of all.tex holds, spaces between columns included."""
-LONG = 20
-"""Characters that a text longer than that is broken into lines of."""
-LABEL = 32
-"""Characters from which a line's label is broken so."""
+LONG = 32
+"""Most characters of a text on one line; a column with a longer text is a paragraph column."""
 TALL = 40
-"""Lines from which a table may break over pages."""
+"""Most lines of a table on one page; a taller one is a longtable."""
 
-_LINES = ">{\\raggedright\\arraybackslash}p{0.18\\linewidth}"
+_PARAGRAPH = ">{\\raggedright\\arraybackslash}p{0.25\\linewidth}"
+_FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""Scale a table down to the width of the page; a narrower one keeps its size."""
 
 _TITLES = {
     "wr": "Within region",
@@ -70,8 +67,9 @@ _SPECIAL = {
     "¶": r"\P{}",
 }
 _LETTERS = frozenset("ßæœøåłÆŒØÅŁ")
+"""Letters that the fonts of any installation have (OT1)."""
 _ACCENTS = frozenset("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327")
-"""Letters and accents that the fonts of any installation have (OT1)."""
+"""Accents that the fonts of any installation have (OT1)."""
 
 _HEAD = r"""% Made by `sweep report`; compile with pdflatex.
 \documentclass[10pt,a4paper]{article}
@@ -79,27 +77,25 @@ _HEAD = r"""% Made by `sweep report`; compile with pdflatex.
 \usepackage[margin=20mm]{geometry}
 \usepackage{array}
 \usepackage{booktabs}
+\usepackage{graphicx}
 \usepackage{longtable}
 \begin{document}
 """
 
 
 def files(tables: Mapping[str, Sequence[Table]]) -> dict[str, str]:
-    """A file for every name, and all.tex that takes them in and compiles by itself."""
+    """Return a LaTeX file for every name, and all.tex, which includes them and compiles."""
     found = {
-        f"{name}.tex": "% Needs \\usepackage{array,booktabs,longtable}\n"
-        + "\n".join(
-            _float(part, f"tab:{name}-{i}")
-            for i, part in enumerate((p for table in own for p in _parts(table)), 1)
-        )
-        for name, own in tables.items()
+        f"{name}.tex": "% Needs \\usepackage{array,booktabs,graphicx,longtable}\n"
+        + "\n".join(_float(table, f"tab:{name}-{i}") for i, table in enumerate(content, 1))
+        for name, content in tables.items()
     }
     body = "".join(f"\\section*{{{_TITLES[name]}}}\n\\input{{{name}.tex}}\n\\clearpage\n" for name in tables)
     return {**found, "all.tex": f"{_HEAD}{body or 'No cell is done.'}\\end{{document}}\n"}
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX sets as it is; a letter that the fonts have not is named by its code point."""
+    """Escape a text for LaTeX; a character that the fonts lack is replaced by its code point."""
     return "".join(_letter(letter) for letter in " ".join(text.split()))
 
 
@@ -112,59 +108,19 @@ def _letter(letter: str) -> str:
         return letter
     plain = unicodedata.normalize("NFKD", letter)
     if plain.isascii():
-        return "".join(_SPECIAL.get(own, own) for own in plain)
+        return "".join(_SPECIAL.get(part, part) for part in plain)
     return f"[U+{ord(letter):04X}]"
 
 
-def _parts(table: Table) -> Iterator[Table]:
-    """The table, or as many as its columns need that each is as wide as a page."""
-    label = LONG if _breaks(table) else max(len(text) for text in (table.corner, *_labels(table)))
-    start, room = 0, WIDTH - label
-    for i in range(len(table.heads)):
-        width = _width(table, i) + 2
-        if width > room and i > start:
-            yield _columns(table, start, i)
-            start, room = i, WIDTH - label
-        room -= width
-    if table.heads:
-        yield _columns(table, start, len(table.heads))
-
-
-def _labels(table: Table) -> list[str]:
-    return [label for label, entries in table.lines if entries]
-
-
-def _breaks(table: Table) -> bool:
-    return any(len(label) > LABEL for label in _labels(table))
-
-
-def _tall(table: Table) -> bool:
-    """Whether some text takes several lines: a line of its own for the intervals would lie far below."""
-    long = (len(entry.text) > LONG for _, entries in table.lines for entry in entries)
-    return _breaks(table) or any(long)
-
-
-def _columns(table: Table, start: int, end: int) -> Table:
-    lines = [(label, entries[start:end]) for label, entries in table.lines]
-    caption = table.caption if (start, end) == (0, len(table.heads)) else f"{table.caption} (In parts.)"
-    return table._replace(heads=table.heads[start:end], lines=lines, caption=caption)
-
-
-def _width(table: Table, column: int) -> int:
-    """In characters; an interval is set smaller."""
-    entries = [entries[column] for _, entries in table.lines if entries]
-    texts = [len(entry.text + entry.marks) for entry in entries]
-    intervals = [math.ceil(0.85 * len(entry.interval)) for entry in entries]
-    return max([min(max(texts, default=0), LONG), len(table.heads[column][1]), *intervals])
-
-
 def _float(table: Table, label: str) -> str:
-    """One table with its caption above and its notes below."""
+    """Return one table with its caption above and its notes below."""
     columns = [_column(table, i) for i in range(len(table.heads))]
-    first = _LINES if _breaks(table) else "l"
+    labels = [text for text, entries in table.lines if entries]
+    first = _PARAGRAPH if any(len(text) > LONG for text in labels) else "l"
     spec = "@{}" + first + "".join(columns) + "@{}"
     counts = [_count(table, i) for i in range(len(table.heads))]
-    heads, body = _heads(table, counts), list(_body(table, counts))
+    inline = _PARAGRAPH in (first, *columns)
+    heads, body = _heads(table, counts), list(_body(table, counts, inline=inline))
     notes = [escape(note) for note in table.notes]
     caption = f"\\caption{{{escape(table.caption)}}}\\label{{{label}}}"
     if len(body) > TALL:
@@ -194,13 +150,14 @@ def _float(table: Table, label: str) -> str:
         r"\centering",
         caption,
         r"\footnotesize\setlength{\tabcolsep}{4pt}",
+        _FIT,
         f"\\begin{{tabular}}{{{spec}}}",
         r"\toprule",
         *heads,
         r"\midrule",
         *body,
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         *(under if notes else []),
         r"\end{table}",
     ]
@@ -208,17 +165,16 @@ def _float(table: Table, label: str) -> str:
 
 
 def _column(table: Table, column: int) -> str:
+    """Return the type of a column: paragraphs, or numbers to the right, or texts to the left."""
     entries = [entries[column] for _, entries in table.lines if entries]
     if any(len(entry.text) > LONG for entry in entries):
-        return _LINES
-    if _tall(table) and any(entry.interval for entry in entries):
-        return f">{{\\raggedleft\\arraybackslash}}p{{{0.5 * _width(table, column) + 0.5:.1f}em}}"
+        return _PARAGRAPH
     numbers = [entry.text[:1] in "+−<>0123456789–" for entry in entries if entry.text and not entry.absent]
     return "r" if numbers and all(numbers) else "l"
 
 
 def _count(table: Table, column: int) -> str:
-    """n of the whole column, where every entry that has one has the same; it stands in the head then."""
+    """Return the n that all entries of a column share, for its head; '' if they differ."""
     found = {entries[column].n for _, entries in table.lines if entries and entries[column].n}
     return found.pop() if len(found) == 1 else ""
 
@@ -245,8 +201,8 @@ def _heads(table: Table, counts: Sequence[str]) -> list[str]:
     return lines
 
 
-def _body(table: Table, counts: Sequence[str]) -> Iterator[str]:
-    tall = _tall(table)
+def _body(table: Table, counts: Sequence[str], *, inline: bool) -> Iterator[str]:
+    """Yield the rows; intervals are below their numbers, or beside them if `inline`."""
     for i, (label, entries) in enumerate(table.lines):
         if not entries:
             if i:
@@ -256,12 +212,14 @@ def _body(table: Table, counts: Sequence[str]) -> Iterator[str]:
             )
             continue
         numbers = [_number(entry) for entry in entries]
-        below = [_interval(entry, count) for entry, count in zip(entries, counts, strict=True)]
-        if tall:
-            numbers = [r" \linebreak ".join(filter(None, pair)) for pair in zip(numbers, below, strict=True)]
+        intervals = [_interval(entry, count) for entry, count in zip(entries, counts, strict=True)]
+        if inline:
+            pairs = zip(numbers, intervals, strict=True)
+            yield _row([escape(label), *(" ".join(filter(None, pair)) for pair in pairs)])
+            continue
         yield _row([escape(label), *numbers])
-        if any(below) and not tall:
-            yield _row(["", *below])
+        if any(intervals):
+            yield _row(["", *intervals])
             if i + 1 < len(table.lines) and table.lines[i + 1][1]:
                 yield r"\addlinespace[2pt]"
 

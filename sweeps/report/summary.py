@@ -1,4 +1,4 @@
-"""The study's answer in three sentences made from its numbers, and what the reader must mind."""
+"""Answer of the study in three paragraphs made from its numbers, and cautions for the reader."""
 
 from __future__ import annotations
 
@@ -19,103 +19,108 @@ if TYPE_CHECKING:
 TESTS = {"corrected t": "corrected resampled t-test", "Wilcoxon": "Wilcoxon's signed-rank test"}
 _FLIPPED = {"better": "worse", "worse": "better"}
 SHOWN = 4
-"""Contrasts that a sentence names at most; it counts the others."""
+"""Most arms that a list names; further ones are counted."""
 
 Line = Mapping[Any, Any]
-"""Of `inference.contrasts`, by column."""
+"""Row of `inference.contrasts`, by column."""
 
 
-def sentences(material: ReportData) -> list[str]:
-    """Within region; out of region; what is open. A regime that the study has not has no sentence."""
-    means = material.means[material.metric]
-    within = _splits(means, labels.WR, "test")
-    places = [(split, "test") for split in within] or [
-        (split, "wr") for split in _splits(means, labels.OOR, "test")
-    ]
-    outside = [(split, "test") for split in _splits(means, labels.OOR, "test")]
+def answer(report: ReportData) -> list[str]:
+    """Return the paragraphs of the answer: within region, out of region, and what is open."""
+    means = report.means[report.metric]
+    wr_splits = splits_of(means, labels.WR, "test")
+    oor = [(split, "test") for split in splits_of(means, labels.OOR, "test")]
+    wr = [(split, "test") for split in wr_splits] or [(split, "wr") for split, _ in oor]
     found = []
-    for name, mine in (("Within region", places), ("Out of region", outside)):
-        if mine:
-            found.append(f"{name}, {'; '.join(_at(material, split, part) for split, part in mine)}.")
-    return [*found, _open(material)]
+    for regime, places in (("Within region", wr), ("Out of region", oor)):
+        findings = [_finding(report, split, part) for split, part in places]
+        if findings:
+            later = [text[0].upper() + text[1:] for text in findings[1:]]
+            found.append(" ".join([f"{regime}, {findings[0]}", *later]))
+    return [*found, _open(report)]
 
 
-def cautions(material: ReportData) -> list[str]:
-    """What stands against the numbers: failed audits, unfair contrasts, settings that searches chose."""
+def cautions(report: ReportData) -> list[str]:
+    """Return warnings about the numbers: failed audits, confounded contrasts, and tuned settings."""
     found = []
-    means = material.means[material.metric]
-    own = means[means["part"] == "test"]
-    if marked := int(own["n_marked"].sum()):
+    means = report.means[report.metric]
+    test_means = means[means["part"] == "test"]
+    if audit_failed := int(test_means["n_marked"].sum()):
         found.append(
-            f"{_count(marked, 'cell')} failed the leakage audit: {tables.MARK} stands at every mean that "
-            "holds one."
+            f"{_count(audit_failed, 'cell')} failed the leakage audit; {tables.AUDIT_FAILED} marks every "
+            "mean that includes one."
         )
-    contrasts = material.contrasts[material.metric]
+    contrasts = report.contrasts[report.metric]
     paired = contrasts[(contrasts["n_pairs"] > 0) & (contrasts["part"] == "test") & contrasts["fold"].isna()]
-    if unfair := int((paired["unfair"] != "").sum()):
+    if confounded := int((paired["unfair"] != "").sum()):
         found.append(
-            f"{unfair} of {_count(len(paired), 'contrast')} are unfair, for more differs than the declared "
-            f"factor: {tables.UNFAIR} stands at their differences."
+            f"{confounded} of {_count(len(paired), 'contrast')} are confounded ({tables.CONFOUNDED}): their "
+            "arms differ in more than the declared factor."
         )
-    if tuned := comparability.by_name(labels.measured(material.rows)["tuned"]):
-        found.append(f"Tuned by a search, arm by arm, and not as in 'none': {', '.join(sorted(tuned))}.")
+    if tuned := comparability.by_name(labels.measured(report.rows)["tuned"]):
+        found.append(f"Settings that a search chose per arm, unlike in 'none': {', '.join(sorted(tuned))}.")
     return found
 
 
-def declared(material: ReportData) -> pd.DataFrame:
-    """The contrasts that are tested, of every metric that claims are about."""
-    frames = [frame[frame["declared"]] for frame in material.contrasts.values()]
+def declared(report: ReportData) -> pd.DataFrame:
+    """Return the tested contrasts, for every metric that claims are about."""
+    frames = [frame[frame["declared"]] for frame in report.contrasts.values()]
     return pd.concat(frames, ignore_index=True)
 
 
-def _splits(means: pd.DataFrame, regime: str, part: str) -> list[str]:
+def splits_of(means: pd.DataFrame, regime: str, part: str) -> list[str]:
+    """Return the splits of a regime that have an evaluation set, by first appearance."""
     return list(dict.fromkeys(means.loc[(means["regime"] == regime) & (means["part"] == part), "split"]))
 
 
-def _at(material: ReportData, split: str, part: str) -> str:
-    """One place: of the declared contrasts with 'none' the best, or else the best of all of them.
+def _finding(report: ReportData, split: str, part: str) -> str:
+    """Return the result on one evaluation set: the best declared contrast with 'none', or the best of all.
 
-    Arms with all their cells come first; a declared contrast without them is told all the same, with the
-    pairs that it has.
+    Complete arms come first. A declared contrast of an incomplete arm is reported with its number of pairs.
     """
-    metric = material.metric
-    means = material.means[metric]
+    metric = report.metric
+    means = report.means[metric]
     means = means[(means["split"] == split) & (means["part"] == part)]
-    where = f"on {split}" if part == "test" else f"on held-out sites inside the training regions of {split}"
-    whole = labels.whole(means)
-    frame = material.contrasts[metric]
+    where = f"on {split}" if part == "test" else f"on held-out sites of the training regions of {split}"
+    complete_arms = labels.whole(means)
+    frame = report.contrasts[metric]
     frame = frame[(frame["split"] == split) & (frame["part"] == part)]
     lines = [line for line in against_none(frame[frame["fold"].isna()].to_dict("records")) if line["n_pairs"]]
-    complete = [line for line in lines if {line["arm"], line["other"]} <= {*whole["arm"]}]
+    complete = [line for line in lines if {line["arm"], line["other"]} <= {*complete_arms["arm"]}]
     tested = [line for line in lines if line["declared"]]
-    among = [line for line in tested if line in complete] or tested or complete
-    among = [line for line in among if not is_control(line["arm"], means)] or among
-    if not among:
-        return f"{where} {_lowest(whole, means, metric)}"
+    candidates = [line for line in tested if line in complete] or tested or complete
+    candidates = [line for line in candidates if not is_control(line["arm"], means)] or candidates
+    if not candidates:
+        return f"{where}, {_best_mean(complete_arms, means, metric)}"
     sign = 1 if METRICS[metric].better == "higher" else -1
-    best = max(among, key=lambda line: sign * line["diff"])
-    words = f", the best of {len(among)} such arms," if len(among) > 1 else ""
+    best = max(candidates, key=lambda line: sign * line["diff"])
     pairs = ""
     if best not in complete:
         planned = int(means.loc[means["arm"].isin([best["arm"], best["other"]]), "n_expected"].min())
-        pairs = f"; {best['n_pairs']} of {planned} pairs have a number"
-    said = _said(best, material.analysis.alpha, words, pairs)
-    if tested:
-        return f"{where} {said}{_rest(tested)}"
-    folds = frame["declared"] & (frame[["arm", "other"]] == labels.BASELINE).any(axis=1)
-    aside = "" if best["verdict"] == "too few" else "no contrast with 'none' is declared; exploratory, "
-    if folds.any():
-        aside = "contrasts with 'none' are declared of single folds; over all of them, "
-        aside += "" if best["verdict"] == "too few" else "exploratory, "
-    return f"{where} {aside}{said}"
+        pairs = f"; {best['n_pairs']} of {planned} pairs have a score"
+    sentences = [f"{where}, {_verdict(best)}."]
+    if not tested:
+        folds = frame["declared"] & (frame[["arm", "other"]] == labels.BASELINE).any(axis=1)
+        which = "only contrasts of single folds are" if folds.any() else "no contrast with 'none' is"
+        if best["verdict"] != "too few":
+            sentences = [f"{where}, {which} declared, so this comparison is exploratory."]
+        elif folds.any():
+            sentences = [f"{where}, {which} declared; over all folds, {_verdict(best)}."]
+    sentences.append(f"{_difference(best, report.analysis.alpha, pairs)}.")
+    if len(candidates) > 1:
+        kind = "arms with a declared contrast" if tested else "complete arms"
+        sentences.append(f"'{best['arm']}' is the best of {len(candidates)} {kind}.")
+    if len(tested) > 1:
+        sentences.append(f"{_verdict_counts(tested)}.")
+    return " ".join(sentences)
 
 
 def against_none(lines: Iterable[Line]) -> list[Line]:
-    """Every arm of one place against 'none' once; a claim that 'none' is better is turned round."""
+    """Return one contrast with 'none' for every arm; a claim that 'none' is better is reversed."""
     found: dict[str, Line] = {}
     for line in lines:
         if line["arm"] == labels.BASELINE:
-            line = _turned(line)
+            line = _reversed(line)
         elif line["other"] != labels.BASELINE:
             continue
         if line["declared"] or line["arm"] not in found:
@@ -123,8 +128,8 @@ def against_none(lines: Iterable[Line]) -> list[Line]:
     return list(found.values())
 
 
-def _turned(line: Line) -> Line:
-    """The other arm minus this one."""
+def _reversed(line: Line) -> Line:
+    """Return the contrast of the other arm minus this one."""
     swapped = {
         a: line[b]
         for pair in (("arm", "other"), ("mean_arm", "mean_other"), ("keys_arm", "keys_other"))
@@ -143,108 +148,108 @@ def _turned(line: Line) -> Line:
     }
 
 
-def _said(line: Line, alpha: float, among: str, pairs: str) -> str:
-    """What the test says of a contrast, and no more: with difference, interval, test and n.
-
-    `among` stands behind the arm, `pairs` behind the numbers.
-    """
-    metric, arm, other = str(line["metric"]), f"'{line['arm']}'", f"'{line['other']}'"
-    name, verdict = METRICS[metric].name, line["verdict"]
-    mark = tables.UNFAIR if line["unfair"] else ""
-    differs = f"its {name} is {_apart(line['diff'], metric)}{mark}"
-    margin = f"the margin of {_with_unit(line['rope'], metric)}"
+def _verdict(line: Line) -> str:
+    """Return the verdict of a contrast as a clause."""
+    arm, other, verdict = f"'{line['arm']}'", f"'{line['other']}'", line["verdict"]
+    margin = f"the margin of {_with_unit(line['rope'], str(line['metric']))}"
     if verdict == "too few":
-        boot = ""
-        if math.isfinite(line["boot_low"]):
-            kind = "blocks of other sites in the same regions" if line["regime"] == labels.OOR else "sites"
-            bounds = tables.interval(line["boot_low"], line["boot_high"], metric, sign=True)
-            boot = f"; {1 - alpha:.0%} bootstrap interval over {kind} {bounds}, given these trainings"
-        better = f"better in {line['n_better']} of {line['n_pairs']} pairs"
         n = int(line["n_units"])
-        few = f"{_count(n, 'test set')} {'is' if n == 1 else 'are'} too few"
-        return (
-            f"nothing is tested, for {few}: {arm}{among} against {other}, {differs} ({better}{pairs}{boot})"
-        )
-    numbers = (
-        f"{1 - alpha:.0%} interval {tables.interval(line['low'], line['high'], metric, sign=True)}; "
-        f"{TESTS[line['test']]}, {_p(line)}; {_count(int(line['n_units']), 'test set')}{pairs}"
-    )
-    if not line["declared"]:
-        return f"{arm}{among} against {other}, {differs} ({numbers})"
+        return f"nothing is tested, because {_count(n, 'test set')} {'is' if n == 1 else 'are'} too few"
     if verdict in ("better", "worse"):
-        return f"{arm}{among} is {verdict} than {other} by more than {margin}: {differs} ({numbers})"
+        return f"{arm} is {verdict} than {other} by more than {margin}"
     if verdict == "equal":
-        return f"{arm}{among} and {other} are practically equal, within {margin}: {differs} ({numbers})"
-    return (
-        f"it is undecided whether {arm}{among} differs from {other} by more than {margin}: {differs} "
-        f"({numbers})"
-    )
+        return f"{arm} and {other} are practically equal, within {margin}"
+    return f"it is undecided whether {arm} differs from {other} by more than {margin}"
 
 
-def _rest(tested: Sequence[Line]) -> str:
-    """How all declared contrasts with 'none' of one place came out, where there are several."""
-    if len(tested) < 2:
-        return ""
+def _difference(line: Line, alpha: float, pairs: str) -> str:
+    """Return the difference of a contrast with its interval, test and n; `pairs` is added to these."""
+    metric, level = str(line["metric"]), f"{1 - alpha:.0%}"
+    mark = tables.CONFOUNDED if line["unfair"] else ""
+    amount = _amount(line["diff"], metric, f"that of '{line['other']}'", mark)
+    text = f"The {METRICS[metric].name} of '{line['arm']}' is {amount}"
+    if line["verdict"] != "too few":
+        interval = tables.interval(line["low"], line["high"], metric, sign=True)
+        return (
+            f"{text} ({level} interval {interval}; {TESTS[line['test']]}, {_p(line)}; "
+            f"{_count(int(line['n_units']), 'test set')}{pairs})"
+        )
+    boot = ""
+    if math.isfinite(line["boot_low"]):
+        units = "blocks of sites" if line["regime"] == labels.OOR else "sites"
+        interval = tables.interval(line["boot_low"], line["boot_high"], metric, sign=True)
+        boot = f"; {level} bootstrap interval over {units} {interval}, for these trained models"
+    return f"{text} (better in {line['n_better']} of {line['n_pairs']} pairs{pairs}{boot})"
+
+
+def _verdict_counts(tested: Sequence[Line]) -> str:
+    """Return the number of declared contrasts with 'none' by verdict."""
     verdicts = [str(line["verdict"]) for line in tested]
     words = {"equal": "practically equal", "too few": "with too few test sets"}
     kinds = ("better", "worse", "equal", "undecided", "too few")
     counts = [f"{n} {words.get(kind, kind)}" for kind in kinds if (n := verdicts.count(kind))]
-    return f" – of {len(tested)} declared contrasts with 'none', {', '.join(counts)}"
+    return f"Of {len(tested)} declared contrasts with 'none': {', '.join(counts)}"
 
 
-def _lowest(whole: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
-    """Where nothing can be compared with 'none'."""
-    if whole.empty:
-        return "no arm has all its cells"
-    top = whole.iloc[0]
+def _best_mean(complete: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
+    """Return the best mean, where nothing can be compared with 'none', and the reason."""
+    if complete.empty:
+        return "no arm has all its cells."
+    top = complete.iloc[0]
     side = "highest" if METRICS[metric].better == "higher" else "lowest"
     value = _with_unit(top["mean"], metric)
     cells = _count(int(top["n"]), "cell")
-    text = f"'{top['arm']}' has the {side} mean {METRICS[metric].name}, {value} ({cells})"
+    text = f"'{top['arm']}' has the {side} mean {METRICS[metric].name}, {value} ({cells})."
     if len(means) == 1:
-        return f"{text}, the only arm"
-    why = "no other arm has all its cells"
-    if len(whole) > 1:
+        return f"{text} It is the only arm."
+    reason = "No other arm has all its cells"
+    if len(complete) > 1:
         here = labels.BASELINE in {*means["arm"]}
-        why = "'none' has not all its cells" if here else "the study has no arm 'none'"
-    return f"{text}; {why}, so nothing is compared here"
+        reason = "'none' does not have all its cells" if here else "The study has no arm 'none'"
+    return f"{text} {reason}, so nothing is compared."
 
 
-def _open(material: ReportData) -> str:
-    """What is undecided, has too few test sets, or is missing."""
-    family = declared(material)
+def _open(report: ReportData) -> str:
+    """Return what is undecided, has too few test sets, or is missing."""
+    family = declared(report)
     several = len({*family["metric"]}) > 1
-    parts = []
-    for verdict, text in (
-        ("undecided", "undecided"),
-        ("too few", "with too few test sets for a test"),
-    ):
-        lines = family[(family["verdict"] == verdict) & (family["n_pairs"] > 0)].to_dict("records")
-        if lines:
-            parts.append(f"{text}: {_named(lines, several)}")
-    if lines := family[family["n_pairs"] == 0].to_dict("records"):
-        parts.append(f"without a pair of cells: {_named(lines, several)}")
-    counts = material.rows["state"].value_counts()
-    absent = [f"{counts[state]} {state}" for state in ("failed", "missing") if counts.get(state, 0)]
-    total = len(material.rows)
-    done = (
-        f"all {total} cells are done" if total > 1 else "its one cell is done" if total else "it has no cell"
-    )
-    if absent:
-        done = f"of {_count(total, 'cell')} {' and '.join(absent)}"
-        done += ", and an arm without all its cells is not ranked"
+    has_pairs = family["n_pairs"] > 0
+    found = [
+        f"{title}: {_named(selected.to_dict('records'), several)}."
+        for title, selected in (
+            ("Undecided", family[(family["verdict"] == "undecided") & has_pairs]),
+            ("Too few test sets for a test", family[(family["verdict"] == "too few") & has_pairs]),
+            ("Without a pair of cells", family[~has_pairs]),
+        )
+        if len(selected)
+    ]
+    cells, all_done = _cells(report.rows["state"])
     if family.empty:
-        return f"Nothing is declared, so nothing was tested; {done}."
-    if parts or absent:
-        return f"Open: {'; '.join([*parts, done])}."
-    decided = f"all {len(family)} declared contrasts" if len(family) > 1 else "the one declared contrast"
-    return f"Nothing is open: the test decides {decided}, and {done}."
+        return f"No contrast is declared, so nothing was tested. {cells}"
+    if not found and all_done:
+        which = f"all {len(family)} declared contrasts" if len(family) > 1 else "the only declared contrast"
+        found = [f"Nothing is open: the test decides {which}."]
+    return " ".join([*found, cells])
+
+
+def _cells(states: pd.Series) -> tuple[str, bool]:
+    """Return a sentence on the cells by state, and True if all are done."""
+    counts, total = states.value_counts(), len(states)
+    failed, missing = int(counts.get("failed", 0)), int(counts.get("missing", 0))
+    if failed or missing:
+        absent = [f"{failed} failed"] if failed else []
+        absent += [f"{missing} {'is' if missing == 1 else 'are'} missing"] if missing else []
+        of = f"Of {_count(total, 'cell')}, {' and '.join(absent)}."
+        return f"{of} Arms without all their cells are not ranked.", False
+    if total == 0:
+        return "The study has no cell.", True
+    return f"All {total} cells are done." if total > 1 else "The only cell is done.", True
 
 
 def _named(lines: Sequence[Line], several: bool) -> str:
-    """The contrasts by place, as far as a sentence holds them, and how many seeds would decide them.
+    """Return the contrasts by evaluation set, with the number of further seeds that would decide them.
 
-    The metric is told where the family has several.
+    Lists are shortened to `SHOWN` arms. The metric is named if the family has `several`.
     """
     by_place: dict[str, list[str]] = {}
     for line in lines:
@@ -253,10 +258,10 @@ def _named(lines: Sequence[Line], several: bool) -> str:
         against = "" if line["other"] == labels.BASELINE else f" against '{line['other']}'"
         place = f"on {line['split']}"
         if not pd.isna(line["fold"]):
-            outside = line["regime"] == labels.OOR or line["part"] == "wr"
-            fold = labels.held_out(line["split"], line["fold"]) if outside else f"fold {line['fold']}"
+            regions = line["regime"] == labels.OOR or line["part"] == "wr"
+            fold = labels.held_out(line["split"], line["fold"]) if regions else f"fold {line['fold']}"
             place += f", {fold}"
-        place += "" if line["part"] == "test" else " inside the training region"
+        place += "" if line["part"] == "test" else ", WR sites"
         place += f" by {METRICS[line['metric']].name}" if several else ""
         by_place.setdefault(place, []).append(f"'{line['arm']}'{against}{seeds}")
     texts = [
@@ -267,16 +272,17 @@ def _named(lines: Sequence[Line], several: bool) -> str:
 
 
 def _p(line: Line) -> str:
+    """Return the p-value of a contrast, and its adjustment."""
     if not line["declared"]:
         return f"p = {tables.p_value(line['p'])}, not adjusted".replace("= <", "< ")
     return f"p = {tables.p_value(line['p_adjusted'])} after Holm".replace("= <", "< ")
 
 
-def _apart(value: float, metric: str) -> str:
-    """'0.39 µg/m³ lower'."""
+def _amount(value: float, metric: str, other: str, mark: str) -> str:
+    """Return a difference in words, such as "0.39 µg/m³ lower than that of 'none'"."""
     if float(labels.number(value, metric)) == 0:
-        return f"the same to {_with_unit(10.0 ** -METRICS[metric].digits, metric)}"
-    return f"{_with_unit(abs(value), metric)} {'lower' if value < 0 else 'higher'}"
+        return f"the same as {other} to {_with_unit(10.0 ** -METRICS[metric].digits, metric)}{mark}"
+    return f"{_with_unit(abs(value), metric)} {'lower' if value < 0 else 'higher'}{mark} than {other}"
 
 
 def _with_unit(value: float, metric: str) -> str:

@@ -1,9 +1,8 @@
-"""The tables of a report as values: cells in, what stands in each place out, and how it is written down.
+"""Tables of the report as values, and as Markdown and CSV.
 
-Words: a *cell* is one training (arm x split x fold x seed); WR is within region, OoR out of region; a
-checkerboard cell is scored twice with one model, on OoR sites (``test_*``) and on held-out sites inside its
-training region (``wr_*``), so its gap OoR - WR is paired. A cell that is not done has no number, whatever
-its metric columns hold.
+A cell is one training: arm x split x fold x seed. WR is within region, OoR is out of region. A cell of a
+checkerboard has two scores of the same model: on OoR sites (`test_*`) and on held-out sites of its training
+region (`wr_*`). Its gap OoR - WR is therefore paired. A cell that is not done has no score.
 """
 
 from __future__ import annotations
@@ -18,59 +17,60 @@ import pandas as pd
 from pm25.metrics import METRICS
 from sweeps.analysis.labels import merit, number, whole, with_arm
 
-MARK = "†"
-"""Stands at every mean that holds a cell whose audit failed."""
+AUDIT_FAILED = "†"
+"""Mark of a mean that includes a cell that failed the leakage audit."""
 
-UNFAIR = "‡"
-"""Stands at every paired difference whose arms differ in more than the declared factor."""
+CONFOUNDED = "‡"
+"""Mark of a paired difference whose arms differ in more than the declared factor."""
 
 BOOTSTRAP = "§"
-"""Stands at an interval of the bootstrap, where there are too few test sets for one over them."""
+"""Mark of a bootstrap interval, used if there are too few test sets for an interval over them."""
 
 SIGNIFICANT = "*"
-"""Stands at every declared difference that its test, adjusted, tells from zero."""
+"""Mark of a declared difference that differs from zero by its adjusted test."""
 
 SECOND_HAND = "¶"
-"""Stands at every number that a paper published."""
+"""Mark of a number taken from a publication."""
 
 ABSENT = "–"
+"""Text of an entry without a number."""
 
 
 class Entry(NamedTuple):
-    """What stands in one place of a table."""
+    """Content of one table cell."""
 
     text: str
     interval: str = ""
     n: str = ""
-    """How many cells: '4', or '3/4' where one has no number."""
+    """Number of cells: '4', or '3/4' if one of four has no score."""
     marks: str = ""
     place: int = 0
-    """1 the best of its column, 2 the second; 0 otherwise."""
+    """Rank in its column if it is 1 or 2; otherwise 0."""
     absent: bool = False
-    """It has no number, and says why."""
+    """True if the entry has no number; the text is the reason."""
     source: str = ""
-    """Where the numbers behind it are found."""
+    """Files and rows with the numbers behind it."""
 
     def line(self) -> str:
-        """'7.42† [7.10, 7.74] (n=5)'."""
+        """Return the entry on one line, such as '7.42† [7.10, 7.74] (n=5)'."""
         n = f"(n={self.n})" if self.n else ""
         return " ".join(filter(None, [self.text + self.marks, self.interval, n]))
 
 
 class Table(NamedTuple):
-    """Lines of entries under heads; the ``corner`` names what the lines are."""
+    """Lines of entries under heads; `corner` is the head of their labels."""
 
     corner: str
     heads: Sequence[tuple[str, str]]
-    """(group, head); all groups are '' where there are none."""
+    """Pairs (group, head); the group is '' if heads are not grouped."""
     lines: Sequence[tuple[str, Sequence[Entry]]]
-    """A line without entries is a heading of those below it."""
+    """Pairs (label, entries); a line without entries is a heading of the lines below."""
     caption: str = ""
     notes: Sequence[str] = ()
 
 
 def plain(frame: pd.DataFrame, corner: str, caption: str = "", notes: Sequence[str] = ()) -> Table:
-    """A table of the frame's texts."""
+    """Return a table of the values of a frame as texts."""
     lines = [
         (str(label), [Entry(str(value)) for value in values])
         for label, values in zip(frame.index, frame.to_numpy(), strict=True)
@@ -79,10 +79,10 @@ def plain(frame: pd.DataFrame, corner: str, caption: str = "", notes: Sequence[s
 
 
 def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
-    """The entry of a line of ``inference.means``: the mean, its interval and n, or why there is none.
+    """Return the entry for a row of `inference.means`: mean, interval and n, or why the mean is missing.
 
-    Where too few test sets give no interval it is that of the bootstrap, marked, or the standard deviation
-    of the cells.
+    With too few test sets, the interval is that of the bootstrap (marked), or else the standard deviation
+    over cells.
     """
     metric, n, expected = str(line["metric"]), int(line["n"]), int(line["n_expected"])
     source = f"cells.csv: arm {line['arm']}, {_cells(line)}; means.csv"
@@ -98,14 +98,16 @@ def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
     elif math.isfinite(line["sd"]):
         spread = f"± {number(line['sd'], metric)}"
     sets = f"{line['n_units']} test set{'s' * (line['n_units'] != 1)}"
-    told = f"{n} of {expected} cells, {sets}, {line['n_seeds']} seed{'s' * (line['n_seeds'] != 1)} ({source})"
-    marks = MARK if line["n_marked"] else ""
-    whole = str(n) if n == expected else f"{n}/{expected}"
-    return Entry(minus(number(line["mean"], metric, sign)), spread, whole, marks, source=told)
+    source = (
+        f"{n} of {expected} cells, {sets}, {line['n_seeds']} seed{'s' * (line['n_seeds'] != 1)} ({source})"
+    )
+    marks = AUDIT_FAILED if line["n_marked"] else ""
+    count = str(n) if n == expected else f"{n}/{expected}"
+    return Entry(minus(number(line["mean"], metric, sign)), spread, count, marks, source=source)
 
 
 def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
-    """The entry of a line of ``inference.contrasts``: the paired difference, its interval and n."""
+    """Return the entry for a row of `inference.contrasts`: paired difference, interval and n."""
     metric, pairs = str(line["metric"]), int(line["n_pairs"])
     if not pairs:
         return Entry("no pairs", absent=True)
@@ -115,7 +117,7 @@ def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
     elif math.isfinite(line["boot_low"]):
         spread = interval(line["boot_low"], line["boot_high"], metric, sign=True) + BOOTSTRAP
     marks = SIGNIFICANT if line["declared"] and line["p_adjusted"] <= alpha else ""
-    marks += UNFAIR if line["unfair"] else ""
+    marks += CONFOUNDED if line["unfair"] else ""
     sets = f"{line['n_units']} test set{'s' * (line['n_units'] != 1)}"
     source = (
         f"{pairs} pairs, {sets}; better in {line['n_better']} of {pairs} (contrasts.csv: arm {line['arm']}, "
@@ -125,35 +127,35 @@ def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
 
 
 def _cells(line: Mapping[Any, Any]) -> str:
-    """Where the cells behind a line of ``inference.means`` are found: by a region held out, its fold."""
+    """Return the filter of cells.csv for a row of `inference.means`; a held-out region is a fold."""
     split, _, region = str(line["split"]).partition(" · ")
     fold = f", fold {region.split()[1]}" if region else ""
     return f"split {split}{fold}, part {line['part']}"
 
 
 def interval(low: float, high: float, metric: str, sign: bool = False) -> str:
-    """'[7.10, 7.74]'."""
+    """Format an interval, such as '[7.10, 7.74]'."""
     return minus(f"[{number(low, metric, sign)}, {number(high, metric, sign)}]")
 
 
 def minus(text: str) -> str:
-    """With the sign that is as wide as a plus."""
+    """Replace hyphens by minus signs."""
     return text.replace("-", "−")
 
 
 def p_value(p: float) -> str:
-    """'0.012', '<0.001', or '–'."""
+    """Format a p-value: '0.012', '<0.001', or '–' for NaN."""
     if math.isnan(p):
         return ABSENT
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def places(means: pd.DataFrame) -> dict[str, int]:
-    """Arms that are best (1) or second (2) of one split and part, as far as is shown.
+    """Return the arms that are best (1) or second (2) on one split and evaluation set, at shown precision.
 
-    Only arms with all their cells compete, for a mean without the hard cells is no better mean; of fewer
-    than two, or of equals alone, none is best. Equals share their place, and two that are best leave no
-    second.
+    Only complete arms are ranked, because a mean without the hard cells looks better. Nothing is ranked if
+    there are fewer than two complete arms, or if all are equal. Equal arms share their rank, and two best
+    arms leave no second.
     """
     lines = whole(means)
     if len(lines) < 2:
@@ -175,7 +177,7 @@ def of_means(
     sign: bool = False,
     ranked: bool = True,
 ) -> Table:
-    """An arm a line; ``columns`` are (group, head, split, part), those that ``means`` has."""
+    """Return a table with a line per arm; `columns` are (group, head, split, part) of `means`."""
     lines = {(line["arm"], line["split"], line["part"]): line for line in means.to_dict("records")}
     arms = list(dict.fromkeys(means["arm"]))
     best = {
@@ -201,7 +203,7 @@ def of_differences(
     caption: str = "",
     notes: Sequence[str] = (),
 ) -> Table:
-    """A pair of arms a line, in the order of ``contrasts``, of which there are some; else as ``of_means``."""
+    """Return a table with a line per pair of arms, in the order of `contrasts`, which is not empty."""
     lines = {
         (line["arm"], line["other"], line["split"], line["part"]): line
         for line in contrasts[contrasts["fold"].isna()].to_dict("records")
@@ -220,7 +222,7 @@ def of_differences(
 
 
 def completeness(rows: pd.DataFrame) -> pd.DataFrame:
-    """Arm x split: how many cells are done, failed and missing, as '3 done, 1 failed'."""
+    """Return the numbers of done, failed and missing cells by arm and split, such as '3 done, 1 failed'."""
     cells = with_arm(rows)
     frame = pd.DataFrame(
         "not planned", index=_ordered(cells["arm"]), columns=_ordered(cells["split"]), dtype="object"
@@ -234,7 +236,7 @@ def completeness(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def sizes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Split x (training, validation, test, WR test samples, epochs): the range over the done cells."""
+    """Return the numbers of training, validation, test and WR test samples by split, over the done cells."""
     names = {"n_train": "training", "n_val": "validation", "n_test": "test", "n_wr": "WR test"}
     frame = pd.DataFrame("–", index=_ordered(rows["split"]), columns=list(names.values()), dtype="object")
     for split, group in rows[rows["state"] == "done"].groupby("split", sort=False):
@@ -247,19 +249,8 @@ def sizes(rows: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def markdown(frame: pd.DataFrame, bold: pd.DataFrame | None = None) -> str:
-    """A GitHub table. Grouped columns become 'WR · random'; cells where ``bold`` is True are bold."""
-    texts = frame.astype("str").map(escape)
-    if bold is not None:
-        texts = texts.where(~bold, "**" + texts + "**")
-    texts.columns = pd.Index([escape(flat(column)) for column in frame.columns])
-    corner = escape(str(frame.index.name or ""))
-    texts.index = pd.Index([escape(str(label)) for label in frame.index], name=corner)
-    return texts.to_markdown(disable_numparse=True)
-
-
 def in_markdown(table: Table) -> str:
-    """A GitHub table: the best of a column is bold, the second italic; headings of lines are bold."""
+    """Return a GitHub table: the best entry of a column is bold, the second italic; headings are bold."""
     lines = []
     for label, entries in table.lines:
         if not entries:
@@ -275,22 +266,17 @@ def in_markdown(table: Table) -> str:
 
 
 def notes_in_markdown(notes: Sequence[str]) -> str:
-    """Notes under a table ``in_markdown``, which has no underline."""
-    return escape(" ".join(notes)).replace("underlined", "italic")
+    """Return the notes for a Markdown table, in which the second-best entry is italic."""
+    return escape(" ".join(notes)).replace("Underlined", "Italic")
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """Comma-separated, with a header, without the index; a number is written so that it reads back equal."""
+    """Return the frame as CSV with a header and without the index; numbers are written exactly."""
     return frame.to_csv(index=False, lineterminator="\n")
 
 
-def flat(column: Any) -> str:
-    """One string for a column name, grouped or not."""
-    return " · ".join(map(str, column)) if isinstance(column, tuple) else str(column)
-
-
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: no HTML, no table cell, no emphasis."""
+    """Escape a text for Markdown, on one line: no HTML, no table cell, no emphasis."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "\\`*_[]|":
         text = text.replace(mark, f"\\{mark}")

@@ -1,4 +1,4 @@
-"""State outlines: a user's GeoJSON, the package's, or none."""
+"""State borders from a GeoJSON file, from the package, or none."""
 
 import json
 import sys
@@ -8,8 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from pm25.errors import InputError
 from sweeps.report import borders
+from tests.errors import refuses
 
 SQUARE = [[-100.0, 40.0], [-99.0, 40.0], [-99.0, 41.0], [-100.0, 40.0]]
 ALASKA = [[-150.0, 60.0], [-149.0, 60.0], [-149.0, 61.0], [-150.0, 60.0]]
@@ -44,22 +44,22 @@ def test_a_geojson_file(tmp_path: Path, geometry: object) -> None:
     "content",
     [{"type": "FeatureCollection", "features": []}, {"a": 1}, [1], {"type": "Point", "coordinates": [1, 2]}],
 )
-def test_what_is_no_outline_is_refused(tmp_path: Path, content: object) -> None:
-    with pytest.raises(InputError, match=r"states.geojson: not a GeoJSON file with polygons"):
+def test_a_file_without_borders_is_refused(tmp_path: Path, content: object) -> None:
+    with refuses("states.geojson", "", "GeoJSON"):
         borders.read(written(tmp_path, content))
 
 
-def test_no_file_and_no_json(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none.geojson: cannot be read \(No such file"):
+def test_a_missing_file_and_a_file_that_is_not_json(tmp_path: Path) -> None:
+    with refuses("none.geojson", "", "No such file", "GeoJSON"):
         borders.read(tmp_path / "none.geojson")
     file = tmp_path / "x.geojson"
     file.write_bytes(b"\xff{")
-    with pytest.raises(InputError, match="not a GeoJSON file"):
+    with refuses("x.geojson", "", "GeoJSON"):
         borders.read(file)
 
 
-def test_without_a_file_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As bokeh-sampledata gives them: a state's rings with NaN between them."""
+def test_without_a_file_the_borders_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bokeh-sampledata, NaN separates the rings of a state."""
     package, states = ModuleType("bokeh_sampledata"), ModuleType("bokeh_sampledata.us_states")
     lon = np.array([-100, -99, -99, np.nan, -90, -89, -89], float)
     lat = np.array([40, 40, 41, np.nan, 30, 30.00049, 31], float)
@@ -74,7 +74,7 @@ def test_without_a_file_those_of_the_package(monkeypatch: pytest.MonkeyPatch) ->
     assert second.tolist() == [[-90, 30], [-89, 30], [-89, 31]]
 
 
-def test_without_either_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_file_and_package_there_are_no_borders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bokeh_sampledata", None)
     monkeypatch.setitem(sys.modules, "bokeh_sampledata.us_states", None)
     assert borders.read(None) == []

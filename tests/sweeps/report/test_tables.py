@@ -250,9 +250,8 @@ def test_markdown_and_csv(rows):
     assert cells[0] == ["arm", "WR · a\\|b", "c"]
     assert cells[2][0] == "**head**"
     assert cells[3] == ["k", "**1**", "*2† \\[1, 3\\] (n=4)*"]
-    assert tables.notes_in_markdown(["Bold: x;", "underlined: <y>"]) == "Bold: x; italic: &lt;y&gt;"
-    hostile = pd.DataFrame({"a|b": ["<script>|\n*x*"]}, index=["k"])
-    assert "&lt;script&gt;\\| \\*x\\*" in tables.markdown(hostile)
+    assert tables.notes_in_markdown(["Bold: x.", "Underlined: <y>"]) == "Bold: x. Italic: &lt;y&gt;"
+    assert tables.escape("<script>|\n*x*") == "&lt;script&gt;\\| \\*x\\*"
     assert tables.csv(means(rows)).splitlines()[1].startswith("none,none,,random,test,WR,rmse,6.0,2.0,")
 
 
