@@ -345,7 +345,7 @@ def test_plan_for_gpus_that_nobody_measured(sweep: Sweep, toy: Path, monkeypatch
     assert 0 < found["gpu_hours"]["low"] < found["gpu_hours"]["expected"] < found["gpu_hours"]["high"]
     assert found["without"]["unit"] == "GPU-hours"
     bare = sweep("plan", toy, "--gpus", "0", "--cpus", "2", "--set", "resources.gpu=1")
-    check_refused(bare, "resources: a cell wants 1 CPU and 1 GPU", "--gpus")
+    check_refused(bare, "resources: ", "1 CPU, 1 GPU", "2 CPU, 0 GPU", "--gpus")
 
 
 def test_plan_proposes_what_fits_a_budget(sweep: Sweep, toy: Path) -> None:
