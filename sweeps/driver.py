@@ -35,7 +35,7 @@ def train(
     *,
     waits: bool = False,
     needs_tracking: bool = False,
-    train_cell: Callable[..., Record] = worker.run_and_record,
+    train_cell: Callable[..., Record] = worker.train_and_record,
     search_trial: type[worker.SearchTrial] = worker.SearchTrial,
 ) -> list[str]:
     """Train everything that the scheduler returns, and return notices for the user.

@@ -125,7 +125,7 @@ def sleeping_cell(
     more: Mapping[str, Any] = MappingProxyType({}),
     **_: Any,
 ) -> Record:
-    """Replace `worker.run_and_record`: sleep, and store what a trivial cell stores."""
+    """Replace `worker.train_and_record`: sleep, and store what a trivial cell stores."""
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
     time.sleep(seconds(cell.label))
     return trivial(cell, key, panel, store, more={**more, "started": began, "process": os.getpid()})
@@ -135,9 +135,9 @@ class SleepingTrial(worker.SearchTrial):
     """Search trial whose training only sleeps; everything else is real."""
 
     def _prepare(self) -> None:
-        if self._begin:
+        if self._to_prepare:
             training: Any = _Nap(f"{self.draft['arm']} trial {self.draft['number']}")
-            self._trainings, self._begin = [training], []
+            self._trainings, self._to_prepare = [training], []
 
 
 class _Nap:

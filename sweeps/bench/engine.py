@@ -112,7 +112,7 @@ def trivial(
     more: Mapping[str, Any] = MappingProxyType({}),
     **_: Any,
 ) -> Record:
-    """Replace `worker.run_and_record`: store what a cell of two epochs stores, without any training."""
+    """Replace `worker.train_and_record`: store what a cell of two epochs stores, without any training."""
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
     values = iter(np.random.default_rng(cell.seed).uniform(1, 9, 40).tolist())
     if tables:

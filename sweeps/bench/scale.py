@@ -257,7 +257,7 @@ def _list(folder: Path) -> dict[str, Any]:
 
 def _optuna(folder: Path, *trials: str) -> dict[str, Any]:
     """Measure how long Optuna takes to suggest a trial, and to write one to its journal."""
-    from sweeps.engine.optuna_study import Optimiser, OptunaJournal
+    from sweeps.engine.optuna_study import ArmStudy, OptunaJournal
 
     state = study(folder, 100, searched=True)
     state.store.prepare()
@@ -265,11 +265,11 @@ def _optuna(folder: Path, *trials: str) -> dict[str, Any]:
     for count in map(int, trials):
         arm, own = next(iter(state.searches.items()))
         own.ended = [_trial_record(number, rng) for number in range(count)]
-        optimiser = Optimiser(own)
+        arm_study = ArmStudy(own)
         asked = []
         for _ in range(ASKS):
             begin = time.perf_counter()
-            optimiser.suggest(optimiser.ask())
+            arm_study.ask()
             asked.append(time.perf_counter() - begin)
         view = OptunaJournal(state.store)
         view.write([own])

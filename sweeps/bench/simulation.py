@@ -15,8 +15,8 @@ from unittest import mock
 import numpy as np
 
 from sweeps.engine import cluster as clusters
-from sweeps.engine import ray_tune
 from sweeps.engine import scheduler as agendas
+from sweeps.engine import study_queue
 from sweeps.engine.cluster import Cluster, Node
 from sweeps.engine.gpu_packing import GpuShares
 from sweeps.engine.scheduler import Scheduler
@@ -128,14 +128,14 @@ class Simulation:
         clock = SimpleNamespace(monotonic=lambda: self._now)
         nobody: Any = SimpleNamespace(ended=lambda kind, record: None, notice=lambda text: None)
         with (
-            mock.patch.object(ray_tune, "time", clock),
+            mock.patch.object(study_queue, "time", clock),
             mock.patch.object(agendas, "time", clock),
             mock.patch.object(clusters, "time", clock),
         ):
             agenda = Scheduler(self._state)
             cluster = Cluster(self._alive, lambda *_: [], nobody.notice, joined=True)
             shares = GpuShares(self._state.study, self._state.panel, cluster)
-            self._queue = ray_tune.StudyQueue(agenda, self._state.store, shares, nobody, cluster)
+            self._queue = study_queue.StudyQueue(agenda, shares, nobody, cluster)
             self._hand_out()
             while self._config:
                 self._now, _, event = heapq.heappop(self._events)

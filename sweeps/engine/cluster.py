@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster: what they hold, and whether they see the storage as the driver does."""
+"""The nodes of a Ray cluster: how many trainings they hold, and whether they see the driver's storage."""
 
 import os
 import secrets
@@ -14,80 +14,93 @@ import tenacity
 import yaml
 
 from pm25.encoders import Embedded
-from pm25.errors import InputError
+from pm25.errors import InputError, one_line
 from pm25.panel import Panel
 from sweeps.plan import calibration
 from sweeps.spec.study import Resources
 from sweeps.store.records import StorageError, Store, read, write
 
 PRETEND = "SWEEP_PRETEND_GPUS"
-"""Environment variable: the GPUs that Ray counts are pretended, each with so many GB, and trainings run on
-the CPU in their place. For benchmarks and tests of the scheduling; without it a GPU that torch cannot use is
-an error, and never silently a CPU."""
+"""Environment variable: the GPUs that Ray counts are pretended, each with this many GB of memory.
+
+Trainings then run on the CPU. For benchmarks and tests of the scheduling. Without the variable, a GPU that
+torch cannot use is an error, and training never falls back to the CPU.
+"""
 
 PREFIX = ".seen-by-nodes-"
+"""Beginning of the name of a probe file in the storage."""
+
 SEEN_WITHIN_S = 5.0
-"""A network file system may show a new file late."""
+"""Longest time to wait for a probe file, as a network file system may show a new file late."""
 
+COUNT_EVERY_S = 5.0
+"""Time between two counts of the nodes of a joined cluster."""
 
-EVERY_S = 5.0
-"""How often a cluster that is not our own is asked for its nodes."""
 NAMED = 8
-"""Nodes in one line."""
+"""Largest number of nodes that one line lists."""
+
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()
+"""The file that `ray up` writes on the head, with the node types that the autoscaler may start.
+
+Ray documents neither the file nor its place; without it, only the nodes that are there count.
+"""
 
 
 class HeadLost(InputError):
-    """The cluster is gone; what was recorded stays."""
+    """The cluster's head does not answer any more. Everything that was recorded stays."""
 
     status = 3
 
 
 class Node(NamedTuple):
-    """One that lives."""
+    """A node that is alive."""
 
     id: str
     address: str
     resources: Mapping[str, float]
-    """As Ray counts them: CPU, GPU and others."""
+    """Resources as Ray counts them: CPU, GPU and others."""
 
     @property
     def outline(self) -> str:
+        """Address, CPUs and GPUs in a few words."""
         gpus = f", {self.resources['GPU']:g} GPU" if self.resources.get("GPU") else ""
         return f"{self.address} ({self.resources.get('CPU', 0):g} CPU{gpus})"
 
 
 class Cluster:
-    """The nodes of a run. `sweeps.engine.ray_tune` hands in what Ray says and does."""
+    """The nodes of a run. Everything that Ray does comes in as functions (`sweeps.engine.node_calls`)."""
 
     def __init__(
         self,
-        living: Callable[[], list[Node]],
-        everywhere: Callable[..., list[Any]],
+        alive: Callable[[], list[Node]],
+        ask_nodes: Callable[..., list[Any]],
         notice: Callable[[str], None],
         *,
         joined: bool,
         waits: bool = False,
     ) -> None:
-        """`everywhere(nodes, call, *arguments)` is what a call answers on each of the nodes, None if it left.
+        """Count the nodes that are there.
 
-        `joined` says that the cluster is not our own, `waits` that nodes may still have to come.
+        `alive()` lists the nodes. `ask_nodes(nodes, call, *arguments)` returns the result of a call on each
+        node, None for a node that has left. `notice` shows the user a line. `joined` says that others started
+        the cluster, and `waits` that nodes may still have to come.
         """
-        self._living, self._everywhere, self._notice = living, everywhere, notice
+        self._alive, self._ask_nodes, self._notice = alive, ask_nodes, notice
         self._joined, self._waits = joined, waits
-        self._nodes, self._counted = living(), time.monotonic()
-        self._types = types_to_come() if joined else []
+        self._nodes, self._counted = alive(), time.monotonic()
+        self._types = node_types() if joined else []
         own = calibration.devices() if self.has_gpus and not joined else []
         self.gpu_mb = pretended_mb() or min((device.memory_mb for device in own), default=None)
-        """Memory of the smallest GPU, where a node told it."""
+        """Memory of the smallest GPU in MB; None where no node has reported it."""
 
     @property
     def autoscales(self) -> bool:
-        """Whether nodes come by themselves when there is work for them."""
+        """True if further nodes may join when there is work for them."""
         return self._waits or bool(self._types)
 
     @property
     def outline(self) -> str:
-        """The nodes, in one line."""
+        """The first nodes and the number of the others, in one line."""
         listed = ", ".join(node.outline for node in self._nodes[:NAMED])
         return (
             f"{listed} and {len(self._nodes) - NAMED} more" if len(self._nodes) > NAMED else listed or "none"
@@ -95,21 +108,22 @@ class Cluster:
 
     @property
     def has_gpus(self) -> bool:
+        """True if a node, or a type of node that the autoscaler may start, has a GPU."""
         return any(resources.get("GPU", 0) >= 1 for resources in self._all())
 
     @property
     def gpus(self) -> float:
-        """Of the nodes that are there."""
+        """Number of GPUs of the nodes that are there."""
         return sum(node.resources.get("GPU", 0) for node in self._nodes)
 
     @property
     def cpus_per_gpu(self) -> float:
-        """The fewest, over the nodes that have GPUs."""
+        """CPUs per GPU on the node with GPUs that has the fewest; 1 without GPUs."""
         own = [resources for resources in self._all() if resources.get("GPU", 0) >= 1]
         return min((resources.get("CPU", 0) / resources["GPU"] for resources in own), default=1.0)
 
     def holds(self, cpu: float, gpu: float) -> int:
-        """How many trainings of such a share the nodes have room for."""
+        """Number of trainings with these shares that the nodes can hold side by side."""
         asked = {"CPU": cpu, "GPU": gpu}
         return sum(
             min(int(node.resources.get(name, 0) / each + 1e-9) for name, each in asked.items() if each)
@@ -117,59 +131,66 @@ class Cluster:
         )
 
     def count(self) -> None:
-        """Look, now and then, for nodes that joined or left, and say so."""
-        if not self._joined or time.monotonic() - self._counted < EVERY_S:
+        """Count the nodes of a joined cluster again, every `COUNT_EVERY_S`, and notice changes."""
+        if not self._joined or time.monotonic() - self._counted < COUNT_EVERY_S:
             return
         before = {node.id: node for node in self._nodes}
-        self._nodes, self._counted = self._living(), time.monotonic()
+        self._nodes, self._counted = self._alive(), time.monotonic()
         now = {node.id: node for node in self._nodes}
         for verb, some in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
-            for one in some:
-                self._notice(f"node {(before | now)[one].outline} {verb}; {_counted(now)} now")
+            for node_id in some:
+                self._notice(f"node {(before | now)[node_id].outline} {verb}; {_counted(now)} now")
 
     def check(self, resources: Resources) -> None:
-        """Raises InputError when no node, nor one that may come by itself, can hold a training."""
+        """Check that a node, or one that the autoscaler may start, can hold a training. Raises InputError."""
         cpu, gpu = resources.cpu, resources.gpu
         if gpu == "auto":
             if self._waits and not self.has_gpus:
                 raise InputError(
-                    "resources.gpu: auto cannot say whether the nodes that are waited for have GPUs; "
-                    "--set resources.gpu=1, or 0"
+                    "study file",
+                    "resources.gpu",
+                    "auto cannot know whether the nodes that the run waits for have GPUs",
+                    "--set resources.gpu=1, or --set resources.gpu=0",
                 )
             gpu = 1.0 if self.has_gpus else 0.0
         if self._waits or any(r.get("CPU", 0) >= cpu and r.get("GPU", 0) >= gpu for r in self._all()):
             return
         sizes = dict.fromkeys(f"{r.get('CPU', 0):g} CPU {r.get('GPU', 0):g} GPU" for r in self._all())
         raise InputError(
-            f"resources: a cell wants {cpu:g} CPU and {gpu:g} GPU, and no node has them "
-            f"({', '.join(sizes)}); --set resources.cpu=1 --set resources.gpu=0"
+            "study file",
+            "resources",
+            f"a training needs {cpu:g} CPU and {gpu:g} GPU, and no node has as many ({', '.join(sizes)})",
+            "--set resources.cpu=1 --set resources.gpu=0",
         )
 
-    def look(self, mark: "StorageProbe") -> None:
-        """Ask every node whether it sees the driver's storage. Raises InputError for one that does not."""
-        begin = time.monotonic()
-        reports: list[Report | None] = self._everywhere(self._nodes, look, mark)
-        told = []
-        for node, report in zip(self._nodes, reports, strict=True):
-            if report is None:
+    def check_storage(self, probe: "StorageProbe") -> None:
+        """Check that every node sees the driver's storage, and note the GPUs' memory. Raises InputError."""
+        start = time.monotonic()
+        reports: list[Report | None] = self._ask_nodes(self._nodes, report, probe)
+        memory_mb = []
+        for node, found in zip(self._nodes, reports, strict=True):
+            if found is None:
                 continue
-            if report.problem:
-                raise refusal(node.address, report.host, report.problem)
+            if found.problem:
+                raise refusal(node.address, found.host, found.problem)
             if node.resources.get("GPU"):
-                told += [device.memory_mb for device in report.gpus]
-        self.gpu_mb = pretended_mb() or min(told, default=None)
-        took = time.monotonic() - begin
-        self._notice(f"{_counted(self._nodes)} with {mark.store.storage} ({took:.1f} s): {self.outline}")
+                memory_mb += [device.memory_mb for device in found.gpus]
+        self.gpu_mb = pretended_mb() or min(memory_mb, default=None)
+        took = time.monotonic() - start
+        self._notice(f"{_counted(self._nodes)} with {probe.store.storage} ({took:.1f} s): {self.outline}")
 
     def spread(
-        self, arrived: Callable[..., None], shared: Any, panel: Panel, embeddings: Mapping[str, Embedded]
+        self, receive: Callable[..., None], shared: Any, panel: Panel, embeddings: Mapping[str, Embedded]
     ) -> None:
-        """Bring what all workers of a node share to every node, once, before they ask for it."""
-        begin = time.monotonic()
-        self._everywhere(self._nodes, arrived, shared)
+        """Copy the panel and the embeddings to every node, before its workers ask for them.
+
+        `shared` is the reference to both in Ray's object store, and `receive` a function that takes it.
+        """
+        start = time.monotonic()
+        self._ask_nodes(self._nodes, receive, shared)
         table = (panel.features.nbytes + panel.target.nbytes) / 1e6
         vectors = sum(embedded.vectors.nbytes for embedded in embeddings.values()) / 1e6
-        took = time.monotonic() - begin
+        took = time.monotonic() - start
         what = f"panel ({table:.1f} MB) and embeddings ({vectors:.1f} MB)"
         self._notice(f"{what} on {_counted(self._nodes)} ({took:.1f} s)")
 
@@ -181,11 +202,10 @@ def _counted(nodes: Mapping[str, Node] | Sequence[Node]) -> str:
     return "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
 
 
-def types_to_come() -> list[Mapping[str, float]]:
-    """Resources of the types of nodes that the cluster's autoscaler may start, as the head's own file says.
+def node_types() -> list[Mapping[str, float]]:
+    """Resources of the node types that the cluster's autoscaler may start, from the head's `BOOTSTRAP` file.
 
-    `ray up` leaves it in the home of the head's user, where a driver on the head finds it. Types whose
-    resources are not written in it are left out.
+    Only a driver on the head finds the file. Types without written resources are left out.
     """
     try:
         content = yaml.safe_load(BOOTSTRAP.read_text())
@@ -196,42 +216,39 @@ def types_to_come() -> list[Mapping[str, float]]:
     return [kind["resources"] for kind in found]
 
 
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()
-
-
 class Report(NamedTuple):
-    """What a node says of itself."""
+    """Host name and GPUs of a node, and why it cannot work for the study."""
 
     host: str
     gpus: tuple[calibration.Device, ...]
     problem: str
-    """Why it cannot work for the study; empty where it can."""
+    """Why the node cannot work for the study; empty if it can."""
 
 
 @dataclass(frozen=True)
 class StorageProbe:
-    """A file that the driver leaves in the store while it runs: a node that finds it sees the same."""
+    """A file that the driver keeps in the store while it runs; a node that finds it sees the same storage."""
 
     store: Store
     name: str
 
     @classmethod
     def put(cls, store: Store) -> "StorageProbe":
-        """Leave it there, and clear away those of dead drivers. Raises InputError."""
-        mark = cls(store, f"{PREFIX}{secrets.token_hex(6)}")
-        system, path = store.location(mark.name)
+        """Write the file, and delete those of dead drivers. Raises InputError."""
+        probe = cls(store, f"{PREFIX}{secrets.token_hex(6)}")
+        system, path = store.location(probe.name)
         folder = path.rsplit("/", 1)[0]
         try:
             for info in system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
                 if info.base_name.startswith(PREFIX):
                     system.delete_file(info.path)
-            write(system, path, mark.name.encode())
+            write(system, path, probe.name.encode())
         except StorageError as error:
             raise store.refusal("written", error) from None
-        return mark
+        return probe
 
     def remove(self) -> None:
-        """Take it away. What cannot be removed the next driver clears away."""
+        """Delete the file. If that fails, the next driver deletes it."""
         try:
             system, path = self.store.location(self.name)
             system.delete_file(path)
@@ -239,49 +256,52 @@ class StorageProbe:
             return
 
     def problem(self) -> str:
-        """Why this process does not see what the driver sees, or cannot write there; empty if all is well."""
+        """Why this process does not see the driver's storage, or cannot write to it; empty if it can."""
         storage = self.store.storage
         try:
             system, path = self.store.location(self.name)
             self._find(system, path)
-            probe = f"{path}-{secrets.token_hex(6)}"
-            write(system, probe, b"probe")
-            system.delete_file(probe)
+            own = f"{path}-{secrets.token_hex(6)}"
+            write(system, own, b"probe")
+            system.delete_file(own)
         except FileNotFoundError:
-            return f"{storage} there is not the driver's (a file that the driver wrote is not in it)"
+            return f"{storage} is another folder than the driver's (it lacks a file that the driver wrote)"
         except StorageError as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            return f"{storage} cannot be used there ({reason})"
+            return f"{storage} cannot be used ({reason})"
         except InputError as error:
-            return str(error).removeprefix("storage: ")
+            return one_line(error.where, error.field, error.problem, "")
         return ""
 
     @staticmethod
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception_type(FileNotFoundError),
-        wait=tenacity.wait_fixed(0.5),
-        stop=tenacity.stop_after_delay(SEEN_WITHIN_S),
-        reraise=True,
-    )
     def _find(system: pyarrow.fs.FileSystem, path: str) -> None:
-        read(system, path)
+        """Read the file. Raises FileNotFoundError if it does not appear within `SEEN_WITHIN_S`."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(FileNotFoundError),
+            wait=tenacity.wait_fixed(0.5),
+            stop=tenacity.stop_after_delay(SEEN_WITHIN_S),
+            reraise=True,
+        )
+        retrying(read, system, path)
 
 
-def look(mark: StorageProbe) -> Report:
-    """Asked of every node before anything begins."""
-    return Report(socket.gethostname(), tuple(calibration.devices(hidden=True)), mark.problem())
+def report(probe: StorageProbe) -> Report:
+    """Describe the node that this function runs on, and check the storage from there."""
+    return Report(socket.gethostname(), tuple(calibration.devices(hidden=True)), probe.problem())
 
 
 def refusal(node: str, host: str, problem: str) -> InputError:
-    """That a node cannot reach the storage."""
+    """Return the error for a node that cannot use the storage."""
     return InputError(
-        f"storage: on node {node} ({host}) {problem}; --set storage= a folder that all nodes share, or a URI "
-        "such as s3://bucket/results"
+        f"node {node} ({host})",
+        "storage",
+        problem,
+        "--set storage= a folder that all nodes share, or a URI such as s3://bucket/results",
     )
 
 
 def pretended_mb() -> float | None:
-    """Memory of each pretended GPU; None where GPUs are real. Raises InputError."""
+    """Memory of each pretended GPU in MB; None where GPUs are real. Raises InputError."""
     value = os.environ.get(PRETEND)
     if not value:
         return None
@@ -289,5 +309,7 @@ def pretended_mb() -> float | None:
         return float(value) * 1000
     except ValueError:
         raise InputError(
-            f"{PRETEND}={value}: give the GB of each pretended GPU, such as {PRETEND}=16"
+            PRETEND,
+            problem=f"{value!r} is not a number of GB",
+            fix=f"give the memory of each pretended GPU in GB, such as {PRETEND}=16",
         ) from None

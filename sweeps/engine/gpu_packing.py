@@ -1,4 +1,4 @@
-"""How many trainings share a GPU where a study says `gpu: auto`: as many as its memory holds."""
+"""The GPU share of each training: with `gpu: auto`, as many share a GPU as its memory holds."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -19,22 +19,23 @@ from sweeps.store import records as files
 from sweeps.store.records import Record, Store
 
 MARGIN = 1.15
-"""Of the measured memory: allocators fragment, and a validation batch meets one of another training."""
+"""Factor on measured memory: allocators fragment, and validation batches of two trainings may coincide."""
 SPARE = 0.03
-"""Of a GPU's memory, that is never given out."""
+"""Fraction of a GPU's memory that stays free."""
 
 
 class Footprint(Settings):
-    """What one training was measured to hold of a GPU."""
+    """Measured GPU memory of one training."""
 
     shape: NetworkShape
     memory_mb: float
+    """Peak memory of the training, CUDA's context included."""
     context_mb: float
-    """Of this, what CUDA itself holds."""
+    """Memory of CUDA's context alone."""
     gpu: str
-    """Its name."""
+    """Name of the GPU."""
     gpu_mb: float
-    """Its memory."""
+    """Memory of the GPU."""
 
 
 class _Footprints(Settings):
@@ -44,40 +45,41 @@ class _Footprints(Settings):
 
 
 class GpuShares:
-    """What of a node every training takes: as the study says, or of a GPU by what its shape holds."""
+    """CPUs and GPU share of each training: as the study declares, or by the memory of its network shape."""
 
     def __init__(self, study: Study, panel: Panel, cluster: Cluster) -> None:
         self._study, self._panel, self._cluster = study, panel, cluster
         declared = study.resources.gpu
         self.cpu = study.resources.cpu
         self.whole = (1.0 if cluster.has_gpus else 0.0) if declared == "auto" else declared
-        """Of the GPUs, where no shape was measured."""
+        """Share of a GPU used where no network shape was measured."""
         self._packing: Packing | None = None
         self._shapes: dict[Any, NetworkShape] = {}
 
-    def gpu(self, work: Task) -> float:
-        """The share of a GPU for a piece of work."""
-        return self.whole if self._packing is None else self._packing.share(map(self._shape, work.cells))
+    def gpu(self, task: Task) -> float:
+        """Share of a GPU for a task."""
+        return self.whole if self._packing is None else self._packing.share(map(self._shape, task.cells))
 
-    def learn(self, work: Task, record: Record) -> None:
-        """It has ended, and may say what memory it held."""
+    def learn(self, task: Task, record: Record) -> None:
+        """Note the memory that an ended task has recorded."""
         if self._packing is not None:
-            self._packing.learn(map(self._shape, work.cells), record)
+            self._packing.learn(map(self._shape, task.cells), record)
 
     def measure(
         self,
-        agenda: Scheduler,
+        scheduler: Scheduler,
         store: Store,
         footprints: Callable[[Mapping[NetworkShape, Cell]], Iterable[Footprint]],
         notice: Callable[[str], None],
     ) -> None:
-        """With `gpu: auto`, learn once what each shape that is to come holds of a GPU, and pack by it.
+        """With `gpu: auto`, measure the memory of each network shape to come, and set shares by it.
 
-        `footprints` measures shapes; what it found stays in the store. Raises InputError.
+        `footprints` measures the shapes that the store does not know yet; the store keeps the results.
+        Raises InputError.
         """
         if self._study.resources.gpu != "auto" or not self.whole:
             return
-        wanted = self._kinds(agenda)
+        wanted = self._shapes_to_come(scheduler)
         known = {found.shape: found for found in read(store)}
         missing = {shape: cell for shape, cell in wanted.items() if shape not in known}
         if missing:
@@ -88,9 +90,9 @@ class GpuShares:
         own = [known[shape] for shape in wanted]
         if not own:
             return
-        told = [self._cluster.gpu_mb] if self._cluster.gpu_mb is not None else []
-        device_mb = min(*told, *(found.gpu_mb for found in own))
-        spread = math.ceil(agenda.total / max(1.0, self._cluster.gpus))  # not on one GPU while others rest
+        smallest = [self._cluster.gpu_mb] if self._cluster.gpu_mb is not None else []
+        device_mb = min(*smallest, *(found.gpu_mb for found in own))
+        spread = math.ceil(scheduler.total / max(1.0, self._cluster.gpus))  # use all GPUs
         most = min(math.floor(self._cluster.cpus_per_gpu / self.cpu + 1e-9), spread)
         context_mb = max(found.context_mb for found in own)
         held_mb = {found.shape: found.memory_mb for found in own}
@@ -101,11 +103,11 @@ class GpuShares:
             f"{device_mb / 1000:.0f}: {_range(1 / max(shares), 1 / min(shares))} to a GPU"
         )
 
-    def _kinds(self, agenda: Scheduler) -> dict[NetworkShape, Cell]:
-        """A cell of each shape to come; of an arm that is searched the largest of its space."""
+    def _shapes_to_come(self, scheduler: Scheduler) -> dict[NetworkShape, Cell]:
+        """One cell of each shape to come; in an arm that is still searched, the largest cell of its space."""
         found: dict[NetworkShape, Cell] = {}
-        for cell in agenda.to_come():
-            trials = agenda.searches.get(Arm.of(cell))
+        for cell in scheduler.to_come():
+            trials = scheduler.searches.get(Arm.of(cell))
             one = (
                 cell if trials is None else largest(self._study, trials.arm, trials.space, cell, self._shape)
             )
@@ -124,10 +126,11 @@ def _range(low: float, high: float) -> str:
 
 
 FILE = "footprints.json"
+"""File in the study's folder with the measured footprints."""
 
 
 def read(store: Store) -> list[Footprint]:
-    """What was measured before. Raises InputError for a file that is none."""
+    """Read the footprints that the store keeps. Raises InputError for a file of another content."""
     system, path = store.location(FILE)
     try:
         return [*_Footprints.model_validate_json(files.read(system, path)).footprints]
@@ -136,7 +139,9 @@ def read(store: Store) -> list[Footprint]:
     except ValidationError as error:
         what = error.errors(include_url=False)[0]["msg"]
         raise InputError(
-            f"{path}: not what was measured of GPUs ({what}); delete it, and it is measured again"
+            path,
+            problem=f"not a list of GPU footprints ({what})",
+            fix="delete the file; it is measured again",
         ) from None
     except files.StorageError as error:
         raise store.refusal("read", error) from None
@@ -152,18 +157,20 @@ def _write(store: Store, footprints: Iterable[Footprint]) -> None:
 
 
 class Packing:
-    """The share of a GPU that each training takes.
+    """Share of a GPU that each training takes, by the measured memory of its network shape.
 
-    Ray counts shares and isolates nothing, so a share is memory: what a training of its shape was measured
-    to hold. Shapes of about the same need take equal shares, for a worker trains the next cell only where
-    that takes what the one before it took; else a worker starts anew, some seconds each time.
+    Ray counts shares without isolating anything, so memory alone decides. Shapes of similar need take equal
+    shares: Tune reuses a worker only for a task of equal share, and a new worker takes some seconds.
     """
 
     def __init__(
         self, device_mb: float, most: int, measured: Mapping[NetworkShape, float], context_mb: float = 0.0
     ) -> None:
-        """`device_mb` is the smallest GPU's memory, `most` how many trainings are to share one at most."""
-        self._room, self._most = device_mb * (1 - SPARE), max(1, most)
+        """Set shares for GPUs of `device_mb`, the smallest one's memory, shared by at most `most` trainings.
+
+        `measured` is the memory of each shape in MB, and `context_mb` the CUDA context's part of it.
+        """
+        self._usable_mb, self._most = device_mb * (1 - SPARE), max(1, most)
         self._bound, self._context_mb = dict(measured), context_mb
         self._exact: dict[NetworkShape, float] = {}
         self._levels: list[int] = []
@@ -171,7 +178,7 @@ class Packing:
             self._level(count)
 
     def learn(self, shapes: Iterable[NetworkShape], record: Record) -> None:
-        """A training has ended that told what it held; of several side by side, no one's own is known."""
+        """Note the recorded memory of a task; that of several trainings is an upper bound for each."""
         reserved, own = record.get("gpu_memory_mb"), list(shapes)
         if reserved is None:
             return
@@ -183,7 +190,7 @@ class Packing:
                 self._bound[shape] = min(held, self._bound.get(shape, math.inf))
 
     def share(self, shapes: Iterable[NetworkShape]) -> float:
-        """Of the trainings that run side by side in one worker; a whole GPU where nothing is known of one."""
+        """Share for trainings side by side in one worker; 1.0 if the memory of one is not known."""
         needs = [self._need(shape) for shape in shapes]
         if None in needs:
             return 1.0
@@ -192,7 +199,7 @@ class Packing:
         return math.floor(10_000 / level) / 10_000  # Ray counts in ten-thousandths
 
     def _level(self, count: int) -> int:
-        """How many share a GPU that so many fit on: as many as others, if no half of it is wasted."""
+        """Round `count` trainings per GPU down to a known level, unless half of the GPU would stay unused."""
         below = max((level for level in self._levels if level <= count), default=0)
         if count < 2 * below:
             return below
@@ -200,10 +207,10 @@ class Packing:
         return count
 
     def _fit(self, need_mb: float) -> int:
-        return max(1, min(self._most, math.floor(self._room / (need_mb * MARGIN))))
+        return max(1, min(self._most, math.floor(self._usable_mb / (need_mb * MARGIN))))
 
     def _need(self, shape: NetworkShape) -> float | None:
-        """As measured, else that of the least measured shape that is as large in everything."""
+        """Memory of a shape in MB: as recorded, as measured, or that of the smallest shape that covers it."""
         if shape in self._exact:
             return self._exact[shape]
         if shape in self._bound:
@@ -212,7 +219,7 @@ class Packing:
 
 
 def covers(larger: NetworkShape, smaller: NetworkShape) -> bool:
-    """Whether one network is as large as another in everything, and of the same parts."""
+    """Return True if one network has the same parts as another and is at least as large in each."""
     same = ("window", "fusion", "projection", "masked")
     if any(getattr(larger, name) != getattr(smaller, name) for name in same):
         return False
@@ -226,10 +233,10 @@ def covers(larger: NetworkShape, smaller: NetworkShape) -> bool:
 
 
 def largest(study: Study, arm: Arm, space: Space, cell: Cell, shape: Callable[[Cell], NetworkShape]) -> Cell:
-    """The cell with the point of the arm's space at which its network is largest.
+    """Return the cell at the point of the arm's space at which its network is largest.
 
-    Every parameter by itself takes the end of its range, or the choice, at which the network has most
-    weights and a batch most windows.
+    Each parameter is set in turn to the end of its range, or the choice, at which weights times windows of a
+    batch are most.
     """
     point: dict[str, Any] = {}
 

@@ -23,32 +23,41 @@ from sweeps.state import StudyState
 from sweeps.store.records import Store
 
 STEPS = (2, 16)
-"""Of an epoch that is timed; the second only where an epoch of the first takes less than:"""
+"""Training steps of a timed epoch; the second number is used if such an epoch takes less than `LONG_S`."""
 LONG_S = 0.25
+"""Duration from which an epoch of the fewest steps is long enough to be timed."""
 TIMED_S = 1.0
-"""After so long nothing is timed again."""
+"""Total time after which a call is not timed again."""
 FOOTPRINT_STEPS = 3
-"""Of an epoch whose memory is measured: what a step needs beside the one before it is there by then."""
+"""Training steps of an epoch whose memory is measured; later steps need no further memory."""
 VALIDATED = 256
-"""Windows scored after each of these epochs."""
+"""Windows scored after each epoch of a measurement."""
 PROBE = {"model": ModelSettings(width=2, depth=1, attention_units=1)}
-"""As good as no network: what a cell takes with it, it takes beside its network."""
+"""A network so small that a cell with it takes only the time that every cell takes beside its network."""
 PROBE_TRAIN = {"max_epochs": 1, "batch_size": 4096}
+"""Training settings of a cell with the `PROBE` network."""
 PROBE_WINDOWS = 20_000
+"""Training windows of a cell with the `PROBE` network, at most."""
 
 
 def in_child(study: str, overrides: Sequence[str], room: Capacity) -> None:
-    """Measure and store what `read` then finds, in a process that may load torch. Raises InputError."""
+    """Measure in a process of its own, which may load torch, and store the results. Raises InputError.
+
+    The child's InputError comes back with its fields; `study` and `overrides` are those of the command line.
+    """
     arguments = json.dumps({"study": study, "overrides": list(overrides), "room": room})
     command = [sys.executable, "-m", "sweeps.engine.measure", arguments]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
-        said = ended.stdout.strip() or f"the calibration ended with status {ended.returncode}"
-        raise InputError(f"{said}; --no-calibrate plans without measuring")
+        where, field, problem, fix = "calibration", "", f"it ended with status {ended.returncode}", ""
+        if ended.stdout:
+            where, field, problem, fix = json.loads(ended.stdout)
+        skip = "--no-calibrate plans without measuring"
+        raise InputError(where, field, problem, f"{fix}; or {skip}" if fix else skip)
 
 
 def measure(state: StudyState, room: Capacity, say: Callable[[str], None]) -> None:
-    """Measure what neither records nor calibrations tell, and store each value as soon as it is known."""
+    """Measure the speeds that no record and no calibration has, and store each as soon as it is known."""
     import torch
 
     torch.set_num_threads(room.threads)
@@ -73,9 +82,9 @@ def measure(state: StudyState, room: Capacity, say: Callable[[str], None]) -> No
 
 
 def time_shape(cell: Cell, shape: NetworkShape, n_train: int, panel: Panel, device: str) -> NetworkTime:
-    """Seconds of the cell's training steps and of its scoring, on the panel, with vectors that mean nothing.
+    """Time a cell's training steps and its scoring, on the panel, with constant embeddings.
 
-    `n_train` are its training samples.
+    `n_train` is its number of training samples.
     """
     import torch
 
@@ -88,15 +97,15 @@ def time_shape(cell: Cell, shape: NetworkShape, n_train: int, panel: Panel, devi
     for steps in STEPS:
         windows = min(steps * shape.batch_size, n_train)
         training = trial.Training(_shortened(cell, windows), panel, embedding=embedding, device=device)
-        training.epoch()  # the first is slower: memory is laid out, kernels are chosen
+        training.epoch()  # the first is slower: it allocates memory and selects kernels
         epochs = _timed(training.epoch)
         if min(epochs) > LONG_S:
             break
-    made = trial.prepare(_shortened(cell, shape.batch_size), panel, embedding=embedding, device=device)
-    flat = made.parts.train[:SCORING_BATCH]
-    made.predict(flat)
-    scored_s = min(_timed(lambda: made.predict(flat))) / len(flat)
-    validation_s = scored_s * len(made.validation)
+    prepared = trial.prepare(_shortened(cell, shape.batch_size), panel, embedding=embedding, device=device)
+    flat = prepared.parts.train[:SCORING_BATCH]
+    prepared.predict(flat)
+    scored_s = min(_timed(lambda: prepared.predict(flat))) / len(flat)
+    validation_s = scored_s * len(prepared.validation)
     batches = math.ceil(windows / shape.batch_size)
     return NetworkTime(
         shape=shape,
@@ -108,32 +117,32 @@ def time_shape(cell: Cell, shape: NetworkShape, n_train: int, panel: Panel, devi
 
 
 def footprint_mb(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> float:
-    """The most memory that a training of this shape holds: of a GPU, the driver's context included."""
+    """Measure the peak memory of a training of this shape in MB; on a GPU, CUDA's context included."""
     from pm25 import trial
 
     short = _shortened(cell, FOOTPRINT_STEPS * shape.batch_size)
-    train = short.train.model_copy(update={"max_epochs": 2})  # the optimiser's state comes with the first
+    train = short.train.model_copy(update={"max_epochs": 2})  # the first allocates the optimiser's state
     cell = short.model_copy(update={"train": train})
     trial.run(cell, panel, embedding=_vectors(cell, shape, panel), device=device)
     return worker.held_mb(device)
 
 
 def _shortened(cell: Cell, windows: int) -> Cell:
-    """The cell with so many training windows, a rate at which nothing diverges, and no end but ours."""
+    """Return the cell with this many training windows, a rate that never diverges, and no last epoch."""
     settings = {"max_epochs": 1_000_000, "patience": 1_000_000, "learning_rate": 1e-6}
     limits = {"max_windows": windows, "max_validation_windows": VALIDATED}
     return cell.model_copy(update={"train": cell.train.model_copy(update=settings | limits)})
 
 
 def _vectors(cell: Cell, shape: NetworkShape, panel: Panel) -> np.ndarray | None:
-    """In the place of an encoder's; they mean nothing."""
+    """Constant embeddings (site, dim) in the place of an encoder's; None for a variant without one."""
     if cell.variant not in ENCODERS:
         return None
     return np.ones((len(panel.site_id), shape.embedding_dim), np.float32)
 
 
 def time_cut(cell: Cell, panel: Panel, device: str, plan: Estimate) -> float:
-    """Seconds of a cell beside its network: those of a whole one, stored too, with next to no network."""
+    """Time what a cell takes beside its network: a complete cell, storing included, with a tiny network."""
     train = cell.train.model_copy(
         update=PROBE_TRAIN | {"max_windows": min(PROBE_WINDOWS, cell.train.max_windows or PROBE_WINDOWS)}
     )
@@ -142,26 +151,28 @@ def time_cut(cell: Cell, panel: Panel, device: str, plan: Estimate) -> float:
     n = plan.samples(probe)
     network = time_shape(probe, plan.shape(probe), n.train, panel, device)
     with tempfile.TemporaryDirectory(prefix="sweep-calibrate-") as folder:
-        begin = time.perf_counter()
-        record = worker.run_and_record(
+        start = time.perf_counter()
+        record = worker.train_and_record(
             probe, "probe", panel, Store(folder, calibration.FOLDER), device=device
         )
-        whole_s = time.perf_counter() - begin
+        total_s = time.perf_counter() - start
     if record["state"] == "failed":
         error = record["error"]
-        raise InputError(f"calibration: {probe.label} failed with {error['type']}: {error['message']}")
+        raise InputError(
+            "calibration", problem=f"{probe.label} failed with {error['type']}: {error['message']}"
+        )
     steps = math.ceil(n.train / train.batch_size)
     network_s = steps * min(network.step_s) + (n.validation + n.scored) * network.scored_s
-    return max(whole_s - network_s, 0.1 * whole_s)
+    return max(total_s - network_s, 0.1 * total_s)
 
 
 def _timed(call: Callable[[], object]) -> list[float]:
-    """Seconds of each of some calls: two at least, ten at most, and no more after `TIMED_S`."""
+    """Time a call in seconds: at least twice, at most ten times, and not again after `TIMED_S`."""
     found: list[float] = []
     while len(found) < 2 or (sum(found) < TIMED_S and len(found) < 10):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - begin)
+        found.append(time.perf_counter() - start)
     return found
 
 
@@ -170,7 +181,7 @@ def _today() -> str:
 
 
 def main() -> None:
-    """Measure what the one argument names; an InputError is said on standard output, with status 2."""
+    """Measure what the one argument names; an InputError is printed as JSON, and ends with status 2."""
     given = json.loads(sys.argv[1])
     live = sys.stderr.isatty()
 
@@ -180,7 +191,7 @@ def main() -> None:
     try:
         measure(StudyState(given["study"], given["overrides"]), Capacity(*given["room"]), say)
     except InputError as error:
-        print(" ".join(str(error).split()))
+        print(json.dumps([error.where, error.field, error.problem, error.fix]))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

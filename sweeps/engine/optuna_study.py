@@ -1,7 +1,9 @@
-"""Optuna's part in a search; the only module that imports optuna."""
+"""The Optuna studies behind a search: one per arm that proposes points, and a journal for dashboards."""
 
+import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +13,43 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
-from sweeps.analysis.search_importance import directions, frozen
-from sweeps.spec.design import Arm, Parameter, Search, is_active
+from sweeps.analysis.search_importance import STATES, directions, frozen
+from sweeps.spec.design import Arm, Parameter, Search, Space, is_active
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-class Optimiser:
-    """An arm's Optuna study in memory: the trials that have ended, and what to try next.
+class ArmStudy:
+    """Optuna study of one arm, in memory: it proposes points and learns from the recorded trials.
 
-    It is made afresh from the store for every run, so that nothing of it can be lost or stay behind.
+    Every run builds it from the store again, and keeps no state of its own.
     """
 
     def __init__(self, trials: ArmTrials) -> None:
-        self.name = trials.arm.label
-        self.storage = InMemoryStorage()
-        self.sampler = sampler(trials)
         self._trials = trials
+        self._sampler = sampler(trials)
+        storage = InMemoryStorage()
         self._study = optuna.create_study(
-            storage=self.storage,
-            study_name=self.name,
-            sampler=self.sampler,
+            storage=storage,
+            study_name=trials.arm.label,
+            sampler=self._sampler,
             pruner=pruner(trials.search),
             directions=directions(trials.search),
         )
+        # A study with Hyperband shows its sampler only the trials of one bracket. New points are drawn with
+        # all trials of the arm in view, hence through a second handle that has no pruner.
+        self._asks = optuna.load_study(
+            storage=storage,
+            study_name=trials.arm.label,
+            sampler=self._sampler,
+            pruner=NopPruner(),
+        )
+        self._open: dict[int, optuna.Trial] = {}
+        self._reported: Counter[int] = Counter()
         self._recall(trials.ended)
         for _, point in trials.begun:
             self._study.enqueue_trial(point)
@@ -46,27 +58,42 @@ class Optimiser:
             if not any(all(old.get(name) == value for name, value in point.items()) for old in known):
                 self._study.enqueue_trial(point)
 
-    def ask(self) -> optuna.Trial:
-        """The next trial, whose point `suggest` draws."""
-        return self._study.ask()
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """Draw the next point; returns its number, as `tell` and `prunes` expect it, and the point."""
+        trial = self._asks.ask()
+        self._open[trial.number] = trial
+        return trial.number, suggest(trial, self._trials.space)
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, int]:
-        """The space as Optuna's define-by-run function; what it returns says which trial was asked."""
-        point: dict[str, Any] = {}
-        for name, parameter in self._trials.space.items():
-            if is_active(parameter, point):
-                point[name] = _suggested(trial, name, parameter)
-        return {"number": trial.number}
+    def tell(self, number: int, record: Record) -> None:
+        """Report the record of an ended trial. A pruned trial stays pruned, with the epochs it reported."""
+        if record["state"] == "done":
+            self.prunes(number, record["reported"])  # later trials are compared with the last epochs too
+        trial, state = self._open.pop(number), STATES[record["state"]]
+        values = self._trials.values(record) if state == TrialState.COMPLETE else None
+        self._asks.tell(trial, values, state)
 
-    def prunes(self, number: int) -> bool:
-        """Whether the trial is to be ended, by what it and the arm's others have reported."""
-        return self._study.pruner.prune(self._study, self._study.get_trials(deepcopy=False)[number])
+    def prunes(self, number: int, reported: Sequence[float | None]) -> bool:
+        """Report validation RMSEs, one per epoch from the first, and return whether to end the trial.
+
+        Epochs that were reported before are skipped.
+        """
+        if not self._trials.search.reports:
+            return False
+        start, self._reported[number] = self._reported[number], len(reported)
+        for epoch, rmse in enumerate(reported[start:], start + 1):
+            if rmse is None or not math.isfinite(rmse):  # infinite where undoing log1p overflows
+                continue
+            self._open[number].report(rmse, epoch)
+            # Asked after every epoch: the pruner looks at the last one only.
+            if self._study.pruner.prune(self._study, self._study.get_trials(deepcopy=False)[number]):
+                return True
+        return False
 
     def _recall(self, records: Iterable[Record]) -> None:
-        """Let the study know the trials of earlier runs.
+        """Add the trials of earlier runs to the study.
 
-        Populations and rungs live in notes that samplers and pruners leave beside a trial. To have them
-        again the trials are asked for and told once more; where nobody needs them they are only added.
+        Samplers with populations and pruners with rungs keep their state in a trial's system attributes.
+        Replaying the trials writes that state again; where nothing needs it, the trials are only added.
         """
         search = self._trials.search
         populations = search.sampler in ("cmaes", "nsga2")
@@ -78,10 +105,10 @@ class Optimiser:
             self._study.enqueue_trial(record["params"])
             trial = self._study.ask()
             if populations:
-                begun = self._study.get_trials(deepcopy=False)[trial.number]
-                space = self.sampler.infer_relative_search_space(self._study, begun)
-                self.sampler.sample_relative(self._study, begun, space)
-            self.suggest(trial)
+                asked = self._study.get_trials(deepcopy=False)[trial.number]
+                space = self._sampler.infer_relative_search_space(self._study, asked)
+                self._sampler.sample_relative(self._study, asked, space)
+            suggest(trial, self._trials.space)
             known = frozen(record, self._trials)
             for step, value in known.intermediate_values.items():
                 trial.report(value, step)
@@ -89,20 +116,33 @@ class Optimiser:
             self._study.tell(trial, known.values, known.state)
 
 
+def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+    """Draw a value for every active parameter of the space, through Optuna's define-by-run interface."""
+    point: dict[str, Any] = {}
+    for name, parameter in space.items():
+        if is_active(parameter, point):
+            point[name] = _suggested(trial, name, parameter)
+    return point
+
+
 def sampler(trials: ArmTrials) -> BaseSampler:
-    """Seeded by study, arm and the number of trials begun: a restart does not repeat its first draws."""
+    """Build the arm's sampler.
+
+    Its seed depends on the study, the arm and the number of started trials, so that a restarted run does not
+    repeat its first draws.
+    """
     search = trials.search
     words = [search.sampler_seed, *trials.arm.label.encode(), len(trials.numbers)]
     seed = int(np.random.SeedSequence(words).generate_state(1)[0])
-    # By chance at first: Optuna's ten, but no more than a third of a small budget.
+    # Random points first: ten, as is Optuna's default, but at most a third of a small budget.
     startup = max(3, min(10, search.trials // 3))
-    made: dict[str, Callable[[], BaseSampler]] = {
+    built: dict[str, Callable[[], BaseSampler]] = {
         "tpe": lambda: TPESampler(
             seed=seed,
             n_startup_trials=startup,
             multivariate=True,
             group=True,
-            constant_liar=True,  # one that runs is bad for the moment, so that no other tries the same place
+            constant_liar=True,  # running trials count as bad, so that parallel ones try other places
         ),
         "gp": lambda: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
         "cmaes": lambda: CmaEsSampler(seed=seed, warn_independent_sampling=False),
@@ -111,11 +151,11 @@ def sampler(trials: ArmTrials) -> BaseSampler:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return made[search.sampler]()
+        return built[search.sampler]()
 
 
 def pruner(search: Search) -> BasePruner:
-    """As the study declares it; the steps are epochs."""
+    """Build the pruner that the study declares; its steps are epochs."""
     declared = search.pruner
     if declared is None:
         return NopPruner()
@@ -139,20 +179,20 @@ def _suggested(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
 class OptunaJournal:
     """The searches as Optuna studies in `<storage>/<study>/optuna.journal`, for optuna-dashboard.
 
-    A view of the store, as MLflow's: it holds trials that have ended, so that none stays behind as
-    running, and it is made afresh where it holds something else. A storage that is no folder has none.
+    The journal is a view of the store, like MLflow's. It contains only ended trials, and a file with any
+    other content is replaced. A storage that is not a local folder has no journal.
     """
 
     def __init__(self, store: Store) -> None:
         self.behind = ""
-        """Why it does not say what the store says; empty where it does."""
+        """Why the journal differs from the store; empty while they agree."""
         self._study = store.study
         self.path = None if "://" in store.storage else Path(store.storage, store.study, "optuna.journal")
         self._written: dict[Arm, tuple[optuna.Study, set[str]]] | None = None
-        """The arms' studies with the keys of the trials in them; None where the file is not known."""
+        """Each arm's study and the keys of its trials in the file; None before the file has been read."""
 
     def write(self, searches: Iterable[ArmTrials]) -> None:
-        """Make the file say what the records say; a file that cannot be written costs no training."""
+        """Append the trials that the file lacks. A failed write only sets `behind`; trainings continue."""
         searches = list(searches)
         if self.path is None or not searches:
             return
@@ -170,13 +210,13 @@ class OptunaJournal:
             self.behind, self._written = f"{self.path}: {error.strerror}", None
 
     def _open(self, path: Path, searches: list[ArmTrials]) -> dict[Arm, tuple[optuna.Study, set[str]]]:
-        # Only this process writes while the study runs, and a lock would outlive it when it is killed.
+        # The study's lock leaves one writer. A journal lock is the leftover of a process that was killed.
         path.with_name(path.name + ".lock").unlink(missing_ok=True)
         try:
             found = self._studies(path, searches)
         except OSError:
             raise
-        except Exception:  # Optuna has many words for a file that it cannot read
+        except Exception:  # Optuna raises many types for a file that it cannot read
             found = None
         if found is None:
             path.unlink()
@@ -187,9 +227,9 @@ class OptunaJournal:
     def _studies(
         self, path: Path, searches: list[ArmTrials]
     ) -> dict[Arm, tuple[optuna.Study, set[str]]] | None:
-        """The file's studies; None where it holds something that does not belong there."""
+        """Open the file's studies; None if the file contains anything that the records do not."""
         if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            return None  # whoever wrote it was killed, and what is appended would join half a line
+            return None  # a killed writer left half a line, which the next one would extend
         storage = JournalStorage(JournalFileBackend(str(path)))
         names = {trials.arm: f"{self._study}/{trials.arm.label}" for trials in searches}
         known = optuna.get_all_study_names(storage)

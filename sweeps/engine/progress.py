@@ -1,4 +1,4 @@
-"""How far the run has come: one live line on a terminal, plain lines elsewhere."""
+"""The progress of a run: one live line on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -11,19 +11,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from sweeps.store.records import Record
 
 PLAIN_EVERY_S = 5.0
-"""Without a terminal: a line at most so often, and at the end."""
+"""Shortest time between two lines without a terminal."""
 
 
 class RunProgress:
-    """Cells done, running and failed, their rate, and the time left. Used as a context."""
+    """Shows the cells done, running and failed, their rate and the time left; used as a context."""
 
     def __init__(self, total: int, trials: int = 0, console: Console | None = None) -> None:
         self.total, self.done, self.failed = total, 0, 0
         self._trials, self._trials_ended = trials, 0
         self._running: set[str] = set()
-        self._most = 0
-        self._said = ""
-        self._begin = self._last = time.monotonic()
+        self._most_running = 0
+        self._printed = ""
+        self._start = self._last = time.monotonic()
         self._console = console or Console(file=sys.stderr)
         self._bar: Progress | None = None
         if self._console.is_terminal:
@@ -41,21 +41,23 @@ class RunProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        if self._most:
+        if self._most_running:
             self._print()
 
     def notice(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, key: str, kind: str = "cell") -> None:
+        """Count a task that has started."""
         self._running.add(key)
-        self._most = max(self._most, len(self._running))
+        self._most_running = max(self._most_running, len(self._running))
         if not self.done and not self.failed and len(self._running) == 1:
-            self._begin = time.monotonic()  # Ray's own start tells nothing of the rate
+            self._start = time.monotonic()  # without the time that Ray takes to start
         self._show()
 
     def ended(self, kind: str, record: Record) -> None:
+        """Count a task that has ended, as done or failed."""
         self._running.discard(record["key"])
         self._trials_ended += kind == "trial"
         if record["state"] == "failed":
@@ -65,8 +67,8 @@ class RunProgress:
         self._show()
 
     def line(self) -> str:
-        """`12/60 done, 2 running, 0 failed, 4.0 cells/min, 0:12:00 left`."""
-        ended, elapsed = self.done + self.failed, time.monotonic() - self._begin
+        """Format the counts, such as `12/60 done, 2 running, 0 failed, 4.0 cells/min, 0:12:00 left`."""
+        ended, elapsed = self.done + self.failed, time.monotonic() - self._start
         text = f"{self.done}/{self.total} done, {len(self._running)} running, {self.failed} failed"
         if self._trials:
             text += f", {self._trials_ended}/{self._trials} search trials"
@@ -80,15 +82,15 @@ class RunProgress:
         ended = self.done + self.failed
         if self._bar:
             self._bar.update(self._task, completed=ended, total=self.total, description=self.line())
-        # A line waits until the place of the cell that ended is taken again.
+        # After an end, wait until the worker has its next task, so that the line does not show it idle.
         elif ended and time.monotonic() - self._last > PLAIN_EVERY_S:
-            if len(self._running) < self._most and ended + len(self._running) < self.total:
+            if len(self._running) < self._most_running and ended + len(self._running) < self.total:
                 return
             self._last = time.monotonic()
             self._print()
 
     def _print(self) -> None:
         line = self.line()
-        if line != self._said:
+        if line != self._printed:
             self._console.print(line, highlight=False)
-        self._said = line
+        self._printed = line

@@ -1,4 +1,4 @@
-"""The same run as a job on a Ray cluster: sent, found again, followed and stopped through its dashboard."""
+"""`sweep run` as a job on a Ray cluster: submitted, found, followed and stopped through the dashboard."""
 
 import asyncio
 import contextlib
@@ -23,85 +23,89 @@ import tenacity
 import yaml
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
 
 import pm25
 import sweeps
 from pm25.errors import InputError
-from sweeps.engine import worker
+from sweeps.engine import ray_internals, worker
 from sweeps.spec.study import Study
 
 SHIPPED = {
     Path(pm25.__file__).parent: ("**/*.py",),
     Path(str(sweeps.__file__)).parent: ("**/*.py", "studies/*.yaml", "report/templates/*.j2"),
 }
-"""Files of the two packages that a job is sent, from where they are installed: what a wheel holds."""
+"""Files that a job is sent, as glob patterns by package folder: the content of a wheel."""
 
 TIMEOUT_S = (10, 60)
-"""To reach the cluster, and to have its answer."""
+"""Longest time to connect to the cluster, and to wait for its answer."""
 PATIENCE_S = 600.0
-"""A cluster that a job is followed on may not answer for so long."""
+"""Time for which the cluster of a followed job may not answer."""
 SILENCE_S = 60.0
-"""A log in which nothing is written for so long is asked for anew: its connection may be dead."""
+"""Time after which a silent log is requested again, because its connection may be dead."""
 PAUSE_S = 1.0
-"""Between two questions."""
+"""Time between two requests for a job's status."""
 END_S = 30
-"""What a run that is stopped is given to end by itself, before Ray kills it."""
+"""Time that a stopped run has to end by itself, before Ray kills it."""
 
 LOST = (ClientError, requests.RequestException, TimeoutError)
-"""What is raised when a connection fails that stood before."""
+"""Exceptions of a connection that fails after it was established."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """What the cluster says of a job."""
+    """A job, as the cluster describes it."""
 
     id: str
     status: str
-    """pending, running, stopped, succeeded or failed."""
+    """One of pending, running, stopped, succeeded and failed."""
     message: str
-    """One line; of a run that failed the last of its log."""
+    """One line; for a failed run, the last line of its log."""
     since: datetime | None
     ended: datetime | None
     exit_status: int | None
-    """The run's own, where it has ended and the cluster knows."""
+    """Exit status of the run; None before its end, or if the cluster does not know it."""
 
     @classmethod
     def of(cls, details: Any) -> "SubmittedJob":
+        """Read Ray's `JobDetails`."""
         status, code = details.status.value.lower(), details.driver_exit_code
-        if status == "stopped":  # as of a run that was interrupted
+        if status == "stopped":  # the status of an interrupted run
             code = 130
-        elif code is not None and code < 0:  # killed by a signal; as a shell tells it
+        elif code is not None and code < 0:  # killed by a signal; 128 + n, as in a shell
             code = 128 - code
-        said = [line.strip() for line in (details.message or "").splitlines() if line.strip()] or [""]
-        told = said[-1] if "last available logs" in said[0] else said[0]
-        if code == 127 or told.startswith("ModuleNotFoundError"):
-            told += "; on the head node, start Ray where the first `python` on the path has the dependencies"
+        lines = [line.strip() for line in (details.message or "").splitlines() if line.strip()] or [""]
+        message = lines[-1] if "last available logs" in lines[0] else lines[0]
+        if code == 127 or message.startswith("ModuleNotFoundError"):
+            message += (
+                "; on the head node, start Ray where the first `python` on the path has the dependencies"
+            )
         since, ended = map(_moment, (details.start_time, details.end_time))
-        return cls(details.submission_id, status, told, since, ended, code)
+        return cls(details.submission_id, status, message, since, ended, code)
 
     @property
     def runs(self) -> bool:
+        """True until the job has ended."""
         return self.status in ("pending", "running")
 
     @property
     def line(self) -> str:
-        told = [f"{self.id}: {self.status}"]
+        """Id, status, times and exit status, in one line."""
+        words = [f"{self.id}: {self.status}"]
         if self.since:
-            told.append(f"since {_told(self.since)}" if self.runs else f"{_told(self.since)}")
+            words.append(f"since {_format(self.since)}" if self.runs else f"{_format(self.since)}")
         if self.ended:
-            told.append(f"to {_told(self.ended)}")
+            words.append(f"to {_format(self.ended)}")
         if self.exit_status is not None:
-            told.append(f"with exit status {self.exit_status}")
+            words.append(f"with exit status {self.exit_status}")
         if self.status == "failed":
-            told.append(f"({self.message})")
-        return " ".join(told)
+            words.append(f"({self.message})")
+        return " ".join(words)
 
 
 class Shipment(NamedTuple):
-    """What was put into a folder to be sent."""
+    """Number and size of the files in a folder that is submitted."""
 
     files: int
     bytes: int
@@ -111,7 +115,7 @@ class Shipment(NamedTuple):
 
 
 def stage(folder: Path, study: Study, content: Mapping[str, Any]) -> Shipment:
-    """Put the code that runs here, and the study, into an empty folder; never data nor results."""
+    """Copy this code and the study into an empty folder; data and results are never copied."""
     for package, globs in SHIPPED.items():
         for path in (path for glob in globs for path in package.glob(glob)):
             target = folder / path.relative_to(package.parent)
@@ -124,12 +128,13 @@ def stage(folder: Path, study: Study, content: Mapping[str, Any]) -> Shipment:
 
 
 def environment(names: Sequence[str]) -> dict[str, str]:
-    """The environment of a job: the named variables of this process's, and what the run is to know."""
+    """Build the environment of a job: this process's variables of these names, and what a run needs."""
     missing = [name for name in names if name not in os.environ]
     if missing:
-        raise InputError(f"--env {missing[0]}: no such variable is set here; export it, or leave it out")
-    # Ray's 3 s are too few for a driver that has views to close; it reads this in the job's environment.
-    found = {"RAY_JOB_STOP_WAIT_TIME_S": str(END_S), **{name: os.environ[name] for name in names}}
+        raise InputError(
+            f"--env {missing[0]}", problem="no such variable is set here", fix="export it, or leave it out"
+        )
+    found = {ray_internals.JOB_STOP_WAIT: str(END_S), **{name: os.environ[name] for name in names}}
     if commit := worker.commit():
         found[worker.COMMIT] = json.dumps(commit)
     return found
@@ -138,7 +143,7 @@ def environment(names: Sequence[str]) -> dict[str, str]:
 def command(
     study: Study, *, only: str | None = None, limit: int | None = None, wait_for_nodes: bool = False
 ) -> str:
-    """What the job runs: `python` is the cluster's, and the job's folder, where it runs, comes first."""
+    """Build the job's command line; it runs the cluster's `python` in the job's folder."""
     words = ["python", "-m", "sweeps", "run", f"{study.study}.yaml", "--address", "auto"]
     words.append("--require-tracking")
     words += ["--wait-for-nodes"] if wait_for_nodes else []
@@ -148,30 +153,32 @@ def command(
 
 
 class JobClient:
-    """A Ray cluster whose dashboard answers at a URL. Raises InputError where none does."""
+    """A Ray cluster that is reached through its dashboard."""
 
     def __init__(self, address: str) -> None:
+        """Connect to the dashboard at the URL `address`. Raises InputError when none answers there."""
         self.address = _checked(address)
         for handler in logging.getLogger("ray").handlers:
-            handler.setLevel(logging.WARNING)  # it tells of every package
+            handler.setLevel(logging.WARNING)  # below that, Ray logs every package that it uploads
         try:
-            with _as_given():
-                self._client = _Client(self.address)
+            with _without_ray_address():
+                self._client = ray_internals.JobClient(self.address, TIMEOUT_S)
                 self._version = str(self._client.ray_version())
         except AuthenticationError as error:
-            raise self._no_entry(error) from None
+            raise self._refused_token(error) from None
         except requests.Timeout:
-            raise self._nobody(f"no answer within {TIMEOUT_S[1]} s") from None
+            raise self._unreachable(f"no answer within {TIMEOUT_S[1]} s") from None
         except (ConnectionError, requests.ConnectionError) as error:
-            raise self._nobody(_reason(error)) from None
+            raise self._unreachable(_reason(error)) from None
         except (RuntimeError, ValueError, KeyError, requests.RequestException) as error:
             raise InputError(
-                f"--address {address}: what answers there is no Ray dashboard ({_short(error)}); "
-                "give its URL, as the head node prints it when it starts"
+                f"--address {address}",
+                problem=f"the server there is not a Ray dashboard ({_short(error)})",
+                fix="give the dashboard's URL, as the head node prints it when it starts",
             ) from None
 
     def jobs(self, study: Study) -> list[SubmittedJob]:
-        """Of the study in its storage, the latest last."""
+        """List the jobs of this study in this storage, the latest last."""
         wanted = _metadata(study)
         found = [
             SubmittedJob.of(details)
@@ -182,20 +189,21 @@ class JobClient:
         return sorted(unique.values(), key=lambda job: (job.since is not None, job.since))
 
     def job(self, study: Study) -> SubmittedJob | None:
-        """The one that runs, else the last."""
+        """Return the study's running job, or else its last one; None if there is none."""
         found = self.jobs(study)
         return next((job for job in found if job.runs), found[-1] if found else None)
 
     def check_version(self) -> None:
-        """Raises InputError where Ray is another one there: code for one may not run on the other."""
+        """Check that the cluster runs the same version of Ray as this process. Raises InputError."""
         if self._version != ray.__version__:
             raise InputError(
-                f"--address {self.address}: Ray {self._version} is there and {ray.__version__} is here; "
-                f"pip install 'ray[default,tune]=={self._version}' here, or the same as here on every node"
+                f"--address {self.address}",
+                problem=f"the cluster has Ray {self._version}, and this process has Ray {ray.__version__}",
+                fix=f"pip install 'ray[default,tune]=={self._version}' here, or this version on every node",
             )
 
     def submit(self, folder: Path, study: Study, line: str, variables: Mapping[str, str]) -> str:
-        """Send what `stage` put into `folder` and start it there with `line`; returns the job's id."""
+        """Send a folder that `stage` filled, start the command `line` in it, and return the job's id."""
         self.check_version()
         name = f"{study.study}-{secrets.token_hex(3)}"
         self._ask(
@@ -210,9 +218,9 @@ class JobClient:
         return name
 
     def follow(self, name: str, write: Callable[[str], None]) -> SubmittedJob:
-        """Write the job's log from its beginning and as it grows; returns when the job has ended.
+        """Write the job's log from its beginning and as it grows, until the job has ended.
 
-        A connection that breaks is made anew as long as the cluster answers within PATIENCE_S, and nothing
+        A broken connection is opened again as long as the cluster answers within `PATIENCE_S`, and no text
         is written twice.
         """
         log = _Log(write)
@@ -220,34 +228,36 @@ class JobClient:
             try:
                 asyncio.run(log.read(self._client.tail_job_logs(name)))
             except (*LOST, RuntimeError):
-                pass  # whether there is more to come is asked next, and whether anybody answers
+                pass  # the next request finds out whether the job runs and the cluster answers
             job = SubmittedJob.of(self._ask(lambda: self._client.get_job_info(name), PATIENCE_S))
             if not job.runs:
-                # A stream that breaks may end like one that is complete.
+                # A broken stream may end like a complete one, so the log is read once more.
                 log.add(0, self._ask(lambda: self._client.get_job_logs(name), PATIENCE_S))
                 return job
             time.sleep(PAUSE_S)
 
     def stop(self, name: str) -> SubmittedJob:
-        """Ask the job to end; returns when it has. Raises InputError where it does not."""
+        """Ask the job to end, and return when it has. Raises InputError if it does not."""
         until = time.monotonic() + 2 * END_S
         while time.monotonic() < until:
             self._ask(lambda: self._client.stop_job(name))
-            for _ in range(10):  # one that is only now being started may not have heard it
+            for _ in range(10):  # a job that is just starting may miss the request
                 job = SubmittedJob.of(self._ask(lambda: self._client.get_job_info(name)))
                 if not job.runs:
                     return job
                 time.sleep(PAUSE_S / 2)
         raise InputError(
-            f"{name}: still {job.status} {2 * END_S} s after it was asked to end; see {self.page(name)}"
+            f"job {name}",
+            problem=f"still {job.status} {2 * END_S} s after it was asked to end",
+            fix=f"see {self.page(name)}",
         )
 
     def page(self, name: str) -> str:
-        """Of a job, in the dashboard."""
+        """URL of a job in the dashboard."""
         return f"{self.address}/#/jobs/{name}"
 
     def _ask(self, question: Callable[[], T], patience_s: float = 0) -> T:
-        """The cluster's answer. Raises InputError for a refusal, and when there is none for so long."""
+        """Ask until an answer comes, for `patience_s`. Raises InputError for a refusal or no answer."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(LOST),
             wait=tenacity.wait_exponential(max=15),
@@ -257,58 +267,52 @@ class JobClient:
         try:
             return retrying(question)
         except LOST as error:
-            raise self._nobody(_reason(error)) from None
+            raise self._unreachable(_reason(error)) from None
         except AuthenticationError as error:
-            raise self._no_entry(error) from None
+            raise self._refused_token(error) from None
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"--address {self.address}: refused ({_short(error)})") from None
+            raise InputError(
+                f"--address {self.address}", problem=f"the cluster refused the request ({_short(error)})"
+            ) from None
 
-    def _nobody(self, reason: str) -> InputError:
+    def _unreachable(self, reason: str) -> InputError:
         return InputError(
-            f"--address {self.address}: nobody answers there ({reason}); is the cluster up, its dashboard "
-            "reachable from here, and the port right (8265 unless it was given another)?"
+            f"--address {self.address}",
+            problem=f"no cluster answers there ({reason})",
+            fix="start the cluster, make its dashboard reachable, and check the port (8265 by default)",
         )
 
-    def _no_entry(self, error: AuthenticationError) -> InputError:
-        said = str(error)
-        if "Authentication failed" in said:
-            what = "the cluster knows another token than the one sent"
-        elif "RAY_AUTH_TOKEN_PATH is set" in said:
-            what = f"no token is in {os.environ.get('RAY_AUTH_TOKEN_PATH')}, which RAY_AUTH_TOKEN_PATH names"
+    def _refused_token(self, error: AuthenticationError) -> InputError:
+        text = str(error)
+        if "Authentication failed" in text:
+            problem = "the cluster has another token than the one sent"
+        elif "RAY_AUTH_TOKEN_PATH is set" in text:
+            problem = f"RAY_AUTH_TOKEN_PATH names {os.environ.get('RAY_AUTH_TOKEN_PATH')}, which has no token"
         else:
-            what = "the cluster wants a token, and none was sent"
+            problem = "the cluster requires a token, and none was sent"
         return InputError(
-            f"--address {self.address}: {what}; export RAY_AUTH_MODE=token, and the cluster's token as "
-            "RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names (~/.ray/auth_token without)"
+            f"--address {self.address}",
+            problem=problem,
+            fix="export RAY_AUTH_MODE=token, and the cluster's token as RAY_AUTH_TOKEN or in the file that "
+            "RAY_AUTH_TOKEN_PATH names (~/.ray/auth_token by default)",
         )
-
-
-class _Client(JobSubmissionClient):
-    """Ray's own with an end to its patience, which would hang on an address where packets are lost."""
-
-    def _do_request(self, method: str, endpoint: str, **more: Any) -> requests.Response:
-        answer: requests.Response = super()._do_request(method, endpoint, **{"timeout": TIMEOUT_S, **more})
-        return answer
-
-    def ray_version(self) -> str:
-        return str(self._do_request("GET", "/api/version").json()["ray_version"])
 
 
 class _Log:
-    """Writes what it has not been told before of a text that only grows."""
+    """Writes each part of a growing text once, however often the text is read from its beginning."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._seen = 0
 
     def add(self, start: int, text: str) -> None:
-        """A piece of the text, and where in it the piece begins."""
+        """Write the new part of a piece of the text that begins at character `start`."""
         if fresh := text[max(0, self._seen - start) :]:
             self._write(fresh)
             self._seen = start + len(text)
 
     async def read(self, pieces: AsyncIterator[str]) -> None:
-        """The text from its beginning; raises TimeoutError when nothing comes any more."""
+        """Write the text from its beginning. Raises TimeoutError after `SILENCE_S` without a piece."""
         start = 0
         while True:
             try:
@@ -321,18 +325,18 @@ class _Log:
 
 @contextlib.contextmanager
 def staged(study: Study, content: Mapping[str, Any]) -> Iterator[tuple[Path, Shipment]]:
-    """A folder of its own with what `stage` puts there."""
+    """Fill a temporary folder with `stage`; it is deleted with the context."""
     with tempfile.TemporaryDirectory(prefix="sweep-submit-") as folder:
         yield Path(folder), stage(Path(folder), study, content)
 
 
 def _metadata(study: Study) -> dict[str, str]:
-    """What a job is found again by."""
+    """Metadata by which the jobs of a study are found."""
     return {"study": study.study, "storage": study.storage}
 
 
 def _checked(address: str) -> str:
-    """A URL that a client takes, or InputError."""
+    """Return a dashboard's URL without a slash at its end. Raises InputError for anything else."""
     try:
         parts = urlsplit(address)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -340,24 +344,26 @@ def _checked(address: str) -> str:
         good = False
     if not good:
         raise InputError(
-            f"--address {address}: no URL of a Ray dashboard; write it as http://HOST:8265 (or https)"
+            f"--address {address}",
+            problem="not the URL of a Ray dashboard",
+            fix="write it as http://HOST:8265, or https",
         )
     return address.rstrip("/")
 
 
 @contextlib.contextmanager
-def _as_given() -> Iterator[None]:
-    """These variables would overrule the address that Ray's client is given."""
+def _without_ray_address() -> Iterator[None]:
+    """Unset the variables that take precedence over the address that Ray's client is given."""
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    held = {name: os.environ.pop(name) for name in names if name in os.environ}
+    unset = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(held)
+        os.environ.update(unset)
 
 
 def _reason(error: BaseException) -> str:
-    """Why a connection failed: what the operating system said, below what four libraries made of it."""
+    """Why a connection failed, in the operating system's words if they are among the causes."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.strerror:
@@ -367,15 +373,15 @@ def _reason(error: BaseException) -> str:
 
 
 def _short(error: BaseException) -> str:
-    """In one line; of a traceback, which the cluster may send, its last."""
+    """Shorten an error to one line; for a traceback, which the cluster may send, the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")] or [type(error).__name__]
-    told = lines[-1] if "Traceback (" in str(error) else " ".join(lines)
-    return told[:300].rstrip(".")
+    text = lines[-1] if "Traceback (" in str(error) else " ".join(lines)
+    return text[:300].rstrip(".")
 
 
 def _moment(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def _told(moment: datetime) -> str:
+def _format(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

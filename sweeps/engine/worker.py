@@ -1,4 +1,10 @@
-"""Run one cell and record what came of it; the seam that a Ray worker, or a debugger, calls."""
+"""The one seam at which a training runs: `train_and_record` calls `pm25.trial` and records the result.
+
+The path from the command line: `sweeps.cli` -> `sweeps.driver.train` -> `engine.ray_tune.run` ->
+`engine.trainable.StudyTrainable` -> `engine.worker.train_and_record` -> `pm25.trial.Training`. A debugger can
+call `train_and_record` in its own process; it needs neither Ray nor MLflow. `SearchTrial` is the same seam
+for a search trial, which trains several cells side by side, epoch by epoch.
+"""
 
 import dataclasses
 import functools
@@ -39,13 +45,13 @@ if TYPE_CHECKING:
 
 
 COMMIT = "SWEEP_COMMIT"
-"""The environment variable that tells code which came without its checkout what `commit` said of it."""
+"""Environment variable with the result of `commit`, for code that was sent without its checkout."""
 
 WEIGHTS = "weights.pt"
-"""`weights` and `scaling` of a `pm25.trial.Result`."""
+"""File with `weights` and `scaling` of a `pm25.trial.Result`."""
 
 
-def run_and_record(
+def train_and_record(
     cell: Cell,
     key: str,
     panel: Panel,
@@ -58,11 +64,11 @@ def run_and_record(
     more: Mapping[str, Any] = MappingProxyType({}),
     raises: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Record:
-    """Train the cell and store what came of it, last of all the record. A failure is a record too.
+    """Train a cell and store its predictions, its history and, last, its record. A failure is a record too.
 
-    The training is stored after the first epoch that ends `checkpoint_seconds` after it was stored last;
-    it goes on from there where it is found. `more` joins the record. What `raises` names is not recorded
-    but raised.
+    A checkpoint is stored after the first epoch that ends `checkpoint_seconds` after the one before, and a
+    training resumes from a stored checkpoint. `more` are further fields of the record. Exceptions of the
+    types `raises` are raised instead of recorded.
     """
     import torch
 
@@ -77,7 +83,7 @@ def run_and_record(
         **more,
     }
     checkpoints = _Checkpoints(store, key, record, checkpoint_seconds)
-    _forget_held(device)
+    _reset_peak_memory(device)
     try:
         training = trial.Training(
             cell, panel, **trial_arguments(embedded), device=device, state=checkpoints.found
@@ -93,12 +99,12 @@ def run_and_record(
         if record["metrics"]["test_rmse"] is None:
             raise ArithmeticError(f"test RMSE is {result.metrics['test_rmse']}")
         record |= {"counts": result.counts, "audit": result.audit, "seconds": round(result.seconds, 3)}
-        record |= _held(device)
+        record |= _peak_memory(device)
     except Exception as error:
         if isinstance(error, raises):
             raise
         return _record_failure(record, store, error)
-    if (first := store.record(key)) is not None:  # as in `_end`, and its files are not to be replaced
+    if (first := store.record(key)) is not None:  # as in `_end`; its files stay as they are
         store.delete_file(key, CHECKPOINT)
         return first
     store.write_table(key, "predictions", predictions_table(result))
@@ -114,7 +120,7 @@ def run_and_record(
 class SearchTrial:
     """One point of an arm's search space, trained on all its placements side by side, epoch by epoch.
 
-    So that after every epoch there is one number for the point, and not one for its first placement.
+    So there is one number for the complete point after every epoch, which a pruner can compare.
     """
 
     def __init__(
@@ -130,28 +136,29 @@ class SearchTrial:
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.draft: Record = {"key": key, "state": "running", **_place(panel, device), **more}
-        """What its record would say if it ended now."""
+        """The record that the trial would have if it ended now."""
         self._store, self._panel = store, panel
         self._checkpoints = _Checkpoints(store, key, self.draft, checkpoint_seconds)
         found = self._checkpoints.found or {"trainings": [None] * len(cells), "seconds": 0.0, "reported": []}
-        self._begin = [*zip(cells, found["trainings"], strict=True)]
+        self._to_prepare = [*zip(cells, found["trainings"], strict=True)]
         self._how = {**trial_arguments(embedded), "device": device}
         self._trainings: list[Training] = []
-        _forget_held(device)
+        _reset_peak_memory(device)
         if found["reported"]:
             self.draft["resumed"] = len(found["reported"])
         self.draft |= {name: found[name] for name in ("reported", "seconds")} | {"epochs": 0}
 
     @property
     def finished(self) -> bool:
+        """True when every training has ended."""
         return bool(self._trainings) and all(training.finished for training in self._trainings)
 
     def epoch(self) -> None:
-        """Train one epoch of every training that is not finished, and report on all of them.
+        """Train one epoch of every unfinished training, and report the mean of their best RMSEs so far.
 
-        Raises what a training raises, the first time what its preparation raises too.
+        Raises the exceptions of the trainings and, in the first epoch, of their preparation.
         """
-        with self._at_work():
+        with self._counted():
             self._prepare()
             for training in self._trainings:
                 if not training.finished:
@@ -163,35 +170,35 @@ class SearchTrial:
 
     def record(self) -> Record:
         """Score the finished trainings on their validation samples, and record the trial."""
-        with self._at_work():
+        with self._counted():
             results = [training.result() for training in self._trainings]
         scores: dict[str, dict[str, float]] = {}
         for regime in ("wr", "oor"):
-            told = [r.metrics for r in results if f"val_{regime}_rmse" in r.metrics]
-            for name in SCORES if told else ():
-                mean = math.fsum(metrics[f"val_{regime}_{name}"] for metrics in told) / len(told)
+            found = [r.metrics for r in results if f"val_{regime}_rmse" in r.metrics]
+            for name in SCORES if found else ():
+                mean = math.fsum(metrics[f"val_{regime}_{name}"] for metrics in found) / len(found)
                 if not math.isfinite(mean):
                     raise ArithmeticError(f"validation {name} ({regime}) is {mean}")
                 scores.setdefault(regime, {})[name] = mean
-        scored = {"state": "done", "scores": scores, **_held(self._how["device"])}
+        scored = {"state": "done", "scores": scores, **_peak_memory(self._how["device"])}
         return end_trial(self.draft | scored, self._store)
 
     def _prepare(self) -> None:
         from pm25 import trial
 
-        while self._begin:
-            cell, state = self._begin[0]
+        while self._to_prepare:
+            cell, state = self._to_prepare[0]
             self._trainings.append(trial.Training(cell, self._panel, **self._how, state=state))
-            del self._begin[0]
+            del self._to_prepare[0]
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Count the time and the epochs that this takes, however it ends."""
-        begin = time.perf_counter()
+    def _counted(self) -> Iterator[None]:
+        """Add the time and the epochs of a block to the draft, also if the block raises."""
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self.draft["seconds"] = round(self.draft["seconds"] + time.perf_counter() - begin, 3)
+            self.draft["seconds"] = round(self.draft["seconds"] + time.perf_counter() - start, 3)
             self.draft["epochs"] = sum(len(training.history) for training in self._trainings)
 
     def _state(self) -> dict[str, Any]:
@@ -209,11 +216,15 @@ def end_trial(record: Record, store: Store, error: Exception | None = None) -> R
 CHECKPOINT = "checkpoint.pt"
 
 NOTHING_SPENT: Record = {"epochs": 0, "seconds": 0.0, "reported": []}
-"""Of a search trial that never got so far as to say more."""
+"""Fields of the record of a search trial that ended before its first epoch."""
 
 
 class _Checkpoints:
-    """A training's last stored epoch; it goes on only where its numbers stay what they would have been."""
+    """The stored state of a training after its last checkpointed epoch.
+
+    A checkpoint is used only on the same device, number of threads and versions, so that the results equal
+    those of an uninterrupted training.
+    """
 
     def __init__(self, store: Store, key: str, record: Record, seconds: float) -> None:
         self._store, self._key, self._seconds = store, key, seconds
@@ -229,16 +240,16 @@ class _Checkpoints:
             return None
         header, _, state = content.partition(b"\n")
         if header != self._header(state):
-            return None  # from elsewhere, or damaged: time is lost, and no number
+            return None  # another machine, or a damaged file: the training starts from its first epoch
         found: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True)
         return found
 
     def _header(self, state: bytes) -> bytes:
-        """Its first line: where it was trained, and a hash, for torch reads over a flipped bit."""
+        """First line of the file: place of the training, and a hash, as torch misses a flipped bit."""
         return json.dumps({**self._place, "sha256": hashlib.sha256(state).hexdigest()}).encode()
 
     def offer(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Store the state if it is time."""
+        """Store the state if `checkpoint_seconds` have passed since the last one."""
         import torch
 
         if time.monotonic() - self._last < self._seconds:
@@ -251,7 +262,7 @@ class _Checkpoints:
 
 
 def _place(panel: Panel, device: str) -> dict[str, Any]:
-    """Where and with what a training runs."""
+    """Fields of a record on where the training runs, and with which versions."""
     import torch
 
     return {
@@ -272,7 +283,7 @@ def _place(panel: Panel, device: str) -> dict[str, Any]:
 
 
 def held_mb(device: str) -> float:
-    """The most memory until now: of this process, or of a GPU what PyTorch reserved, and CUDA's context."""
+    """Peak memory of this process in MB; on a GPU, what PyTorch reserved, plus CUDA's context."""
     if device == "cuda":
         import torch
 
@@ -282,15 +293,15 @@ def held_mb(device: str) -> float:
 
 
 def context_mb() -> float:
-    """What CUDA itself holds of a GPU that no other process uses; another's memory would count as ours."""
+    """GPU memory of the CUDA context in MB, on a GPU that no other process uses."""
     import torch
 
-    free, whole = torch.cuda.mem_get_info()
-    return max(whole - free - torch.cuda.memory_reserved(), 0) / 1e6
+    free, total = torch.cuda.mem_get_info()
+    return max(total - free - torch.cuda.memory_reserved(), 0) / 1e6
 
 
-def _forget_held(device: str) -> None:
-    """A worker trains one cell after another: what one held is not the next one's."""
+def _reset_peak_memory(device: str) -> None:
+    """Reset the peak of GPU memory before the worker's next training."""
     import torch
 
     if device == "cuda":
@@ -298,8 +309,8 @@ def _forget_held(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _held(device: str) -> dict[str, float]:
-    """What PyTorch reserved of the GPU at most, without CUDA's context: of a shared one that is not known."""
+def _peak_memory(device: str) -> dict[str, float]:
+    """Peak GPU memory that PyTorch reserved, without CUDA's context, which a shared GPU does not show."""
     import torch
 
     return {"gpu_memory_mb": round(torch.cuda.max_memory_reserved() / 1e6, 1)} if device == "cuda" else {}
@@ -309,8 +320,8 @@ def _held(device: str) -> dict[str, float]:
 def commit() -> dict[str, Any]:
     """The commit of the checkout that this code runs from, and whether files differ from it.
 
-    Of code that was sent to a cluster, what the sender found (`COMMIT`). Empty where there is none, as in an
-    installed wheel; `sweeps` versions are told by the package then.
+    For code that was sent to a cluster, the result is the sender's (`COMMIT`). For an installed wheel it is
+    empty.
     """
     folder = Path(__file__).parent
 
@@ -329,7 +340,7 @@ def commit() -> dict[str, Any]:
 def differences(
     cell: Cell, key: str, panel: Panel, store: Store, *, embedded: Embedded | None = None
 ) -> list[str]:
-    """Train a recorded cell again, with as many threads, and name what is not bitwise what is stored."""
+    """Train a recorded cell again, with as many threads, and name the results that are not bitwise equal."""
     import torch
 
     from pm25 import trial
@@ -344,13 +355,13 @@ def differences(
         torch.set_num_threads(threads)
     found = [name for name in ("counts", "audit") if record[name] != getattr(result, name)]
     metrics = {name: _finite(value) for name, value in result.metrics.items()}
-    stored_metrics, absent = record["metrics"], "absent"  # which is not the same as undefined, None
+    stored_metrics, absent = record["metrics"], "absent"  # None is an undefined metric
     names = dict.fromkeys([*metrics, *stored_metrics])
     found += [name for name in names if metrics.get(name, absent) != stored_metrics.get(name, absent)]
     try:
         stored = store.read_table(key, "predictions")
         same = predictions_table(result).cast(stored.schema).equals(stored)
-    except (OSError, ValueError):  # the file is lost, damaged or has other columns
+    except (OSError, ValueError):  # the file is missing, is damaged or has other columns
         same = False
     found += [] if same else ["predictions"]
     kept = stored_weights(key, store)
@@ -363,7 +374,7 @@ def differences(
 
 
 def stored_weights(key: str, store: Store) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]] | None:
-    """Weights and scaling of a cell, or None where they are not kept."""
+    """Return the weights and the scaling of a cell; None if its weights are not kept."""
     import torch
 
     content = store.read_file(key, WEIGHTS)
@@ -374,14 +385,14 @@ def stored_weights(key: str, store: Store) -> tuple[dict[str, "torch.Tensor"], d
 
 
 def trial_arguments(embedded: Embedded | None) -> dict[str, Any]:
-    """What `trial.run` is told of an encoder's vectors."""
+    """Return the keyword arguments of `pm25.trial.run` for an encoder's vectors."""
     if embedded is None:
         return {}
     return {"embedding": embedded.vectors, "trained_on_target": embedded.trained_on_target}
 
 
 def predictions_table(result: "Result") -> pa.Table:
-    """As it is stored: texts that repeat are dictionary-encoded."""
+    """Return the predictions as they are stored, with repeated texts dictionary-encoded."""
     predictions = pa.table(result.predictions)
     for name in ("part", "site_id"):
         column = predictions.schema.get_field_index(name)
@@ -390,7 +401,7 @@ def predictions_table(result: "Result") -> pa.Table:
 
 
 def record_loss(record: Record, store: Store, reason: str) -> Record:
-    """Record a cell or a trial whose worker died before it could say why."""
+    """Record the failure of a cell or a search trial whose worker died; `reason` is Ray's."""
     return _record_failure({**record, "started": _now()}, store, RuntimeError(reason))
 
 
@@ -410,11 +421,11 @@ def _record_failure(record: Record, store: Store, error: Exception) -> Record:
 
 def _end(record: Record, store: Store) -> Record:
     first = store.record(record["key"])
-    if first is not None and first["state"] != "failed":  # an orphan of a killed run was quicker
+    if first is not None and first["state"] != "failed":  # a worker of a killed run has recorded it first
         store.delete_file(record["key"], CHECKPOINT)
         return first
     record = record | {"ended": _now()}
-    if "reported" in record:  # where log1p is undone an RMSE may be infinite: no number in JSON, nor a score
+    if "reported" in record:  # infinite where undoing log1p overflows, which JSON cannot hold
         record["reported"] = [_finite(value) for value in record["reported"]]
     store.write_record(record)
     store.delete_file(record["key"], CHECKPOINT)

@@ -407,7 +407,7 @@ def train(state: StudyState) -> None:
     torch.set_num_threads(1)
     state.store.prepare()
     for key, cell in state.cells.items():
-        worker.run_and_record(cell, key, state.panel, state.store)
+        worker.train_and_record(cell, key, state.panel, state.store)
     torch.set_num_threads(threads)
 
 

@@ -443,7 +443,7 @@ def end(agenda: Scheduler, of: StudyState, work: Task, value: Value) -> None:
 
 def handed(agenda: Scheduler) -> Iterator[Task]:
     """What comes, until there is nothing more at the moment."""
-    while (work := agenda.next(cast(Any, None))) is not None:
+    while (work := agenda.next()) is not None:
         yield work
 
 
@@ -463,14 +463,14 @@ def test_new_cells_come_as_soon_as_a_look_is_complete(tmp_path: Path) -> None:
     look = [work for work in random_split if work.cells[0].variant in ("none", "latlon")]
     for work in look[:-1]:
         end(agenda, of, work, value)
-    assert agenda.next(cast(Any, None)) is None
+    assert agenda.next() is None
     end(agenda, of, look[-1], value)  # while those of sincos and of the checkerboard still run
     assert agenda.total == 30 + 2 * 3 * 2
     more = [name(work.cells[0]) for work in handed(agenda)]
     assert more == [
         f"{arm} random {fold} {seed}" for seed in (2, 3) for fold in range(3) for arm in ("none", "latlon")
     ]
-    assert agenda.next(cast(Any, None)) is None
+    assert agenda.next() is None
     for work in (work for work in begun if work not in look):
         end(agenda, of, work, value)
     assert agenda.total == 42  # sincos is decided
@@ -555,11 +555,11 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
     small = {"variant": ["none", "latlon"], "split": STUDY["design"]["split"][:1]}
     of = state(tmp_path, design=small, search=search)
     assert (len(of.waiting), of.further) == (12, 30)
-    agenda = Scheduler(of)
+    points: Any = SimpleNamespace(ask=lambda: (0, {"train.learning_rate": 0.5}), tell=lambda *reported: None)
+    agenda = Scheduler(of, search_points=lambda trials: points)
     assert (agenda.cells, agenda.trials, agenda.further) == (12, 2, 30)
-    asker = SimpleNamespace(ask=lambda arm: ("asked", {"train.learning_rate": 0.5}), tell=lambda *told: None)
     names = []
-    while (work := agenda.next(asker)) is not None:
+    while (work := agenda.next()) is not None:
         if work.kind == "cell":
             names.append(name(work.cells[0]))
             end(agenda, of, work, by_arm(none=5, latlon=5))
@@ -578,10 +578,10 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
     )
     of.store.forget(gone)
     again = state(tmp_path, design=small, search=search | {"trials": 2})
-    agenda = Scheduler(again)
+    agenda = Scheduler(again, search_points=lambda trials: points)
     assert (agenda.cells, agenda.trials) == (12, 2)
     names = []
-    while (work := agenda.next(asker)) is not None:
+    while (work := agenda.next()) is not None:
         if work.kind == "cell":
             names.append(name(work.cells[0]))
             continue

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -87,7 +87,7 @@ def finished(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> P
     torch.set_num_threads(1)
     first, second, third, _ = toy.keyed(panel).items()
     for key, cell in (first, second):
-        assert worker.run_and_record(cell, key, panel, store)["state"] == "done"
+        assert worker.train_and_record(cell, key, panel, store)["state"] == "done"
     torch.set_num_threads(threads)
     worker.record_loss({"key": third[0], "cell": third[1].resolved()}, store, "the worker died")
     return folder
@@ -390,7 +390,7 @@ def test_plan_counts_the_samples_of_the_protocol(sweep: Sweep, toy: Path, table:
     assert sum(paper[part] for part in parts) == positive < sum(strict[part] for part in parts)
     (key, cell), *_ = toy_study.keyed(panel).items()
     store = Store(toy_study.storage, "toy")
-    counts = worker.run_and_record(cell, key, panel, store)["counts"]
+    counts = worker.train_and_record(cell, key, panel, store)["counts"]
     assert [paper[part] for part in parts] == [counts[f"n_{part}"] for part in ("train", "val", "test")]
 
 
@@ -611,14 +611,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     heard: list[str] = []
 
     def run(agenda: Scheduler, panel: Panel, store: Store, of: study.Study, observer: Any, **_: Any) -> None:
-        while (found := agenda.next(cast(Any, None))) is not None:
+        while (found := agenda.next()) is not None:
             key, (cell,) = found.key, found.cells
             observer.started(key, "cell")
             embedded = None
             if cell.encoder is not None:
                 options = of.encoder_options(cell.encoder)
                 embedded = encoders.embed(cell.encoder, options, panel.lat, panel.lon, panel.site_id)
-            record = worker.run_and_record(
+            record = worker.train_and_record(
                 cell, key, panel, store, embedded=embedded, keep_weights=of.keeps_weights(cell)
             )
             agenda.ended(found, record)

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pm25.errors import InputError
 from sweeps.engine import cluster as nodes
 from sweeps.engine.cluster import Cluster, Node, Report, StorageProbe
 from sweeps.plan.calibration import Device
 from sweeps.spec.study import Resources
 from sweeps.store.records import Store
+from tests.errors import refuses
 
 
 def cluster(*sizes: tuple[float, float], said: list[str] | None = None, **more: Any) -> Cluster:
     there = [Node(f"id{i}", f"10.0.0.{i}", {"CPU": cpu, "GPU": gpu}) for i, (cpu, gpu) in enumerate(sizes)]
     told = [].append if said is None else said.append
-    return Cluster(lambda: there, more.pop("everywhere", lambda *_: []), told, joined=True, **more)
+    return Cluster(lambda: there, more.pop("ask_nodes", lambda *_: []), told, joined=True, **more)
 
 
 def test_what_the_nodes_hold() -> None:
@@ -42,9 +42,7 @@ def test_a_training_fits_one_node_or_the_run_does_not_begin(cpu: float, gpu: Any
     if fits:
         found.check(wanted)
         return
-    with pytest.raises(
-        InputError, match=r"resources: .* and no node has them .8 CPU 2 GPU, 8 CPU 0 GPU.; --set"
-    ):
+    with refuses("study file", "resources", "8 CPU 2 GPU, 8 CPU 0 GPU", "--set resources.cpu=1"):
         found.check(wanted)
 
 
@@ -52,7 +50,7 @@ def test_nodes_that_an_autoscaler_may_start_count(tmp_path: Path, monkeypatch: p
     file = tmp_path / "ray_bootstrap_config.yaml"
     monkeypatch.setattr(nodes, "BOOTSTRAP", file)
     wanted = Resources(cpu=4, gpu=1)
-    with pytest.raises(InputError, match="no node has them"):
+    with refuses("study file", "resources"):
         cluster((2, 0)).check(wanted)
     file.write_text(
         "available_node_types:\n"
@@ -63,7 +61,7 @@ def test_nodes_that_an_autoscaler_may_start_count(tmp_path: Path, monkeypatch: p
     found = cluster((2, 0))
     found.check(wanted)
     assert (found.autoscales, found.has_gpus, found.cpus_per_gpu) == (True, True, 8.0)
-    with pytest.raises(InputError, match="no node has them"):
+    with refuses("study file", "resources"):
         found.check(Resources(cpu=4, gpu=8))
     file.write_text("not: [yaml")
     assert not cluster((2, 0)).autoscales
@@ -71,38 +69,36 @@ def test_nodes_that_an_autoscaler_may_start_count(tmp_path: Path, monkeypatch: p
 
 def test_who_waits_for_nodes_says_what_they_have() -> None:
     cluster((2, 0), waits=True).check(Resources(cpu=4, gpu=1))
-    with pytest.raises(InputError, match=r"resources.gpu: auto .*--set resources.gpu=1"):
+    with refuses("study file", "resources.gpu", "--set resources.gpu=1"):
         cluster((2, 0), waits=True).check(Resources())
 
 
 def test_every_node_is_asked_and_named(tmp_path: Path) -> None:
-    mark = StorageProbe.put(Store(str(tmp_path), "toy"))
+    probe = StorageProbe.put(Store(str(tmp_path), "toy"))
     reports: list[Report | None] = [
         Report("a", (Device("A10", 24e3),), ""),
         Report("b", (Device("T4", 16e3),), ""),
     ]
     said: list[str] = []
-    found = cluster((8, 1), (8, 0), said=said, everywhere=lambda *_: reports)
-    found.look(mark)
+    found = cluster((8, 1), (8, 0), said=said, ask_nodes=lambda *_: reports)
+    found.check_storage(probe)
     assert found.gpu_mb == 24e3  # the second gives none of its GPUs to Ray
     assert f"2 nodes with {tmp_path} (0.0 s): 10.0.0.0 (8 CPU, 1 GPU), 10.0.0.1 (8 CPU)" in said
     reports[0] = None  # it has left meanwhile
-    found.look(mark)
+    found.check_storage(probe)
     assert found.gpu_mb is None
-    reports[1] = Report("gpu-07", (), "/data there is not the driver's")
-    with pytest.raises(
-        InputError, match=r"storage: on node 10.0.0.1 \(gpu-07\) /data there is not .*--set storage="
-    ):
-        found.look(mark)
+    reports[1] = Report("gpu-07", (), "/data is another folder than the driver's")
+    with refuses("node 10.0.0.1 (gpu-07)", "storage", "/data", "--set storage="):
+        found.check_storage(probe)
 
 
-def test_a_node_sees_the_mark_where_the_storage_is_the_same(tmp_path: Path) -> None:
+def test_a_node_sees_the_probe_where_the_storage_is_the_same(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "shared"), "toy")
-    mark = StorageProbe.put(store)
-    assert mark.problem() == ""
-    assert [path.name for path in (tmp_path / "shared" / "toy").iterdir()] == [mark.name]
-    assert nodes.look(mark).problem == ""
-    mark.remove()
+    probe = StorageProbe.put(store)
+    assert probe.problem() == ""
+    assert [path.name for path in (tmp_path / "shared" / "toy").iterdir()] == [probe.name]
+    assert nodes.report(probe).problem == ""
+    probe.remove()
     assert not [*(tmp_path / "shared" / "toy").iterdir()]
 
 
@@ -110,36 +106,38 @@ def test_another_folder_of_that_name_is_seen_for_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nodes, "SEEN_WITHIN_S", 0.2)
-    mark = StorageProbe.put(Store(str(tmp_path / "shared"), "toy"))
-    elsewhere = StorageProbe(Store(str(tmp_path / "local"), "toy"), mark.name)
+    probe = StorageProbe.put(Store(str(tmp_path / "shared"), "toy"))
+    elsewhere = StorageProbe(Store(str(tmp_path / "local"), "toy"), probe.name)
     Store(str(tmp_path / "local"), "toy").prepare()
-    assert "local there is not the driver's" in elsewhere.problem()
+    start = time.monotonic()
+    assert str(tmp_path / "local") in elsewhere.problem()
+    assert time.monotonic() - start < 2
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root writes anywhere")
 def test_a_folder_that_cannot_be_written_there_is_named(tmp_path: Path) -> None:
-    mark = StorageProbe.put(Store(str(tmp_path), "toy"))
+    probe = StorageProbe.put(Store(str(tmp_path), "toy"))
     (tmp_path / "toy").chmod(0o500)
     try:
-        assert "cannot be used there (" in mark.problem()
+        assert str(tmp_path) in probe.problem()
     finally:
         (tmp_path / "toy").chmod(0o700)
 
 
 def test_a_file_that_is_shown_late_is_waited_for(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
-    mark = StorageProbe.put(store)
-    file = tmp_path / "toy" / mark.name
+    probe = StorageProbe.put(store)
+    file = tmp_path / "toy" / probe.name
     hidden = file.rename(tmp_path / "later")
     timer = threading.Timer(0.7, hidden.rename, [file])
     timer.start()
-    begin = time.monotonic()
-    assert mark.problem() == ""
-    assert time.monotonic() - begin < nodes.SEEN_WITHIN_S
+    start = time.monotonic()
+    assert probe.problem() == ""
+    assert time.monotonic() - start < nodes.SEEN_WITHIN_S
     timer.join()
 
 
-def test_marks_of_dead_drivers_are_cleared_away(tmp_path: Path) -> None:
+def test_probes_of_dead_drivers_are_cleared_away(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     old, new = StorageProbe.put(store), StorageProbe.put(store)
     assert [path.name for path in (tmp_path / "toy").iterdir()] == [new.name]
@@ -152,14 +150,14 @@ def test_pretended_gpus_say_how_large_they_are(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(nodes.PRETEND, "16")
     assert nodes.pretended_mb() == 16_000
     monkeypatch.setenv(nodes.PRETEND, "yes")
-    with pytest.raises(InputError, match="SWEEP_PRETEND_GPUS=yes: give the GB"):
+    with refuses("SWEEP_PRETEND_GPUS", "", "yes", "SWEEP_PRETEND_GPUS=16"):
         nodes.pretended_mb()
 
 
 def test_what_is_spread_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     asked: list[Any] = []
-    found = cluster((8, 1), (8, 1), said=said, everywhere=lambda *given: asked.append(given) or [])
+    found = cluster((8, 1), (8, 1), said=said, ask_nodes=lambda *given: asked.append(given) or [])
     panel: Any = type("Panel", (), {"features": np.zeros(10**6), "target": np.zeros(10**6, np.float32)})
     found.spread(print, "reference", panel, {})
     assert asked[0][1:] == (print, "reference")

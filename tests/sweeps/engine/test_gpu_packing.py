@@ -7,19 +7,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pm25.cell import Cell
-from pm25.errors import InputError
 from pm25.network_shape import NetworkShape
 from sweeps.engine import gpu_packing
 from sweeps.engine.cluster import Cluster, Node
 from sweeps.engine.gpu_packing import Footprint, GpuShares, Packing, covers
 from sweeps.engine.scheduler import Scheduler
 from sweeps.state import StudyState
+from tests.errors import refuses
 
 
 def shape(units: tuple[int, ...] = (32,), **more: Any) -> NetworkShape:
@@ -159,7 +158,7 @@ def test_each_shape_is_measured_once_and_what_was_found_stays(tmp_path: Path) ->
     kept = json.loads(file.read_text())
     assert [found["gpu"] for found in kept["footprints"]] == ["H200"] * 2
     file.write_text('{"footprints": 3}')
-    with pytest.raises(InputError, match=r"footprints.json: .*delete it"):
+    with refuses("footprints.json", "", "delete the file"):
         world.shares()
 
 

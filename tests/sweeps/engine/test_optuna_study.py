@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from pm25.settings import ModelSettings, TrainSettings
 from sweeps.analysis.search_importance import distribution, frozen
-from sweeps.engine.optuna_study import Optimiser, OptunaJournal
+from sweeps.engine.optuna_study import ArmStudy, OptunaJournal
 from sweeps.spec.design import Arm, Search, within
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
@@ -81,29 +81,23 @@ def point(rate: float = 0.1, depth: int = 1) -> dict[str, Any]:
     return {RATE: rate, DEPTH: depth}
 
 
-def study_of(optimiser: Optimiser) -> optuna.Study:
-    """As `OptunaSearch` opens it."""
-    return optuna.load_study(study_name=optimiser.name, storage=optimiser.storage, sampler=optimiser.sampler)
+def study_of(made: ArmStudy) -> optuna.Study:
+    """Optuna's own study behind it."""
+    return made._asks
 
 
-def ask(optimiser: Optimiser) -> tuple[optuna.Trial, dict[str, Any]]:
-    trial = study_of(optimiser).ask()
-    assert optimiser.suggest(trial) == {"number": trial.number}
-    return trial, trial.params
-
-
-def asked(optimiser: Optimiser, count: int) -> list[dict[str, Any]]:
-    return [ask(optimiser)[1] for _ in range(count)]
+def asked(made: ArmStudy, count: int) -> list[dict[str, Any]]:
+    return [made.ask()[1] for _ in range(count)]
 
 
 def grow(trials: ArmTrials, count: int, loss: Callable[[dict[str, Any]], float]) -> None:
-    """One run: ask, train, tell, with an optimiser that lives through it."""
-    optimiser = Optimiser(trials)
+    """One run: ask, train and tell, with one `ArmStudy` for all of it."""
+    made = ArmStudy(trials)
     for _ in range(count):
-        trial, params = ask(optimiser)
-        made = record(trials.next_number, params, loss(params), 2 - loss(params))
-        study_of(optimiser).tell(trial, trials.values(made))
-        trials.add(made)
+        number, params = made.ask()
+        ended = record(trials.next_number, params, loss(params), 2 - loss(params))
+        made.tell(number, ended)
+        trials.add(ended)
 
 
 # Made again from the records
@@ -119,7 +113,7 @@ EVERY_WAY = [{}, {"sampler": "nsga2"}, {"pruner": "median"}, {"pruner": "asha"},
 
 @pytest.mark.parametrize("way", EVERY_WAY)
 def test_the_study_knows_what_the_records_say(way: dict[str, Any]) -> None:
-    study = study_of(Optimiser(arm_trials(*ENDED, **way)))
+    study = study_of(ArmStudy(arm_trials(*ENDED, **way)))
     assert [trial.state for trial in study.trials] == [
         *(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE)
     ]
@@ -157,8 +151,8 @@ def test_directions() -> None:
         ({"metric": "r2"}, [maximise]),
         (TWO, [minimise] * 2),
     ):
-        assert study_of(Optimiser(arm_trials(**given_))).directions == directions
-    r2 = Optimiser(arm_trials(record(0, point(0.1), 2.0), record(1, point(0.2), 1.0), metric="r2"))
+        assert study_of(ArmStudy(arm_trials(**given_))).directions == directions
+    r2 = ArmStudy(arm_trials(record(0, point(0.1), 2.0), record(1, point(0.2), 1.0), metric="r2"))
     assert study_of(r2).best_trial.params[RATE] == 0.2  # r2 is -2 and -1
 
 
@@ -182,41 +176,41 @@ def test_distributions() -> None:
 def test_what_was_begun_comes_first_and_then_the_points_to_try(way: dict[str, Any]) -> None:
     enqueue = [point(0.5, 3), point(0.6, 4)]
     begun = [(4, point(0.7, 2)), (5, point(0.8, 1))]
-    optimiser = Optimiser(arm_trials(*ENDED, begun=begun, enqueue=enqueue, **way))
-    assert asked(optimiser, 4) == [point(0.7, 2), point(0.8, 1), *enqueue]
-    (sampled,) = asked(optimiser, 1)
+    made = ArmStudy(arm_trials(*ENDED, begun=begun, enqueue=enqueue, **way))
+    assert asked(made, 4) == [point(0.7, 2), point(0.8, 1), *enqueue]
+    (sampled,) = asked(made, 1)
     assert sampled not in [*enqueue, *(known for _, known in begun)]
 
 
 def test_a_point_to_try_that_was_tried_is_not_tried_again() -> None:
     enqueue = [point(0.4, 4), point(0.7, 2), point(0.5, 3), {DEPTH: 4}, {DEPTH: 2, RATE: 0.9}]
-    optimiser = Optimiser(arm_trials(*ENDED, begun=[(4, point(0.7, 2))], enqueue=enqueue))
-    assert asked(optimiser, 3) == [point(0.7, 2), point(0.5, 3), point(0.9, 2)]
+    made = ArmStudy(arm_trials(*ENDED, begun=[(4, point(0.7, 2))], enqueue=enqueue))
+    assert asked(made, 3) == [point(0.7, 2), point(0.5, 3), point(0.9, 2)]
 
 
 def test_of_a_part_of_a_point_the_rest_is_sampled() -> None:
     trials = arm_trials(space=CONDITIONAL, enqueue=[{"train.target": "log1p", "train.huber_delta": 1.25}])
-    (params,) = asked(Optimiser(trials), 1)
+    (params,) = asked(ArmStudy(trials), 1)
     assert (params["train.target"], params["train.huber_delta"]) == ("log1p", 1.25)
     assert within(trials.space, params)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "nsga2", "cmaes"])
 def test_a_restart_does_not_repeat_the_first_draws(sampler: str) -> None:
-    first = asked(Optimiser(arm_trials(sampler=sampler)), 3)
+    first = asked(ArmStudy(arm_trials(sampler=sampler)), 3)
     begun = arm_trials(sampler=sampler, begun=[*enumerate(first)])
-    resumed = asked(Optimiser(begun), 6)
+    resumed = asked(ArmStudy(begun), 6)
     assert resumed[:3] == first  # they are finished
     assert not [params for params in resumed[3:] if params in first]
     ended = arm_trials(*(record(n, params) for n, params in enumerate(first)), sampler=sampler)
-    assert not [params for params in asked(Optimiser(ended), 3) if params in first]
+    assert not [params for params in asked(ArmStudy(ended), 3) if params in first]
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "nsga2", "cmaes"])
 def test_the_same_records_and_seed_ask_the_same(sampler: str) -> None:
     def of(count: int, **given_: Any) -> list[dict[str, Any]]:
         ended = [record(n, point(0.01 * (n + 1), 1 + n % 4), abs(n - 7.0)) for n in range(count)]
-        return asked(Optimiser(arm_trials(*ended, sampler=sampler, **given_)), 3)
+        return asked(ArmStudy(arm_trials(*ended, sampler=sampler, **given_)), 3)
 
     assert of(12) == of(12)
     assert of(0) == of(0)
@@ -281,8 +275,9 @@ def test_samplers_learn_across_restarts() -> None:
 def test_a_small_budget_is_not_all_left_to_chance(sampler: str, trials: int, by_chance: int) -> None:
     for count, models in ((by_chance - 1, False), (by_chance, True)):
         ended = [record(n, point(0.01 * (n + 1), 1 + n % 4), float(n)) for n in range(count)]
-        trial, _ = ask(Optimiser(arm_trials(*ended, sampler=sampler, trials=trials)))
-        assert bool(trial.relative_params) == models
+        made = ArmStudy(arm_trials(*ended, sampler=sampler, trials=trials))
+        number, _ = made.ask()
+        assert bool(made._open[number].relative_params) == models
 
 
 @pytest.mark.parametrize("sampler", ["cmaes", "nsga2"])
@@ -290,13 +285,61 @@ def test_a_population_goes_on_after_a_restart(sampler: str) -> None:
     trials = arm_trials(sampler=sampler, trials=20)  # nsga2: 5 a generation
     grow(trials, 17, LOSSES["far"])
 
-    def generation(optimiser: Optimiser) -> int:
-        trial, _ = ask(optimiser)
-        notes = study_of(optimiser).trials[trial.number].system_attrs
+    def generation(made: ArmStudy) -> int:
+        number, _ = made.ask()
+        notes = study_of(made).trials[number].system_attrs
         return next((value for name, value in notes.items() if name.endswith(":generation")), 0)
 
-    assert generation(Optimiser(trials)) >= 2
-    assert generation(Optimiser(arm_trials(sampler=sampler, trials=20))) == 0
+    assert generation(ArmStudy(trials)) >= 2
+    assert generation(ArmStudy(arm_trials(sampler=sampler, trials=20))) == 0
+
+
+# The same points as ever: values from before the scheduler spoke to Optuna itself
+
+
+PINNED_SPACE = {**SPACE, "model.dropout": {"float": [0.0, 0.5], "when": {DEPTH: [1, 2]}}}
+PINNED: dict[tuple[str, str], list[tuple[float, ...]]] = {
+    ("tpe", "hyperband"): [
+        *((0.7, 3), (0.009996, 3), (0.002044, 4), (0.003677, 1, 0.291002)),
+        *((0.01436, 3), (0.061764, 1, 0.496051), (0.84851, 1, 0.488383), (0.074652, 2, 0.050061)),
+    ],
+    ("random", "median"): [
+        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.301438, 3)),
+        *((0.011829, 2, 0.293148), (0.36584, 3), (0.03352, 3), (0.067013, 2, 0.157482)),
+    ],
+    ("nsga2", "asha"): [
+        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.009996, 3)),
+        *((0.009996, 3), (0.009996, 3), (0.044019, 4), (0.301438, 3)),
+    ],
+}
+"""Points by sampler and pruner: learning rate, depth and, where it is active, dropout."""
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), PINNED)
+def test_points_of_a_seed_and_a_history(sampler: str, pruner: str) -> None:
+    """Four trials have ended, one has started; then eight are asked for, two side by side."""
+    states = ("done", "pruned", "failed", "done")
+    ended = [
+        record(n, point(0.1 * (n + 1), 3 + n % 2), 4.0 - n, state=state, reported=[9.0 - n, 8.0 - 2 * n])
+        for n, state in enumerate(states)
+    ]
+    begun, way = [(4, point(0.7, 3))], {"sampler": sampler, "pruner": pruner}
+    made = ArmStudy(arm_trials(*ended, begun=begun, space=PINNED_SPACE, trials=12, **way))
+    points, running = [], []
+    for n in range(5, 13):
+        number, params = made.ask()
+        points.append(params)
+        loss = abs(math.log10(params[RATE]) + 1.5)
+        pruned = any(made.prunes(number, [3 * loss, 2 * loss, loss][:epoch]) for epoch in (1, 2))
+        state = "pruned" if pruned else "failed" if n == 8 else "done"
+        running.append((number, record(n, params, loss, 2 - loss, state=state)))
+        if n % 2 == 0:
+            for one in running:
+                made.tell(*one)
+            running = []
+    for found, expected in zip(points, PINNED[sampler, pruner], strict=True):
+        assert [*found.values()] == pytest.approx(expected, rel=1e-3)
+        assert [*found] == [RATE, DEPTH, "model.dropout"][: len(expected)]
 
 
 # Pruners
@@ -307,15 +350,14 @@ def curve(loss: float) -> list[float]:
     return [loss * (3 - epoch / 4) for epoch in range(9)]
 
 
-def pruned_after(optimiser: Optimiser, reported: list[float]) -> int | None:
+def pruned_after(made: ArmStudy, reported: list[float]) -> int | None:
     """The epoch at which a trial that reports these is ended; None for never."""
-    trial, _ = ask(optimiser)
-    for epoch, value in enumerate(reported, 1):
-        trial.report(value, epoch)
-        if optimiser.prunes(trial.number):
-            study_of(optimiser).tell(trial, state=TrialState.PRUNED)
+    number, params = made.ask()
+    for epoch in range(1, len(reported) + 1):
+        if made.prunes(number, reported[:epoch]):
+            made.tell(number, record(number, params, state="pruned", reported=reported[:epoch]))
             return epoch
-    study_of(optimiser).tell(trial, reported[-1])
+    made.tell(number, record(number, params, reported[-1], reported=reported))
     return None
 
 
@@ -326,8 +368,8 @@ def six(**given_: Any) -> ArmTrials:
 
 
 def test_the_median_by_hand() -> None:
-    def of(**given_: Any) -> Optimiser:
-        return Optimiser(six(pruner={"kind": "median", **given_}))
+    def of(**given_: Any) -> ArmStudy:
+        return ArmStudy(six(pruner={"kind": "median", **given_}))
 
     # After one epoch the others had 3, 6, .. 18: their median is 10.5.
     assert pruned_after(of(), [10.6]) == 1
@@ -340,9 +382,9 @@ def test_the_median_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["median", "asha", "hyperband"])
 def test_the_worse_are_ended_and_the_best_never(kind: str) -> None:
     for _ in range(3):
-        optimiser = Optimiser(six(pruner=kind))
-        assert [pruned_after(optimiser, curve(0.5 - 0.01 * n)) for n in range(8)] == [None] * 8
-        ended = [pruned_after(optimiser, curve(50.0 + n)) for n in range(8)]
+        made = ArmStudy(six(pruner=kind))
+        assert [pruned_after(made, curve(0.5 - 0.01 * n)) for n in range(8)] == [None] * 8
+        ended = [pruned_after(made, curve(50.0 + n)) for n in range(8)]
         assert None not in ended
 
 
@@ -350,22 +392,22 @@ def test_asha_by_hand_also_after_a_restart() -> None:
     """Rungs after 1, 3 and 9 epochs, of which the best third goes on; the rungs are known from the store."""
     asha = {"kind": "asha", "factor": 3}
     # Of the six at the first rung, and itself, the best 7 // 3 = 2 go on: those with 3 and 6.
-    assert pruned_after(Optimiser(six(pruner=asha)), [5.9, 5.8, 5.7]) == 3
-    assert pruned_after(Optimiser(six(pruner=asha)), [6.1]) == 1
-    assert pruned_after(Optimiser(six(pruner=asha)), curve(0.9)) is None
-    assert pruned_after(Optimiser(six(pruner=asha | {"first_epoch": 4})), curve(60.0)) == 4
-    assert pruned_after(Optimiser(arm_trials(pruner=asha)), curve(60.0)) is None  # the first of its arm
+    assert pruned_after(ArmStudy(six(pruner=asha)), [5.9, 5.8, 5.7]) == 3
+    assert pruned_after(ArmStudy(six(pruner=asha)), [6.1]) == 1
+    assert pruned_after(ArmStudy(six(pruner=asha)), curve(0.9)) is None
+    assert pruned_after(ArmStudy(six(pruner=asha | {"first_epoch": 4})), curve(60.0)) == 4
+    assert pruned_after(ArmStudy(arm_trials(pruner=asha)), curve(60.0)) is None  # the first of its arm
 
 
 @pytest.mark.parametrize("kind", ["median", "asha", "hyperband"])
 def test_arms_are_not_compared(kind: str) -> None:
-    good, other = Optimiser(six(pruner=kind)), Optimiser(arm_trials(pruner=kind, arm=LATLON))
+    good, other = ArmStudy(six(pruner=kind)), ArmStudy(arm_trials(pruner=kind, arm=LATLON))
     assert pruned_after(other, curve(60.0)) is None
     assert pruned_after(good, curve(60.0)) is not None
 
 
 def test_without_a_pruner_nothing_is_ended() -> None:
-    assert pruned_after(Optimiser(six()), curve(600.0)) is None
+    assert pruned_after(ArmStudy(six()), curve(600.0)) is None
 
 
 # The journal

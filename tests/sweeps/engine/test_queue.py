@@ -7,42 +7,44 @@ import pytest
 from ray.tune.search import Searcher
 
 from pm25.cell import Cell
+from pm25.errors import InputError
 from pm25.splits import RandomSplit
 from sweeps.engine import cluster as nodes
-from sweeps.engine import ray_tune
+from sweeps.engine import ray_tune, study_queue
 from sweeps.engine.cluster import Cluster, Node
-from sweeps.engine.ray_tune import LOSSES_BORNE, StudyQueue
 from sweeps.engine.scheduler import Task
+from sweeps.engine.study_queue import LOSSES_FORGIVEN, StudyQueue
+from sweeps.engine.trainable import StudyTrainable
 from sweeps.spec.design import Arm
-from sweeps.store.records import Record, Store
+from sweeps.store.records import Record
 
 CELLS = [Cell(variant="none", split=RandomSplit(), fold=0, seed=seed) for seed in range(2)]
 
 
-class Agenda:
+class TwoCells:
     """Two cells, one after the other."""
 
     stopped = ""
-    searches: dict[Arm, Any] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
+        self.copied: list[Record] = []
         self.left = [Task("cell", f"k{i}", Arm.of(cell), (cell,), {}) for i, cell in enumerate(CELLS)]
-        self.told: list[Record] = []
+        self.reported: list[Record] = []
 
-    def next(self, asker: object) -> Task | None:
+    def next(self) -> Task | None:
         return self.left.pop(0) if self.left else None
 
-    def ended(self, work: Task, record: Record) -> None:
-        self.told.append(record)
+    def ended(self, task: Task, record: Record) -> None:
+        self.reported.append(record)
 
     def stop(self, why: str) -> None:
         self.stopped = why
 
 
-def long_agenda() -> Agenda:
-    agenda = Agenda()
-    agenda.left = [Task("cell", f"k{i}", Arm.of(CELLS[0]), (CELLS[0],), {}) for i in range(20)]
-    return agenda
+def long_scheduler() -> TwoCells:
+    scheduler = TwoCells()
+    scheduler.left = [Task("cell", f"k{i}", Arm.of(CELLS[0]), (CELLS[0],), {}) for i in range(20)]
+    return scheduler
 
 
 class Observer:
@@ -62,10 +64,10 @@ class Shares:
         self.cpu, self.whole, self.own = cpu, gpu, own
         self.learnt: list[Record] = []
 
-    def gpu(self, work: Task) -> float:
-        return self.own.get(work.key, self.whole)
+    def gpu(self, task: Task) -> float:
+        return self.own.get(task.key, self.whole)
 
-    def learn(self, work: Task, record: Record) -> None:
+    def learn(self, task: Task, record: Record) -> None:
         self.learnt.append(record)
 
 
@@ -78,7 +80,7 @@ def there() -> list[Node]:
 @pytest.fixture
 def queue(there: list[Node]) -> Callable[..., StudyQueue]:
     def make(
-        agenda: Agenda,
+        scheduler: TwoCells,
         gpu: float = 0.0,
         cpu: float = 1.0,
         *,
@@ -88,7 +90,7 @@ def queue(there: list[Node]) -> Callable[..., StudyQueue]:
     ) -> StudyQueue:
         cluster = Cluster(lambda: [*there], lambda *_: [], print, joined=joined, waits=waits)
         shares: Any = Shares(cpu, gpu, **own)
-        return StudyQueue(agenda, Store("nowhere", "study"), shares, Observer(), cluster)  # type: ignore[arg-type]
+        return StudyQueue(scheduler, shares, Observer(), cluster)  # type: ignore[arg-type]
 
     return make
 
@@ -97,8 +99,8 @@ Make = Callable[..., StudyQueue]
 
 
 def test_everything_is_handed_out_once_and_the_end_comes_after_the_last(queue: Make) -> None:
-    agenda = Agenda()
-    made = queue(agenda)
+    scheduler = TwoCells()
+    made = queue(scheduler)
     configs = [made.suggest("a"), made.suggest("b")]
     assert [config["key"] for config in configs] == ["k0", "k1"]  # type: ignore[index, call-overload]
     assert Cell.model_validate_json(configs[0]["cells"][0]) == CELLS[0]  # type: ignore[index, call-overload]
@@ -107,22 +109,22 @@ def test_everything_is_handed_out_once_and_the_end_comes_after_the_last(queue: M
     assert made.suggest("c") is None
     made.ended("b", {"key": "k1"})
     assert made.suggest("c") == Searcher.FINISHED
-    assert agenda.told == [{"key": "k0"}, {"key": "k1"}]
+    assert scheduler.reported == [{"key": "k0"}, {"key": "k1"}]
 
 
 def test_a_worker_that_dies_too_often_on_living_nodes_is_given_up(queue: Make) -> None:
-    made = queue(Agenda())
-    for attempt in range(LOSSES_BORNE):
+    made = queue(TwoCells())
+    for attempt in range(LOSSES_FORGIVEN):
         assert made.suggest(f"t{attempt}")["key"] == "k0"  # type: ignore[index, call-overload]
         assert made.lost(f"t{attempt}", frozenset({"n1", "n2"}))
     made.suggest("last")
     assert not made.lost("last", frozenset({"n1", "n2"}))
-    assert made.work("last").key == "k0"  # the caller records it
+    assert made.task("last").key == "k0"  # the caller records it
     made.ended("last", {"key": "k0"})
 
 
 def test_the_loss_of_a_node_is_not_counted(queue: Make) -> None:
-    made = queue(Agenda())
+    made = queue(TwoCells())
     alive = {"head", *(f"spot-{i}" for i in range(10))}
     for attempt in range(10):  # every time the node of the worker dies with it, as is found out later
         made.suggest(f"t{attempt}")
@@ -132,7 +134,7 @@ def test_the_loss_of_a_node_is_not_counted(queue: Make) -> None:
 
 
 def test_a_loss_that_was_announced_is_not_counted(queue: Make) -> None:
-    made = queue(Agenda())
+    made = queue(TwoCells())
     for attempt in range(10):
         made.suggest(f"t{attempt}")
         assert made.lost(f"t{attempt}", frozenset({"n1", "n2"}), announced=True)
@@ -141,10 +143,10 @@ def test_a_loss_that_was_announced_is_not_counted(queue: Make) -> None:
 
 
 def test_on_a_full_shared_gpu_it_is_tried_again_on_a_whole_one(queue: Make) -> None:
-    made = queue(Agenda(), gpu=0.25)
+    made = queue(TwoCells(), gpu=0.25)
     first = made.suggest("a")
     assert first["gpu"] == 0.25  # type: ignore[index, call-overload]
-    made.alone("a")
+    made.retry_alone("a")
     again = made.suggest("b")
     assert again == {**first, "gpu": 1.0}  # type: ignore[dict-item]
     assert ray_tune._resources(1.0, again).required_resources == {"CPU": 1.0, "GPU": 1.0}  # type: ignore[arg-type]
@@ -152,17 +154,17 @@ def test_on_a_full_shared_gpu_it_is_tried_again_on_a_whole_one(queue: Make) -> N
 
 
 def test_what_was_lost_is_not_begun_again_after_a_stop(queue: Make) -> None:
-    agenda = Agenda()
-    made = queue(agenda)
+    scheduler = TwoCells()
+    made = queue(scheduler)
     made.suggest("a")
     made.lost("a", frozenset())
-    agenda.stopped, agenda.left = "budget.cells 1 is used up", []
+    scheduler.stopped, scheduler.left = "budget.cells 1 is used up", []
     assert made.suggest("b") == Searcher.FINISHED
 
 
 @pytest.mark.parametrize(("gpu", "raised"), [(0.0, False), (0.25, True), (1.0, False)])
 def test_only_a_shared_gpu_excuses_memory_that_runs_out(gpu: float, raised: bool) -> None:
-    trainable = ray_tune.StudyTrainable.__new__(ray_tune.StudyTrainable)
+    trainable = StudyTrainable.__new__(StudyTrainable)
     trainable.config = {"gpu": gpu}
     assert bool(trainable._to_retry) is raised
 
@@ -171,7 +173,7 @@ def test_only_a_shared_gpu_excuses_memory_that_runs_out(gpu: float, raised: bool
     ("cpu", "gpu", "holds"), [(1.0, 0.0, 4), (2.0, 0.0, 2), (0.5, 0.25, 8), (1.0, 1.0, 2)]
 )
 def test_one_more_is_handed_out_than_the_nodes_hold(queue: Make, cpu: float, gpu: float, holds: int) -> None:
-    made = queue(long_agenda(), gpu, cpu)
+    made = queue(long_scheduler(), gpu, cpu)
     assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == holds
     for i in range(holds):
         made.started(f"t{i}")
@@ -185,7 +187,7 @@ def test_one_more_is_handed_out_than_the_nodes_hold(queue: Make, cpu: float, gpu
 
 def test_a_worker_that_is_being_started_is_waited_for(queue: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A free worker goes to what comes next, unless the cluster seems to have no room for what waits."""
-    made = queue(long_agenda())
+    made = queue(long_scheduler())
     for name in ("quick", "slow"):
         made.suggest(name)
     made.started("quick")
@@ -193,7 +195,7 @@ def test_a_worker_that_is_being_started_is_waited_for(queue: Make, monkeypatch: 
     assert made.suggest("next") is not None
     made.started("next")
     made.ended("next", {"key": "k2"})
-    monkeypatch.setattr(ray_tune, "WORKER_STARTS_S", -1.0)
+    monkeypatch.setattr(study_queue, "WORKER_STARTS_S", -1.0)
     assert made.suggest("after") is None
     made.lost("slow", frozenset())
     assert made.suggest("after")["key"] == "k1"  # type: ignore[index, call-overload]
@@ -202,10 +204,10 @@ def test_a_worker_that_is_being_started_is_waited_for(queue: Make, monkeypatch: 
 def test_a_cluster_that_grows_is_looked_at_again(
     queue: Make, there: list[Node], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = queue(long_agenda(), joined=True)
+    made = queue(long_scheduler(), joined=True)
     assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 4
     there.append(Node("n3", "10.0.0.3", {"CPU": 2.0}))
-    monkeypatch.setattr(nodes, "EVERY_S", -1.0)
+    monkeypatch.setattr(nodes, "COUNT_EVERY_S", -1.0)
     assert sum(made.suggest(f"u{i}") is not None for i in range(20)) == 2
     assert capsys.readouterr().out == "node 10.0.0.3 (2 CPU) joined; 3 nodes now\n"
     del there[0]
@@ -215,8 +217,8 @@ def test_a_cluster_that_grows_is_looked_at_again(
 
 def test_unequal_shares_fill_what_the_nodes_have(queue: Make) -> None:
     """Two GPUs: one whole, and two halves of the other; then two waiting quarters would be too many."""
-    agenda = long_agenda()
-    made = queue(agenda, 0.5, 0.1, k0=1.0)
+    scheduler = long_scheduler()
+    made = queue(scheduler, 0.5, 0.1, k0=1.0)
     handed = [made.suggest(f"t{i}") for i in range(5)]
     assert [config and config["gpu"] for config in handed] == [1.0, 0.5, 0.5, None, None]  # type: ignore[index, call-overload]
     made.ended("t0", {"key": "k0"})
@@ -226,41 +228,53 @@ def test_unequal_shares_fill_what_the_nodes_have(queue: Make) -> None:
 def test_an_autoscaler_is_shown_what_there_is_to_do(queue: Make, there: list[Node]) -> None:
     """It starts nodes for what waits: none of them is there yet, or four trainings run on two."""
     there.clear()
-    made = queue(long_agenda(), 1.0, waits=True)
+    made = queue(long_scheduler(), 1.0, waits=True)
     assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 8
 
 
 def test_what_is_waited_for_is_said_now_and_then(queue: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, said = queue(Agenda(), 4.0, waits=True), []
+    made, said = queue(TwoCells(), 4.0, waits=True), []
     monkeypatch.setattr(made._observer, "notice", said.append)
     made.suggest("a"), made.suggest("b"), made.suggest("c")
     assert not said
-    monkeypatch.setattr(ray_tune, "WORKER_STARTS_S", -1.0)
+    monkeypatch.setattr(study_queue, "WORKER_STARTS_S", -1.0)
     made.suggest("c"), made.suggest("c")
     assert said == [
         "2 trainings wait for a node with 1 CPU, 4 GPU; there are n1 (2 CPU, 1 GPU), n2 (2 CPU, 1 GPU)"
     ]
-    monkeypatch.setattr(ray_tune, "SAID_EVERY_S", -1.0)
+    monkeypatch.setattr(study_queue, "NOTICE_EVERY_S", -1.0)
     made.started("a")
     made.suggest("c")
     assert len(said) == 1  # something trains
 
 
 def test_a_node_that_cannot_work_ends_the_run_and_its_cell_stays_missing(queue: Make) -> None:
-    agenda = Agenda()
-    made = queue(agenda)
+    scheduler = TwoCells()
+    made = queue(scheduler)
     made.suggest("a"), made.suggest("b")
-    made.refuse("a", "node n1: Ray gives a GPU that torch cannot use")
-    agenda.left = []
+    error = InputError("node n1", problem="Ray assigns a GPU that torch cannot use")
+    made.refuse("a", error)
+    scheduler.left = []
     assert made.suggest("c") is None  # the other one is finished
     made.ended("b", {"key": "k1"})
     assert made.suggest("c") == Searcher.FINISHED
-    assert made.refused == agenda.stopped == "node n1: Ray gives a GPU that torch cannot use"
-    assert agenda.told == [{"key": "k1"}]
+    assert made.refused is error
+    assert scheduler.stopped == str(error)
+    assert scheduler.reported == [{"key": "k1"}]
 
 
 def test_what_ended_tells_what_it_held(queue: Make) -> None:
-    made = queue(Agenda())
+    made = queue(TwoCells())
     made.suggest("a")
     made.ended("a", {"key": "k0", "gpu_memory_mb": 900.0})
     assert made._shares.learnt == [{"key": "k0", "gpu_memory_mb": 900.0}]  # type: ignore[attr-defined]
+
+
+def test_a_search_trial_that_took_an_earlier_result_is_observed(queue: Make) -> None:
+    scheduler, seen = TwoCells(), []
+    made = queue(scheduler)
+    made._observer.ended = lambda kind, record: seen.append((kind, record))  # type: ignore[method-assign]
+    scheduler.copied = [{"key": "t1"}, {"key": "t2"}]
+    made.suggest("a")
+    assert seen == [("trial", {"key": "t1"}), ("trial", {"key": "t2"})]
+    assert scheduler.copied == []

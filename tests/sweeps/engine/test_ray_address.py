@@ -10,8 +10,8 @@ import pytest
 import ray
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-from pm25.errors import InputError
-from sweeps.engine import ray_tune
+from sweeps.engine import connection
+from tests.errors import refuses
 
 
 class Head(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):
@@ -36,39 +36,33 @@ def head() -> Iterator[tuple[Head, str]]:
 
 
 def test_a_head_of_this_version_is_joined(head: tuple[Head, str]) -> None:
-    ray_tune._check_answers(head[1])
+    connection.check_answers(head[1])
 
 
 def test_another_version_is_named(head: tuple[Head, str]) -> None:
     head[0].version = "2.9.3"
-    with pytest.raises(InputError) as refused:
-        ray_tune._check_answers(head[1])
-    assert str(refused.value) == (
-        f"--address {head[1]}: the cluster has Ray 2.9.3 and this process {ray.__version__}; install the "
-        "same on both"
-    )
+    with refuses(f"--address {head[1]}", "", "2.9.3", ray.__version__):
+        connection.check_answers(head[1])
 
 
 def test_a_wrong_token_is_said(head: tuple[Head, str]) -> None:
     head[0].refuses = True
-    with pytest.raises(InputError, match=r"refuses the token, or the lack of one; set RAY_AUTH_MODE=token"):
-        ray_tune._check_answers(head[1])
+    with refuses(f"--address {head[1]}", "", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH"):
+        connection.check_answers(head[1])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379"])
 def test_where_nobody_is_that_is_known_at_once(address: str) -> None:
     begin = time.monotonic()
-    with pytest.raises(InputError, match=f"--address {address}: no Ray head answers there .*HOST:6379"):
-        ray_tune._check_answers(address)
-    assert time.monotonic() - begin < ray_tune.HEAD_ANSWERS_S + 5
+    with refuses(f"--address {address}", "", "HOST:6379"):
+        connection.check_answers(address)
+    assert time.monotonic() - begin < connection.HEAD_ANSWERS_S + 5
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
 def test_other_kinds_of_addresses_have_their_command(address: str) -> None:
     with (
-        pytest.raises(
-            InputError, match=r"give the head's HOST:6379.*`sweep submit STUDY --address http://HOST"
-        ),
-        ray_tune._connected(address, None),  # type: ignore[arg-type]
+        refuses(f"--address {address}", "", "HOST:6379", "`sweep submit STUDY --address http://HOST:8265`"),
+        connection.connected(address, None),  # type: ignore[arg-type]
     ):
         pass

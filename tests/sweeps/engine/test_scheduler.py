@@ -5,7 +5,8 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 
 from pm25.cell import Cell
 from pm25.panel import Panel
-from sweeps.engine import scheduler as agendas
-from sweeps.engine.scheduler import Scheduler, Task
+from sweeps.engine import scheduler as schedulers
+from sweeps.engine.scheduler import Scheduler, SearchPoints, Task
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study, Synthetic
 from sweeps.state import StudyState
 from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
+from sweeps.store.search_trials import ArmTrials
 
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
 RATE = "train.learning_rate"
@@ -65,92 +67,96 @@ def of_study(folder: Path, **content: Any) -> StudyState:
     return StudyState(str(path))
 
 
-class Asker:
-    """Gives what was begun before, then points that were declared, then ever smaller ones."""
+class Points:
+    """In the place of Optuna: declared points of every arm, then ever smaller ones."""
 
-    def __init__(self, of: StudyState, points: dict[Arm, list[float]] | None = None, begin: int = 0) -> None:
-        self._begun = {arm: [point for _, point in trials.begun] for arm, trials in of.searches.items()}
-        self._points = {arm: [*rates] for arm, rates in (points or {}).items()}
-        self._count = begin
-        self.told: list[tuple[Arm, str, Record]] = []
+    def __init__(self, points: dict[Arm, list[float]] | None = None, count: int = 0) -> None:
+        self.declared = {arm: [*rates] for arm, rates in (points or {}).items()}
+        self._count = count
+        self.reported: list[tuple[Arm, int, Record]] = []
 
-    def ask(self, arm: Arm) -> tuple[str, dict[str, Any]]:
-        self._count += 1
-        asked = f"{arm.label}-{self._count}"
-        if self._begun[arm]:
-            return asked, self._begun[arm].pop(0)
-        if self._points.get(arm):
-            return asked, {RATE: self._points[arm].pop(0)}
-        return asked, {RATE: 1 / (1 + self._count)}
+    def of_arm(self, trials: ArmTrials) -> SearchPoints:
+        """An arm's search; points of trials that started earlier come first."""
+        arm, started = trials.arm, [point for _, point in trials.begun]
 
-    def tell(self, arm: Arm, asked: str, record: Record) -> None:
-        self.told.append((arm, asked, record))
+        def ask() -> tuple[int, dict[str, Any]]:
+            self._count += 1
+            if started:
+                return self._count, started.pop(0)
+            if self.declared.get(arm):
+                return self._count, {RATE: self.declared[arm].pop(0)}
+            return self._count, {RATE: 1 / (1 + self._count)}
+
+        made: Any = SimpleNamespace(
+            ask=ask,
+            tell=lambda number, record: self.reported.append((arm, number, record)),
+            prunes=lambda number, reported: (arm, number, reported) == (NONE, 1, [9.0]),
+        )
+        return cast(SearchPoints, made)
 
 
-def result(work: Task, loss: float = 1.0, **more: Any) -> Record:
+def result(task: Task, loss: float = 1.0, **more: Any) -> Record:
     """As a worker would record it."""
-    if work.kind == "cell":
-        made = {"key": work.key, "state": "done", "cell": work.cells[0].resolved(), "seconds": 1.0}
+    if task.kind == "cell":
+        made = {"key": task.key, "state": "done", "cell": task.cells[0].resolved(), "seconds": 1.0}
     else:
-        made = {"key": work.key, "state": "done", "epochs": 4, "seconds": 1.0, "reported": []}
+        made = {"key": task.key, "state": "done", "epochs": 4, "seconds": 1.0, "reported": []}
         made["scores"] = {"wr": {"rmse": loss}}
-    return made | dict(work.more) | more
+    return made | dict(task.more) | more
 
 
-def failure(work: Task, kind: str = "RuntimeError", message: str = "broken") -> Record:
-    made = result(work, state="failed", error={"type": kind, "message": message})
+def failure(task: Task, kind: str = "RuntimeError", message: str = "broken") -> Record:
+    made = result(task, state="failed", error={"type": kind, "message": message})
     made.pop("scores", None)
     return made
 
 
-def end(agenda: Scheduler, asker: Asker, of: StudyState, work: Task, record: Record) -> None:
-    """As the runner does it."""
-    (of.store if work.kind == "cell" else of.store.search).write_record(record)
-    if work.kind == "trial":
-        asker.tell(work.arm, work.asked, record)
-    agenda.ended(work, record)
+def end(scheduler: Scheduler, of: StudyState, task: Task, record: Record) -> None:
+    """Record a task as a worker does, and report its end."""
+    (of.store if task.kind == "cell" else of.store.search).write_record(record)
+    scheduler.ended(task, record)
 
 
-def name(work: Task | None) -> str | None:
-    if work is None:
+def name(task: Task | None) -> str | None:
+    if task is None:
         return None
-    if work.kind == "trial":
-        return f"{work.arm.label} trial {work.more['number']}"
-    cell = work.cells[0]
-    return f"{work.arm.label} cell {cell.fold} {cell.seed}"
+    if task.kind == "trial":
+        return f"{task.arm.label} trial {task.more['number']}"
+    cell = task.cells[0]
+    return f"{task.arm.label} cell {cell.fold} {cell.seed}"
 
 
 class Run:
-    """An agenda with a fake asker; what it hands out is named."""
+    """A scheduler with declared points; what it hands out is named."""
 
     def __init__(self, of: StudyState, points: dict[Arm, list[float]] | None = None, **options: Any) -> None:
-        self.state, self.asker = of, Asker(of, points)
-        self.agenda = Scheduler(of, **options)
-        self.works: dict[str, Task] = {}
+        self.state, self.points = of, Points(points)
+        self.scheduler = Scheduler(of, search_points=lambda trials: self.points.of_arm(trials), **options)
+        self.tasks: dict[str, Task] = {}
 
     def next(self, count: int | None = None) -> Any:
         """The names of the next so many; of one without a count."""
         if count is not None:
             return [self.next() for _ in range(count)]
-        work = self.agenda.next(self.asker)
-        if work is not None:
-            self.works[str(name(work))] = work
-        return name(work)
+        task = self.scheduler.next()
+        if task is not None:
+            self.tasks[str(name(task))] = task
+        return name(task)
 
     def end(self, one: str, loss: float = 1.0, **more: Any) -> None:
-        work = self.works[one]
-        end(self.agenda, self.asker, self.state, work, result(work, loss, **more))
+        task = self.tasks[one]
+        end(self.scheduler, self.state, task, result(task, loss, **more))
 
     def fail(self, one: str, kind: str = "RuntimeError", message: str = "broken") -> None:
-        work = self.works[one]
-        end(self.agenda, self.asker, self.state, work, failure(work, kind, message))
+        task = self.tasks[one]
+        end(self.scheduler, self.state, task, failure(task, kind, message))
 
-    def all(self, loss: Any = lambda work: 1.0) -> list[str]:
+    def all(self, loss: Any = lambda task: 1.0) -> list[str]:
         """Everything that comes, one after the other, each ended at once."""
         names = []
         while (one := self.next()) is not None:
             names.append(one)
-            self.end(one, loss(self.works[one]))
+            self.end(one, loss(self.tasks[one]))
         return names
 
 
@@ -165,17 +171,17 @@ def cells_of(arm: Arm) -> list[str]:
 def test_without_a_search_the_cells_come_at_once_in_the_grid_s_order(tmp_path: Path) -> None:
     content = {block: value for block, value in STUDY.items() if block != "search"}
     run = Run(of_study(tmp_path, **content))
-    assert (run.agenda.total, run.agenda.trials) == (8, 0)
+    assert (run.scheduler.total, run.scheduler.trials) == (8, 0)
     assert run.all() == [
         f"{arm} cell {fold} {seed}" for seed in (0, 1) for fold in (0, 1) for arm in ("none", "latlon")
     ]
     assert run.next() is None
-    assert run.agenda.stopped == ""
+    assert run.scheduler.stopped == ""
 
 
 def test_a_search_comes_before_its_grid_and_no_arm_waits_for_another(tmp_path: Path) -> None:
     run = Run(state(tmp_path), {NONE: [0.1, 0.2, 0.3]})
-    assert (run.agenda.total, run.agenda.cells, run.agenda.trials) == (14, 8, 6)
+    assert (run.scheduler.total, run.scheduler.cells, run.scheduler.trials) == (14, 8, 6)
     assert run.next(2) == ["none trial 0", "latlon trial 0"]  # one of each arm
     run.end("none trial 0", 3.0)
     assert run.next() == "none trial 1"
@@ -185,16 +191,16 @@ def test_a_search_comes_before_its_grid_and_no_arm_waits_for_another(tmp_path: P
     # The search of none is over: its cells come beside the one trial of latlon.
     assert run.next(4) == cells_of(NONE)
     for one in cells_of(NONE):
-        assert run.works[one].cells[0].train.learning_rate == 0.2  # which had the smallest loss
+        assert run.tasks[one].cells[0].train.learning_rate == 0.2  # which had the smallest loss
     # No cell is ready: latlon may have as many as there is room for.
     assert run.next(3) == ["latlon trial 1", "latlon trial 2", None]
     for number in (2, 0, 1):
         run.end(f"latlon trial {number}", float(number))
     assert run.next(5) == [*cells_of(LATLON), None]
-    assert run.works["latlon cell 0 0"].cells[0].train.learning_rate == pytest.approx(
-        run.works["latlon trial 0"].more["params"][RATE]
+    assert run.tasks["latlon cell 0 0"].cells[0].train.learning_rate == pytest.approx(
+        run.tasks["latlon trial 0"].more["params"][RATE]
     )
-    assert run.agenda.handed == 14
+    assert run.scheduler.handed == 14
 
 
 def test_while_no_cell_is_ready_every_arm_has_as_many_trials_as_there_is_room_for(tmp_path: Path) -> None:
@@ -224,7 +230,7 @@ def test_concurrent_bounds_the_trials_of_an_arm(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     run = Run(state(tmp_path / "two", concurrent=2))
     assert run.next(5)[-1] is None
-    assert Counter(work.arm for work in run.works.values()) == {NONE: 2, LATLON: 2}
+    assert Counter(task.arm for task in run.tasks.values()) == {NONE: 2, LATLON: 2}
 
 
 def test_of_arms_that_wait_the_furthest_goes_first(tmp_path: Path) -> None:
@@ -239,33 +245,45 @@ def test_a_trial_s_work_is_what_its_record_needs(tmp_path: Path) -> None:
     of = state(tmp_path, seed=[7, 8])
     run = Run(of, {NONE: [0.25]})
     run.next()
-    work = run.works["none trial 0"]
-    assert work.cells == tuple(search_trials.trainings(of.study, NONE, {RATE: 0.25}))
-    digest = search_trials.digest([of.key(cell) for cell in work.cells])
-    assert work.key == search_trials.trial_key(digest, 0)
+    task = run.tasks["none trial 0"]
+    assert task.cells == tuple(search_trials.trainings(of.study, NONE, {RATE: 0.25}))
+    digest = search_trials.digest([of.key(cell) for cell in task.cells])
+    assert task.key == search_trials.trial_key(digest, 0)
     begun = {"kind": "trial", "arm": "none", "number": 0, "params": {RATE: 0.25}, "point": digest}
-    assert dict(work.more) == begun
-    content = of.store.search.read_file(work.key, search_trials.BEGUN)
+    assert dict(task.more) == begun
+    content = of.store.search.read_file(task.key, search_trials.BEGUN)
     assert content is not None
     assert json.loads(content) == begun  # it is told before it is handed out
-    assert (work.kind, work.arm, work.asked) == ("trial", NONE, "none-1")
+    assert (task.kind, task.arm, task.optuna_number) == ("trial", NONE, 1)
 
 
 def test_a_cell_says_which_search_chose_its_settings(tmp_path: Path) -> None:
     run = Run(state(tmp_path), {NONE: [0.5, 0.25, 0.125]})
-    run.all(lambda work: work.more["params"][RATE] if work.kind == "trial" else 0.0)
-    more = run.works["none cell 0 0"].more
+    run.all(lambda task: task.more["params"][RATE] if task.kind == "trial" else 0.0)
+    more = run.tasks["none cell 0 0"].more
     assert more["tuned"] == {RATE: 0.125}
-    assert more["searched"]["trial"] == run.works["none trial 2"].key
+    assert more["searched"]["trial"] == run.tasks["none trial 2"].key
     assert (more["searched"]["trials"], more["searched"]["epochs"]) == (3, 12)
-    assert run.state.store.record(run.works["none cell 0 0"].key) is not None
+    assert run.state.store.record(run.tasks["none cell 0 0"].key) is not None
+
+
+def test_search_trials_are_pruned_and_cells_never(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, trials=1))
+    run.next(2)
+    task = run.tasks["none trial 0"]
+    assert run.scheduler.prunes(task, [9.0])
+    assert not run.scheduler.prunes(task, [8.0])
+    assert not run.scheduler.prunes(run.tasks["latlon trial 0"], [9.0])
+    run.end("none trial 0")
+    assert run.next() == "none cell 0 0"
+    assert not run.scheduler.prunes(run.tasks["none cell 0 0"], [9.0])
 
 
 def test_every_arm_has_the_same_budget(tmp_path: Path) -> None:
     run = Run(state(tmp_path, trials=5))
     run.all()
-    trials = [work for work in run.works.values() if work.kind == "trial"]
-    assert Counter(work.arm for work in trials) == {NONE: 5, LATLON: 5}
+    trials = [task for task in run.tasks.values() if task.kind == "trial"]
+    assert Counter(task.arm for task in trials) == {NONE: 5, LATLON: 5}
 
 
 def test_a_budget_of_epochs_ends_a_search(tmp_path: Path) -> None:
@@ -277,7 +295,7 @@ def test_a_budget_of_epochs_ends_a_search(tmp_path: Path) -> None:
     assert [one for one in names if "cell" in one] == [
         f"{arm} cell {fold} {seed}" for seed in (0, 1) for fold in (0, 1) for arm in ("none", "latlon")
     ]
-    assert Run(state(tmp_path, epochs=8)).agenda.total == 0
+    assert Run(state(tmp_path, epochs=8)).scheduler.total == 0
 
 
 # What was there before
@@ -287,28 +305,28 @@ def test_what_is_recorded_is_not_run_again(tmp_path: Path) -> None:
     first = Run(state(tmp_path))
     for _ in range(6):
         first.end(first.next())
-    assert [one for one in first.works if "cell" in one] == []
+    assert [one for one in first.tasks if "cell" in one] == []
     one_more = first.next()
     first.end(one_more)
     second = Run(state(tmp_path))
-    assert (second.agenda.cells, second.agenda.trials) == (7, 0)
+    assert (second.scheduler.cells, second.scheduler.trials) == (7, 0)
     assert sorted([*second.all(), one_more]) == sorted([*cells_of(NONE), *cells_of(LATLON)])
-    assert Run(state(tmp_path)).agenda.total == 0
+    assert Run(state(tmp_path)).scheduler.total == 0
 
 
 def test_trials_that_did_not_end_come_first_with_their_numbers(tmp_path: Path) -> None:
     first = Run(state(tmp_path), {NONE: [0.1, 0.2, 0.3]})
     assert first.next(4) == ["none trial 0", "latlon trial 0", "none trial 1", "latlon trial 1"]
     first.end("none trial 0")
-    keys = {one: work.key for one, work in first.works.items()}
+    keys = {one: task.key for one, task in first.tasks.items()}
     second = Run(state(tmp_path), {NONE: [0.9], LATLON: [0.7, 0.8]})
-    assert second.agenda.trials == 2 + 3
+    assert second.scheduler.trials == 2 + 3
     assert second.next(2) == ["none trial 1", "latlon trial 0"]
     assert second.next(3) == ["none trial 2", "latlon trial 1", "latlon trial 2"]
     for one in ("none trial 1", "latlon trial 0", "latlon trial 1"):
-        assert second.works[one].key == keys[one]  # and so their checkpoints are found
-    assert second.works["none trial 1"].more["params"] == {RATE: 0.2}
-    assert second.works["none trial 2"].more["params"] == {RATE: 0.9}
+        assert second.tasks[one].key == keys[one]  # and so their checkpoints are found
+    assert second.tasks["none trial 1"].more["params"] == {RATE: 0.2}
+    assert second.tasks["none trial 2"].more["params"] == {RATE: 0.9}
 
 
 def test_begun_trials_are_finished_when_the_budget_of_epochs_is_spent(tmp_path: Path) -> None:
@@ -322,27 +340,27 @@ def test_begun_trials_are_finished_when_the_budget_of_epochs_is_spent(tmp_path: 
 def test_more_trials_open_the_search_again_and_the_same_winner_runs_no_cell_again(tmp_path: Path) -> None:
     points = {NONE: [0.1, 0.2, 0.3], LATLON: [0.4, 0.5, 0.6]}
     first = Run(state(tmp_path), points)
-    first.all(lambda work: work.more["params"][RATE] if work.kind == "trial" else 0.0)
+    first.all(lambda task: task.more["params"][RATE] if task.kind == "trial" else 0.0)
     more = Run(state(tmp_path, trials=4), {NONE: [0.01], LATLON: [0.7]})
-    assert (more.agenda.cells, more.agenda.trials) == (8, 2)
-    names = more.all(lambda work: work.more["params"][RATE] if work.kind == "trial" else 0.0)
+    assert (more.scheduler.cells, more.scheduler.trials) == (8, 2)
+    names = more.all(lambda task: task.more["params"][RATE] if task.kind == "trial" else 0.0)
     # none has a new winner and new cells; latlon's stays, and so do its cells.
     assert names == ["none trial 3", "latlon trial 3", *cells_of(NONE)]
-    assert more.works["none cell 0 0"].cells[0].train.learning_rate == 0.01
-    assert more.agenda.cells == 4
+    assert more.tasks["none cell 0 0"].cells[0].train.learning_rate == 0.01
+    assert more.scheduler.cells == 4
 
 
 def test_a_cell_that_only_began_is_run(tmp_path: Path) -> None:
     first = Run(state(tmp_path))
-    first.all(lambda work: 1.0)
-    key = first.works["none cell 0 0"].key
+    first.all(lambda task: 1.0)
+    key = first.tasks["none cell 0 0"].key
     first.state.store.delete_file(key, "result.json")
     first.state.store.write_file(key, "checkpoint.pt", b"x")
     assert Run(state(tmp_path)).all() == ["none cell 0 0"]
     # Also where the cells are released while the run goes on.
     first.state.store.delete_file(key, "result.json")
     again = Run(state(tmp_path, trials=4), {NONE: [0.9], LATLON: [0.9]})
-    assert again.all(lambda work: 2.0) == ["none trial 3", "latlon trial 3", "none cell 0 0"]
+    assert again.all(lambda task: 2.0) == ["none trial 3", "latlon trial 3", "none cell 0 0"]
 
 
 # Points that were tried before
@@ -353,19 +371,20 @@ def test_a_point_that_was_tried_has_its_result_at_once(tmp_path: Path) -> None:
     assert run.next(2) == ["none trial 0", "latlon trial 0"]
     run.end("none trial 0", 5.0, share={"cpu": 1, "gpu": 1})
     assert run.next() == "none trial 3"  # 1 and 2 were at the point of 0
-    copies = [record for arm, _, record in run.asker.told[1:] if arm == NONE]
+    copies = [record for arm, _, record in run.points.reported[1:] if arm == NONE]
+    assert run.scheduler.copied == copies
     assert [record["number"] for record in copies] == [1, 2]
     for record in copies:
         assert (record["state"], record["scores"]) == ("done", {"wr": {"rmse": 5.0}})
         assert (record["epochs"], record["seconds"]) == (0, 0.0)  # nothing was trained
         assert record["params"] == {RATE: 0.1}
         assert run.state.store.search.record(record["key"]) == record
-    original = run.works["none trial 0"].key
+    original = run.tasks["none trial 0"].key
     assert copies[0]["same_as"] == original
     assert run.state.store.search.record(copies[1]["same_as"]) is not None
     assert len({original, *(record["key"] for record in copies)}) == 3
-    assert [r["number"] for r in run.agenda.searches[NONE].ended] == [0, 1, 2]
-    assert run.agenda.handed == 3
+    assert [r["number"] for r in run.scheduler.searches[NONE].ended] == [0, 1, 2]
+    assert run.scheduler.handed == 3
     # A restart sees the same.
     assert [r["number"] for r in state(tmp_path, trials=4).searches[NONE].ended] == [0, 1, 2]
 
@@ -376,7 +395,7 @@ def test_a_search_may_end_with_points_that_were_tried(tmp_path: Path) -> None:
         *("none trial 0", "latlon trial 0"),
         *(f"{arm} cell {fold} {seed}" for seed in (0, 1) for fold in (0, 1) for arm in ("none", "latlon")),
     ]
-    assert len(run.asker.told) == 6
+    assert len(run.points.reported) == 6
 
 
 @pytest.mark.parametrize(("ended", "copied"), [("failed", True), ("pruned", False)])
@@ -390,16 +409,16 @@ def test_a_failed_point_fails_again_and_a_pruned_one_has_another_chance(
     else:
         run.end("none trial 0", state="pruned")
     run.next()
-    assert ("none trial 1" not in run.works) == copied
+    assert ("none trial 1" not in run.tasks) == copied
     if copied:
-        assert [r["state"] for r in run.agenda.searches[NONE].ended] == ["failed", "failed"]
-        assert NONE in run.agenda.blocked
+        assert [r["state"] for r in run.scheduler.searches[NONE].ended] == ["failed", "failed"]
+        assert NONE in run.scheduler.blocked
 
 
 def test_a_point_that_is_being_tried_is_tried_twice(tmp_path: Path) -> None:
     run = Run(state(tmp_path), {NONE: [0.1, 0.1, 0.3]})
     assert run.next(3) == ["none trial 0", "latlon trial 0", "none trial 1"]
-    assert run.works["none trial 0"].key != run.works["none trial 1"].key
+    assert run.tasks["none trial 0"].key != run.tasks["none trial 1"].key
 
 
 # Less than everything
@@ -407,39 +426,39 @@ def test_a_point_that_is_being_tried_is_tried_twice(tmp_path: Path) -> None:
 
 def test_selected_cells_and_the_searches_they_wait_for(tmp_path: Path) -> None:
     run = Run(state(tmp_path), selects=lambda cell: cell.variant == "latlon" and cell.fold == 1)
-    assert (run.agenda.cells, run.agenda.trials) == (2, 3)
-    assert run.agenda.waiting == {LATLON: 2}
+    assert (run.scheduler.cells, run.scheduler.trials) == (2, 3)
+    assert run.scheduler.waiting == {LATLON: 2}
     assert run.all() == [
         *("latlon trial 0", "latlon trial 1", "latlon trial 2", "latlon cell 1 0", "latlon cell 1 1")
     ]
     # Of a search that is over only the cells.
     after = Run(state(tmp_path), selects=lambda cell: cell.seed == 1 and cell.variant == "latlon")
-    assert (after.agenda.trials, after.all()) == (0, ["latlon cell 0 1"])
+    assert (after.scheduler.trials, after.all()) == (0, ["latlon cell 0 1"])
 
 
 def test_a_limit_counts_what_is_begun(tmp_path: Path) -> None:
     run = Run(state(tmp_path), limit=4)
-    assert run.agenda.total == 4
+    assert run.scheduler.total == 4
     assert len(run.all()) == 4
     assert run.next() is None
-    assert run.agenda.stopped == ""
+    assert run.scheduler.stopped == ""
     said = "8 cells, 0 recorded, 8 to run; 2 arms to search first, 6 trials; at most 4 now"
     assert Scheduler(state(tmp_path, seed=5), limit=4).outline == said
-    assert Run(state(tmp_path), limit=100).agenda.total == 10
+    assert Run(state(tmp_path), limit=100).scheduler.total == 10
 
 
 def test_what_is_to_be_done_in_words(tmp_path: Path) -> None:
     of = state(tmp_path, seed=[7, 8])
-    agenda = Scheduler(of)
-    assert agenda.outline == "8 cells, 0 recorded, 8 to run; 2 arms to search first, 6 trials"
-    assert [*agenda.lines()] == [
+    scheduler = Scheduler(of)
+    assert scheduler.outline == "8 cells, 0 recorded, 8 to run; 2 arms to search first, 6 trials"
+    assert [*scheduler.lines()] == [
         "search  none: 3 trials of 2 trainings, then 4 cells",
         "search  latlon: 3 trials of 2 trainings, then 4 cells",
     ]
-    assert agenda.encoders() == set()
+    assert scheduler.encoders() == set()
     first = Run(of)
-    first.all(lambda work: 1.0)
-    key = first.works["none cell 1 0"].key
+    first.all(lambda task: 1.0)
+    key = first.tasks["none cell 1 0"].key
     of.store.forget(key)
     after = Scheduler(state(tmp_path, seed=[7, 8]))
     assert after.outline == "8 cells, 7 recorded, 1 to run"
@@ -461,7 +480,7 @@ def test_a_budget_of_cells_is_never_exceeded(tmp_path: Path) -> None:
     for _ in range(6):
         run.end(run.next())
     assert run.next(4) == ["none cell 0 0", "latlon cell 0 0", "none cell 1 0", None]
-    assert run.agenda.stopped == "budget.cells 3 is used up"
+    assert run.scheduler.stopped == "budget.cells 3 is used up"
     run.end("none cell 0 0")
     assert run.next() is None
     again = Run(state(tmp_path, budget={"cells": 3}))
@@ -477,7 +496,7 @@ def test_a_budget_of_gpu_hours_counts_shares_of_trials_and_cells(tmp_path: Path)
         assert one is not None
         run.end(one, **half)
     assert run.next() is None
-    assert run.agenda.stopped == "budget.gpu_hours 1.5 is used up (1.50 recorded)"
+    assert run.scheduler.stopped == "budget.gpu_hours 1.5 is used up (1.50 recorded)"
     again = Run(state(tmp_path, budget={"gpu_hours": 1.5}))
     assert again.next() is None  # of earlier runs too
     more = Run(state(tmp_path, budget={"gpu_hours": 10}))
@@ -488,14 +507,14 @@ def test_a_budget_of_gpu_hours_counts_shares_of_trials_and_cells(tmp_path: Path)
 
 def test_a_budget_of_wall_time_is_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(agendas.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(schedulers.time, "monotonic", lambda: now[0])
     run = Run(state(tmp_path, budget={"wall_hours": 2}))
     assert run.next() == "none trial 0"
     now[0] += 7199
     assert run.next() == "latlon trial 0"
     now[0] += 1
     assert run.next() is None
-    assert run.agenda.stopped == "budget.wall_hours 2 is used up"
+    assert run.scheduler.stopped == "budget.wall_hours 2 is used up"
     run.end("none trial 0")  # what runs may end
     assert Run(state(tmp_path, budget={"wall_hours": 2})).next() is not None
 
@@ -504,7 +523,7 @@ def test_the_caller_may_stop_it(tmp_path: Path) -> None:
     reasons = iter(["", "the hold was taken over"])
     run = Run(state(tmp_path), stopped=lambda: next(reasons))
     assert run.next(2) == ["none trial 0", None]
-    assert run.agenda.stopped == "the hold was taken over"
+    assert run.scheduler.stopped == "the hold was taken over"
     assert run.next() is None  # it is not asked again
 
 
@@ -513,10 +532,10 @@ def test_equal_failures_stop_it(tmp_path: Path) -> None:
     for _ in range(2):
         run.end(run.next())
     for message in ("site 1 has no value", "site 22 has no value", "another", "site 333 has no value"):
-        assert run.agenda.stopped == ""
+        assert run.scheduler.stopped == ""
         run.fail(run.next(), message=message)
     assert run.next() is None
-    assert run.agenda.stopped.startswith("3 equal failures in this run, RuntimeError: site # has no value")
+    assert run.scheduler.stopped.startswith("3 equal failures in this run, RuntimeError: site # has no value")
     # They are of this run: the next one tries.
     assert Run(state(tmp_path, max_equal_failures=3)).next() is not None
 
@@ -525,12 +544,12 @@ def test_failures_of_trials_trip_it_too_but_divergence_is_an_answer(tmp_path: Pa
     diverging = Run(state(tmp_path, trials=9, max_equal_failures=2))
     for _ in range(8):
         diverging.fail(diverging.next(), "Diverged", "training loss is nan")
-    assert diverging.agenda.stopped == ""
+    assert diverging.scheduler.stopped == ""
     broken = Run(state(tmp_path, trials=9, max_equal_failures=2))
     for _ in range(2):
         broken.fail(broken.next())
     assert broken.next() is None
-    assert broken.agenda.stopped.startswith("2 equal failures")
+    assert broken.scheduler.stopped.startswith("2 equal failures")
 
 
 def test_a_grid_s_divergence_is_a_failure(tmp_path: Path) -> None:
@@ -548,7 +567,7 @@ def test_without_a_limit_of_failures_all_is_tried(tmp_path: Path) -> None:
         run.end(run.next())
     for _ in range(8):
         run.fail(run.next())
-    assert (run.next(), run.agenda.stopped) == (None, "")
+    assert (run.next(), run.scheduler.stopped) == (None, "")
 
 
 def test_an_arm_whose_trials_all_failed_is_blocked_and_the_others_go_on(tmp_path: Path) -> None:
@@ -561,15 +580,15 @@ def test_an_arm_whose_trials_all_failed_is_blocked_and_the_others_go_on(tmp_path
         else:
             run.end(one)
     assert [one for one in names if "cell" in one] == cells_of(LATLON)
-    assert run.agenda.blocked == {NONE: "none of 3 trials has a score"}
-    assert run.agenda.waiting[NONE] == 4
+    assert run.scheduler.blocked == {NONE: "none of 3 trials has a score"}
+    assert run.scheduler.waiting[NONE] == 4
     # There is nothing to run then, and Ray need not start for it.
     again = Run(state(tmp_path))
-    assert again.agenda.blocked == run.agenda.blocked
-    assert (again.agenda.total, again.next()) == (0, None)
+    assert again.scheduler.blocked == run.scheduler.blocked
+    assert (again.scheduler.total, again.next()) == (0, None)
     # More trials may help.
     more = Run(state(tmp_path, trials=4))
-    assert (more.agenda.cells, more.agenda.trials) == (4 + 4, 1 + 1)
+    assert (more.scheduler.cells, more.scheduler.trials) == (4 + 4, 1 + 1)
 
 
 # Everything once
@@ -579,23 +598,23 @@ def slots(run: Run, count: int, rng: random.Random, dies: int | None) -> Iterato
     """A pool of workers that end in any order; the run is killed after so many have ended."""
     running: list[Task] = []
     while True:
-        while len(running) < count and (work := run.agenda.next(run.asker)) is not None:
-            running.append(work)
+        while len(running) < count and (task := run.scheduler.next()) is not None:
+            running.append(task)
         if not running or dies == 0:
             return
-        work = running.pop(rng.randrange(len(running)))
+        task = running.pop(rng.randrange(len(running)))
         outcome = rng.random()
-        if work.kind == "cell":
-            record = result(work) if outcome < 0.8 else failure(work)
+        if task.kind == "cell":
+            record = result(task) if outcome < 0.8 else failure(task)
         elif outcome < 0.6:
-            record = result(work, rng.choice([1.0, 2.0, rng.random()]))
+            record = result(task, rng.choice([1.0, 2.0, rng.random()]))
         elif outcome < 0.8:
-            record = result(work, state="pruned")
+            record = result(task, state="pruned")
             del record["scores"]
         else:
-            record = failure(work, "Diverged")
-        end(run.agenda, run.asker, run.state, work, record)
-        yield work, record
+            record = failure(task, "Diverged")
+        end(run.scheduler, run.state, task, record)
+        yield task, record
         dies = None if dies is None else dies - 1
 
 
@@ -618,21 +637,21 @@ def test_every_cell_and_every_trial_is_done_once(
     ended: list[tuple[Task, Record]] = []
     for begin, dies in enumerate([*kills, None]):
         run = Run(state(folder, **declared))
-        run.asker = Asker(run.state, begin=100 * begin + rng.randrange(3))
+        run.points = Points(count=100 * begin + rng.randrange(3))
         if begin and rng.random() < 0.5:  # the sampler may well ask for a point again
             old = [record["params"][RATE] for record in run.state.searches[NONE].ended]
-            run.asker._points = {NONE: old}
+            run.points.declared = {NONE: old}
         ended += slots(run, workers, rng, dies)
         if concurrent is not None:
-            assert all(len(of_arm) <= concurrent for of_arm in run.agenda._in_flight.values())
+            assert all(len(of_arm) <= concurrent for of_arm in run.scheduler._in_flight.values())
     after = state(folder, **declared)
-    assert Counter(work.key for work, _ in ended).most_common(1)[0][1] == 1
+    assert Counter(task.key for task, _ in ended).most_common(1)[0][1] == 1
     for arm, trials in after.searches.items():
         assert [record["number"] for record in trials.ended] == [0, 1, 2, 3]  # each arm has had its budget
         assert trials.begun == []
-        own = {record["key"] for work, record in ended if work.kind == "trial" and work.arm == arm}
+        own = {record["key"] for task, record in ended if task.kind == "trial" and task.arm == arm}
         assert own == {r["key"] for r in trials.ended if "same_as" not in r}
-        cells = [work.cells[0] for work, _ in ended if work.kind == "cell" and work.arm == arm]
+        cells = [task.cells[0] for task, _ in ended if task.kind == "cell" and task.arm == arm]
         settled = trials.settled()
         if settled is None:
             assert cells == []

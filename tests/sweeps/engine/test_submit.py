@@ -239,22 +239,23 @@ def toy() -> Iterator[Toy]:
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "shown"),
     [
-        ("127.0.0.1:8265", "no URL of a Ray dashboard; write it as http://HOST:8265"),
-        ("ray://127.0.0.1:10001", "no URL of a Ray dashboard"),
-        ("auto", "no URL of a Ray dashboard"),
-        ("http://", "no URL of a Ray dashboard"),
-        ("http://127.0.0.1:99999", "no URL of a Ray dashboard"),
-        ("http://[::1", "no URL of a Ray dashboard"),
-        ("http://127.0.0.1:1", "nobody answers there (Connection refused)"),
-        ("http://no-such-host.invalid:8265", "nobody answers there"),
+        ("127.0.0.1:8265", "http://HOST:8265"),
+        ("ray://127.0.0.1:10001", "http://HOST:8265"),
+        ("auto", "http://HOST:8265"),
+        ("http://", "http://HOST:8265"),
+        ("http://127.0.0.1:99999", "http://HOST:8265"),
+        ("http://[::1", "http://HOST:8265"),
+        ("http://127.0.0.1:1", "Connection refused"),
+        ("http://no-such-host.invalid:8265", "8265 by default"),
     ],
 )
-def test_an_address_where_nothing_is(sweep: Any, here: Path, address: str, said: str) -> None:
+def test_an_address_where_nothing_is(sweep: Any, here: Path, address: str, shown: str) -> None:
     status, out, err = sweep("toy.yaml", "--address", address)
     assert (status, out) == (2, "")
-    assert err.startswith(f"sweep: --address {address}: {said}")
+    assert err.startswith(f"sweep: --address {address}: ")
+    assert shown in err
     assert err.count("\n") == 1
 
 
@@ -263,7 +264,8 @@ def test_an_address_where_something_else_answers(sweep: Any, here: Path, toy: To
     toy.version = page
     status, _, err = sweep("toy.yaml", "--address", toy.address)
     assert status == 2
-    assert err.startswith(f"sweep: --address {toy.address}: what answers there is no Ray dashboard")
+    assert err.startswith(f"sweep: --address {toy.address}: ")
+    assert "dashboard" in err
     assert err.count("\n") == 1
 
 
@@ -276,7 +278,7 @@ def test_an_address_where_nobody_says_anything(
         deaf.listen()
         status, _, err = sweep("toy.yaml", "--address", f"http://127.0.0.1:{deaf.getsockname()[1]}")
     assert status == 2
-    assert "nobody answers there (no answer within 0.2 s)" in err
+    assert "0.2 s" in err
 
 
 def test_the_address_that_is_given_is_the_one(here: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,10 +293,10 @@ def test_another_version_of_ray_is_sent_nothing(sweep: Any, here: Path, toy: Toy
     toy.version["ray_version"] = "2.31.0"
     status, _, err = sweep("toy.yaml", "--address", toy.address, "--follow")
     assert status == 2
-    assert err == (
-        f"sweep: --address {toy.address}: Ray 2.31.0 is there and {ray.__version__} is here; "
-        "pip install 'ray[default,tune]==2.31.0' here, or the same as here on every node\n"
-    )
+    assert err.startswith(f"sweep: --address {toy.address}: ")
+    assert f"Ray {ray.__version__}" in err
+    assert "pip install 'ray[default,tune]==2.31.0'" in err
+    assert err.count("\n") == 1
     assert {ask.split()[0] for ask in toy.asked} == {"GET"}
     assert not any("packages" in ask for ask in toy.asked)
     toy.add("RUNNING")
@@ -308,7 +310,7 @@ def test_another_version_of_ray_is_sent_nothing(sweep: Any, here: Path, toy: Toy
     [
         (["--set", "train.max_epoch=3"], "unknown key; did you mean train.max_epochs?"),
         (["--only", "variant=geoclip"], "geoclip"),
-        (["--env", "NO_SUCH_VARIABLE"], "--env NO_SUCH_VARIABLE: no such variable is set here"),
+        (["--env", "NO_SUCH_VARIABLE"], "--env NO_SUCH_VARIABLE: "),
         (["--status", "--stop"], "give one of --follow, --status and --stop"),
         (["--json"], "--json: is of --status"),
         (
@@ -331,7 +333,9 @@ def test_a_refusal_is_one_line(sweep: Any, here: Path, toy: Toy) -> None:
     toy.refusal = "Traceback (most recent call last):\n  File x\nRuntimeError: no room\n"
     status, _, err = sweep("toy.yaml", "--address", toy.address)
     assert status == 2
-    assert err == f"sweep: --address {toy.address}: refused (RuntimeError: no room)\n"
+    assert err.startswith(f"sweep: --address {toy.address}: ")
+    assert "(RuntimeError: no room)" in err
+    assert err.count("\n") == 1
 
 
 # One job at a time
@@ -442,7 +446,7 @@ def test_a_cluster_that_is_gone_is_waited_for_and_then_told(
     toy.streams = [(8, "die")]
     status, out, err = sweep("toy.yaml", "--address", toy.address, "--follow")
     assert (status, out) == (2, toy.log[:8])
-    assert "nobody answers there (" in err
+    assert err.splitlines()[-1].startswith(f"sweep: --address {toy.address}: ")
     assert toy.asked.count("GET /api/jobs/toy-0") > 1
 
 
@@ -656,14 +660,11 @@ def test_a_job_is_stopped(head: Head, here: Path, client: Callable[..., "subproc
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "shown"),
     [
-        ({"RAY_AUTH_TOKEN": "wrong"}, "the cluster knows another token than the one sent"),
-        ({"RAY_AUTH_MODE": "disabled"}, "the cluster wants a token, and none was sent"),
-        (
-            {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "no-such-file"},
-            "no token is in no-such-file, which RAY_AUTH_TOKEN_PATH names",
-        ),
+        ({"RAY_AUTH_TOKEN": "wrong"}, "another token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "none was sent"),
+        ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "no-such-file"}, "no-such-file"),
     ],
 )
 def test_a_token_is_asked_for(
@@ -671,9 +672,11 @@ def test_a_token_is_asked_for(
     here: Path,
     client: Callable[..., "subprocess.Popen[str]"],
     environment: dict[str, str],
-    said: str,
+    shown: str,
 ) -> None:
     assert client("log", "toy.yaml", "--address", head.address, **environment).wait(60) == 2
     told = (here / "log").read_text()
-    assert told.startswith(f"sweep: --address {head.address}: {said}; export RAY_AUTH_MODE=token")
+    assert told.startswith(f"sweep: --address {head.address}: ")
+    assert shown in told
+    assert "export RAY_AUTH_MODE=token" in told
     assert told.count("\n") == 1

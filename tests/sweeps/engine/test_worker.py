@@ -65,7 +65,7 @@ def panel() -> Panel:
 @pytest.fixture(scope="module")
 def done(panel: Panel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Record]:
     store = Store(str(tmp_path_factory.mktemp("work")), "toy")
-    return store, worker.run_and_record(cell(), KEY, panel, store)
+    return store, worker.train_and_record(cell(), KEY, panel, store)
 
 
 def embedded(panel: Panel) -> Embedded:
@@ -155,7 +155,7 @@ def test_the_same_cell_gives_the_same_numbers(
     done: tuple[Store, Record], panel: Panel, tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path), "toy")
-    again = worker.run_and_record(cell(), KEY, panel, store)
+    again = worker.train_and_record(cell(), KEY, panel, store)
     for name in ("cell", "metrics", "counts", "audit", "data"):
         assert again[name] == done[1][name]
     assert (folder(store) / "predictions.parquet").read_bytes() == (
@@ -167,12 +167,12 @@ def test_an_encoder_is_recorded_for_its_own_variants_only(panel: Panel, tmp_path
     store = Store(str(tmp_path), "toy")
     short = TrainSettings(max_epochs=1)
     placed = cell(variant="geoclip", fusion="concat", train=short)
-    record = worker.run_and_record(placed, "a", panel, store, embedded=embedded(panel))
+    record = worker.train_and_record(placed, "a", panel, store, embedded=embedded(panel))
     assert (record["state"], record["encoder"]) == ("done", "weights")
     assert record["audit"]["encoder_trained_on_target"] is False
-    record = worker.run_and_record(cell(train=short), "b", panel, store)
+    record = worker.train_and_record(cell(train=short), "b", panel, store)
     assert (record["state"], record["encoder"]) == ("done", None)
-    record = worker.run_and_record(cell(train=short), KEY, panel, store, embedded=embedded(panel))
+    record = worker.train_and_record(cell(train=short), KEY, panel, store, embedded=embedded(panel))
     assert record["state"] == "failed"
     assert record["error"]["message"] == "variant latlon takes no embedding"
 
@@ -180,7 +180,7 @@ def test_an_encoder_is_recorded_for_its_own_variants_only(panel: Panel, tmp_path
 def test_a_matched_head_needs_no_encoder(panel: Panel, tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     matched = cell(variant="none", head="matched", fusion="concat", train=TrainSettings(max_epochs=1))
-    record = worker.run_and_record(matched, KEY, panel, store)
+    record = worker.train_and_record(matched, KEY, panel, store)
     assert (record["state"], record["encoder"]) == ("done", None)
     (row,) = results.rows({KEY: matched}, store.records([KEY])).to_dict("records")
     assert (row["variant"], row["fusion"], row["marked"]) == ("none", "concat", "")
@@ -190,7 +190,7 @@ def test_an_encoder_that_saw_pm25_marks_the_cell(panel: Panel, tmp_path: Path) -
     store = Store(str(tmp_path), "toy")
     placed = cell(variant="table", fusion="concat", train=TrainSettings(max_epochs=1))
     leaking = embedded(panel)._replace(trained_on_target=True)
-    record = worker.run_and_record(placed, KEY, panel, store, embedded=leaking)
+    record = worker.train_and_record(placed, KEY, panel, store, embedded=leaking)
     assert record["audit"]["failed"] == ["encoder_trained_on_target"]
     (row,) = results.rows({KEY: placed}, store.records([KEY])).to_dict("records")
     assert row["marked"] == "encoder_trained_on_target"
@@ -216,23 +216,25 @@ def test_an_encoder_that_cannot_embed_is_bad_input(panel: Panel, tmp_path: Path)
     path = tmp_path / "vectors.parquet"
     few = pd.DataFrame({"site_id": panel.site_id[1:], "a": 1.0})
     few.to_parquet(path, index=False)
-    with pytest.raises(InputError, match=f"1 of the places have no vector: {panel.site_id[0]}"):
+    with pytest.raises(InputError) as raised:
         encoders.embed("table", {"path": path}, panel.lat, panel.lon, panel.site_id)
-    with pytest.raises(InputError, match=r"lost\.ckpt"):
+    assert str(panel.site_id[0]) in str(raised.value)
+    with pytest.raises(InputError) as raised:
         encoders.embed("satclip", {"checkpoint": tmp_path / "lost.ckpt"}, panel.lat, panel.lon, panel.site_id)
+    assert "lost.ckpt" in str(raised.value)
 
 
 def test_vectors_of_another_panel_are_a_failure(panel: Panel, tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     placed = cell(variant="geoclip", fusion="concat")
     short = embedded(panel)._replace(vectors=embedded(panel).vectors[:-1])
-    record = worker.run_and_record(placed, KEY, panel, store, embedded=short)
+    record = worker.train_and_record(placed, KEY, panel, store, embedded=short)
     check_failure(store, record, record["error"]["type"], "out of range")
     assert record["encoder"] == "weights"
     # A variant with an encoder that nobody could load, in the worker itself.
     lost = cell(variant="table", fusion="concat")
     store.forget(KEY)
-    check_failure(store, worker.run_and_record(lost, KEY, panel, store), "InputError", "give path=")
+    check_failure(store, worker.train_and_record(lost, KEY, panel, store), "InputError", "give path=")
 
 
 # Weights
@@ -242,7 +244,7 @@ def test_weights_are_stored_on_request_only(done: tuple[Store, Record], panel: P
     assert listed(done[0]) == DONE_FILES
     assert done[0].read_file(KEY, "weights.pt") is None
     store = Store(str(tmp_path), "toy")
-    again = worker.run_and_record(cell(), KEY, panel, store, keep_weights=True)
+    again = worker.train_and_record(cell(), KEY, panel, store, keep_weights=True)
     assert listed(store) == sorted([*DONE_FILES, "weights.pt"])
     assert again["metrics"] == done[1]["metrics"]
     content = store.read_file(KEY, "weights.pt")
@@ -261,7 +263,7 @@ def test_stored_weights_are_told_with_their_scaling(
 ) -> None:
     assert worker.stored_weights(KEY, done[0]) is None
     store = Store(str(tmp_path), "toy")
-    worker.run_and_record(cell(), KEY, panel, store, keep_weights=True)
+    worker.train_and_record(cell(), KEY, panel, store, keep_weights=True)
     kept = worker.stored_weights(KEY, store)
     assert kept is not None
     weights, scaling = kept
@@ -404,7 +406,7 @@ def test_the_record_is_written_last(panel: Panel, tmp_path: Path, monkeypatch: p
         written.append(name)
 
     monkeypatch.setattr(Store, "write_file", watch)
-    worker.run_and_record(cell(), KEY, panel, Store(str(tmp_path), "toy"), keep_weights=True)
+    worker.train_and_record(cell(), KEY, panel, Store(str(tmp_path), "toy"), keep_weights=True)
     assert sorted(written) == sorted([*DONE_FILES, "weights.pt"])
     assert written[-1] == "result.json"
 
@@ -423,10 +425,10 @@ def test_a_disk_that_fills_up_leaves_no_record(
 
     monkeypatch.setattr(Store, "write_table", fail)
     with pytest.raises(OSError, match="No space left"):
-        worker.run_and_record(cell(), KEY, panel, store)
+        worker.train_and_record(cell(), KEY, panel, store)
     assert store.record(KEY) is None
     monkeypatch.undo()
-    assert worker.run_and_record(cell(), KEY, panel, store)["state"] == "done"
+    assert worker.train_and_record(cell(), KEY, panel, store)["state"] == "done"
     assert listed(store) == DONE_FILES
 
 
@@ -458,14 +460,14 @@ def check_failure(store: Store, record: Record, kind: str, message: str) -> None
 
 def test_a_training_that_diverges_is_a_failure(panel: Panel, tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
-    record = worker.run_and_record(cell(train=TrainSettings(learning_rate=1e30)), KEY, panel, store)
+    record = worker.train_and_record(cell(train=TrainSettings(learning_rate=1e30)), KEY, panel, store)
     check_failure(store, record, "Diverged", "lower train.learning_rate")
     trace = record["error"]["traceback"]
     assert trace.startswith("Traceback (most recent call last):\n")
     assert "pm25/fit.py" in trace
     assert Cell.model_validate(record["cell"]).train.learning_rate == 1e30
     other = cell(seed=1, train=TrainSettings(learning_rate=1e31))
-    again = worker.run_and_record(other, "another", panel, store)["error"]
+    again = worker.train_and_record(other, "another", panel, store)["error"]
     assert again["message"] != record["error"]["message"]
     assert again["signature"] == record["error"]["signature"]
     assert again["signature"].startswith("Diverged: ")
@@ -477,14 +479,14 @@ def test_a_channel_without_a_value_is_a_failure(tmp_path: Path) -> None:
     panel = panels.from_table(pa.Table.from_pandas(made, preserve_index=False), "toy")
     store = Store(str(tmp_path), "toy")
     check_failure(
-        store, worker.run_and_record(cell(), KEY, panel, store), "InputError", "channel elev_m has no value"
+        store, worker.train_and_record(cell(), KEY, panel, store), "InputError", "channel elev_m has no value"
     )
 
 
 def test_a_split_with_an_empty_part_is_a_failure(panel: Panel, tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     whole = cell(split=CheckerboardSplit(degrees=100))  # one square holds the CONUS
-    check_failure(store, worker.run_and_record(whole, KEY, panel, store), "InputError", "part empty")
+    check_failure(store, worker.train_and_record(whole, KEY, panel, store), "InputError", "part empty")
 
 
 @pytest.mark.parametrize("rmse", [math.nan, math.inf])
@@ -500,7 +502,7 @@ def test_an_rmse_that_is_no_number_is_a_failure(
 
     monkeypatch.setattr(trial.Training, "result", broken)
     check_failure(
-        store, worker.run_and_record(cell(), KEY, panel, store), "ArithmeticError", f"test RMSE is {rmse}"
+        store, worker.train_and_record(cell(), KEY, panel, store), "ArithmeticError", f"test RMSE is {rmse}"
     )
 
 
@@ -515,7 +517,7 @@ def test_an_r2_without_variance_is_missing_and_no_failure(
         return trial.Result(**vars(result) | {"metrics": result.metrics | {"test_r2": math.nan}})
 
     monkeypatch.setattr(trial.Training, "result", flat)
-    record = worker.run_and_record(cell(), KEY, panel, store)
+    record = worker.train_and_record(cell(), KEY, panel, store)
     assert (record["state"], record["metrics"]["test_r2"]) == ("done", None)
     frame = results.rows({KEY: cell()}, store.records([KEY]))
     assert frame["test_r2"].isna().all()
@@ -530,7 +532,7 @@ def test_a_message_of_many_lines_becomes_one(
 
     monkeypatch.setattr(trial.Training, "epoch", fail)
     store = Store(str(tmp_path), "toy")
-    check_failure(store, worker.run_and_record(cell(), KEY, panel, store), "RuntimeError", "first second")
+    check_failure(store, worker.train_and_record(cell(), KEY, panel, store), "RuntimeError", "first second")
 
 
 def test_an_interrupt_is_no_result(panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,7 +542,7 @@ def test_an_interrupt_is_no_result(panel: Panel, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(trial.Training, "epoch", interrupt)
     store = Store(str(tmp_path), "toy")
     with pytest.raises(KeyboardInterrupt):
-        worker.run_and_record(cell(), KEY, panel, store)
+        worker.train_and_record(cell(), KEY, panel, store)
     assert store.keys() == set()
 
 
@@ -557,7 +559,7 @@ def test_failures_and_successes_replace_each_other(panel: Panel, tmp_path: Path)
     short = cell(split=RandomSplit(), train=TrainSettings(max_epochs=1))
     worker.record_loss({"key": KEY, "cell": short.resolved()}, store, "lost")
     store.forget(KEY)
-    worker.run_and_record(short, KEY, panel, store)
+    worker.train_and_record(short, KEY, panel, store)
     record = store.record(KEY)
     assert record is not None
     assert record["state"] == "done"
@@ -575,7 +577,7 @@ LONG = TrainSettings(max_epochs=4, batch_size=32)
 def whole(panel: Panel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Record]:
     """A training that nobody disturbed."""
     store = Store(str(tmp_path_factory.mktemp("whole")), "toy")
-    return store, worker.run_and_record(cell(train=LONG), KEY, panel, store)
+    return store, worker.train_and_record(cell(train=LONG), KEY, panel, store)
 
 
 class Killed(BaseException):
@@ -612,7 +614,7 @@ def killed(panel: Panel, folder: Path, monkeypatch: pytest.MonkeyPatch, epochs: 
     with monkeypatch.context() as patch:
         stop_after(patch, epochs, Killed())
         with pytest.raises(Killed):
-            worker.run_and_record(cell(train=LONG), KEY, panel, store, checkpoint_seconds=0)
+            worker.train_and_record(cell(train=LONG), KEY, panel, store, checkpoint_seconds=0)
     assert listed(store) == ["checkpoint.pt"]
     return store
 
@@ -632,7 +634,7 @@ def test_a_killed_training_goes_on_where_it_stood(
 ) -> None:
     store = killed(panel, tmp_path, monkeypatch, epochs)
     calls = count_epochs(monkeypatch)
-    record = worker.run_and_record(cell(train=LONG), KEY, panel, store, checkpoint_seconds=0)
+    record = worker.train_and_record(cell(train=LONG), KEY, panel, store, checkpoint_seconds=0)
     assert len(calls) == 4 - epochs
     assert record["resumed"] == epochs
     check_same(store, record, whole)
@@ -646,7 +648,7 @@ def test_a_training_that_is_killed_again_and_again_ends_all_the_same(
     for _ in range(2):
         killed(panel, tmp_path, monkeypatch, 1)
     calls = count_epochs(monkeypatch)
-    record = worker.run_and_record(cell(train=LONG), KEY, panel, store)
+    record = worker.train_and_record(cell(train=LONG), KEY, panel, store)
     assert (len(calls), record["resumed"]) == (1, 3)
     check_same(store, record, whole)
 
@@ -661,7 +663,7 @@ def test_a_checkpoint_from_elsewhere_is_not_gone_on_from(
     else:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     calls = count_epochs(monkeypatch)
-    record = worker.run_and_record(cell(train=LONG), KEY, panel, store)
+    record = worker.train_and_record(cell(train=LONG), KEY, panel, store)
     assert record[place] in ("abacus", 7)
     assert len(calls) == 4
     assert "resumed" not in record
@@ -692,7 +694,7 @@ def test_a_damaged_checkpoint_costs_time_and_no_number(
     content = store.read_file(KEY, "checkpoint.pt")
     assert content is not None
     store.write_file(KEY, "checkpoint.pt", damage(content))
-    record = worker.run_and_record(cell(train=LONG), KEY, panel, store)
+    record = worker.train_and_record(cell(train=LONG), KEY, panel, store)
     assert "resumed" not in record
     check_same(store, record, whole)
 
@@ -716,9 +718,9 @@ def test_a_checkpoint_is_written_when_its_time_has_come(
     monkeypatch.setattr(trial.Training, "epoch", epoch)
     monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
     long = cell(train=TrainSettings(max_epochs=7, batch_size=32))
-    worker.run_and_record(long, KEY, panel, store, checkpoint_seconds=20)
+    worker.train_and_record(long, KEY, panel, store, checkpoint_seconds=20)
     assert written == [20, 40, 60]
-    worker.run_and_record(long, "b", panel, store, checkpoint_seconds=70)
+    worker.train_and_record(long, "b", panel, store, checkpoint_seconds=70)
     assert written == [20, 40, 60]  # after the last epoch there is nothing to go on with
 
 
@@ -727,7 +729,7 @@ def test_a_failure_leaves_no_checkpoint(
 ) -> None:
     store = killed(panel, tmp_path, monkeypatch, 2)
     stop_after(monkeypatch, 1, RuntimeError("a broken step"))
-    record = worker.run_and_record(cell(train=LONG), KEY, panel, store, checkpoint_seconds=0)
+    record = worker.train_and_record(cell(train=LONG), KEY, panel, store, checkpoint_seconds=0)
     assert record["resumed"] == 2
     check_failure(store, record, "RuntimeError", "a broken step")
 
@@ -739,11 +741,11 @@ def test_what_is_not_to_be_recorded_is_raised_and_goes_on_later(
     with monkeypatch.context() as patch:
         stop_after(patch, 2, MemoryError())
         with pytest.raises(MemoryError):
-            worker.run_and_record(
+            worker.train_and_record(
                 cell(train=LONG), KEY, panel, store, checkpoint_seconds=0, raises=(MemoryError,)
             )
     assert listed(store) == ["checkpoint.pt"]
-    record = worker.run_and_record(cell(train=LONG), KEY, panel, store)
+    record = worker.train_and_record(cell(train=LONG), KEY, panel, store)
     assert record["resumed"] == 2
     check_same(store, record, whole)
 
@@ -752,9 +754,9 @@ def test_more_joins_the_record(panel: Panel, tmp_path: Path) -> None:
     short = cell(train=TrainSettings(max_epochs=1))
     more = {"share": {"cpu": 1.0, "gpu": 0.0}, "tuned": {"model.depth": 2}}
     store = Store(str(tmp_path), "toy")
-    assert worker.run_and_record(short, KEY, panel, store, more=more).items() >= more.items()
+    assert worker.train_and_record(short, KEY, panel, store, more=more).items() >= more.items()
     failing = cell(train=TrainSettings(learning_rate=1e30))
-    assert worker.run_and_record(failing, "b", panel, store, more=more).items() >= more.items()
+    assert worker.train_and_record(failing, "b", panel, store, more=more).items() >= more.items()
 
 
 # Search trials
@@ -909,7 +911,7 @@ def test_a_trial_that_cannot_be_prepared_says_where_that_was(panel: Panel, tmp_p
     store = search_store(tmp_path)
     cells = [one.model_copy(update={"split": CheckerboardSplit(degrees=100)}) for one in placements()]
     made = search_trial(panel, store, cells)
-    with pytest.raises(InputError, match="part empty") as caught:
+    with pytest.raises(InputError) as caught:
         made.epoch()
     record = worker.end_trial(made.draft, store, caught.value)
     assert {"host", "started", "ended", "device", "data"} <= {*record}

@@ -200,7 +200,7 @@ def test_a_probe_that_fails_is_no_measure(
     def fails(*_: object, **__: object) -> dict[str, object]:
         return {"state": "failed", "error": {"type": "ValueError", "message": "no such thing"}}
 
-    monkeypatch.setattr("sweeps.engine.worker.run_and_record", fails)
+    monkeypatch.setattr("sweeps.engine.worker.train_and_record", fails)
     with pytest.raises(InputError, match="failed with ValueError: no such thing"):
         measure.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
 

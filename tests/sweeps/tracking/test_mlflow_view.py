@@ -378,7 +378,7 @@ def test_a_winner_is_registered_once(store: Store, client: MlflowClient) -> None
     file.write_text(json.dumps(study))
     state = StudyState(str(file))
     for key, cell in state.cells.items():
-        worker.run_and_record(cell, key, state.panel, store, keep_weights=True)
+        worker.train_and_record(cell, key, state.panel, store, keep_weights=True)
     records = state.records()
     (winner,) = winners.winners(state, records)
     example = winners.example(state, winner)

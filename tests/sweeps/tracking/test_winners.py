@@ -88,7 +88,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> StudyState:
     for key, cell in state.cells.items():
         keeps = state.study.keeps_weights(cell)
         embedded = state.embedded(cell)
-        record = worker.run_and_record(
+        record = worker.train_and_record(
             cell, key, state.panel, state.store, embedded=embedded, keep_weights=keeps
         )
         assert record["state"] == "done", record.get("error")

@@ -1,0 +1,186 @@
+"""The Tune searcher: hands Tune one task after the other, and takes back what a lost worker had."""
+
+import json
+import math
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ray.tune.search import Searcher
+
+from pm25.errors import InputError
+from sweeps.engine.cluster import Cluster
+from sweeps.engine.gpu_packing import GpuShares
+from sweeps.engine.scheduler import Scheduler, Task
+from sweeps.store.records import Record
+
+LOSSES_FORGIVEN = 3
+"""Number of times that a task whose worker died is started again before it counts as failed.
+
+Losses of complete nodes are not counted.
+"""
+
+WORKER_STARTS_S = 60.0
+"""Time after which a waiting task takes the next free worker, as in a cluster that others use too."""
+
+NOTICE_EVERY_S = 300.0
+"""Time between two notices about waiting tasks while nothing trains."""
+
+
+class Observer(Protocol):
+    """Receives the events of a run, in the driver's process; `kind` is "cell" or "trial"."""
+
+    def begins(self) -> None:
+        """Ray is up and nothing has been handed out yet. An exception ends the run."""
+
+    def notice(self, text: str) -> None:
+        """Show the user a line about the cluster."""
+
+    def started(self, key: str, kind: str) -> None:
+        """A worker has started a task."""
+
+    def ended(self, kind: str, record: Record) -> None:
+        """A task has ended and is recorded."""
+
+
+class StudyQueue(Searcher):
+    """Hands grid cells and search trials to Tune as the scheduler releases them, in one run.
+
+    The queue hands out as many tasks as the nodes can hold. When each of these has its worker, it hands out
+    one more. So a free worker has its next task at once, and an autoscaler sees that there is work. A search
+    is asked for a point no earlier than necessary. One more task from the start would be too many. Tune gives
+    a free worker to the task that waits, and cancels the worker that was being started for it. The first
+    workers would then do all trainings that are shorter than a worker's start. For trainings of 3 s and
+    places for 8, all 8 train this way. With one more task from the start 5 train, and with single tasks 2.
+
+    A task whose worker was lost is handed out again. Tune's own retries are not used, because Tune gives up a
+    trial whose worker dies between two trials.
+    """
+
+    def __init__(self, scheduler: Scheduler, shares: GpuShares, observer: Observer, cluster: Cluster) -> None:
+        super().__init__(metric="ended", mode="max")
+        self._scheduler, self._shares, self._observer = scheduler, shares, observer
+        self._cluster, self._last_share = cluster, shares.whole
+        self._noticed = -math.inf
+        self.refused: InputError | None = None
+        """Why a node cannot work for the study; None while all can."""
+        self._again: deque[tuple[Task, dict[str, Any]]] = deque()
+        self._running: dict[str, tuple[Task, dict[str, Any]]] = {}
+        self._waiting: dict[str, float] = {}  # running tasks without a worker: since when, the oldest first
+        self._losses: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next task's config, None while more may come, or `Searcher.FINISHED`."""
+        if not self._has_capacity():
+            return None
+        if self._again and not self._scheduler.stopped:
+            task, config = self._again.popleft()
+        else:
+            found = self._scheduler.next()
+            while self._scheduler.copied:
+                self._observer.ended("trial", self._scheduler.copied.pop(0))
+            if found is None:
+                more = self._running or (self._again and not self._scheduler.stopped)
+                return None if more else Searcher.FINISHED
+            config = {"kind": found.kind, "key": found.key, "gpu": self._shares.gpu(found)}
+            task = found
+            config["cells"] = [cell.model_dump_json() for cell in found.cells]
+            config["more"] = json.dumps(dict(found.more))
+        self._last_share = config["gpu"]
+        self._running[trial_id] = task, config
+        self._waiting[trial_id] = time.monotonic()
+        return config
+
+    def _has_capacity(self) -> bool:
+        self._cluster.count()
+        self._notice_waiting()
+        counted = Counter(config["gpu"] for _, config in self._running.values())
+        holds = {
+            share: self._cluster.holds(self._shares.cpu, share) for share in {*counted, self._last_share}
+        }
+        if self._cluster.autoscales and len(self._waiting) < max(8, holds[self._last_share]):
+            return True  # an autoscaler starts as many nodes as the waiting tasks would fill
+        if not all(holds.values()):
+            return not self._waiting
+        used = math.fsum(number / holds[share] for share, number in counted.items())
+        if not self._waiting:
+            return used < 1 + 1e-9
+        overdue = time.monotonic() - next(iter(self._waiting.values())) > WORKER_STARTS_S
+        return used < 1 - 1e-9 and not overdue
+
+    def _notice_waiting(self) -> None:
+        """Tell the user now and then what is waited for, while nothing trains."""
+        now = time.monotonic()
+        if not self._waiting or len(self._waiting) < len(self._running):
+            return
+        if now - self._noticed < NOTICE_EVERY_S:
+            return
+        trial_id, since = next(iter(self._waiting.items()))
+        if now - since > WORKER_STARTS_S:
+            self._noticed = now
+            gpu = self._running[trial_id][1]["gpu"]
+            self._observer.notice(
+                f"{len(self._waiting)} trainings wait for a node with {self._shares.cpu:g} CPU, {gpu:g} GPU; "
+                f"there are {self._cluster.outline}"
+            )
+
+    def task(self, trial_id: str) -> Task:
+        """Return the task of a Tune trial that has not ended."""
+        return self._running[trial_id][0]
+
+    def started(self, trial_id: str) -> None:
+        """Mark a task as started. Tune restarts a task itself if the loss of its node was announced."""
+        self._waiting.pop(trial_id, None)
+
+    def prunes(self, trial_id: str, reported: Sequence[float | None]) -> bool:
+        """Return whether to end a task that has reported these validation RMSEs, one per epoch."""
+        return self._scheduler.prunes(self.task(trial_id), reported)
+
+    def ended(self, trial_id: str, record: Record) -> None:
+        """Pass the record of an ended task to the scheduler."""
+        task, _ = self._pop(trial_id)
+        self._shares.learn(task, record)
+        self._scheduler.ended(task, record)
+
+    def lost(self, trial_id: str, nodes: frozenset[str], *, announced: bool = False) -> bool:
+        """Queue a task again whose worker died without a record; False if it has been lost too often.
+
+        `announced` says that the loss of its node was announced, as for a spot instance that is taken back.
+        Otherwise `nodes`, the ids of those alive, decide: Ray reports the loss of a worker before that of its
+        node. A loss is therefore forgiven once a node that was alive at that time is gone.
+        """
+        losses = self._losses[self.task(trial_id).key]
+        if not announced:
+            losses.append(nodes)
+        if sum(then <= nodes for then in losses) > LOSSES_FORGIVEN:
+            return False
+        self._again.append(self._pop(trial_id))
+        return True
+
+    def retry_alone(self, trial_id: str) -> None:
+        """Queue a task again that ran out of a shared GPU's memory, this time for a GPU of its own."""
+        task, config = self._pop(trial_id)
+        self._again.append((task, config | {"gpu": float(math.ceil(max(config["gpu"], 0.5)))}))
+
+    def refuse(self, trial_id: str, error: InputError) -> None:
+        """Stop because a node cannot work for the study; running tasks finish, and this one stays missing."""
+        self._again.append(self._pop(trial_id))
+        self.refused = self.refused or error
+        self._scheduler.stop(str(error))
+
+    def _pop(self, trial_id: str) -> tuple[Task, dict[str, Any]]:
+        self._waiting.pop(trial_id, None)
+        return self._running.pop(trial_id)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Do nothing: `ended` passes on the record."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: a restarted run begins from the store."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle nothing. Tune pickles its searcher for a restore, which this project never does."""
+        return {}

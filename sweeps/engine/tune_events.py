@@ -1,0 +1,108 @@
+"""Tune's events in the driver: pruning, and the end of each task, passed to the queue and the observer."""
+
+import json
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+
+import pm25
+from pm25.errors import InputError
+from pm25.panel import Panel
+from sweeps.engine import ray_internals, worker
+from sweeps.engine.study_queue import Observer, StudyQueue
+from sweeps.engine.trainable import REFUSED, SHARED_GPU_IS_FULL
+from sweeps.store.records import Record, Store
+
+
+class ArmPruning(FIFOScheduler):
+    """Ends search trials that are worse than others of their arm, and makes Tune forget ended trials."""
+
+    def __init__(self, queue: StudyQueue) -> None:
+        super().__init__()
+        self._queue = queue
+        self._over: set[Trial] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle nothing. Tune pickles its scheduler for a restore, which this project never does."""
+        return {}
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Choose none, so that a free worker takes the task handed out next (see `StudyQueue`).
+
+        FIFO would choose the task that has waited longest, and cancel the worker that is starting for it.
+        """
+        # Tune has done everything with these trials since its last step.
+        ray_internals.forget_trials(tune_controller, self._over)
+        self._over.clear()
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Note a trial to forget."""
+        self._over.add(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Note a trial to forget."""
+        self._over.add(trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """End a search trial if the queue prunes it after the epochs that it reports."""
+        pruned = self._queue.prunes(trial.trial_id, result["reported"])
+        return str(self.STOP if pruned else self.CONTINUE)
+
+
+class TuneEvents(tune.Callback):
+    """Records what Tune says of each task, and passes it to the queue and the observer."""
+
+    def __init__(self, queue: StudyQueue, store: Store, observer: Observer, panel: Panel) -> None:
+        self._queue, self._store, self._observer = queue, store, observer
+        self._data = {"data": panel.fingerprint, "numerics": pm25.NUMERICS}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle nothing. Tune pickles its callbacks for a restore, which this project never does."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Pass on that a worker has started a task."""
+        self._queue.started(trial.trial_id)
+        self._observer.started(trial.config["key"], trial.config["kind"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Pass on the record of a task, or why it has none yet; record a search trial that was pruned."""
+        result = trial.last_result
+        if result.get("state") == SHARED_GPU_IS_FULL:
+            self._queue.retry_alone(trial.trial_id)
+            return
+        if result.get("state") == REFUSED:
+            self._queue.refuse(trial.trial_id, InputError(*result["why"]))
+            return
+        record = self._records(trial).record(trial.config["key"])
+        if record is None:  # pruned by the driver
+            draft = {**json.loads(result["draft"]), "state": "pruned"}
+            record = worker.end_trial(draft, self._records(trial))
+        self._ended(trial, record)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Queue the task of a lost worker again, or record its failure if it was lost too often."""
+        records = self._records(trial)
+        record = records.record(trial.config["key"])
+        if record is None:
+            error = ray_internals.trial_error(trial)
+            alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+            announced = bool(getattr(error, "preempted", False) or ray_internals.draining_nodes())
+            if self._queue.lost(trial.trial_id, alive, announced=announced):
+                return
+            task = self._queue.task(trial.trial_id)
+            own = {"cell": task.cells[0].resolved()} if task.kind == "cell" else worker.NOTHING_SPENT
+            draft = {"key": task.key, **own, **self._data, **task.more}
+            reason = str(error or "its worker died").strip()
+            record = worker.record_loss(draft, records, reason.splitlines()[-1])
+        self._ended(trial, record)
+
+    def _records(self, trial: Trial) -> Store:
+        return self._store if trial.config["kind"] == "cell" else self._store.search
+
+    def _ended(self, trial: Trial, record: Record) -> None:
+        self._queue.ended(trial.trial_id, record)
+        self._observer.ended(trial.config["kind"], record)
