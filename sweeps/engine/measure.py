@@ -18,7 +18,10 @@ from pm25.panel import Panel
 from pm25.settings import ENCODERS, ModelSettings
 from sweeps.engine import worker
 from sweeps.plan import calibration
-from sweeps.plan.cost import Calibration, Capacity, Estimate, NetworkTime, SplitTime
+from sweeps.plan.calibration import Calibration, NetworkTime, SplitTime
+from sweeps.plan.capacity import Capacity
+from sweeps.plan.cost import Estimate
+from sweeps.plan.speed import Speeds
 from sweeps.state import StudyState
 from sweeps.store.records import Store
 
@@ -69,12 +72,12 @@ def measure(state: StudyState, room: Capacity, say: Callable[[str], None]) -> No
     count, number = len(shapes) + len(cuts), itertools.count(1)
     for shape, cell in shapes.items():
         say(f"calibrating {next(number)} of {count}: a few batches of {cell.label}")
-        timed = time_shape(cell, shape, plan.samples(cell).train, state.panel, device)
+        timed = time_shape(cell, shape, plan.speeds.samples(cell).train, state.panel, device)
         found = found.model_copy(update={"shapes": (*found.shapes, timed)})
         calibration.write(state.store, found)
     for cut, cell in cuts.items():
         say(f"calibrating {next(number)} of {count}: a cell of {cell.split.label} without its network")
-        fixed_s = time_cut(cell, state.panel, device, plan)
+        fixed_s = time_cut(cell, state.panel, device, plan.speeds)
         found = found.model_copy(
             update={"cuts": (*found.cuts, SplitTime(cut=cut, fixed_s=fixed_s, date=_today()))}
         )
@@ -141,15 +144,15 @@ def _vectors(cell: Cell, shape: NetworkShape, panel: Panel) -> np.ndarray | None
     return np.ones((len(panel.site_id), shape.embedding_dim), np.float32)
 
 
-def time_cut(cell: Cell, panel: Panel, device: str, plan: Estimate) -> float:
+def time_cut(cell: Cell, panel: Panel, device: str, speeds: Speeds) -> float:
     """Time what a cell takes beside its network: a complete cell, storing included, with a tiny network."""
     train = cell.train.model_copy(
         update=PROBE_TRAIN | {"max_windows": min(PROBE_WINDOWS, cell.train.max_windows or PROBE_WINDOWS)}
     )
     place = {"variant": "none", "fusion": None, "head": None}
     probe = cell.model_copy(update={**place, **PROBE, "train": train})
-    n = plan.samples(probe)
-    network = time_shape(probe, plan.shape(probe), n.train, panel, device)
+    n = speeds.samples(probe)
+    network = time_shape(probe, speeds.shape(probe), n.train, panel, device)
     with tempfile.TemporaryDirectory(prefix="sweep-calibrate-") as folder:
         start = time.perf_counter()
         record = worker.train_and_record(

@@ -36,11 +36,14 @@ class Task:
 class SearchPoints(Protocol):
     """Proposes the points of one arm's search and learns from their results: `optuna_study.ArmStudy`."""
 
-    def ask(self) -> tuple[int, dict[str, Any]]: ...
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """Draw the next point; returns its number and the point."""
 
-    def tell(self, number: int, record: Record) -> None: ...
+    def tell(self, number: int, record: Record) -> None:
+        """Report the record of the point's trial."""
 
-    def prunes(self, number: int, reported: Sequence[float | None]) -> bool: ...
+    def prunes(self, number: int, reported: Sequence[float | None]) -> bool:
+        """Return whether to end a trial that has reported these validation RMSEs, one per epoch."""
 
 
 def _arm_study(trials: ArmTrials) -> SearchPoints:

@@ -1,1 +1,1 @@
-"""What a run will cost, and what it could find."""
+"""Plans: the cost of a run, and the differences that it could detect."""

@@ -1,7 +1,7 @@
-"""Measures how fast this machine trains the shapes of a study; runs as `python -m sweeps.plan.calibration`.
+"""The calibration of a machine: its devices, and the measured times that a study's store keeps.
 
-Torch is loaded only where something is measured, in a process of its own: `sweep plan`, which reads what
-was measured, stays quick.
+`sweeps.engine.measure` measures the times. This module reads and writes them without torch, so that
+`sweep plan` starts quickly.
 """
 
 import hashlib
@@ -11,30 +11,90 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow.fs
 from pydantic import ValidationError
 
+from pm25.cell import Cell
 from pm25.errors import InputError
-from sweeps.plan.cost import Calibration, Capacity
+from pm25.neighbours import NeighbourSettings
+from pm25.network_shape import NetworkShape
+from pm25.panel import Panel
+from pm25.protocol import Protocol
+from pm25.settings import Settings
+from pm25.splits import Split
+from sweeps.plan.capacity import Capacity
 from sweeps.store import records as files
 from sweeps.store.records import Store
 
 FOLDER = "calibration"
-"""Beside the cells, with a file for each device and number of threads."""
+"""Folder beside the cells, with a file for each device and number of threads."""
 
 
 class Device(NamedTuple):
-    """A GPU."""
+    """A GPU of this machine."""
 
     name: str
     memory_mb: float
-    """Of the whole device."""
+    """Total memory of the GPU."""
+
+
+class SplitShape(Settings):
+    """All that decides how long a cell takes beside its network: split, scaling, audit, metrics, storing."""
+
+    split: Split
+    window: int
+    protocol: Protocol
+    neighbours: NeighbourSettings | None
+    data: str
+
+    @classmethod
+    def of(cls, cell: Cell, panel: Panel) -> "SplitShape":
+        """Take the fields from a cell and its panel."""
+        return cls(
+            split=cell.split,
+            window=cell.window,
+            protocol=cell.protocol,
+            neighbours=cell.neighbours,
+            data=panel.fingerprint,
+        )
+
+
+class NetworkTime(Settings):
+    """Measured times of one network shape."""
+
+    shape: NetworkShape
+    step_s: tuple[float, ...]
+    """Seconds of a training step, one value for each timed epoch."""
+    scored_s: float
+    """Seconds of a scored window."""
+    memory_mb: float
+    """Peak memory of the process in MB; on a GPU, that of the GPU, CUDA's context included."""
+    date: str
+
+
+class SplitTime(Settings):
+    """Measured time of a cell beside its network."""
+
+    cut: SplitShape
+    fixed_s: float
+    date: str
+
+
+class Calibration(Settings):
+    """Everything that was measured on one device."""
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    """Name of the processor, or of the GPU."""
+    threads: int
+    shapes: tuple[NetworkTime, ...] = ()
+    cuts: tuple[SplitTime, ...] = ()
 
 
 def devices(*, hidden: bool = False) -> list[Device]:
-    """The GPUs that a run would find on this machine; all of them with those `hidden` from this process."""
+    """List the GPUs that a run on this machine would use, or all GPUs with `hidden`."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -46,7 +106,7 @@ def devices(*, hidden: bool = False) -> list[Device]:
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Name of the CPU."""
     listed = Path("/proc/cpuinfo")
     lines = listed.read_text().splitlines() if listed.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -54,9 +114,10 @@ def processor() -> str:
 
 
 def read(store: Store, room: Capacity) -> Calibration | None:
-    """What was measured on this machine's device; for GPUs, where it has none, what was measured last.
+    """Read the calibration of this machine's device; None if there is none.
 
-    Raises InputError for a file that is no calibration.
+    On a machine without a GPU, a plan for GPUs uses the latest calibration of any GPU. Raises InputError for
+    a file that is not a calibration.
     """
     system, folder = store.location(FOLDER)
     try:
@@ -74,7 +135,7 @@ def read(store: Store, room: Capacity) -> Calibration | None:
 
 
 def can_measure(room: Capacity) -> bool:
-    """Whether this machine has the device that the plan is for."""
+    """Return True if this machine has the kind of device that the plan is for."""
     return not room.gpu or bool(devices())
 
 
@@ -83,14 +144,16 @@ def _parse(path: str, content: bytes) -> Calibration:
         return Calibration.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
         raise InputError(
-            f"{path}: not a calibration ({what}); delete the file, and `sweep plan` measures again"
+            path,
+            ".".join(map(str, first["loc"])),
+            f"not a calibration ({first['msg']})",
+            "delete the file, and `sweep plan` measures again",
         ) from None
 
 
 def write(store: Store, found: Calibration) -> None:
-    """Whole or not at all. Raises InputError."""
+    """Write a calibration atomically. Raises InputError."""
     identity = json.dumps([found.device, found.name, found.threads])
     system, folder = store.location(FOLDER)
     path = f"{folder}/{hashlib.sha256(identity.encode()).hexdigest()[:20]}.json"
@@ -101,5 +164,5 @@ def write(store: Store, found: Calibration) -> None:
 
 
 def device_name(room: Capacity) -> str:
-    """Of this machine's device that the plan is for; empty for a GPU where there is none."""
+    """Name of this machine's CPU or GPU, whichever the plan is for; empty without a GPU."""
     return next((device.name for device in devices()), "") if room.gpu else processor()

@@ -1,4 +1,4 @@
-"""Contract with Ray: the private names that `engine/ray_internals.py` uses exist and take the same arguments."""
+"""Contract with Ray: the private names of `engine/ray_internals.py` exist and take the same arguments."""
 
 import importlib
 import inspect

@@ -15,8 +15,11 @@ from pm25.network_shape import NetworkShape
 from pm25.sources import synthetic
 from sweeps.engine import measure
 from sweeps.plan import calibration
-from sweeps.plan.cost import Calibration, Capacity, Estimate, SplitShape
+from sweeps.plan.calibration import Calibration, SplitShape
+from sweeps.plan.capacity import Capacity
+from sweeps.plan.cost import Estimate
 from sweeps.state import StudyState
+from tests.errors import refuses
 
 STUDY = """\
 study: toy
@@ -123,7 +126,7 @@ def test_the_trainings_of_a_search_are_measured(toy: Callable[..., StudyState]) 
     state = toy(declared, "design.variant=none")
     measure.measure(state, ONE_CPU, lambda line: None)
     whole = Estimate(state, {}, state.parts(), ONE_CPU, calibration.read(state.store, ONE_CPU))
-    assert [job.trial for job in whole.jobs] == [True] * 2 + [False] * 4
+    assert [job.trial for job in whole.tasks] == [True] * 2 + [False] * 4
     assert whole.wall_hours() is not None
 
 
@@ -175,9 +178,8 @@ def test_a_file_that_is_no_calibration_is_named(
     path = tmp_path / "results" / "toy" / "calibration" / "a.json"
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(InputError, match="delete the file, and `sweep plan` measures again") as raised:
+    with refuses(str(path), None, "`sweep plan`") as raised:
         calibration.read(toy().store, ONE_CPU)
-    assert str(raised.value).startswith(f"{path}: not a calibration (")
     assert said in str(raised.value)
 
 
@@ -190,8 +192,9 @@ def test_a_store_of_another_file_system(toy: Callable[..., StudyState], tmp_path
 
 def test_a_store_that_cannot_be_written_is_refused(toy: Callable[..., StudyState], tmp_path: Path) -> None:
     state = toy("storage=/proc/results", "design.variant=none")
-    with pytest.raises(InputError, match="storage: /proc/results cannot be written"):
+    with pytest.raises(InputError) as raised:
         measure.measure(state, ONE_CPU, lambda line: None)
+    assert "/proc/results" in str(raised.value)
 
 
 def test_a_probe_that_fails_is_no_measure(
@@ -201,7 +204,7 @@ def test_a_probe_that_fails_is_no_measure(
         return {"state": "failed", "error": {"type": "ValueError", "message": "no such thing"}}
 
     monkeypatch.setattr("sweeps.engine.worker.train_and_record", fails)
-    with pytest.raises(InputError, match="failed with ValueError: no such thing"):
+    with refuses("calibration", "", "none", "ValueError: no such thing"):
         measure.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
 
 
@@ -222,7 +225,7 @@ def test_the_child_measures_and_says_what_is_wrong(
     with pytest.raises(InputError) as raised:
         measure.in_child(reference, ["design.variant=nothing"], ONE_CPU)
     assert "design.variant" in str(raised.value)
-    assert str(raised.value).endswith("; --no-calibrate plans without measuring")
+    assert "--no-calibrate" in raised.value.fix
     assert len(str(raised.value).splitlines()) == 1
 
 

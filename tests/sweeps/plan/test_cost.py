@@ -13,29 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pm25 import model, trial
-from pm25.errors import InputError
 from pm25.network_shape import NetworkShape
 from pm25.settings import Fusion, ModelSettings, TrainSettings
 from pm25.sources import synthetic
 from sweeps.plan import cost
-from sweeps.plan.cost import (
-    CALIBRATED,
-    Bounds,
-    Calibration,
-    Capacity,
-    Estimate,
-    NetworkTime,
-    PlannedTask,
-    SplitShape,
-    SplitTime,
-    epochs_of,
-    spread,
-    wall,
-)
+from sweeps.plan.bounds import Bounds, spread
+from sweeps.plan.calibration import Calibration, NetworkTime, SplitShape, SplitTime
+from sweeps.plan.capacity import Capacity
+from sweeps.plan.cost import Estimate
+from sweeps.plan.schedule import PlannedTask, wall
+from sweeps.plan.speed import CALIBRATED, epochs_of
 from sweeps.spec import study
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
 from sweeps.store import search_trials
+from tests.errors import refuses
 
 STUDY = """\
 study: toy
@@ -167,7 +159,7 @@ def test_what_changes_no_speed_is_no_shape(toy: Callable[..., StudyState]) -> No
     plain, other = (
         toy(f"train.learning_rate={rate}", f"model.dropout={drop}") for rate, drop in ((0.1, 0), (0.2, 0.5))
     )
-    shapes = [{of(state).shape(cell) for cell in state.cells.values()} for state in (plain, other)]
+    shapes = [{of(state).speeds.shape(cell) for cell in state.cells.values()} for state in (plain, other)]
     assert shapes[0] == shapes[1]
     assert len(shapes[0]) == 4
 
@@ -194,7 +186,7 @@ def test_samples_are_those_of_the_trial(toy: Callable[..., StudyState]) -> None:
             scored = [len(flat) for flat in made.scored.values()]
             kept = 0 if cell.tuning else sum(scored[1:])
             expected = (len(made.train), len(made.validation), sum(scored), kept)
-            assert whole.samples(cell) == expected, cell.label
+            assert whole.speeds.samples(cell) == expected, cell.label
 
 
 def test_epochs_lie_between_patience_and_the_last() -> None:
@@ -224,15 +216,15 @@ def test_epochs_are_those_of_the_split_where_it_has_some(toy: Callable[..., Stud
     records = {key: done(state, key, 1.0, epochs=20) for key in keys["random"][:5]}
     records |= {key: done(state, key, 1.0, epochs=40) for key in keys["checkerboard-16"][:4]}
     whole = of(state, **records)
-    assert whole.epochs(state.cells[keys["random"][0]]) == (20, 20, 20)
+    assert whole.speeds.epochs(state.cells[keys["random"][0]]) == (20, 20, 20)
     # Too few of its own: those of all nine.
-    assert whole.epochs(state.cells[keys["checkerboard-16"][0]]).expected == pytest.approx(260 / 9)
+    assert whole.speeds.epochs(state.cells[keys["checkerboard-16"][0]]).expected == pytest.approx(260 / 9)
 
 
 # Schedules
 
 
-def jobs_of(*arms: str) -> list[PlannedTask]:
+def tasks_of(*arms: str) -> list[PlannedTask]:
     """Cells that are ready (`a`), the trials of an arm (`A?`), and the cells that wait for it (`A!`)."""
     return [
         PlannedTask(Arm(name[0], None), (), {}, trial=name.endswith("?"), waits=name.endswith("!"))  # type: ignore[arg-type]
@@ -241,7 +233,7 @@ def jobs_of(*arms: str) -> list[PlannedTask]:
 
 
 def test_a_free_worker_takes_the_next_cell() -> None:
-    cells = jobs_of("a", "a", "a", "a")
+    cells = tasks_of("a", "a", "a", "a")
     assert wall(cells, [3, 3, 2, 2], 2) == 5
     assert wall(cells, [1, 1, 1, 4], 2) == 5  # in the grid's order, not the longest first
     assert wall(cells, [4, 1, 1, 1], 2) == 4
@@ -252,25 +244,25 @@ def test_a_free_worker_takes_the_next_cell() -> None:
 
 def test_cells_wait_for_the_search_of_their_arm() -> None:
     # 0-1 A?, 0-2 b; 1-2 A?; 2-3 A?, 2-4 b; 3-4 A!; 4-5 A!
-    assert wall(jobs_of("A?", "A?", "A?", "A!", "A!", "b", "b"), [1, 1, 1, 1, 1, 2, 2], 2) == 5
-    assert wall(jobs_of("A?", "A!", "A!"), [5, 1, 1], 8) == 6
+    assert wall(tasks_of("A?", "A?", "A?", "A!", "A!", "b", "b"), [1, 1, 1, 1, 1, 2, 2], 2) == 5
+    assert wall(tasks_of("A?", "A!", "A!"), [5, 1, 1], 8) == 6
     # 0-2 A?, 0-1 b, 1-2 b; 2-4 A?; 4-6 A!: one trial at a time beside cells, and never none.
-    assert wall(jobs_of("A?", "A?", "A!", "b", "b"), [2, 2, 2, 1, 1], 2) == 6
-    assert wall(jobs_of("A!", "A!"), [1, 1], 1) == 2  # its search is over
+    assert wall(tasks_of("A?", "A?", "A!", "b", "b"), [2, 2, 2, 1, 1], 2) == 6
+    assert wall(tasks_of("A!", "A!"), [1, 1], 1) == 2  # its search is over
 
 
 def test_trials_run_side_by_side_where_no_cell_is_ready() -> None:
-    trials = jobs_of("A?", "A?", "A?", "A?")
+    trials = tasks_of("A?", "A?", "A?", "A?")
     assert wall(trials, [1] * 4, 4) == 1
-    assert wall(trials, [1] * 4, 4, together=1) == 4
+    assert wall(trials, [1] * 4, 4, concurrent=1) == 4
     assert wall(trials, [1] * 4, 4, together=2) == 2
     # Two arms: each keeps one going.
-    assert wall(jobs_of("A?", "A?", "B?", "B?"), [1] * 4, 2) == 2
+    assert wall(tasks_of("A?", "A?", "B?", "B?"), [1] * 4, 2) == 2
 
 
 @given(st.lists(st.floats(0, 100), max_size=30), st.integers(1, 6))
 def test_a_schedule_is_within_its_bounds(seconds: list[float], slots: int) -> None:
-    found = wall(jobs_of(*["a"] * len(seconds)), seconds, slots)
+    found = wall(tasks_of(*["a"] * len(seconds)), seconds, slots)
     longest = max(seconds, default=0)
     assert found >= max(sum(seconds) / slots, longest) - 1e-9
     assert found <= sum(seconds) / slots + longest + 1e-9  # Graham's bound
@@ -282,7 +274,7 @@ def test_room_for_cells(toy: Callable[..., StudyState]) -> None:
     assert Capacity.of(toy("resources={cpu: 0.1, gpu: 0.1}").study, 4, 3).slots == 30
     assert Capacity.of(toy("resources={cpu: 4, gpu: 0.5}").study, 16, 8).slots == 4
     assert Capacity.of(toy("resources.gpu=0").study, 4, 8).gpu == 0
-    with pytest.raises(InputError, match="wants 1 CPU and 1 GPU, and the plan is for 4 CPU and 0 GPU"):
+    with refuses("study file", "resources", "1 GPU", "4 CPU, 0 GPU", "--gpus", "--set resources.gpu=0"):
         Capacity.of(toy("resources.gpu=1").study, 4, 0)
 
 
@@ -309,7 +301,7 @@ def test_the_range_holds_every_epoch_that_was_timed(toy: Callable[..., StudyStat
     plain = measured(state)
     timed = tuple(t.model_copy(update={"step_s": (2.0, 1.0, 6.0)}) for t in plain.shapes)
     whole = of(state, calibration=plain.model_copy(update={"shapes": timed}))
-    speed = whole.speed(whole.jobs[0].cells[0])
+    speed = whole.speeds.speed(whole.tasks[0].cells[0])
     assert speed is not None
     assert speed.step == pytest.approx((CALIBRATED.low * 1, 1, CALIBRATED.high * 6))
 
@@ -324,7 +316,7 @@ def test_without_a_speed_nothing_is_said(toy: Callable[..., StudyState]) -> None
     assert content["wall_hours"] is content["cpu_hours"] is content["memory_mb"] is None
     shapes, cuts = whole.uncalibrated()
     assert (len(shapes), len(cuts)) == (4, 2)
-    with pytest.raises(InputError, match="--budget: no speed is known"):
+    with refuses("--budget", "", "--no-calibrate"):
         whole.largest(1)
 
 
@@ -334,9 +326,9 @@ def test_a_record_tells_the_cells_like_it(toy: Callable[..., StudyState]) -> Non
     whole = of(state, **{first: done(state, first, 12.0)})
     assert [*whole.sources()] == [f"measured in done cells on {platform.machine()}"]
     assert whole.uncalibrated() == ({}, {})
-    alike = [job for job in whole.jobs if (job.cells[0].split, job.cells[0].fold) == (cell.split, cell.fold)]
+    alike = [job for job in whole.tasks if (job.cells[0].split, job.cells[0].fold) == (cell.split, cell.fold)]
     assert [job.cells[0].seed for job in alike] == [1]
-    seconds = whole._each[whole.jobs.index(alike[0])]
+    seconds = whole._task_seconds[whole.tasks.index(alike[0])]
     assert seconds == pytest.approx((0.8 * 12, 12, 1.25 * 12))
 
 
@@ -351,7 +343,7 @@ def test_a_record_goes_before_a_calibration_and_its_split_before_others(
     whole = of(state, calibration=measured(state), **records)
     for key, record in records.items():
         cell = state.cells[key]
-        n, speed = whole.samples(cell), whole.speed(cell)
+        n, speed = whole.speeds.samples(cell), whole.speeds.speed(cell)
         assert speed is not None
         took = 5 * (2 * speed.step.expected + n.validation * speed.scored.expected)
         assert took + n.scored * speed.scored.expected == pytest.approx(record["seconds"])
@@ -377,8 +369,8 @@ def test_records_of_a_gpu_plan_gpus(toy: Callable[..., StudyState]) -> None:
 def test_gpus_that_nobody_measured_by_operation_counts(toy: Callable[..., StudyState]) -> None:
     state = toy("design.variant=none")
     whole = of(state, ONE_GPU)
-    cell = whole.jobs[0].cells[0]
-    flops, speed = whole.shape(cell).flops, whole.speed(cell)
+    cell = whole.tasks[0].cells[0]
+    flops, speed = whole.speeds.shape(cell).flops, whole.speeds.speed(cell)
     assert speed is not None
     # One layer in two directions over 21 days; forward, and twice that backward; 64 windows a step.
     for step, rate, launch in zip(
@@ -406,20 +398,22 @@ def test_cells_that_share_a_gpu_may_wait_for_each_other(toy: Callable[..., Study
 def test_a_search_by_hand(toy: Callable[..., StudyState]) -> None:
     state = toy(SEARCH, "design.variant=none", "design.seed=0", "design.split={kind: random, folds: 3}")
     whole = of(state, calibration=measured(state))
-    assert [job.trial for job in whole.jobs] == [True] * 3 + [False] * 3
-    assert all(job.waits for job in whole.jobs[3:])
+    assert [job.trial for job in whole.tasks] == [True] * 3 + [False] * 3
+    assert all(job.waits for job in whole.tasks[3:])
     space = [shape_of_width(whole, width) for width in (2, 8)]
-    low, high = (s.flops / whole.shape(whole.jobs[0].cells[0]).flops for s in space)
+    low, high = (s.flops / whole.speeds.shape(whole.tasks[0].cells[0]).flops for s in space)
     # Two placements, each 2 steps of a second in 5 epochs; a grid cell is one.
     work = Bounds(low * CALIBRATED.low, math.sqrt(low * high), high * CALIBRATED.high)
-    assert whole._each[0] == pytest.approx(work.times(20))
-    assert whole._each[3] == pytest.approx(work.times(10))
+    assert whole._task_seconds[0] == pytest.approx(work.times(20))
+    assert whole._task_seconds[3] == pytest.approx(work.times(10))
     assert whole.content(0)["search_trials"] == 3
 
 
 def shape_of_width(whole: Estimate, width: int) -> NetworkShape:
-    cell = whole.jobs[0].cells[0]
-    return whole.shape(cell.model_copy(update={"model": cell.model.model_copy(update={"width": width})}))
+    cell = whole.tasks[0].cells[0]
+    return whole.speeds.shape(
+        cell.model_copy(update={"model": cell.model.model_copy(update={"width": width})})
+    )
 
 
 def test_pruning_and_the_budget_of_epochs_shorten_trials_alone(toy: Callable[..., StudyState]) -> None:
@@ -435,7 +429,7 @@ def test_pruning_and_the_budget_of_epochs_shorten_trials_alone(toy: Callable[...
         whole = of(state, calibration=measured(state))
         return [
             tuple(s.times(Bounds(*(1 / m for m in CALIBRATED))))
-            for s in (whole._each[0], whole._each[-1])
+            for s in (whole._task_seconds[0], whole._task_seconds[-1])
             if s
         ]
 
@@ -453,7 +447,7 @@ def test_pruning_and_the_budget_of_epochs_shorten_trials_alone(toy: Callable[...
 def test_what_a_level_costs_by_hand(toy: Callable[..., StudyState]) -> None:
     state = toy()
     whole = of(state, calibration=measured(state, step_s=360.0))  # 2 steps x 5 epochs: an hour a cell
-    found = {(level.factor, level.level): (level.jobs, level.worker_hours) for level in whole.levels()}
+    found = {(level.factor, level.level): (level.tasks, level.worker_hours) for level in whole.levels()}
     counts = {
         ("variant", "none"): 10,  # 5 folds of both splits, 2 seeds
         ("variant", "latlon"): 10,
@@ -473,12 +467,12 @@ def test_what_a_level_costs_by_hand(toy: Callable[..., StudyState]) -> None:
         assert hours == pytest.approx(tuple(jobs * margin for margin in CALIBRATED))
     # With every record there, nothing goes without it.
     records = {key: done(state, key, 1.0) for key in state.cells}
-    assert {level.jobs for level in of(state, **records).levels()} == {0}
+    assert {level.tasks for level in of(state, **records).levels()} == {0}
 
 
 def test_levels_of_the_matched_head_and_of_a_search(toy: Callable[..., StudyState]) -> None:
     state = toy(SEARCH, "design.head=[plain, matched]")
-    found = {(level.factor, level.level): level.jobs for level in of(state).levels()}
+    found = {(level.factor, level.level): level.tasks for level in of(state).levels()}
     # Ten cells and three trials of each arm: none, two with a matched head, latlon, two of geoclip.
     assert found["variant", "none"] == 39
     assert found["head", "matched"] == found["variant", "geoclip"] == 26
@@ -491,7 +485,7 @@ def test_cells_with_a_record_cost_nothing(toy: Callable[..., StudyState]) -> Non
     state = toy()
     first, second, *_ = state.cells
     records = {first: done(state, first, 1.0), second: {"key": second, "state": "failed"}}
-    assert len(of(state, **records).jobs) == len(of(state).jobs) - 2
+    assert len(of(state, **records).tasks) == len(of(state).tasks) - 2
 
 
 # Disk
@@ -503,7 +497,7 @@ def test_disk_by_hand(toy: Callable[..., StudyState]) -> None:
     tested = sum(len(parts.test) for parts in state.parts().values())
     whole = of(state)
     assert whole.disk_mb(0).expected == pytest.approx((8 * tested + 3 * 6e3) / 1e6)
-    weights = 4 * whole.shape(whole.jobs[0].cells[0]).parameters
+    weights = 4 * whole.speeds.shape(whole.tasks[0].cells[0]).parameters
     for keep, n in (("true", 3), ("winners", 1)):
         found = of(toy(*design, f"keep_weights={keep}")).disk_mb(0).expected
         assert found == pytest.approx((8 * tested + 3 * 6e3 + n * weights) / 1e6)
@@ -513,7 +507,7 @@ def test_disk_of_winners_weights_counts_every_arm_once(toy: Callable[..., StudyS
     splits = "design.split=[{kind: checkerboard, degrees: 30}, {kind: random, folds: 2}]"
     design = ("design.variant=[none, latlon]", splits, "design.seed=0")
     state, without = toy(*design), toy(*design, "keep_weights=false")
-    sizes = {job.arm: 4 * of(state).shape(job.cells[0]).parameters for job in of(state).jobs}
+    sizes = {job.arm: 4 * of(state).speeds.shape(job.cells[0]).parameters for job in of(state).tasks}
     assert len(sizes) == 2
     more = of(state).disk_mb(0).expected - of(without).disk_mb(0).expected
     assert more == pytest.approx(sum(sizes.values()) / 1e6)
@@ -550,12 +544,12 @@ def test_the_largest_subset_is_that_of_brute_force(toy: Callable[..., StudyState
     for records, hours in itertools.product(({}, some), (0.5, 2, 4, 6.5, 9, 13, 17, 25)):
         whole = of(state, room, measured(state, step_s=360.0), **records)
         # Done cells tell a speed too, which is not what is looked at here.
-        whole._each = [Bounds(0.5, 1 + 0.1 * (i % 3), 3).times(3600) for i in range(len(whole.jobs))]
+        whole._task_seconds = [Bounds(0.5, 1 + 0.1 * (i % 3), 3).times(3600) for i in range(len(whole.tasks))]
         fitting = []
         for seeds, folds in itertools.product((1, 2, 3), (1, 2, 3)):
             chosen = [
                 (job, s.expected)
-                for job, s in zip(whole.jobs, whole._each, strict=True)
+                for job, s in zip(whole.tasks, whole._task_seconds, strict=True)
                 if s is not None
                 and job.cells[0].seed in design.seed[:seeds]
                 and job.cells[0].fold in [*range(folds)]
@@ -581,7 +575,7 @@ def test_what_is_done_is_free(toy: Callable[..., StudyState]) -> None:
     keys = {(cell.seed, cell.fold): key for key, cell in state.cells.items()}
     first = {keys[0, fold]: done(state, keys[0, fold], 1.0) for fold in range(3)}
     whole = of(state, **first)
-    whole._each = [Bounds(1, 1, 1).times(3600)] * 3
+    whole._task_seconds = [Bounds(1, 1, 1).times(3600)] * 3
     found = whole.largest(2)
     assert found is not None
     assert (found.seeds, found.folds, found.cells, found.wall_hours.expected) == (2, 2, 4, 2)
@@ -590,7 +584,7 @@ def test_what_is_done_is_free(toy: Callable[..., StudyState]) -> None:
 def test_the_search_is_part_of_every_subset(toy: Callable[..., StudyState]) -> None:
     state = toy(SEARCH, "design.variant=none", "design.split={kind: random, folds: 3}")
     whole = of(state, calibration=measured(state))
-    whole._each = [Bounds(1, 1, 1).times(3600)] * len(whole.jobs)
+    whole._task_seconds = [Bounds(1, 1, 1).times(3600)] * len(whole.tasks)
     assert [whole.subset(1, folds).wall_hours.expected for folds in (1, 2, 3)] == [4, 5, 6]  # 3 trials each
 
 
