@@ -74,7 +74,8 @@ def plan(
     """
     from sweeps.engine import measure
     from sweeps.plan import calibration
-    from sweeps.plan.cost import Capacity, Estimate
+    from sweeps.plan.capacity import Capacity
+    from sweeps.plan.cost import Estimate
 
     state = open_state(study, overrides)
     records, parts = state.records(), state.parts()

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from pm25.cell import Cell
 from pm25.panel import Panel
-from sweeps.engine import scheduler as schedulers
 from sweeps.engine.scheduler import Scheduler, SearchPoints, Task
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study, Synthetic
