@@ -1,6 +1,7 @@
 """A whole study in a bucket: held by one driver, killed with all its processes, resumed, and read again."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -120,16 +121,18 @@ def test_one_driver_holds_a_study_in_a_bucket(objects: Any, monkeypatch: pytest.
     store = Store(f"{objects.bucket()}/results", "demo")
     with StudyLock(store) as first:
         with (
-            pytest.raises(InputError, match=r"driver\.json: process .* has been running study demo since"),
+            pytest.raises(InputError) as raised,
             StudyLock(store),
         ):
             pass
+        assert "driver.json" in str(raised.value)
+        assert str(os.getpid()) in str(raised.value)
         time.sleep(0.5)
         assert not first.lost
         system, path = store.location("driver.json")
         system.delete_file(path)
         time.sleep(0.5)
-        assert first.lost == f"{path} was removed: somebody ended this run"
+        assert path in first.lost
     with StudyLock(store):  # which is free again
         pass
     assert system.get_file_info(path).type == pyarrow.fs.FileType.NotFound

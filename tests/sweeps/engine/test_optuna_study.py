@@ -300,16 +300,19 @@ def test_a_population_goes_on_after_a_restart(sampler: str) -> None:
 PINNED_SPACE = {**SPACE, "model.dropout": {"float": [0.0, 0.5], "when": {DEPTH: [1, 2]}}}
 PINNED: dict[tuple[str, str], list[tuple[float, ...]]] = {
     ("tpe", "hyperband"): [
-        *((0.7, 3), (0.009996, 3), (0.002044, 4), (0.003677, 1, 0.291002)),
-        *((0.01436, 3), (0.061764, 1, 0.496051), (0.84851, 1, 0.488383), (0.074652, 2, 0.050061)),
+        *((0.7, 3), (0.009996, 3), (0.002044, 4), (0.003677, 1, 0.291002), (0.051933, 1, 0.402696)),
+        *((0.001102, 2, 0.015055), (0.021987, 1, 0.488383), (0.891865, 1, 0.474458)),
+        *((0.04099, 2, 0.185945), (0.00343, 1, 0.278908), (0.031826, 2, 0.162642), (0.139705, 2, 0.279568)),
     ],
     ("random", "median"): [
-        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.301438, 3)),
-        *((0.011829, 2, 0.293148), (0.36584, 3), (0.03352, 3), (0.067013, 2, 0.157482)),
+        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.301438, 3), (0.011829, 2, 0.293148), (0.36584, 3)),
+        *((0.03352, 3), (0.067013, 2, 0.157482), (0.022846, 1, 0.049721), (0.148523, 3)),
+        *((0.304074, 2, 0.246652), (0.160033, 4)),
     ],
     ("nsga2", "asha"): [
-        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.009996, 3)),
-        *((0.009996, 3), (0.009996, 3), (0.044019, 4), (0.301438, 3)),
+        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.301438, 3), (0.011829, 2, 0.293148), (0.36584, 3)),
+        *((0.009996, 3), (0.062346, 2, 0.30436), (0.011211, 2, 0.226467), (0.009996, 3)),
+        *((0.002118, 2, 0.049721), (0.148523, 3)),
     ],
 }
 """Points by sampler and pruner: learning rate, depth and, where it is active, dropout."""
@@ -317,22 +320,29 @@ PINNED: dict[tuple[str, str], list[tuple[float, ...]]] = {
 
 @pytest.mark.parametrize(("sampler", "pruner"), PINNED)
 def test_points_of_a_seed_and_a_history(sampler: str, pruner: str) -> None:
-    """Four trials have ended, one has started; then eight are asked for, two side by side."""
+    """Four trials have ended, one has started; then twelve are asked for, two side by side."""
     states = ("done", "pruned", "failed", "done")
     ended = [
-        record(n, point(0.1 * (n + 1), 3 + n % 2), 4.0 - n, state=state, reported=[9.0 - n, 8.0 - 2 * n])
+        record(
+            n,
+            point(0.1 * (n + 1), 3 + n % 2),
+            4.0 - n,
+            state=state,
+            reported=[12.0 - n - k / 10 for k in range(9)],
+        )
         for n, state in enumerate(states)
     ]
     begun, way = [(4, point(0.7, 3))], {"sampler": sampler, "pruner": pruner}
-    made = ArmStudy(arm_trials(*ended, begun=begun, space=PINNED_SPACE, trials=12, **way))
+    made = ArmStudy(arm_trials(*ended, begun=begun, space=PINNED_SPACE, trials=16, **way))
     points, running = [], []
-    for n in range(5, 13):
+    for n in range(5, 17):
         number, params = made.ask()
         points.append(params)
         loss = abs(math.log10(params[RATE]) + 1.5)
-        pruned = any(made.prunes(number, [3 * loss, 2 * loss, loss][:epoch]) for epoch in (1, 2))
+        reported = [loss * (3 - k / 4) for k in range(9)]
+        pruned = any(made.prunes(number, reported[:epoch]) for epoch in (1, 2))
         state = "pruned" if pruned else "failed" if n == 8 else "done"
-        running.append((number, record(n, params, loss, 2 - loss, state=state)))
+        running.append((number, record(n, params, loss, 2 - loss, state=state, reported=reported)))
         if n % 2 == 0:
             for one in running:
                 made.tell(*one)
