@@ -51,7 +51,7 @@ class Demo:
         return ended.stdout
 
     def objects(self, name: str) -> dict[str, tuple[int, Any]]:
-        """By path, what is there under a name: size and time."""
+        """Size and time of the objects of a name, by path."""
         system, root = self.store.location()
         selector = pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True)
         found = [info for info in system.get_file_info(selector) if info.base_name == name]
@@ -110,7 +110,7 @@ def test_the_demo_in_a_bucket_is_killed_and_resumed(objects: Any, tmp_path: Path
     assert counted["search"] == {"total": ARMS * 2, "done": ARMS * 2, "failed": 0}
     assert f"{CELLS} cells, {CELLS} done" in demo.run("export", "cells.csv")
     assert demo.run("report", "-o", "report").count("\n") > 10
-    # MLflow's artifacts lie beside its database, and nothing in the folder that the driver stood in.
+    # MLflow's artifacts are beside its database, and the driver's working folder has nothing else.
     assert {path.name for path in tmp_path.iterdir()} == {"tracking", "log", "cells.csv", "report"}
     assert {path.name for path in (tmp_path / "tracking").iterdir()} == {"mlflow.db", "mlflow-artifacts"}
 

@@ -356,7 +356,7 @@ def test_points_of_a_seed_and_a_history(sampler: str, pruner: str) -> None:
 
 
 def curve(loss: float) -> list[float]:
-    """Of nine epochs: from three times the loss down to it."""
+    """Validation RMSE of nine epochs, from three times the loss down to it."""
     return [loss * (3 - epoch / 4) for epoch in range(9)]
 
 
@@ -399,7 +399,7 @@ def test_the_worse_are_ended_and_the_best_never(kind: str) -> None:
 
 
 def test_asha_by_hand_also_after_a_restart() -> None:
-    """Rungs after 1, 3 and 9 epochs, of which the best third goes on; the rungs are known from the store."""
+    """Rungs after 1, 3 and 9 epochs, at which the best third continues; the rungs come from the store."""
     asha = {"kind": "asha", "factor": 3}
     # Of the six at the first rung, and itself, the best 7 // 3 = 2 go on: those with 3 and 6.
     assert pruned_after(ArmStudy(six(pruner=asha)), [5.9, 5.8, 5.7]) == 3
@@ -424,7 +424,7 @@ def test_without_a_pruner_nothing_is_ended() -> None:
 
 
 def opened(view: OptunaJournal) -> dict[str, optuna.Study]:
-    """What another program reads in it."""
+    """The studies that another program reads in the journal."""
     assert view.path is not None
     storage = JournalStorage(JournalFileBackend(str(view.path)))
     names = optuna.get_all_study_names(storage)
@@ -465,7 +465,7 @@ def test_the_journal_says_what_the_records_say(tmp_path: Path) -> None:
     assert not view.path.exists()  # a study without a search has none
     trials = arm_trials(*ENDED[:2], begun=[(9, point())])
     view.write([trials, other])
-    check_same(view, trials, other)  # what was only begun is not there, and none is running
+    check_same(view, trials, other)  # a started trial is not there, and none is running
     for made in ENDED[2:]:
         trials.add(made)
         view.write([trials, other])
@@ -633,7 +633,7 @@ def test_whatever_happens_the_journal_follows(
     folder = tmp_path_factory.mktemp("journal")
     view, trials = view_in(folder), arm_trials()
     for number, state in enumerate(states):
-        if state == "again":  # the run was killed, and another goes on
+        if state == "again":  # the run was killed, and another one resumes
             view = view_in(folder)
         else:
             trials.add(record(number, point(0.01 * (number + 1)), losses[number], state=state))
