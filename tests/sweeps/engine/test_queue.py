@@ -226,7 +226,7 @@ def test_unequal_shares_fill_what_the_nodes_have(queue: Make) -> None:
 
 
 def test_an_autoscaler_is_shown_what_there_is_to_do(queue: Make, there: list[Node]) -> None:
-    """An autoscaler starts nodes for waiting tasks, also when there is no node yet."""
+    """An autoscaler starts nodes for waiting tasks, also while it has no nodes."""
     there.clear()
     made = queue(long_scheduler(), 1.0, waits=True)
     assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 8
