@@ -135,7 +135,7 @@ class Toy:
         self.version: Any = {"version": "4", "ray_version": ray.__version__}
         self.log = "first\nsecond\nthird\n"
         self.streams: list[tuple[int, str]] = []
-        """For each stream: the characters of the log that it sends, and its end (break, end, hang, interrupt)."""
+        """For each stream: how many characters it sends, and its end (break, end, hang, interrupt)."""
         self.end: dict[str, Any] = {"status": "FAILED", "driver_exit_code": 1}
         """Fields of the job after its last stream."""
         self.dead = False
