@@ -1,1 +1,1 @@
-"""Trains what is missing: Ray Tune, Optuna, GPUs, clusters."""
+"""The engine: trains what a study is missing, with Ray Tune and Optuna, on any number of GPUs."""

@@ -71,7 +71,7 @@ def connected(address: str | None, panel: Panel) -> Iterator[None]:
         with _HeadWatch(address) if address is not None else contextlib.nullcontext():
             yield
     except HeadLost:
-        raise  # there is nobody to say goodbye to
+        raise  # without ray.shutdown, which would wait for the lost head
     except BaseException:
         ray.shutdown()
         raise

@@ -114,7 +114,7 @@ def time_shape(cell: Cell, shape: NetworkShape, n_train: int, panel: Panel, devi
         shape=shape,
         step_s=tuple(max(s - validation_s, 0.1 * s) / batches for s in epochs),
         scored_s=scored_s,
-        memory_mb=worker.held_mb(device),
+        memory_mb=worker.peak_memory_mb(device),
         date=_today(),
     )
 
@@ -127,7 +127,7 @@ def footprint_mb(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> 
     train = short.train.model_copy(update={"max_epochs": 2})  # the first allocates the optimiser's state
     cell = short.model_copy(update={"train": train})
     trial.run(cell, panel, embedding=_vectors(cell, shape, panel), device=device)
-    return worker.held_mb(device)
+    return worker.peak_memory_mb(device)
 
 
 def _shortened(cell: Cell, windows: int) -> Cell:

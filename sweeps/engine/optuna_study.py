@@ -40,8 +40,8 @@ class ArmStudy:
             pruner=pruner(trials.search),
             directions=directions(trials.search),
         )
-        # A study with Hyperband shows its sampler only the trials of one bracket. New points are drawn with
-        # all trials of the arm in view, hence through a second handle that has no pruner.
+        # With Hyperband, a study may show its sampler only the trials of one bracket. New points are drawn
+        # with all trials of the arm in view, and therefore through a second handle without a pruner.
         self._asks = optuna.load_study(
             storage=storage,
             study_name=trials.arm.label,

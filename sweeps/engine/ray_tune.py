@@ -105,9 +105,8 @@ def run(
             )
             try:
                 tuner.fit()
-            except (
-                tune.TuneError
-            ) as error:  # raised by the callbacks above, such as for a storage that is gone
+            except tune.TuneError as error:
+                # Tune wraps the exceptions of callbacks, such as an InputError for a storage that is gone.
                 if isinstance(error.__context__, InputError):
                     raise error.__context__ from None
                 raise

@@ -282,7 +282,7 @@ def _place(panel: Panel, device: str) -> dict[str, Any]:
     }
 
 
-def held_mb(device: str) -> float:
+def peak_memory_mb(device: str) -> float:
     """Peak memory of this process in MB; on a GPU, what PyTorch reserved, plus CUDA's context."""
     if device == "cuda":
         import torch

@@ -71,7 +71,7 @@ class Watch(threading.Thread):
 
 @contextmanager
 def closed_to_writers(database: Path) -> Iterator[None]:
-    """What a read-only MLflow database does, to root as well: every write is refused."""
+    """Refuse every write to an MLflow database, as if it were read-only, also for root."""
     tables = ("runs", "tags", "params", "metrics", "latest_metrics", "experiment_tags")
     with sqlite3.connect(database, timeout=60) as connection:
         for table in tables:
@@ -160,7 +160,7 @@ def test_every_cell_is_done_exactly_once_whatever_is_killed(tmp_path: Path) -> N
         time.sleep(0.02)
     with closed_to_writers(tmp_path / "results" / "mlflow.db"):
         shut, until = chaos.ended(), time.monotonic() + 120
-        while chaos.ended() < min(shut + 4, CELLS + TRIALS):  # training goes on
+        while chaos.ended() < min(shut + 4, CELLS + TRIALS):  # training continues
             assert time.monotonic() < until, "the training waits for MLflow"
             time.sleep(0.05)
     assert driver.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-3000:]

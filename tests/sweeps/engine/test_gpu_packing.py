@@ -118,7 +118,7 @@ SEARCH: dict[str, Any] = {
 
 
 class World:
-    """A study on a cluster of two nodes with two GPUs and eight CPUs each, of which 16 GB are told."""
+    """A study on a cluster of two nodes, each with eight CPUs and two GPUs of 16 GB."""
 
     def __init__(self, folder: Path, gpu_mb: float | None = 16_000, **more: Any) -> None:
         self.measured: list[Cell] = []

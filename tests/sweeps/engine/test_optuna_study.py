@@ -300,16 +300,19 @@ def test_a_population_goes_on_after_a_restart(sampler: str) -> None:
 PINNED_SPACE = {**SPACE, "model.dropout": {"float": [0.0, 0.5], "when": {DEPTH: [1, 2]}}}
 PINNED: dict[tuple[str, str], list[tuple[float, ...]]] = {
     ("tpe", "hyperband"): [
-        *((0.7, 3), (0.009996, 3), (0.002044, 4), (0.003677, 1, 0.291002)),
-        *((0.01436, 3), (0.061764, 1, 0.496051), (0.84851, 1, 0.488383), (0.074652, 2, 0.050061)),
+        *((0.7, 3), (0.009996, 3), (0.002044, 4), (0.003677, 1, 0.291002), (0.051933, 1, 0.402696)),
+        *((0.001102, 2, 0.015055), (0.021987, 1, 0.488383), (0.891865, 1, 0.474458)),
+        *((0.04099, 2, 0.185945), (0.00343, 1, 0.278908), (0.031826, 2, 0.162642), (0.139705, 2, 0.279568)),
     ],
     ("random", "median"): [
-        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.301438, 3)),
-        *((0.011829, 2, 0.293148), (0.36584, 3), (0.03352, 3), (0.067013, 2, 0.157482)),
+        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.301438, 3), (0.011829, 2, 0.293148), (0.36584, 3)),
+        *((0.03352, 3), (0.067013, 2, 0.157482), (0.022846, 1, 0.049721), (0.148523, 3)),
+        *((0.304074, 2, 0.246652), (0.160033, 4)),
     ],
     ("nsga2", "asha"): [
-        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.009996, 3)),
-        *((0.009996, 3), (0.009996, 3), (0.044019, 4), (0.301438, 3)),
+        *((0.7, 3), (0.009996, 3), (0.001326, 3), (0.301438, 3), (0.011829, 2, 0.293148), (0.36584, 3)),
+        *((0.009996, 3), (0.062346, 2, 0.30436), (0.011211, 2, 0.226467), (0.009996, 3)),
+        *((0.002118, 2, 0.049721), (0.148523, 3)),
     ],
 }
 """Points by sampler and pruner: learning rate, depth and, where it is active, dropout."""
@@ -317,22 +320,29 @@ PINNED: dict[tuple[str, str], list[tuple[float, ...]]] = {
 
 @pytest.mark.parametrize(("sampler", "pruner"), PINNED)
 def test_points_of_a_seed_and_a_history(sampler: str, pruner: str) -> None:
-    """Four trials have ended, one has started; then eight are asked for, two side by side."""
+    """Four trials have ended, one has started; then twelve are asked for, two side by side."""
     states = ("done", "pruned", "failed", "done")
     ended = [
-        record(n, point(0.1 * (n + 1), 3 + n % 2), 4.0 - n, state=state, reported=[9.0 - n, 8.0 - 2 * n])
+        record(
+            n,
+            point(0.1 * (n + 1), 3 + n % 2),
+            4.0 - n,
+            state=state,
+            reported=[12.0 - n - k / 10 for k in range(9)],
+        )
         for n, state in enumerate(states)
     ]
     begun, way = [(4, point(0.7, 3))], {"sampler": sampler, "pruner": pruner}
-    made = ArmStudy(arm_trials(*ended, begun=begun, space=PINNED_SPACE, trials=12, **way))
+    made = ArmStudy(arm_trials(*ended, begun=begun, space=PINNED_SPACE, trials=16, **way))
     points, running = [], []
-    for n in range(5, 13):
+    for n in range(5, 17):
         number, params = made.ask()
         points.append(params)
         loss = abs(math.log10(params[RATE]) + 1.5)
-        pruned = any(made.prunes(number, [3 * loss, 2 * loss, loss][:epoch]) for epoch in (1, 2))
+        reported = [loss * (3 - k / 4) for k in range(9)]
+        pruned = any(made.prunes(number, reported[:epoch]) for epoch in (1, 2))
         state = "pruned" if pruned else "failed" if n == 8 else "done"
-        running.append((number, record(n, params, loss, 2 - loss, state=state)))
+        running.append((number, record(n, params, loss, 2 - loss, state=state, reported=reported)))
         if n % 2 == 0:
             for one in running:
                 made.tell(*one)
@@ -346,7 +356,7 @@ def test_points_of_a_seed_and_a_history(sampler: str, pruner: str) -> None:
 
 
 def curve(loss: float) -> list[float]:
-    """Of nine epochs: from three times the loss down to it."""
+    """Validation RMSE of nine epochs, from three times the loss down to it."""
     return [loss * (3 - epoch / 4) for epoch in range(9)]
 
 
@@ -389,7 +399,7 @@ def test_the_worse_are_ended_and_the_best_never(kind: str) -> None:
 
 
 def test_asha_by_hand_also_after_a_restart() -> None:
-    """Rungs after 1, 3 and 9 epochs, of which the best third goes on; the rungs are known from the store."""
+    """Rungs after 1, 3 and 9 epochs, at which the best third continues; the rungs come from the store."""
     asha = {"kind": "asha", "factor": 3}
     # Of the six at the first rung, and itself, the best 7 // 3 = 2 go on: those with 3 and 6.
     assert pruned_after(ArmStudy(six(pruner=asha)), [5.9, 5.8, 5.7]) == 3
@@ -414,7 +424,7 @@ def test_without_a_pruner_nothing_is_ended() -> None:
 
 
 def opened(view: OptunaJournal) -> dict[str, optuna.Study]:
-    """What another program reads in it."""
+    """The studies that another program reads in the journal."""
     assert view.path is not None
     storage = JournalStorage(JournalFileBackend(str(view.path)))
     names = optuna.get_all_study_names(storage)
@@ -455,7 +465,7 @@ def test_the_journal_says_what_the_records_say(tmp_path: Path) -> None:
     assert not view.path.exists()  # a study without a search has none
     trials = arm_trials(*ENDED[:2], begun=[(9, point())])
     view.write([trials, other])
-    check_same(view, trials, other)  # what was only begun is not there, and none is running
+    check_same(view, trials, other)  # a started trial is not there, and none is running
     for made in ENDED[2:]:
         trials.add(made)
         view.write([trials, other])
@@ -623,7 +633,7 @@ def test_whatever_happens_the_journal_follows(
     folder = tmp_path_factory.mktemp("journal")
     view, trials = view_in(folder), arm_trials()
     for number, state in enumerate(states):
-        if state == "again":  # the run was killed, and another goes on
+        if state == "again":  # the run was killed, and another one resumes
             view = view_in(folder)
         else:
             trials.add(record(number, point(0.01 * (number + 1)), losses[number], state=state))

@@ -1,4 +1,4 @@
-"""What is handed to Ray Tune, and what becomes of a training whose worker or memory was lost."""
+"""Tasks that the queue hands to Ray Tune, and takes back when a worker or its memory is lost."""
 
 from collections.abc import Callable
 from typing import Any
@@ -98,7 +98,7 @@ def queue(there: list[Node]) -> Callable[..., StudyQueue]:
 Make = Callable[..., StudyQueue]
 
 
-def test_everything_is_handed_out_once_and_the_end_comes_after_the_last(queue: Make) -> None:
+def test_every_task_is_handed_out_once_and_then_the_queue_is_finished(queue: Make) -> None:
     scheduler = TwoCells()
     made = queue(scheduler)
     configs = [made.suggest("a"), made.suggest("b")]
@@ -142,7 +142,7 @@ def test_a_loss_that_was_announced_is_not_counted(queue: Make) -> None:
     assert made.lost("t", frozenset({"n1", "n2"}))
 
 
-def test_on_a_full_shared_gpu_it_is_tried_again_on_a_whole_one(queue: Make) -> None:
+def test_a_task_that_fills_a_shared_gpu_is_retried_on_a_gpu_of_its_own(queue: Make) -> None:
     made = queue(TwoCells(), gpu=0.25)
     first = made.suggest("a")
     assert first["gpu"] == 0.25  # type: ignore[index, call-overload]
@@ -153,7 +153,7 @@ def test_on_a_full_shared_gpu_it_is_tried_again_on_a_whole_one(queue: Make) -> N
     assert made.suggest("c")["gpu"] == 0.25  # type: ignore[index, call-overload]
 
 
-def test_what_was_lost_is_not_begun_again_after_a_stop(queue: Make) -> None:
+def test_a_lost_task_is_not_started_again_after_a_stop(queue: Make) -> None:
     scheduler = TwoCells()
     made = queue(scheduler)
     made.suggest("a")
@@ -226,13 +226,13 @@ def test_unequal_shares_fill_what_the_nodes_have(queue: Make) -> None:
 
 
 def test_an_autoscaler_is_shown_what_there_is_to_do(queue: Make, there: list[Node]) -> None:
-    """It starts nodes for what waits: none of them is there yet, or four trainings run on two."""
+    """An autoscaler starts nodes for waiting tasks, also while it has no nodes."""
     there.clear()
     made = queue(long_scheduler(), 1.0, waits=True)
     assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 8
 
 
-def test_what_is_waited_for_is_said_now_and_then(queue: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_tasks_are_noticed_now_and_then(queue: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made, said = queue(TwoCells(), 4.0, waits=True), []
     monkeypatch.setattr(made._observer, "notice", said.append)
     made.suggest("a"), made.suggest("b"), made.suggest("c")
@@ -263,7 +263,7 @@ def test_a_node_that_cannot_work_ends_the_run_and_its_cell_stays_missing(queue: 
     assert scheduler.reported == [{"key": "k1"}]
 
 
-def test_what_ended_tells_what_it_held(queue: Make) -> None:
+def test_an_ended_task_reports_its_memory(queue: Make) -> None:
     made = queue(TwoCells())
     made.suggest("a")
     made.ended("a", {"key": "k0", "gpu_memory_mb": 900.0})

@@ -1,4 +1,4 @@
-"""What is said of a cluster that cannot be joined: a head that only answers whether it lives."""
+"""Errors for a cluster that cannot be joined; the head of these tests only answers that it is alive."""
 
 import time
 from collections.abc import Iterator

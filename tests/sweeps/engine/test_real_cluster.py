@@ -54,7 +54,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> An
 
 
 class Node:
-    """One Ray node: `ray start --block` and all that it starts; its address tells it from the others."""
+    """One Ray node: `ray start --block` and all that it starts; its address identifies it."""
 
     def __init__(
         self, ip: str, arguments: Sequence[str], log: Path, env: dict[str, str], within: Sequence[str]
@@ -87,7 +87,7 @@ class Node:
 
     @property
     def id(self) -> str:
-        """As Ray names it, from its raylet's command line."""
+        """Ray's id of the node, from its raylet's command line."""
         for process in self.processes():
             if process.name() == "raylet":
                 return next(a.partition("=")[2] for a in process.cmdline() if a.startswith("--node_id="))
@@ -105,7 +105,7 @@ class Node:
         return found
 
     def kill(self) -> None:
-        """As a machine goes: everything at once, and no goodbye."""
+        """Kill all processes at once, as when a machine is switched off."""
         doomed = self.processes()
         for process in doomed:
             process.suspend()  # nobody restarts or reports anybody
@@ -235,7 +235,7 @@ class Sweep:
         return {path.parent.name: json.loads(content) for path, content in self.first.items()}
 
     def done(self, count: int) -> list[dict[str, Any]]:
-        """That many records, every one of a cell that is done, and nothing left over."""
+        """Check that there are so many records, all of done cells, and nothing left over."""
         records = self.look()
         assert Counter(r["state"] for r in records.values()) == {"done": count}
         assert not list(self.folder.glob("results/nodes/cells/*/checkpoint.pt"))
@@ -258,7 +258,7 @@ class Sweep:
         return found
 
     def moves(self) -> bool:
-        """Whether a training stores an epoch just now."""
+        """True while a training is storing an epoch."""
         before = self.checkpoints()
         time.sleep(0.3)
         return any(before.get(path, when) != when for path, when in self.checkpoints().items())
@@ -458,7 +458,8 @@ def test_a_node_that_the_network_loses_changes_nothing_when_it_goes_on(
             orphan.resume()
             spent = orphan.cpu_times().user
             wait_for(
-                lambda: not orphan.is_running() or orphan.cpu_times().user > spent + 0.5, "the orphan goes on"
+                lambda: not orphan.is_running() or orphan.cpu_times().user > spent + 0.5,
+                "the orphan continues",
             )
             wait_for(lambda: not sweep.moves(), "the orphan's training ends")
             assert sweep.look()[record["key"]] == record

@@ -1,4 +1,4 @@
-"""What a run does next: searches before the grids that wait for them, everything once, and where it stops."""
+"""The scheduler: searches before the grids that wait for them, every task once, and where a run stops."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def world() -> Panel:
 
 @pytest.fixture(autouse=True)
 def same_world(world: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is made once for all tests."""
+    """Use one panel for all tests."""
     monkeypatch.setattr(Study, "panel", lambda self: world)
 
 
@@ -95,7 +95,7 @@ class Points:
 
 
 def result(task: Task, loss: float = 1.0, **more: Any) -> Record:
-    """As a worker would record it."""
+    """The record that a worker would leave."""
     if task.kind == "cell":
         made = {"key": task.key, "state": "done", "cell": task.cells[0].resolved(), "seconds": 1.0}
     else:
@@ -240,7 +240,7 @@ def test_of_arms_that_wait_the_furthest_goes_first(tmp_path: Path) -> None:
     assert run.next(2) == ["latlon trial 1", "latlon trial 2"]
 
 
-def test_a_trial_s_work_is_what_its_record_needs(tmp_path: Path) -> None:
+def test_the_task_of_a_search_trial(tmp_path: Path) -> None:
     of = state(tmp_path, seed=[7, 8])
     run = Run(of, {NONE: [0.25]})
     run.next()
@@ -252,7 +252,7 @@ def test_a_trial_s_work_is_what_its_record_needs(tmp_path: Path) -> None:
     assert dict(task.more) == begun
     content = of.store.search.read_file(task.key, search_trials.BEGUN)
     assert content is not None
-    assert json.loads(content) == begun  # it is told before it is handed out
+    assert json.loads(content) == begun  # written before the task is handed out
     assert (task.kind, task.arm, task.optuna_number) == ("trial", NONE, 1)
 
 
@@ -328,7 +328,7 @@ def test_trials_that_did_not_end_come_first_with_their_numbers(tmp_path: Path) -
     assert second.tasks["none trial 2"].more["params"] == {RATE: 0.9}
 
 
-def test_begun_trials_are_finished_when_the_budget_of_epochs_is_spent(tmp_path: Path) -> None:
+def test_started_trials_are_finished_when_the_budget_of_epochs_is_spent(tmp_path: Path) -> None:
     first = Run(state(tmp_path, epochs=4))
     first.next(4)
     first.end("none trial 0")
@@ -349,14 +349,14 @@ def test_more_trials_open_the_search_again_and_the_same_winner_runs_no_cell_agai
     assert more.scheduler.cells == 4
 
 
-def test_a_cell_that_only_began_is_run(tmp_path: Path) -> None:
+def test_a_cell_that_only_started_is_run(tmp_path: Path) -> None:
     first = Run(state(tmp_path))
     first.all(lambda task: 1.0)
     key = first.tasks["none cell 0 0"].key
     first.state.store.delete_file(key, "result.json")
     first.state.store.write_file(key, "checkpoint.pt", b"x")
     assert Run(state(tmp_path)).all() == ["none cell 0 0"]
-    # Also where the cells are released while the run goes on.
+    # Also where the cells are released during the run.
     first.state.store.delete_file(key, "result.json")
     again = Run(state(tmp_path, trials=4), {NONE: [0.9], LATLON: [0.9]})
     assert again.all(lambda task: 2.0) == ["none trial 3", "latlon trial 3", "none cell 0 0"]
@@ -435,7 +435,7 @@ def test_selected_cells_and_the_searches_they_wait_for(tmp_path: Path) -> None:
     assert (after.scheduler.trials, after.all()) == (0, ["latlon cell 0 1"])
 
 
-def test_a_limit_counts_what_is_begun(tmp_path: Path) -> None:
+def test_a_limit_counts_started_tasks(tmp_path: Path) -> None:
     run = Run(state(tmp_path), limit=4)
     assert run.scheduler.total == 4
     assert len(run.all()) == 4
@@ -446,7 +446,7 @@ def test_a_limit_counts_what_is_begun(tmp_path: Path) -> None:
     assert Run(state(tmp_path), limit=100).scheduler.total == 10
 
 
-def test_what_is_to_be_done_in_words(tmp_path: Path) -> None:
+def test_the_outline_and_the_lines_of_a_run(tmp_path: Path) -> None:
     of = state(tmp_path, seed=[7, 8])
     scheduler = Scheduler(of)
     assert scheduler.outline == "8 cells, 0 recorded, 8 to run; 2 arms to search first, 6 trials"

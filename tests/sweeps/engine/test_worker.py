@@ -436,7 +436,7 @@ def test_a_disk_that_fills_up_leaves_no_record(
 
 
 def check_failure(store: Store, record: Record, kind: str, message: str) -> None:
-    """It is stored with its reason, and no number comes of it."""
+    """The failure is stored with its reason, and without metrics."""
     assert store.record(KEY) == record
     assert (record["key"], record["state"]) == (KEY, "failed")
     assert record["error"]["type"] == kind
@@ -818,7 +818,7 @@ def test_a_trial_s_score_is_the_mean_over_its_trainings(
         assert record["scores"]["oor"][name] == pytest.approx(sum(outside) / 2, rel=1e-12)
         assert not any(f"val_oor_{name}" in r.metrics for r in plain)
     assert {*record["scores"]} == {"wr", "oor"}
-    # An epoch tells the mean of what every training has reached; one that ended keeps its best.
+    # An epoch reports the mean of the best RMSE of every training, ended ones included.
     curves = [[epoch.validation_rmse for epoch in r.history] for r in results]
     lengths = [len(curve) for curve in curves]
     assert len({*lengths}) > 1

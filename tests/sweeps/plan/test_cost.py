@@ -255,7 +255,7 @@ def test_trials_run_side_by_side_where_no_cell_is_ready() -> None:
     trials = tasks_of("A?", "A?", "A?", "A?")
     assert wall(trials, [1] * 4, 4) == 1
     assert wall(trials, [1] * 4, 4, concurrent=1) == 4
-    assert wall(trials, [1] * 4, 4, together=2) == 2
+    assert wall(trials, [1] * 4, 4, concurrent=2) == 2
     # Two arms: each keeps one going.
     assert wall(tasks_of("A?", "A?", "B?", "B?"), [1] * 4, 2) == 2
 
