@@ -68,8 +68,9 @@ def plan(
     no_calibrate: bool,
     as_json: bool,
 ) -> None:
-    """Show arms, cells, what is done, and the expected time, hours and disk space with their ranges.
+    """Show what a run will do and cost.
 
+    The output lists arms, cells, what is done, and ranges of the expected time, hours and disk space.
     Speeds that no stored cell provides are measured once, on a few batches of each kind of network.
     """
     from sweeps.engine import measure
@@ -118,7 +119,10 @@ def run(
     only: str | None,
     dry_run: bool,
 ) -> int:
-    """Search, train and record what is missing; run the same command again to resume."""
+    """Train and record what is missing.
+
+    Searches come first. Run the same command again to resume.
+    """
     from sweeps.engine.scheduler import Scheduler
     from sweeps.store import filters
 
@@ -188,9 +192,9 @@ def submit(
     env: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Start `sweep run` as a job on a Ray cluster, where it does not depend on this machine.
+    """Start `sweep run` as a job on a Ray cluster.
 
-    The job receives the code that runs here and the study with its overrides. It receives no data, no
+    The job does not depend on this machine. It receives the code that runs here and the study with its overrides. It receives no data, no
     results, and no environment variables except those named with --env.
 
     The cluster needs the same Ray version as this machine. On the head node, the first `python` on the path
@@ -297,9 +301,9 @@ def submit(
 @study_argument
 @json_option
 def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Count the cells that are done, failed and missing; group equal failures.
+    """Count done, failed and missing cells.
 
-    Each group has one line: the number of cells, the factor levels that only these cells share, the error,
+    Equal failures are grouped. Each group has one line: the number of cells, the factor levels that only these cells share, the error,
     one key, and the hosts. `sweep retry --where` accepts the levels in the same form.
     """
     from sweeps.store import failures
@@ -334,7 +338,7 @@ def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @study_argument
 @click.option("--where", "text", metavar="FILTER", help="Forget only the failed cells that match FILTER.")
 def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
-    """Forget failed cells, so that the next run tries them again.
+    """Forget failed cells, to try them again.
 
     Without a FILTER, failed search trials are forgotten too. A trial whose training diverged is kept, since
     its result is useful to the search.
@@ -380,7 +384,9 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
 @click.argument("key")
 @json_option
 def why(study: str, overrides: tuple[str, ...], key: str, as_json: bool) -> None:
-    """Explain why the cell KEY is done, failed, missing or stale.
+    """Explain the state of the cell KEY.
+
+    A cell is done, failed, missing or stale.
 
     KEY may be the first digits of a key. The key is a hash of everything that can change a cell's numbers:
     settings, the data, the encoder, and the version of the numerical code. A stale cell is stored, but the
