@@ -43,7 +43,8 @@ def bench(
 ) -> int:
     """Measure this machine.
 
-    Each value is printed next to its limit. All groups take about 20 minutes on two cores; most of that is plain Ray Tune.
+    Each value is printed next to its limit. All groups take about 20 minutes on two cores; most of that
+    is plain Ray Tune.
     """
     from rich.console import Console
     from rich.table import Table

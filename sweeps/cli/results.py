@@ -169,7 +169,8 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
 def sync(study: str, overrides: tuple[str, ...]) -> None:
     """Rebuild the MLflow view from the store.
 
-    Optuna's journal of the searches is rebuilt too. The winner of each arm is registered as a model if its weights are stored.
+    Optuna's journal of the searches is rebuilt too. The winner of each arm is registered as a model if
+    its weights are stored.
     """
     from sweeps import driver
     from sweeps.store.lock import StudyLock
@@ -275,7 +276,8 @@ def _cell(state: "StudyState", key: str) -> str:
 def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
     """Train stored cells again and compare them.
 
-    All numbers and predictions are compared. The exit status is 1 if one differs. Weights are compared if they are stored; the cell's line says so.
+    All numbers and predictions are compared. The exit status is 1 if one differs. Weights are compared if
+    they are stored; the cell's line says so.
     """
     state = open_state(study, overrides)
     done = [key for key, record in state.records().items() if record["state"] == "done"]

@@ -194,8 +194,9 @@ def submit(
 ) -> int:
     """Start `sweep run` as a job on a Ray cluster.
 
-    The job does not depend on this machine. It receives the code that runs here and the study with its overrides. It receives no data, no
-    results, and no environment variables except those named with --env.
+    The job does not depend on this machine. It receives the code that runs here and the study with its
+    overrides. It receives no data, no results, and no environment variables except those named with
+    --env.
 
     The cluster needs the same Ray version as this machine. On the head node, the first `python` on the path
     must have the dependencies.
@@ -303,8 +304,9 @@ def submit(
 def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Count done, failed and missing cells.
 
-    Equal failures are grouped. Each group has one line: the number of cells, the factor levels that only these cells share, the error,
-    one key, and the hosts. `sweep retry --where` accepts the levels in the same form.
+    Equal failures are grouped. Each group has one line: the number of cells, the factor levels that only
+    these cells share, the error, one key, and the hosts. `sweep retry --where` accepts the levels in the
+    same form.
     """
     from sweeps.store import failures
 
