@@ -10,16 +10,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
-from sweeps.engine import cluster as clusters
-from sweeps.engine import scheduler as agendas
-from sweeps.engine import study_queue
 from sweeps.engine.cluster import Cluster, Node
 from sweeps.engine.gpu_packing import GpuShares
 from sweeps.engine.scheduler import Scheduler
+from sweeps.engine.study_queue import StudyQueue
 from sweeps.state import StudyState
 from sweeps.store.records import Record
 
@@ -125,28 +122,25 @@ class Simulation:
 
     def run(self) -> Outcome:
         """Run until the scheduler has no task left."""
-        clock = SimpleNamespace(monotonic=lambda: self._now)
         nobody: Any = SimpleNamespace(ended=lambda kind, record: None, notice=lambda text: None)
-        with (
-            mock.patch.object(study_queue, "time", clock),
-            mock.patch.object(agendas, "time", clock),
-            mock.patch.object(clusters, "time", clock),
-        ):
-            agenda = Scheduler(self._state)
-            cluster = Cluster(self._alive, lambda *_: [], nobody.notice, joined=True)
-            shares = GpuShares(self._state.study, self._state.panel, cluster)
-            self._queue = study_queue.StudyQueue(agenda, shares, nobody, cluster)
+        scheduler = Scheduler(self._state, clock=self._clock)
+        cluster = Cluster(self._alive, lambda *_: [], nobody.notice, joined=True, clock=self._clock)
+        shares = GpuShares(self._state.study, self._state.panel, cluster)
+        self._queue = StudyQueue(scheduler, shares, nobody, cluster, clock=self._clock)
+        self._hand_out()
+        while self._config:
+            self._now, _, event = heapq.heappop(self._events)
+            event()
             self._hand_out()
-            while self._config:
-                self._now, _, event = heapq.heappop(self._events)
-                event()
-                self._hand_out()
-        if agenda.stopped or not self._finished:
-            raise RuntimeError(f"stopped: {agenda.stopped}")
+        if scheduler.stopped or not self._finished:
+            raise RuntimeError(f"stopped: {scheduler.stopped}")
         seen = self.outcome
         seen.makespan = max(self._now, self._driver_free)
         seen.lived += [(since, seen.makespan) for since, _ in self._nodes.values()]
         return seen
+
+    def _clock(self) -> float:
+        return self._now
 
     def _alive(self) -> list[Node]:
         room = {"CPU": 2.0 * self.outcome.gpus, "GPU": float(self.outcome.gpus)}

@@ -38,11 +38,11 @@ def run(table: Path, storage: Path) -> list[Measurement]:
 
     from pm25 import panel as panels
     from pm25 import trial
-    from sweeps.spec import study_file as studies
+    from sweeps.spec import study_file
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
-    study = studies.load("quick", [f"data.table={table}", f"train.max_epochs={EPOCHS}"])
+    study = study_file.load("quick", [f"data.table={table}", f"train.max_epochs={EPOCHS}"])
     panel = panels.read(table, study.data.channels)
     cell = study.cells()[0]
     bare = _bare_loop(cell, panel, device)

@@ -41,9 +41,10 @@ GROUPS = ("trial", "engine", "mirror", "report", "busy", "scale")
 def bench(
     table: Path | None, cells: tuple[int, ...], only: str | None, server: str | None, recorded: Path | None
 ) -> int:
-    """Measure this machine and print each value next to its limit.
+    """Measure this machine.
 
-    All groups take about 20 minutes on two cores; most of that is plain Ray Tune.
+    Each value is printed next to its limit. All groups take about 20 minutes on two cores; most of that
+    is plain Ray Tune.
     """
     from rich.console import Console
     from rich.table import Table

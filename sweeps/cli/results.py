@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @study_argument
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
-    """Write one row per cell of the study to OUT (.parquet or .csv)."""
+    """Write one row per cell to OUT (.parquet or .csv)."""
     check_suffix(out)
     frame = open_state(study, overrides).rows()
     write_cells(frame, out)
@@ -71,7 +71,9 @@ def compare(
     as_json: bool,
     out: Path | None,
 ) -> int:
-    """Compare studies A and B cell by cell; exit 1 if a result or a conclusion changed.
+    """Compare studies A and B cell by cell.
+
+    The exit status is 1 if a result or a conclusion changed.
 
     Cells are matched by arm, split, fold and seed, not by key. A and B may be one study with another storage
     or table. For cells that differ, the output names the differences between their records: settings, data,
@@ -126,7 +128,10 @@ def _study_results(reference: str, overrides: tuple[str, ...], name: str) -> "St
     "it is installed.",
 )
 def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | None) -> None:
-    """Write tables (Markdown, CSV, LaTeX), figures, and one self-contained HTML page."""
+    """Write tables, figures and an HTML page.
+
+    Tables are written as Markdown, CSV and LaTeX. The HTML page is one self-contained file.
+    """
     from sweeps.analysis import artifacts, results, stored
     from sweeps.report import borders, figures, write
     from sweeps.report import data as report_data
@@ -162,9 +167,10 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
 @click.command()
 @study_argument
 def sync(study: str, overrides: tuple[str, ...]) -> None:
-    """Rebuild the MLflow view and Optuna's journal of the searches from the store.
+    """Rebuild the MLflow view from the store.
 
-    The winner of each arm is registered as a model if its weights are stored.
+    Optuna's journal of the searches is rebuilt too. The winner of each arm is registered as a model if
+    its weights are stored.
     """
     from sweeps import driver
     from sweeps.store.lock import StudyLock
@@ -182,11 +188,11 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
 @click.option("--port", type=int, default=5000, show_default=True, help="Port of the local server.")
 def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     """Open the MLflow UI with the study's runs."""
-    from sweeps.spec import study_file as studies
+    from sweeps.spec import study_file
     from sweeps.store.records import Store
     from sweeps.tracking.mlflow_view import Tracker
 
-    declared = studies.load(study, overrides)
+    declared = study_file.load(study, overrides)
     tracker = Tracker(Store(declared.storage, declared.study), declared.tracking)
     has_server = tracker.uri.startswith("http")
     address = tracker.uri.rstrip("/") if has_server else f"http://127.0.0.1:{port}"
@@ -208,7 +214,9 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     help="Permute each channel this number of times.",
 )
 def importance(study: str, overrides: tuple[str, ...], key: str | None, repeats: int) -> None:
-    """Measure the permutation importance of each channel and of the embedding.
+    """Measure the importance of each channel.
+
+    The permutation importance is measured for each channel and for the embedding.
 
     KEY names one cell, and may be its first digits. Without KEY, the winner of every arm is measured: the
     cell with the lowest validation error. The result is stored with the cell as importance.parquet, from
@@ -266,9 +274,10 @@ def _cell(state: "StudyState", key: str) -> str:
     "--sample", type=click.IntRange(min=1), metavar="N", help="Train only N cells again, drawn at random."
 )
 def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
-    """Train stored cells again on this machine and compare all numbers and predictions.
+    """Train stored cells again and compare them.
 
-    The exit status is 1 if one differs. Weights are compared if they are stored; the cell's line says so.
+    All numbers and predictions are compared. The exit status is 1 if one differs. Weights are compared if
+    they are stored; the cell's line says so.
     """
     state = open_state(study, overrides)
     done = [key for key, record in state.records().items() if record["state"] == "done"]

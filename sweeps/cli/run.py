@@ -68,13 +68,15 @@ def plan(
     no_calibrate: bool,
     as_json: bool,
 ) -> None:
-    """Show arms, cells, what is done, and the expected time, hours and disk space with their ranges.
+    """Show what a run will do and cost.
 
+    The output lists arms, cells, what is done, and ranges of the expected time, hours and disk space.
     Speeds that no stored cell provides are measured once, on a few batches of each kind of network.
     """
     from sweeps.engine import measure
     from sweeps.plan import calibration
-    from sweeps.plan.cost import Capacity, Estimate
+    from sweeps.plan.capacity import Capacity
+    from sweeps.plan.cost import Estimate
 
     state = open_state(study, overrides)
     records, parts = state.records(), state.parts()
@@ -117,7 +119,10 @@ def run(
     only: str | None,
     dry_run: bool,
 ) -> int:
-    """Search, train and record what is missing; run the same command again to resume."""
+    """Train and record what is missing.
+
+    Searches come first. Run the same command again to resume.
+    """
     from sweeps.engine.scheduler import Scheduler
     from sweeps.store import filters
 
@@ -187,10 +192,11 @@ def submit(
     env: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Start `sweep run` as a job on a Ray cluster, where it does not depend on this machine.
+    """Start `sweep run` as a job on a Ray cluster.
 
-    The job receives the code that runs here and the study with its overrides. It receives no data, no
-    results, and no environment variables except those named with --env.
+    The job does not depend on this machine. It receives the code that runs here and the study with its
+    overrides. It receives no data, no results, and no environment variables except those named with
+    --env.
 
     The cluster needs the same Ray version as this machine. On the head node, the first `python` on the path
     must have the dependencies.
@@ -213,7 +219,7 @@ def submit(
     If the cluster uses a token (RAY_AUTH_MODE=token), set RAY_AUTH_MODE=token here too. The token is read
     from RAY_AUTH_TOKEN, from the file named by RAY_AUTH_TOKEN_PATH, or from ~/.ray/auth_token.
     """
-    from sweeps.spec import study_file as studies
+    from sweeps.spec import study_file
     from sweeps.store import filters
     from sweeps.store.records import default_tracking
 
@@ -226,7 +232,7 @@ def submit(
         )
     if as_json and not show_status:
         raise InputError("sweep submit", "--json", "the option needs --status", "give both, or neither")
-    declared, content = studies.resolve(study, overrides)
+    declared, content = study_file.resolve(study, overrides)
     if only:
         filters.parse(only, declared.cells())
     if declared.tracking is None and not (show_status or stop):
@@ -296,10 +302,11 @@ def submit(
 @study_argument
 @json_option
 def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Count the cells that are done, failed and missing; group equal failures.
+    """Count done, failed and missing cells.
 
-    Each group has one line: the number of cells, the factor levels that only these cells share, the error,
-    one key, and the hosts. `sweep retry --where` accepts the levels in the same form.
+    Equal failures are grouped. Each group has one line: the number of cells, the factor levels that only
+    these cells share, the error, one key, and the hosts. `sweep retry --where` accepts the levels in the
+    same form.
     """
     from sweeps.store import failures
 
@@ -333,7 +340,7 @@ def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @study_argument
 @click.option("--where", "text", metavar="FILTER", help="Forget only the failed cells that match FILTER.")
 def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
-    """Forget failed cells, so that the next run tries them again.
+    """Forget failed cells, to try them again.
 
     Without a FILTER, failed search trials are forgotten too. A trial whose training diverged is kept, since
     its result is useful to the search.
@@ -379,7 +386,9 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
 @click.argument("key")
 @json_option
 def why(study: str, overrides: tuple[str, ...], key: str, as_json: bool) -> None:
-    """Explain why the cell KEY is done, failed, missing or stale.
+    """Explain the state of the cell KEY.
+
+    A cell is done, failed, missing or stale.
 
     KEY may be the first digits of a key. The key is a hash of everything that can change a cell's numbers:
     settings, the data, the encoder, and the version of the numerical code. A stale cell is stored, but the

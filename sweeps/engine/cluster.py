@@ -78,16 +78,18 @@ class Cluster:
         *,
         joined: bool,
         waits: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Count the nodes that are there.
 
         `alive()` lists the nodes. `ask_nodes(nodes, call, *arguments)` returns the result of a call on each
         node, None for a node that has left. `notice` shows the user a line. `joined` says that others started
-        the cluster, and `waits` that nodes may still have to come.
+        the cluster, and `waits` that nodes may still have to come. `clock` returns seconds.
         """
         self._alive, self._ask_nodes, self._notice = alive, ask_nodes, notice
         self._joined, self._waits = joined, waits
-        self._nodes, self._counted = alive(), time.monotonic()
+        self._clock = clock
+        self._nodes, self._counted = alive(), clock()
         self._types = node_types() if joined else []
         own = calibration.devices() if self.has_gpus and not joined else []
         self.gpu_mb = pretended_mb() or min((device.memory_mb for device in own), default=None)
@@ -132,10 +134,10 @@ class Cluster:
 
     def count(self) -> None:
         """Count the nodes of a joined cluster again, every `COUNT_EVERY_S`, and notice changes."""
-        if not self._joined or time.monotonic() - self._counted < COUNT_EVERY_S:
+        if not self._joined or self._clock() - self._counted < COUNT_EVERY_S:
             return
         before = {node.id: node for node in self._nodes}
-        self._nodes, self._counted = self._alive(), time.monotonic()
+        self._nodes, self._counted = self._alive(), self._clock()
         now = {node.id: node for node in self._nodes}
         for verb, some in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
             for node_id in some:
@@ -165,7 +167,7 @@ class Cluster:
 
     def check_storage(self, probe: "StorageProbe") -> None:
         """Check that every node sees the driver's storage, and note the GPUs' memory. Raises InputError."""
-        start = time.monotonic()
+        start = self._clock()
         reports: list[Report | None] = self._ask_nodes(self._nodes, report, probe)
         memory_mb = []
         for node, found in zip(self._nodes, reports, strict=True):
@@ -176,7 +178,7 @@ class Cluster:
             if node.resources.get("GPU"):
                 memory_mb += [device.memory_mb for device in found.gpus]
         self.gpu_mb = pretended_mb() or min(memory_mb, default=None)
-        took = time.monotonic() - start
+        took = self._clock() - start
         self._notice(f"{_counted(self._nodes)} with {probe.store.storage} ({took:.1f} s): {self.outline}")
 
     def spread(
@@ -186,11 +188,11 @@ class Cluster:
 
         `shared` is the reference to both in Ray's object store, and `receive` a function that takes it.
         """
-        start = time.monotonic()
+        start = self._clock()
         self._ask_nodes(self._nodes, receive, shared)
         table = (panel.features.nbytes + panel.target.nbytes) / 1e6
         vectors = sum(embedded.vectors.nbytes for embedded in embeddings.values()) / 1e6
-        took = time.monotonic() - start
+        took = self._clock() - start
         what = f"panel ({table:.1f} MB) and embeddings ({vectors:.1f} MB)"
         self._notice(f"{what} on {_counted(self._nodes)} ({took:.1f} s)")
 

@@ -70,16 +70,18 @@ class Scheduler:
         limit: int | None = None,
         stopped: Callable[[], str] = lambda: "",
         search_points: Callable[[ArmTrials], SearchPoints] = _arm_study,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Schedule what the study's store lacks.
 
         `selects` chooses grid cells, and `limit` bounds the number of tasks that are started. `stopped`
-        returns why the run has to stop, or "". `search_points` opens the search of an arm.
+        returns why the run has to stop, or "". `search_points` opens the search of an arm. `clock` returns
+        seconds.
         """
         self._state, self._limit, self._asks_stop = state, limit, stopped
         self._search_points, self._studies = search_points, dict[Arm, SearchPoints]()
         self._selects = selects = selects or (lambda cell: True)
-        self._start = time.monotonic()
+        self._clock, self._start = clock, clock()
         self._breaker = failures.Breaker(state.study.max_equal_failures or sys.maxsize)
         self.stopped = ""
         """Why no further task is started; empty while the run continues."""
@@ -229,7 +231,7 @@ class Scheduler:
         if self.stopped:
             return
         budget = self._state.study.budget
-        hours, gpu_hours = (time.monotonic() - self._start) / 3600, self._gpu_seconds / 3600
+        hours, gpu_hours = (self._clock() - self._start) / 3600, self._gpu_seconds / 3600
         if reason := self._asks_stop() or self._breaker.open:
             self.stopped = reason
         elif budget.wall_hours is not None and hours >= budget.wall_hours:

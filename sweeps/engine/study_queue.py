@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
@@ -58,8 +58,17 @@ class StudyQueue(Searcher):
     trial whose worker dies between two trials.
     """
 
-    def __init__(self, scheduler: Scheduler, shares: GpuShares, observer: Observer, cluster: Cluster) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        shares: GpuShares,
+        observer: Observer,
+        cluster: Cluster,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__(metric="ended", mode="max")
+        self._clock = clock
         self._scheduler, self._shares, self._observer = scheduler, shares, observer
         self._cluster, self._last_share = cluster, shares.whole
         self._noticed = -math.inf
@@ -89,7 +98,7 @@ class StudyQueue(Searcher):
             config["more"] = json.dumps(dict(found.more))
         self._last_share = config["gpu"]
         self._running[trial_id] = task, config
-        self._waiting[trial_id] = time.monotonic()
+        self._waiting[trial_id] = self._clock()
         return config
 
     def _has_capacity(self) -> bool:
@@ -106,12 +115,12 @@ class StudyQueue(Searcher):
         used = math.fsum(number / holds[share] for share, number in counted.items())
         if not self._waiting:
             return used < 1 + 1e-9
-        overdue = time.monotonic() - next(iter(self._waiting.values())) > WORKER_STARTS_S
+        overdue = self._clock() - next(iter(self._waiting.values())) > WORKER_STARTS_S
         return used < 1 - 1e-9 and not overdue
 
     def _notice_waiting(self) -> None:
         """Tell the user now and then what is waited for, while nothing trains."""
-        now = time.monotonic()
+        now = self._clock()
         if not self._waiting or len(self._waiting) < len(self._running):
             return
         if now - self._noticed < NOTICE_EVERY_S:

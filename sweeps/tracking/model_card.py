@@ -1,4 +1,4 @@
-"""The model card of an arm's winner: Markdown whose every sentence stands on a number of the study."""
+"""Model card of an arm's winner, in Markdown, with the numbers of its study."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,9 +37,10 @@ def card(
     panel: Panel,
     encoder_options: Mapping[str, Any],
 ) -> str:
-    """`rows` are `results.rows` of the whole study, `facts` `results.facts`, `inputs` a `Winner`'s.
+    """Write the card of an arm's winner; a sentence whose number is missing is left out.
 
-    A sentence whose number is missing is left out.
+    `arm` is the arm's label, `rows` are those of the complete study (`results.rows`), `facts` those of
+    `results.facts`, and `inputs` those of `Winner`.
     """
     own = _of_arm(rows, cell)
     sections: dict[str, Iterable[str]] = {
@@ -119,10 +120,10 @@ def _training(cell: Cell, record: Record) -> Iterator[str]:
         f"{cell.protocol}; {counts['n_train']:,} training and {counts['n_val']:,} validation samples."
     )
     yield f"- {counts['epochs']} epochs, the weights of epoch {_weights_of(cell, counts)}."
-    told = cell.resolved()
-    yield from (f"- {name}: `{json.dumps(told[name])}`" for name in ("split", "model", "train"))
+    settings = cell.resolved()
+    yield from (f"- {name}: `{json.dumps(settings[name])}`" for name in ("split", "model", "train"))
     if cell.neighbours is not None:
-        yield f"- neighbours: `{json.dumps(told['neighbours'])}`"
+        yield f"- neighbours: `{json.dumps(settings['neighbours'])}`"
     if "tuned" in record:
         yield f"- Chosen by the arm's search on validation samples: `{json.dumps(record['tuned'])}`"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
@@ -170,7 +171,7 @@ def _study_scores(own: "pd.DataFrame") -> Iterator[str]:
 
 
 def _mean(values: "pd.Series[float]") -> tuple[float, float, int] | None:
-    """Mean, standard deviation and n of the finite ones; None where there are none."""
+    """Compute mean, standard deviation and n of the finite values; None if there are none."""
     found = values.astype("float64").to_numpy()
     found = found[np.isfinite(found)]
     if not len(found):
@@ -187,7 +188,7 @@ def _encoder(cell: Cell, record: Record, options: Mapping[str, Any]) -> Iterator
         return
     yield (
         f"The place is embedded by `{cell.encoder}` (fingerprint `{record['encoder']}`), frozen, and fused "
-        f"by {cell.fusion}. Its weights or vectors lie in the model's folder."
+        f"by {cell.fusion}. Its weights or vectors are stored in the model's folder."
     )
     if cell.encoder == "geoclip" or (cell.encoder == "satclip" and options.get("model")):
         yield LICENCES[cell.encoder]
@@ -209,11 +210,11 @@ def _limits(
     )
     arrays = [name for name, kind in inputs.items() if kind == "array"]
     yield (
-        f"- All {len(arrays)} channels are needed for all {cell.window} days. A missing value is taken for "
+        f"- All {len(arrays)} channels are needed for all {cell.window} days. A missing value is replaced by "
         "the channel's training mean."
     )
     if cell.variant == "table":
-        yield "- Only places that the encoder's table holds can be asked for."
+        yield "- Only places in the encoder's table can be predicted."
     for split, cells in own[own["regime"] == "OoR"].groupby("split", sort=False):
         gap = _mean(cells["test_rmse"] - cells["wr_rmse"])
         if gap is not None:

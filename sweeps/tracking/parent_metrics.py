@@ -1,4 +1,4 @@
-"""What an arm's parent run says of a split: means, intervals and differences to 'none' as metrics."""
+"""Metrics of the parent runs: means, intervals and differences to 'none', by arm and split."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from sweeps.spec.claims import Analysis, Claim
 from sweeps.store.records import Store
 
 Aggregates = dict[tuple[str, str | None], dict[str, float]]
-"""By arm (its label) and split; None is the arm's search."""
+"""Metrics by arm (its label) and split; the split None is the arm's search."""
 
 _NAMES = {"WR": "wr_{}_mean", "OoR": "oor_{}_mean", "gap": "gap_{}"}
-"""Of a mean, by the regime of its split and part."""
+"""Name of a mean's metric, by regime."""
 
 
 def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
-    """`wr_rmse_mean`, `wr_rmse_ci_low`, `gap_rmse`, `diff_rmse`, `n` and so on, finite numbers only.
+    """Collect `wr_rmse_mean`, `wr_rmse_ci_low`, `gap_rmse`, `diff_rmse`, `n` and so on; only finite numbers.
 
-    `means` has a line per arm, split, part and metric, with mean, low, high, n, n_expected and n_failed;
-    `contrasts` one per pair of arms besides, with diff, low, high, p and p_adjusted, and `fold` where it is
-    about that fold alone. Only contrasts with 'none' over all folds are taken. A split's counts are those
-    of its test part; where metrics differ in n, the first one's.
+    `means` has a line per arm, split, part and metric, with mean, low, high, n, n_expected and n_failed.
+    `contrasts` has a line per pair of arms too, with diff, low, high, p and p_adjusted; `fold` is set if the
+    contrast is about one fold. Only contrasts with 'none' over all folds are used. The counts of a split are
+    those of its test part; if metrics differ in n, those of the first metric.
     """
     found: Aggregates = {}
     for line in means.to_dict("records"):
-        told = found.setdefault((line["arm"], line["split"]), {})
+        metrics = found.setdefault((line["arm"], line["split"]), {})
         name = _NAMES[line["regime"]].format(line["metric"])
-        told |= _numbers({name: line["mean"], **_interval(name.removesuffix("_mean"), line)})
-        if line["part"] == "test" and "n" not in told:
-            told |= {count: float(line[count]) for count in ("n", "n_expected", "n_failed")}
+        metrics |= _numbers({name: line["mean"], **_interval(name.removesuffix("_mean"), line)})
+        if line["part"] == "test" and "n" not in metrics:
+            metrics |= {count: float(line[count]) for count in ("n", "n_expected", "n_failed")}
     for line in contrasts.to_dict("records"):
         if line["other"] != labels.BASELINE or not pd.isna(line["fold"]) or line["part"] == "gap":
             continue
@@ -52,7 +52,7 @@ def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
 def of_rows(
     rows: pd.DataFrame, analysis: Analysis, claims: Sequence[Claim] = (), looks: Sequence[int] = ()
 ) -> Aggregates:
-    """Of the rows of a study (`results.rows`), judged as it declares."""
+    """Aggregate the rows of a study (`results.rows`), with the analysis and claims that it declares."""
     metrics = ("rmse", "r2", "mae")
     return aggregates(
         pd.concat([inference.means(rows, analysis, metric) for metric in metrics]),
@@ -67,7 +67,7 @@ def pictures(
     claims: Sequence[Claim] = (),
     looks: Sequence[int] = (),
 ) -> dict[str, bytes]:
-    """The report's figures that need no predictions, as PNG by file name."""
+    """Draw the report's figures that need no predictions, as PNG by file name."""
     from sweeps.analysis import stored
     from sweeps.report import figures
 
@@ -88,5 +88,5 @@ def _interval(name: str, line: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Rounded: the UI shows the digits that it is given, and the report has the others."""
+    """Keep finite numbers, rounded to four digits, since the UI shows all digits that it receives."""
     return {name: float(f"{value:.4g}") for name, value in values.items() if math.isfinite(value)}

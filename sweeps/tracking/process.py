@@ -1,4 +1,4 @@
-"""The process that keeps the MLflow view in step beside the training."""
+"""Process that updates the MLflow view during training."""
 
 import contextlib
 import json
@@ -28,27 +28,28 @@ if TYPE_CHECKING:
     from sweeps.tracking.winners import Winner
 
 PAUSE_S = 30.0
-"""For so long nothing is asked of a tracking store that has just failed: it may make us wait each time.
-And when there is no news for so long, it is seen to what was recorded before, or missed."""
-TOLD_EVERY_S = 5.0
-"""How often, once there is nothing but the view to wait for, it is told how much is left."""
-OPENS_S = 20.0
-"""For so long the training waits to hear that the tracking store cannot be opened: a server that accepts a
-connection and says nothing would hold it up for minutes."""
-ANSWERS_S = 60.0
-"""How often, at most, the arms are compared anew while a study runs."""
+"""Pause after a failure of the tracking store, which may take long to fail again.
 
+After a pause without new records, earlier and missed records are written."""
+LEFT_EVERY_S = 5.0
+"""Interval between messages about the number of runs that are left, when the training has ended."""
+OPENS_S = 20.0
+"""Longest time that the training waits for the tracking store to open.
+
+A server that accepts a connection and does not answer would delay it by minutes."""
+ANSWERS_S = 60.0
+"""Shortest interval between two comparisons of the arms while a study runs."""
 
 _WINNER = ("arm", "name", "key", "card", "tags", "inputs", "encoder_options")
-"""What of a winner travels as it is."""
+"""Fields of a winner that are sent as they are."""
 
 
 class TrackingProcess:
-    """Writes what was recorded before, then what is added, in a process that ends with this one.
+    """Process that writes earlier records, then new ones, to MLflow; it ends with this process.
 
-    So neither MLflow's time nor its memory is the driver's. A tracking store that does not answer, or a
-    process that is killed, costs no training: `behind` says why the view is not whole, and `Tracker.sync`
-    makes up for it. Used as a context, at whose end everything is written.
+    MLflow thus needs no time and no memory of the driver. A tracking store that does not answer, or a killed
+    process, stops no training. `behind` then says why the view is incomplete, and `sweep sync` completes it.
+    The end of the `with` block waits until everything is written.
     """
 
     def __init__(
@@ -58,16 +59,16 @@ class TrackingProcess:
         recorded: Iterable[Record],
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """`data` is what `Tracker` shows of the panel. Raises InputError where there is no place for it."""
+        """Start the process; `data` describes the panel. Raises InputError without a tracking store."""
         uri = uri or default_tracking(store.storage)
         self.behind = ""
-        """Known when it is closed."""
+        """Reason why the view is incomplete, or empty; known after `close`."""
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from sweeps.tracking.process import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            process_group=0,  # Ctrl-C ends the training; what it recorded is still to be written
+            process_group=0,  # Ctrl-C ends the training only; its records are still written
         )
         self._answered: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._hear, daemon=True).start()
@@ -78,7 +79,7 @@ class TrackingProcess:
     def __enter__(self) -> Self:
         for record in self._recorded:
             self._send("recorded", record)
-        self._recorded = ()  # 100,000 of them would be a gigabyte for as long as the study runs
+        self._recorded = ()  # 100,000 records would occupy a gigabyte during the study
         return self
 
     def __exit__(
@@ -87,61 +88,70 @@ class TrackingProcess:
         self.close()
 
     def opened(self, *, needed: bool = False) -> None:
-        """Wait until it is known, but not long; raises InputError for a store that no waiting will open.
+        """Wait at most `OPENS_S` for the tracking store; raises InputError if waiting longer will not help.
 
-        Where the view is `needed` also for one that does not answer now.
+        If the view is `needed`, a store that does not answer yet raises InputError too.
         """
         try:
             answer = self._answered.get(timeout=OPENS_S)
         except queue.Empty:
             if needed:
-                raise InputError(f"tracking: {self._uri} does not answer within {OPENS_S:g} s") from None
+                problem = f"{self._uri} does not answer within {OPENS_S:g} s"
+                raise InputError(
+                    "tracking", "", problem, "start the server, or omit --require-tracking"
+                ) from None
             return
         if answer is None:
-            self._answered.put(None)  # it has died, as `close` will say
-        elif answer[0] == "refused" or (needed and answer[1]):
-            raise InputError(answer[1])
+            self._answered.put(None)  # the process has died, which `close` reports
+            return
+        verb, value = answer
+        if verb == "refused":
+            raise InputError(*value)
+        if needed and value:
+            raise InputError("tracking", "", value, "start the server, or omit --require-tracking")
 
     def add(self, record: Record) -> None:
-        """A cell or a search trial has ended."""
+        """Write the record of a cell or search trial that has ended."""
         self._send("write", record)
 
     def plan(self, state: "StudyState") -> None:
-        """What the study holds by now: the arms are compared over its cells, recorded or not."""
+        """Update the study's cells, recorded or not, over which the arms are compared."""
         cells = {key: cell.resolved() for key, cell in state.cells.items()}
         waiting = [cell.resolved() for cell in state.waiting]
         study = state.study
-        judged = [study.analysis.model_dump(mode="json"), [c.model_dump(mode="json") for c in study.claims]]
-        self._send("plan", [cells, waiting, state.searched(), *judged, study.design.looks])
+        declared = [study.analysis.model_dump(mode="json"), [c.model_dump(mode="json") for c in study.claims]]
+        self._send("plan", [cells, waiting, state.searched(), *declared, study.design.looks])
 
     def describe(self, markdown: str) -> None:
-        """As Tracker.describe."""
+        """Call `Tracker.describe` once everything else is written."""
         self._send("describe", markdown)
 
     def register(self, winner: "Winner", example: "pd.DataFrame") -> None:
-        """As Tracker.register, once all else is written."""
-        told = {name: getattr(winner, name) for name in _WINNER} | {"cell": winner.cell.resolved()}
-        self._send("register", [told, example.to_dict("split", index=False)])
+        """Call `Tracker.register` once everything else is written."""
+        fields = {name: getattr(winner, name) for name in _WINNER} | {"cell": winner.cell.resolved()}
+        self._send("register", [fields, example.to_dict("split", index=False)])
 
     def close(self) -> None:
-        """Wait until everything handed in is written."""
+        """Wait until everything is written, and set `behind`."""
         self._send("close")
         last = ""
         while (answer := self._answered.get()) is not None:
             last, value = answer
             if last == "left":
                 click.echo(f"MLflow: {value} runs left to write", err=True)
-            elif last in ("closed", "refused"):
+            elif last == "closed":
                 self.behind = value
+            elif last == "refused":
+                self.behind = str(InputError(*value))
         self._process.communicate()
         if last not in ("closed", "refused"):
             self.behind = f"its process ended with {self._process.returncode}"
 
     def _send(self, verb: str, value: Any = None) -> None:
-        """Waits for nothing that is asked of MLflow: the process listens all the while."""
+        """Send a message, without waiting for MLflow: the process reads messages in a thread of its own."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it was killed, as `close` will say
-            self._process.stdin.write(json.dumps([verb, value], default=str) + "\n")  # paths
+        with contextlib.suppress(BrokenPipeError):  # the process was killed, which `close` reports
+            self._process.stdin.write(json.dumps([verb, value], default=str) + "\n")  # str for paths
             self._process.stdin.flush()
 
     def _hear(self) -> None:
@@ -152,23 +162,23 @@ class TrackingProcess:
 
 
 def serve() -> None:
-    """The process: its work comes by standard input, in lines of JSON."""
+    """Run the process: read messages as lines of JSON from standard input, and write to MLflow."""
     os.nice(10)  # the training comes first
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # for what libraries print
-    told: queue.Queue[tuple[str, Any]] = queue.Queue()
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    messages: queue.Queue[tuple[str, Any]] = queue.Queue()
     closing = threading.Event()
-    listener = threading.Thread(target=_listen, args=[told, closing], daemon=True)
+    listener = threading.Thread(target=_listen, args=[messages, closing], daemon=True)
     listener.start()
 
     def answer(what: str, value: Any = None) -> None:
         print(json.dumps([what, value]), file=answers, flush=True)
 
-    _, (storage, study, uri, data) = told.get()
+    _, (storage, study, uri, data) = messages.get()
     try:
         view = MlflowMirror(Store(storage, study), uri, data)
     except InputError as error:
-        answer("refused", str(error))
+        answer("refused", error.args)
         listener.join()
         return
     answer("open", view.behind)
@@ -176,47 +186,47 @@ def serve() -> None:
     models: list[Any] = []
     while verb != "close":
         try:
-            verb, value = told.get(timeout=PAUSE_S)
+            verb, value = messages.get(timeout=PAUSE_S)
         except queue.Empty:
             verb, value = "idle", None
         if verb == "describe":
-            note = value  # that of a view which is whole
+            note = value  # written only to a complete view
         elif verb == "plan":
             view.plan = value
         elif verb == "register":
             models.append(value)
         elif verb in ("recorded", "write"):
             view.missed.append(value)
-        # What was recorded before waits for the first news: Ray starts meanwhile, and wants the processor.
+        # Earlier records wait for the first new one, since Ray needs the processor to start.
         if verb in ("write", "idle"):
-            view.catch_up(told.empty() and not closing.is_set())
+            view.catch_up(messages.empty() and not closing.is_set())
         if not closing.is_set():
             last = time.monotonic()
-        elif time.monotonic() - last > TOLD_EVERY_S:
+        elif time.monotonic() - last > LEFT_EVERY_S:
             last = time.monotonic()
-            answer("left", told.qsize())
+            answer("left", messages.qsize())
     view.finish(note, models)
     answer("closed", view.behind)
 
 
-def _listen(told: "queue.Queue[tuple[str, Any]]", closing: threading.Event) -> None:
-    """At once and to the end, so that the driver never waits to be heard."""
+def _listen(messages: "queue.Queue[tuple[str, Any]]", closing: threading.Event) -> None:
+    """Read messages as soon as they arrive, so that the driver never waits."""
     while not closing.is_set():
         line = sys.stdin.readline()
         if not line.endswith("\n"):
-            os._exit(1)  # the driver is dead, and another may be writing to the view in a moment
+            os._exit(1)  # the driver is dead, and another may soon write to the view
         verb, value = json.loads(line)
         if verb == "close":
             closing.set()
-        told.put((verb, value))
+        messages.put((verb, value))
 
 
 class MlflowMirror:
-    """The tracking store, which may fail for a while: what it missed it is told when it answers again."""
+    """Tracking store that may fail for a while; missed records are written when it answers again."""
 
     def __init__(self, store: Store, uri: str | None, data: Mapping[str, Any] | None = None) -> None:
-        """Raises InputError for a store that no waiting will open."""
-        from sweeps.tracking.mlflow_view import Unreachable
+        """Open the tracking store; raises InputError if waiting will not help."""
+        from sweeps.tracking.connection import Unreachable
 
         self._store, self._uri, self._data = store, uri, data
         self._tracker: Tracker | None = None
@@ -224,7 +234,7 @@ class MlflowMirror:
         self._rests_until = self._answers_at = -math.inf
         self.missed: list[Record] = []
         self.plan: list[Any] | None = None
-        """As `Writer.plan` sends it."""
+        """Last message of `TrackingProcess.plan`."""
         self.behind = ""
         try:
             self._tracker = self._open()
@@ -232,12 +242,12 @@ class MlflowMirror:
             self._failed(error)
 
     def catch_up(self, at_leisure: bool) -> None:
-        """Write what it missed, unless it failed a moment ago; and compare the arms now and then."""
+        """Write missed records, unless the store has just failed; compare the arms if there is time."""
         if time.monotonic() >= self._rests_until:
             self._try(partial(self._write, at_leisure and time.monotonic() >= self._answers_at))
 
     def finish(self, note: str | None, models: Sequence[Any] = ()) -> None:
-        """The last attempt; `note` and `models` are for a view that is whole (`Tracker.describe`)."""
+        """Try a last time; `note` and `models` are written only to a complete view."""
         self._try(partial(self._write, True, note, models))
 
     def _write(self, answers: bool, note: str | None = None, models: Sequence[Any] = ()) -> None:
@@ -251,21 +261,21 @@ class MlflowMirror:
             self._answer(self._tracker, last=note is not None)
         if note is not None:
             self._tracker.describe(note)
-        for told, example in models:
-            self._register(self._tracker, told, example)
+        for fields, example in models:
+            self._register(self._tracker, fields, example)
 
-    def _register(self, tracker: "Tracker", told: dict[str, Any], example: dict[str, Any]) -> None:
+    def _register(self, tracker: "Tracker", fields: dict[str, Any], example: dict[str, Any]) -> None:
         import pandas as pd
 
         from sweeps.tracking.winners import Winner
 
-        winner = Winner(**told | {"cell": Cell.model_validate(told["cell"]), "store": self._store})
+        winner = Winner(**fields | {"cell": Cell.model_validate(fields["cell"]), "store": self._store})
         tracker.register(winner, pd.DataFrame(**example))
 
     def _answer(self, tracker: "Tracker", last: bool) -> None:
-        """From the store, so that no record is kept here; it takes a twentieth of the time at most.
+        """Compare the arms, from records read from the store, in at most a twentieth of the time.
 
-        The `last` time with figures.
+        With `last`, attach the figures too.
         """
         from sweeps.analysis import results
         from sweeps.spec.claims import Analysis, Claim
@@ -276,7 +286,8 @@ class MlflowMirror:
         cells = {key: Cell.model_validate(cell) for key, cell in planned.items()}
         records = self._store.records(cells)
         rows = results.rows(cells, records, [Cell.model_validate(cell) for cell in waiting])
-        judge, declared = Analysis.model_validate(analysis), [Claim.model_validate(claim) for claim in claims]
+        judge = Analysis.model_validate(analysis)
+        declared = [Claim.model_validate(claim) for claim in claims]
         found = parent_metrics.of_rows(rows, judge, declared, looks)
         tracker.answer(found | {(arm, None): counts for arm, counts in searched})
         if last:
@@ -287,7 +298,7 @@ class MlflowMirror:
     def _try(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except Exception as error:  # whatever the tracking store says, it must not end the training
+        except Exception as error:  # no error of the tracking store may end the training
             self._failed(error)
         else:
             self.behind = ""
@@ -298,6 +309,8 @@ class MlflowMirror:
         return Tracker(self._store, self._uri, self._data)
 
     def _failed(self, error: Exception) -> None:
+        from sweeps.tracking.connection import short_reason
+
         self._in_step = False
         self._rests_until = time.monotonic() + PAUSE_S
-        self.behind = " ".join(str(error).split())[:300].rstrip(".")
+        self.behind = short_reason(error)

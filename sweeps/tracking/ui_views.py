@@ -1,20 +1,21 @@
-"""What MLflow's pages show of an experiment at first: the saved views of its UI (3.17), as plain values.
+"""Saved views of MLflow's UI, as plain values (written for MLflow 3.17).
 
-The UI keeps a view as an experiment tag `mlflow.sharedViewState.<id>` and opens it by that id: what it
-calls `ExperimentPageUIState` and `ExperimentPageSearchFacetsState`; what is not given stays at its default.
+The format is not documented (`mlflow_internals`). The keys are those of `ExperimentPageUIState` and
+`ExperimentPageSearchFacetsState` in the UI's source; keys that are absent have their default.
 """
 
 from typing import Any, NamedTuple
 
 
 class Page(NamedTuple):
-    """One saved view."""
+    """Saved view."""
 
     name: str
-    """As the UI lists it."""
+    """Name in the UI's list of views."""
     mode: str
     """TABLE or CHART."""
     state: dict[str, Any]
+    """State of the UI's page."""
 
 
 _SECTION = "within-and-out-of-region"
@@ -28,12 +29,12 @@ _PARENTS: dict[str, Any] = {
     "modelVersionFilter": "All Runs",
     "runsHiddenMode": "SHOW_ALL",
 }
-"""The parents of cells: what an arm's cells say together of a split."""
+"""Part of the state that selects the parent runs, which have the aggregates of an arm on a split."""
 
 
 def pages() -> dict[str, Page]:
-    """By id."""
-    # No p: above a group stands the mean of a column, and that of several p says nothing.
+    """Build the views by their identifiers."""
+    # p is left out: the UI shows the mean of a column above a group, and a mean of p values means nothing.
     metrics = [
         *("wr_rmse_mean", "oor_rmse_mean", "gap_rmse", "diff_rmse"),
         *("wr_r2_mean", "oor_r2_mean", "n", "n_expected"),
@@ -73,7 +74,7 @@ def pages() -> dict[str, Page]:
 
 
 def _group(tag: str) -> dict[str, Any]:
-    """Runs with one value of a tag under each other, above them the mean of their metrics."""
+    """Group runs by the values of a tag, with the mean of their metrics above each group."""
     return {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": tag}]}
 
 

@@ -1,4 +1,4 @@
-"""Each arm's winner: the cell with the lowest validation error, and what makes a model of it."""
+"""Winner of each arm: the cell with the lowest validation error, and the model made of it."""
 
 import math
 from collections.abc import Mapping
@@ -26,43 +26,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Winner:
-    """An arm's model to serve."""
+    """Model of an arm, which can be served."""
 
     arm: str
-    """As people read it (`labels.arm`)."""
+    """Label of the arm in tables (`labels.arm`)."""
     name: str
-    """As machines do: `none`, `geoclip-hadamard`."""
+    """Label of the arm in file names and commands: `none`, `geoclip-hadamard`."""
     key: str
     cell: Cell
     card: str
-    """Its model card, Markdown."""
+    """Model card, in Markdown."""
     tags: dict[str, str]
     inputs: dict[str, str]
-    """The columns that it asks for, with their types: 'double', 'long', 'string', or 'array' (of doubles)."""
+    """Columns of the input with their types: 'double', 'long', 'string', or 'array' (of doubles)."""
     store: Store
     encoder_options: dict[str, Any]
 
     def predictor(self) -> "Predictor":
-        """The model. Raises InputError where its weights are gone."""
+        """Load the model. Raises InputError if its weights are no longer stored."""
         from pm25 import encoders
         from pm25.predictor import Predictor
 
         kept = stored_weights(self.key, self.store)
         if kept is None:
-            raise InputError(f"{self.key}: its weights are stored no more")
+            fix = "set keep_weights: winners and run the cell again"
+            raise InputError(self.key, "weights.pt", "the weights of this cell are no longer stored", fix)
         name = self.cell.encoder
         source = None if name is None else encoders.source(name, **self.encoder_options)
         return Predictor(self.cell, *kept, source)
 
     def write(self, folder: Path) -> None:
-        """The folder that `pm25.predictor._load_pyfunc` takes."""
+        """Write the folder that `pm25.predictor._load_pyfunc` reads."""
         self.predictor().save(folder)
 
 
 def best(study: Study, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> dict[Arm, str]:
-    """By arm, controls too, the key of its done cell with the lowest validation RMSE.
+    """Find the key of the done cell with the lowest validation RMSE for each arm, controls included.
 
-    On the split `Study.judged_on`; of equal ones the first by key. A test score is not looked at.
+    Only cells on the split `Study.judged_on` are compared; a tie is decided by key. Test scores are not used.
     """
     return {arm: key for arm, (_, key) in _ranked(study, cells, records).items()}
 
@@ -74,22 +75,21 @@ def _ranked(
     for key, cell in cells.items():
         record = records.get(key)
         if record is not None and record["state"] == "done" and cell.split == study.judged_on:
-            arm, mine = Arm.of(cell), (_score(record), key)
-            found[arm] = min(mine, found.get(arm, mine))
+            arm, candidate = Arm.of(cell), (_validation_rmse(record), key)
+            found[arm] = min(candidate, found.get(arm, candidate))
     return found
 
 
-def _score(record: Record) -> float:
-    """Validation RMSE; one that is no number is the worst."""
+def _validation_rmse(record: Record) -> float:
+    """Validation RMSE of a record, infinite if it is missing."""
     rmse = record["metrics"]["val_rmse"]
     return math.inf if rmse is None else rmse
 
 
 class WeightRetention:
-    """Leaves the weights of each arm's winner only, where the study says `keep_weights: winners`.
+    """Deletes the weights of cells that are not their arm's winner, if the study has `keep_weights: winners`.
 
-    Weights are deleted of recorded cells alone: what has a record stays done, and what has none may be
-    about to get one.
+    Only recorded cells lose their weights: they stay done, while a cell without a record may be about to end.
     """
 
     def __init__(self, study: Study, store: Store) -> None:
@@ -97,7 +97,7 @@ class WeightRetention:
         self._best: dict[Arm, tuple[float, str]] = {}
 
     def tidy(self, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> None:
-        """Look at all of the study's cells; those of other settings in the same store are left alone."""
+        """Compare all cells of the study; cells with other settings in the same store are not changed."""
         if self._study.keep_weights != "winners":
             return
         self._best = _ranked(self._study, cells, records)
@@ -106,28 +106,21 @@ class WeightRetention:
             self._store.delete_file(key, WEIGHTS)
 
     def ended(self, record: Record) -> None:
-        """A cell of the study is recorded: of it and the best of its arm before it the worse loses."""
+        """Compare a new record with the best of its arm so far, and delete the weights of the worse cell."""
         if self._study.keep_weights != "winners" or record["state"] != "done":
             return
         cell = Cell.model_validate(record["cell"])
         if cell.split != self._study.judged_on:
             return
-        arm, mine = Arm.of(cell), (_score(record), record["key"])
-        before = self._best.get(arm, mine)
-        self._best[arm] = min(mine, before)
-        if before != mine:
-            self._store.delete_file(max(mine, before)[1], WEIGHTS)
-
-
-def lacking(state: "StudyState", records: Mapping[str, Record]) -> dict[str, str]:
-    """By arm's label the key of its winner, where that was trained without keeping its weights."""
-    held = state.store.holding(WEIGHTS)
-    chosen = best(state.study, state.cells, records)
-    return {arm.label: key for arm, key in chosen.items() if key not in held}
+        arm, candidate = Arm.of(cell), (_validation_rmse(record), record["key"])
+        before = self._best.get(arm, candidate)
+        self._best[arm] = min(candidate, before)
+        if before != candidate:
+            self._store.delete_file(max(candidate, before)[1], WEIGHTS)
 
 
 def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
-    """The arms' models in the study's order; none of a control, nor where the winner has no weights."""
+    """Models of the arms in the study's order, without controls and winners without weights."""
     from pm25 import encoders
     from sweeps.analysis import labels
 
@@ -168,7 +161,7 @@ def _tags(study: Study, arm: Arm, record: Record) -> dict[str, str]:
 
 
 def example(state: "StudyState", winner: Winner) -> "pd.DataFrame":
-    """One row that the model takes: the test sample of its cell with the fewest missing values."""
+    """Build an input row for the model: the test sample of its cell with the fewest missing values."""
     import pandas as pd
 
     from pm25 import trial
@@ -194,6 +187,6 @@ def example(state: "StudyState", winner: Winner) -> "pd.DataFrame":
 
 
 def requirements() -> list[str]:
-    """What `pm25.predictor` needs to be installed, for pip, at the versions that are installed here."""
+    """Requirements of `pm25.predictor` for pip, with the versions that are installed here."""
     names = ("torch", "numpy", "pandas", "pyarrow", "pydantic")
     return [f"{name}=={metadata.version(name).split('+')[0]}" for name in names]

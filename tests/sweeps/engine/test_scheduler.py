@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from pm25.cell import Cell
 from pm25.panel import Panel
-from sweeps.engine import scheduler as schedulers
 from sweeps.engine.scheduler import Scheduler, SearchPoints, Task
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study, Synthetic
@@ -505,10 +504,9 @@ def test_a_budget_of_gpu_hours_counts_shares_of_trials_and_cells(tmp_path: Path)
     assert more.next() is not None
 
 
-def test_a_budget_of_wall_time_is_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_of_wall_time_is_of_one_run(tmp_path: Path) -> None:
     now = [100.0]
-    monkeypatch.setattr(schedulers.time, "monotonic", lambda: now[0])
-    run = Run(state(tmp_path, budget={"wall_hours": 2}))
+    run = Run(state(tmp_path, budget={"wall_hours": 2}), clock=lambda: now[0])
     assert run.next() == "none trial 0"
     now[0] += 7199
     assert run.next() == "latlon trial 0"

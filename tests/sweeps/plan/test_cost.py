@@ -24,7 +24,7 @@ from sweeps.plan.cost import Estimate
 from sweeps.plan.schedule import PlannedTask, wall
 from sweeps.plan.speed import CALIBRATED, epochs_of
 from sweeps.spec import study_file
-from sweeps.spec.design import Arm
+from sweeps.spec.design import Arm, Design
 from sweeps.state import StudyState
 from sweeps.store import search_trials
 from tests.errors import refuses
@@ -616,7 +616,7 @@ def test_a_split_of_any_kind_can_be_typed_again(tmp_path: Path) -> None:
         "demo", ["data.synthetic={sites: 40, days: 60}", f"storage={tmp_path}", "design.variant=none"]
     )
     declared = state.study.model_copy(
-        update={"design": study.Design(variant=("none",), split=splits, seed=(0,))}  # type: ignore[arg-type]
+        update={"design": Design(variant=("none",), split=splits, seed=(0,))}  # type: ignore[arg-type]
     )
     state.study = declared
     whole = Estimate.__new__(Estimate)

@@ -1,4 +1,4 @@
-"""The writer's process: the view is whole at the end, whatever fails on the way; it ends with its driver."""
+"""The tracking process: the view is complete at the end, whatever fails; it ends with its driver."""
 
 import os
 import signal
@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from pm25.cell import Cell
-from pm25.errors import InputError
 from pm25.splits import RandomSplit
 from sweeps.bench.engine import trivial
 from sweeps.spec.claims import Analysis
@@ -22,6 +21,7 @@ from sweeps.store.records import Record, Store
 from sweeps.tracking import process
 from sweeps.tracking.parent_metrics import Aggregates
 from sweeps.tracking.process import MlflowMirror, TrackingProcess
+from tests.errors import refuses
 
 PANEL: Any = SimpleNamespace(fingerprint="f")
 
@@ -104,7 +104,7 @@ def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(store: 
     (Path(store.storage) / "file").touch()
     uri = f"sqlite:///{store.storage}/file/mlflow.db"
     made = TrackingProcess(store, uri, [])
-    with pytest.raises(InputError, match=f"^tracking: {uri} cannot be opened"), made:
+    with refuses("tracking", "", uri), made:
         made.opened()
     assert made._process.poll() is not None
 
@@ -118,7 +118,7 @@ def test_a_server_that_does_not_answer_is_refused_only_where_it_is_needed(
     made = TrackingProcess(store, "http://127.0.0.1:9", [])
     with made:
         if needed:
-            with pytest.raises(InputError, match=r"^tracking: http://127.0.0.1:9"):
+            with refuses("tracking", "", "http://127.0.0.1:9", "--require-tracking"):
                 made.opened(needed=True)
         else:
             made.opened()

@@ -1,0 +1,133 @@
+"""Content of an MLflow run: what a record of a cell or a search trial becomes."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from itertools import product
+from typing import Any, NamedTuple, get_args
+
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+from pm25.cell import Cell
+from pm25.settings import Fusion, Variant
+from sweeps.analysis import labels
+from sweeps.spec.design import Arm, Head
+from sweeps.store.records import Record
+
+VIEW = "2"
+"""Version of this content; after a change, `sweep sync` replaces runs with another version."""
+
+PARENT_TAGS = ("arm", "variant", "fusion", "head", "split", "regime")
+"""Tags that a parent run has in common with its runs."""
+
+_ARMS = {
+    arm.label: arm
+    for arm in (
+        Arm(*levels)
+        for levels in product(get_args(Variant), (None, *get_args(Fusion)), (None, *get_args(Head)))
+    )
+}
+"""All arms by their labels, since a search trial's record stores only the label."""
+
+
+class RunContent(NamedTuple):
+    """Content of a run, without the curves of a cell's training."""
+
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: list[tuple[int, Mapping[str, Any]]]
+    """Metrics with their step; None for a missing value."""
+
+
+def run_content(record: Record) -> RunContent:
+    """Convert a record to the content of its run."""
+    content = (_trial if record.get("kind") == "trial" else _cell)(record)
+    if record["state"] == "failed":
+        error = record["error"]
+        content.tags["error"] = f"{error['type']}: {error['message']}"[:5000]
+        content.tags["mlflow.note.content"] = f"```\n{error.get('traceback', '')[-7900:]}\n```"
+    return content
+
+
+def _cell(record: Record) -> RunContent:
+    cell = Cell.model_validate(record["cell"])
+    tags = {
+        **_origin(record, "cell"),
+        **_factors(Arm.of(cell)),
+        "split": cell.split.label,
+        "regime": cell.split.regime,
+        "fold": str(cell.fold),
+        "seed": str(cell.seed),
+    }
+    if record.get("encoder"):
+        tags["encoder"] = record["encoder"]
+    audit = dict(record.get("audit", {}))
+    if failed := audit.pop("failed", []):
+        tags["marked"] = "; ".join(failed)[:5000]  # results with a failed audit can be filtered out
+    metrics: list[tuple[int, Mapping[str, Any]]] = []
+    if record["state"] == "done":
+        metrics = [(0, {**record["metrics"], **record["counts"], **audit, "seconds": record["seconds"]})]
+    return RunContent(cell.label, tags, _params(record["cell"]), metrics)
+
+
+def _trial(record: Record) -> RunContent:
+    """Convert a search trial: its parameters, validation scores, and the RMSE after every epoch."""
+    tags = {**_origin(record, "trial"), **_factors(_ARMS[record["arm"]]), "state": record["state"]}
+    scores = {
+        f"val_{regime}_{name}": value
+        for regime, values in record.get("scores", {}).items()
+        for name, value in values.items()
+    }
+    spent = {"epochs": record["epochs"], "seconds": record["seconds"]}
+    curve = [(step, {"validation_rmse": value}) for step, value in enumerate(record["reported"], 1)]
+    name = f"search {record['arm']} trial {record['number']}"
+    return RunContent(name, tags, _params(record["params"]), [(0, {**scores, **spent}), *curve])
+
+
+def _factors(arm: Arm) -> dict[str, str]:
+    """Tags of the arm; without a fusion the tag is `-`, since the UI cannot group runs without a tag."""
+    label = labels.arm(arm.variant, arm.fusion)
+    factors = {"arm": label, "variant": arm.variant, "fusion": arm.fusion or "-"}
+    return factors | ({"head": arm.head} if arm.head else {})
+
+
+def _origin(record: Record, kind: str) -> dict[str, str]:
+    """Tags that identify the record, the machine, the data and the code."""
+    tags = {name: str(record.get(name, "?")) for name in ("host", "device", "data", "numerics")}
+    tags |= {"mlflow.source.name": "sweep run", "mlflow.source.type": "LOCAL"}
+    if "commit" in record:
+        tags |= {"commit": record["commit"], "dirty": str(record["dirty"]).lower()}
+        tags["mlflow.source.git.commit"] = record["commit"]
+    return {"key": record["key"], "kind": kind, "ended": record["ended"], "view": VIEW, **tags}
+
+
+def _params(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value)[:6000] for name, value in _flat(settings)}  # the longest that MLflow accepts
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def dataset_input(fingerprint: str, data: Mapping[str, Any]) -> DatasetInput:
+    """Describe the panel (`StudyState.data`); its digest is cut to 36 characters, MLflow's limit."""
+    described = {name: json.dumps(data[name]) for name in ("source", "schema", "profile")}
+    uri = data["source"].get("uri")
+    kind = "code" if uri is None else uri.partition("://")[0] if "://" in uri else "local"
+    dataset = Dataset(data["name"], fingerprint[:36], kind, **described)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def run_status(record: Record) -> str:
+    """MLflow's status of a run; a pruned trial has finished."""
+    return "FAILED" if record["state"] == "failed" else "FINISHED"
+
+
+def milliseconds(stamp: str) -> int:
+    """Convert a record's time stamp to milliseconds since 1970."""
+    return round(datetime.fromisoformat(stamp).timestamp() * 1000)

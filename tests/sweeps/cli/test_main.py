@@ -1,0 +1,96 @@
+"""The command line itself: what it imports, its exit status, and interrupts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sweeps.cli.commands import Ended, Sweep, check_refused, toy_keys, tree
+
+
+def loaded_by(*commands: list[str]) -> set[str]:
+    code = f"""
+import sys
+from sweeps.cli import main
+for command in {list(commands)!r}:
+    sys.argv = ["sweep", *command]
+    try:
+        main()
+    except SystemExit as left:
+        assert not left.code, left.code
+print("LOADED", *sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stdout.rsplit("LOADED", 1)[1].split()}
+
+
+def test_help_loads_nothing_that_takes_time() -> None:
+    loaded = loaded_by(["--help"], ["--version"], ["run", "--help"], ["data", "--help"])
+    assert "click" in loaded
+    assert not loaded & {"numpy", "pandas", "pyarrow", "pydantic", "yaml", "torch", "ray", "mlflow", "rich"}
+
+
+def test_plan_and_status_load_no_trainer_no_cluster_and_no_tracker(toy: Path) -> None:
+    # With an encoder variant, whose weights are part of the keys.
+    more = ["--set", "design.variant=[none, geoclip]"]
+    key = toy_keys(toy)[0]
+    commands = (["plan"], ["status"], ["retry", "--where", "error=RuntimeError"], ["why", key])
+    loaded = loaded_by(*([command, str(toy), *more, *rest] for command, *rest in commands))
+    assert "pyarrow" in loaded
+    assert not loaded & {"torch", "ray", "mlflow", "matplotlib", "sklearn"}
+
+
+def test_an_interrupt_is_130_and_loses_nothing(
+    sweep: Sweep, toy: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(toy.parent)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["sweeps.engine.ray_tune"], "run", interrupt)
+    ended = sweep("run", toy)
+    assert ended.status == 130
+    assert ended.err.splitlines()[-1].startswith("sweep: ")
+    assert "Traceback" not in ended.err
+    assert tree(toy.parent) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["status", "demo", "--bogus"],
+        ["bogus"],
+        ["run", "demo", "--limit", "0"],
+        ["export", "demo"],
+        ["data", "synth", "x.parquet", "--seed", "-1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_2(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = sweep(*words)
+    assert (ended.status, ended.out) == (2, "")
+    assert "Error: " in ended.err
+    assert "Traceback" not in ended.err
+    assert tree(tmp_path) == {}
+
+
+def test_the_installed_command_ends_with_the_same_status(toy: Path) -> None:
+    command = Path(sys.executable).with_name("sweep")
+    if not command.is_file():
+        pytest.skip("the project is not installed in this environment")
+    ended = subprocess.run(
+        [str(command), "status", str(toy), "--set", "modle=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    check_refused(Ended(ended.returncode, ended.stdout, ended.stderr), "modle", "model")
