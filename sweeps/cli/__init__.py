@@ -648,7 +648,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
     """Write the report: tables (Markdown, CSV, LaTeX), figures, and one self-contained HTML page."""
     import dataclasses
 
-    from sweeps.analysis import artifacts, results, stored
+    from sweeps.analysis import artifacts, results
     from sweeps.report import borders as borders
     from sweeps.report import data as report_data
     from sweeps.report import figures
@@ -657,7 +657,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
     state = _state(study, overrides)
     records = state.records()
     frame = state.rows(records)
-    predictions = artifacts.read(state.store, frame)
+    predictions = artifacts.predictions(state.store, frame)
     material = report_data.gather_report_data(state, records=records, rows=frame, predicted=predictions)
     pictures = figures.draw(
         frame,
@@ -666,8 +666,8 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
         means=material.means[material.metric],
         ranking=material.ranking,
         predicted=predictions,
-        curves=stored.curves(state.store, frame),
-        importance=stored.importance(state.store, frame),
+        curves=artifacts.curves(state.store, frame),
+        importance=artifacts.importance(state.store, frame),
         trials=results.search_trials(state.searches),
         parameters=material.parameters,
         cuts=results.cuts(state.study, state.panel),

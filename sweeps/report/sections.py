@@ -305,7 +305,9 @@ def _ablations(material: ReportData) -> Iterator[Section]:
     ]
     pair = list(zip(frame["arm"], frame["other"], strict=True))
     for anchor, (title, text) in texts.items():
-        wanted = {(spec.arm, spec.other) for spec in material.pairs.get(anchor, ())}
+        wanted = {
+            (labels.of_arm(one.arm), labels.of_arm(one.other)) for one in material.pairs.get(anchor, ())
+        }
         mine = frame[pd.Series([own in wanted for own in pair], index=frame.index, dtype=bool)]
         mine = mine[mine["part"] == "test"]
         found = []

@@ -1,7 +1,7 @@
 """What a study is to settle: how differences are judged, which are claimed, and what a paper published."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -13,6 +13,9 @@ from sweeps.spec.design import Arm, Design, Head
 Metric = Literal["rmse", "r2", "mae"]
 Part = Literal["test", "wr"]
 """Of a cell's two test sets: the fold held out, or the held-out sites inside its training region."""
+
+NONE = Arm("none", None)
+"""The arm without location, which the others are compared with."""
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -38,14 +41,18 @@ class Analysis(Settings):
 
 
 class Contrast(NamedTuple):
-    """`arm` minus `other` in one place, paired by fold and seed: what one test is about."""
+    """The difference `arm` minus `other` in one place, paired by fold and seed: the subject of one test."""
 
     arm: Arm
     other: Arm
     split: str
-    part: Part
+    """Label of the split."""
+    part: str
+    """Evaluation set: 'test' or 'wr'; tables of results have 'gap' too, test minus wr."""
     fold: int | None
-    metric: Metric
+    """One fold of the split; None for all of them."""
+    metric: str
+    """A key of `pm25.metrics.METRICS`."""
 
 
 class ArmChoice(Settings):
@@ -103,21 +110,23 @@ class Published(Settings):
 
 
 def declared(
-    claims: Sequence[Claim], analysis: Analysis, arms: Sequence[Arm], design: Design
+    claims: Sequence[Claim], analysis: Analysis, arms_on: Mapping[str, Sequence[Arm]]
 ) -> tuple[Contrast, ...]:
-    """The family of contrasts that are tested together.
+    """List the family of contrasts that are tested together; `arms_on` are the arms on each split, by label.
 
-    Those of the claims; without any, every arm against `none` on every split's test set.
+    The family is that of the claims. Without claims, it is every arm against `none` on every split's test
+    set. A contrast of an arm that has no cell on the split is left out.
     """
     if claims:
-        return tuple(dict.fromkeys(claim.contrast for claim in claims))
-    none = Arm("none", None)
-    return tuple(
-        Contrast(arm, none, factor.split.label, "test", None, analysis.metric)
-        for factor in design.split
-        for arm in arms
-        if none in arms and arm != none
-    )
+        contrasts = dict.fromkeys(claim.contrast for claim in claims)
+    else:
+        contrasts = dict.fromkeys(
+            Contrast(arm, NONE, split, "test", None, analysis.metric)
+            for split, arms in arms_on.items()
+            for arm in arms
+            if arm != NONE
+        )
+    return tuple(one for one in contrasts if {one.arm, one.other} <= {*arms_on.get(one.split, ())})
 
 
 class NotOfDesign(ValueError):

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from pm25.cell import Cell
+from pm25.metrics import METRICS
 from pm25.settings import Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
 from pm25.splits import Split
 
@@ -399,7 +400,7 @@ class Search(Settings):
 
     @property
     def smaller_is_better(self) -> bool:
-        return self.metric != "r2"
+        return METRICS[self.metric].better == "lower"
 
     def space_of(self, arm: Arm, model: ModelSettings, train: TrainSettings) -> Space:
         """The parameters of an arm. Raises ValueError for one that is no setting, or not all allowed."""

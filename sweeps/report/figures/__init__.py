@@ -27,9 +27,8 @@ from pm25 import splits
 from pm25.geo import CONUS, EARTH_KM
 from pm25.metrics import EXCEEDANCE_UGM3, KM_EDGES, METRICS
 from sweeps.analysis import inference, labels
-from sweeps.analysis.artifacts import BEND_UGM3, DENSITY_EDGES, Predicted
+from sweeps.analysis.artifacts import BEND_UGM3, DENSITY_EDGES, Curves, Predicted
 from sweeps.analysis.results import SplitMap
-from sweeps.analysis.stored import Curves
 from sweeps.spec.claims import Analysis
 
 WIDTH = 7.2
@@ -108,7 +107,7 @@ def draw(
     """Every figure that there is data for, in the report's order.
 
     `contrasts`, `means` and `ranking` as `sweeps.analysis.inference` makes them, of one metric or of several,
-    `rows` as `results.rows`, `predicted` as `artifacts.read`, `curves`, `importance` as `stored`,
+    `rows` as `results.rows`, `predicted`, `curves` and `importance` as `artifacts`,
     `trials` and `parameters` as `results.search_trials` and `search_parameters`, `cuts` as `results.cuts`,
     and `outlines` as `outlines.read`. `metric` is the primary one, by which the best encoder is chosen.
     """
@@ -214,8 +213,10 @@ def forest(contrasts: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             ax.set_yticks(range(len(arms)), arms)
             _plain(ax, "x")
         _hide(axes, len(places))
-        side = "lower" if metric != "r2" else "higher"
-        canvas.supxlabel(f"{METRICS[metric].title}: arm minus 'none', paired ({side} is better)", fontsize=8)
+        better = METRICS[metric].better
+        canvas.supxlabel(
+            f"{METRICS[metric].title}: arm minus 'none', paired ({better} is better)", fontsize=8
+        )
         seen = [verdict for verdict in _VERDICTS if (frame["verdict"] == verdict).any()]
         handles = [
             Line2D([], [], ls="", marker=m, mfc=face, mec=edge, ms=5, label=verdict)
