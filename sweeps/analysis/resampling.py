@@ -29,7 +29,8 @@ class Sums(Protocol):
     lat: np.ndarray
     lon: np.ndarray
 
-    def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None: ...
+    def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+        """Look up the sums of one cell: site index (m,) and totals (m, 6)."""
 
 
 class Resampled:
