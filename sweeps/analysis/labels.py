@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from pm25.metrics import METRICS, SCORES
@@ -80,11 +81,9 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     scores += [
         column for column in map(str, cells) if column not in scores and column.startswith(("test_", "wr_"))
     ]
-    for column in scores:
-        number = (
-            cells[column].astype("float64") if column in cells else pd.Series(math.nan, index=cells.index)
-        )
-        cells[column] = number.where((cells["state"] == "done") & (number.abs() < math.inf))
+    numbers = cells.reindex(columns=scores).astype("float64").to_numpy(copy=True)
+    numbers[~np.isfinite(numbers) | (cells["state"] != "done").to_numpy()[:, None]] = math.nan
+    cells[scores] = numbers
     return cells
 
 

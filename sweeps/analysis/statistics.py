@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from sweeps.analysis.units import MIN_UNITS, Array, Test, enough_units, unit_means, wilcoxon_reaches
 
@@ -332,4 +332,4 @@ def _upper(distance: float, se: float, df: int) -> float:
         return math.nan
     if se == 0:
         return 0.0 if distance > 0 else 1.0 if distance < 0 else 0.5
-    return float(stats.t.sf(distance / se, df))
+    return float(special.stdtr(df, -distance / se))  # `stats.t.sf` gives the same bits, 20 times slower

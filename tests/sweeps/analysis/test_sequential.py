@@ -89,14 +89,20 @@ def record(cell: Cell, value: float | None, key: str = "key") -> Record:
 
 def run(of: Study, value: Value, order: random.Random | None = None) -> tuple[Looks, list[Cell]]:
     """Everything that is asked for, one cell after the other."""
-    looks, ended = Looks(of), cast(list[Cell], [])
-    while left := [cell for cell in of.cells() if looks.asks_for(cell) and cell not in ended]:
-        cell = order.choice(left) if order else left[0]
-        ended.append(cell)
-        before = {c for c in of.cells() if looks.asks_for(c)}
+    looks, grid, ended = Looks(of), of.cells(), cast(list[int], [])
+
+    def asked() -> list[int]:
+        return [i for i, cell in enumerate(grid) if looks.asks_for(cell)]
+
+    before = asked()
+    while left := [i for i in before if i not in ended]:
+        ended.append(order.choice(left) if order else left[0])
+        cell = grid[ended[-1]]
         grown = looks.add(cell, record(cell, value(cell)))
-        assert grown == ({c for c in of.cells() if looks.asks_for(c)} != before)
-    return looks, ended
+        after = asked()
+        assert grown == (after != before)
+        before = after
+    return looks, [grid[i] for i in ended]
 
 
 def seeds(ended: list[Cell]) -> dict[str, int]:
