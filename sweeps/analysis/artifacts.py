@@ -111,11 +111,6 @@ class Predicted:
         """
         return self._sums.get((key, part))
 
-    @property
-    def groups(self) -> list[PredictionGroup]:
-        """Groups that have predictions, in the order of the rows."""
-        return list(self._pools)
-
     def arms(self, split: str, part: str = "test") -> list[str]:
         """List the arms that have predictions on one evaluation set of a split."""
         return [group.arm for group in self._pools if (group.split, group.part) == (split, part)]

@@ -36,9 +36,6 @@ from sweeps.spec.claims import declared as declared_contrasts
 from sweeps.spec.design import Arm
 from sweeps.store.records import Record
 
-PARTS = {"test": "test_", "wr": "wr_", GAP: "gap_"}
-"""Evaluation sets, and how the columns of their scores begin."""
-
 _MEANS: dict[str, str] = {
     **dict.fromkeys(("arm", "variant", "fusion", "split", "part", "regime", "metric"), "str"),
     **dict.fromkeys(("mean", "sd", "low", "high", "iqm"), "float64"),
@@ -92,7 +89,7 @@ class Grid(NamedTuple):
         """Arrange the scores of one evaluation set, with NaN where a cell has no number."""
         if part == GAP:
             return self.scores("test", metric) - self.scores("wr", metric)
-        return self.column(f"{PARTS[part]}{metric}", math.nan).astype(np.float64)
+        return self.column(f"{part}_{metric}", math.nan).astype(np.float64)
 
     @property
     def parts(self) -> list[str]:

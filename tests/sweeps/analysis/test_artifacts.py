@@ -10,7 +10,7 @@ import pytest
 
 from pm25 import metrics
 from sweeps.analysis import artifacts
-from sweeps.analysis.artifacts import CALIBRATION_EDGES, DENSITY_EDGES, PredictionGroup, Tail
+from sweeps.analysis.artifacts import CALIBRATION_EDGES, DENSITY_EDGES, Tail
 from sweeps.store.records import Store
 from tests.errors import refuses
 
@@ -151,7 +151,7 @@ def test_densities_count_every_prediction_once(store: Store) -> None:
     assert found.density("none", BOARD, "wr")[:, -1].sum() == 1  # 1,000 and more are in the last bin
     assert [*found.arms(BOARD)] == ["none", "lat/lon"]
     assert found.arms("random") == []
-    assert found.groups[:2] == [PredictionGroup("none", BOARD, "test"), PredictionGroup("none", BOARD, "wr")]
+    assert found.arms(BOARD, "wr") == ["none"]
 
 
 def test_calibration_by_predicted_bin(store: Store) -> None:

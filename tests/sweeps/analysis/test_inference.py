@@ -323,7 +323,9 @@ def test_a_contrast_is_judged_where_its_seeds_stopped() -> None:
     found = only(inference.contrasts(cells, ANALYSIS, looks=(3, 6)))
     assert (found["n_seeds"], found["verdict"]) == (3, "better")
     cells.loc[(cells["seed"] == 2) & (cells["variant"] == "none"), "state"] = "missing"
-    assert only(inference.contrasts(cells, ANALYSIS, looks=(3, 6)))["n_seeds"] == 2, "the look is not whole"
+    assert only(inference.contrasts(cells, ANALYSIS, looks=(3, 6)))["n_seeds"] == 2, (
+        "the look is not complete"
+    )
 
 
 class Sums:
@@ -427,7 +429,7 @@ def test_sites_and_blocks_are_drawn_by_themselves() -> None:
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_pairs_without_none_are_unfair_by_themselves(given: bool) -> None:
+def test_pairs_without_none_are_compared_with_each_other(given: bool) -> None:
     cells = study()
     other = cells[cells["variant"] == "geoclip"].assign(variant="latlon", fusion=None)
     other["key"] = "latlon-" + other["key"]
@@ -450,7 +452,7 @@ def test_pairs_without_none_are_unfair_by_themselves(given: bool) -> None:
     ]
 
 
-def test_marks_of_unfair_pairs_stay() -> None:
+def test_a_confounded_pair_is_named() -> None:
     cells = study()
     cells.loc[cells["variant"] == "geoclip", "unfair"] = "torch 2.12.0 against 2.13.0"
     assert only(inference.contrasts(cells, ANALYSIS))["unfair"] == (

@@ -195,7 +195,7 @@ def test_a_look_is_judged_with_its_own_seeds_however_many_another_contrast_asked
     assert stopped(looks)["latlon random"] == sequential.DECIDED
 
 
-def test_the_rule_is_told_how_the_contrast_is_judged(judge: Judge) -> None:
+def test_the_rule_gets_the_settings_of_the_analysis(judge: Judge) -> None:
     more = {"alpha": 0.1, "rope": 0.02, "test": "corrected_t"}
     of = declared(analysis=more, design={"variant": ["none", "latlon"], "seed": {"start": 2, "max": 8}})
     run(of, lambda cell: (5.0 if cell.variant == "none" else 9.0) + cell.fold + cell.seed)
@@ -254,8 +254,8 @@ def test_two_claims_of_one_contrast_are_one_test(judge: Judge) -> None:
     of = declared(claims=[CLAIM, CLAIM | {"claim": "said again"}])
     run(of, by_arm(none=5, latlon=9, sincos=5))
     assert [how["family"] for _, how in judge.seen] == [1]
-    (told,) = sequential.outcome(of, {})
-    assert told["claims"] == ["raw coordinates help", "said again"]
+    (found,) = sequential.outcome(of, {})
+    assert found["claims"] == ["raw coordinates help", "said again"]
 
 
 # Too few test sets, and failures
@@ -362,7 +362,7 @@ def test_a_record_that_is_forgotten_takes_back_what_followed_from_it() -> None:
     assert {(c.variant, c.split.kind) for c in asked if c.seed > 1} == set()  # it was of none, fold 0
 
 
-# What the report is told
+# What the report shows
 
 
 def test_the_outcome_of_every_contrast() -> None:
@@ -404,7 +404,7 @@ def test_the_rule_in_words() -> None:
         assert shown in words
 
 
-def test_of_listed_seeds_there_is_nothing_to_tell() -> None:
+def test_listed_seeds_have_no_outcome() -> None:
     of = declared(design={"seed": [0, 1]})
     assert (sequential.outcome(of, {}), sequential.rule(of)) == ([], "")
 
