@@ -67,8 +67,11 @@ def too_few(units: int, analysis: Analysis, looks: int) -> bool:
 def stops(scores: PairedScores, overlap: float, analysis: Analysis, looks: int, family: int) -> bool:
     """Apply the stopping rule of adaptive seeds (`statistics.stopped`) at one of `looks`.
 
-    `family` is the number of declared contrasts; `overlap` is that of the split (`units.overlap`).
+    `family` is the number of declared contrasts; `overlap` is that of the split (`units.overlap`). A contrast
+    with too few units stops at once.
     """
+    if too_few(len(scores.units), analysis, looks):
+        return True
     from sweeps.analysis import statistics  # loads scipy, which no other command on the store needs
 
     return statistics.stopped(
