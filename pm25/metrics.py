@@ -29,6 +29,11 @@ class Metric(NamedTuple):
         """Name and unit, such as 'RMSE (µg/m³)'."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
+    @property
+    def relative_rope(self) -> bool:
+        """Whether `analysis.rope` is a share of the other arm's value; without a unit it is absolute."""
+        return bool(self.unit)
+
 
 METRICS: dict[str, Metric] = {
     "rmse": Metric("RMSE", "µg/m³", "lower", 2),

@@ -89,7 +89,7 @@ class OpenStudy:
         if metric not in SCORES:
             raise InputError("contrasts", "metric", f"{metric!r} is not a metric", f"give {_either(SCORES)}")
         rows, records = self._rows_and_records()
-        sums = artifacts.read(self.state.store, rows)
+        sums = artifacts.predictions(self.state.store, rows)
         looks = study.design.looks
         return inference.contrasts(rows, study.analysis, study.claims, metric, sums, looks, records)
 
@@ -102,7 +102,7 @@ class OpenStudy:
         """
         study = self.study
         rows, records = self._rows_and_records()
-        sums = artifacts.read(self.state.store, rows)
+        sums = artifacts.predictions(self.state.store, rows)
         return inference.claims(rows, study.analysis, study.claims, sums, study.design.looks, records)
 
     def predictions(self, key: str | None = None, **fields: Any) -> pd.DataFrame:

@@ -1,1 +1,1 @@
-"""What the results say: tables of results, inference, comparison."""
+"""Analysis of a study's results: tables of results, inference, comparison."""

@@ -1,33 +1,34 @@
-"""Whether the two results of a contrast differ in the declared factor alone."""
+"""Comparability of the two results of a contrast: they may differ in the declared factor alone."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sweeps.analysis.labels import counted
 from sweeps.store.records import Record
 
 _ABSENT: Any = object()
 _FACTORS = frozenset({"variant", "fusion", "head"})
-"""Of a cell: what an arm is, and so what a contrast is about."""
+"""Settings of a cell that define its arm, the factor of every contrast."""
 
 
 class ArmDifference(NamedTuple):
-    """What sets an arm's result apart from another's, as 'train.learning_rate 0.003 against 0.001'."""
+    """Differences between the results of two arms, as 'train.learning_rate 0.003 against 0.001'."""
 
     undeclared: tuple[str, ...]
-    """Can move the number, and is neither the declared factor nor implied by it: the contrast is unfair."""
+    """Differences that may change the number and do not follow from the factor; they confound it."""
     tuned: tuple[str, ...]
-    """Settings that a search chose, for one arm or for both."""
+    """Differences in settings that a search chose, for one arm or for both."""
 
 
 def differences(arm: Record, other: Record) -> ArmDifference:
-    """Compare the records of two finished cells; values are the arm's, then the other's.
+    """Compare the records of two finished cells; each difference has the value of `arm` first.
 
-    Compared are the resolved settings, the data, the code's numerics, device, threads and versions, the
-    sample counts and what the audit measured: equal seeds mean equal samples. The factors may differ, and
-    what they imply: an encoder's weights, and the projection of an embedding that only one arm has. Tuned
-    settings may differ, but not the searches: one searched arm, or two budgets, is unfair. Samples that
-    differ are unfair even if a tuned setting makes them so.
+    The comparison covers resolved settings, data, numerics, device, threads, versions, sample counts and the
+    measurements of the audit. Variant, fusion and head may differ, and so may what they imply: an encoder's
+    weights, and the projection of an embedding that only one arm has. Tuned settings may differ, but not the
+    searches: a contrast of a tuned and an untuned arm, or of two budgets, is confounded. Different samples
+    confound it even if a tuned setting is their cause.
     """
     implied = set(_FACTORS)
     if arm["cell"]["variant"] != other["cell"]["variant"]:
@@ -35,12 +36,12 @@ def differences(arm: Record, other: Record) -> ArmDifference:
     if (arm["cell"].get("fusion") is None) != (other["cell"].get("fusion") is None):
         implied.add("model.projection")
     if ("tuned" in arm) != ("tuned" in other):
-        implied.add("search")  # said by 'searched'
+        implied.add("search")  # the entry 'searched' reports it
     chosen = arm.get("tuned", {}).keys() | other.get("tuned", {}).keys()
 
     undeclared, tuned = [], []
-    for name, mine, theirs in _apart(_compared(arm), _compared(other)):
-        found = f"{name} {shown(mine)} against {shown(theirs)}"
+    for name, a, b in _differing_leaves(_compared(arm), _compared(other)):
+        found = f"{name} {shown(a)} against {shown(b)}"
         if name in chosen:
             tuned.append(found)
         elif name not in implied:
@@ -49,21 +50,21 @@ def differences(arm: Record, other: Record) -> ArmDifference:
 
 
 def summary(pairs: Sequence[str]) -> list[str]:
-    """One line for each name that differs: 'in 3 of 4 pairs: torch 2.12.0 against 2.13.0'.
+    """Summarise the differences by name: 'in 3 of 4 pairs: torch 2.12.0 against 2.13.0'.
 
-    `pairs` holds the differences of every pair of a contrast, joined by '; ', with '' for none.
+    `pairs` has one text for every pair of a contrast: its differences joined by '; ', or ''.
     """
     lines = []
     for texts in by_name(pairs).values():
         where = "every pair" if len(texts) == len(pairs) else f"{len(texts)} of {len(pairs)} pairs"
         further = len(set(texts)) - 1
-        others = f" (and {further} other value{'s' * (further > 1)})" if further else ""
+        others = f" (and {counted(further, 'other value')})" if further else ""
         lines.append(f"in {where}: {texts[0]}{others}")
     return lines
 
 
 def by_name(pairs: Iterable[str]) -> dict[str, list[str]]:
-    """The differences of `pairs` (see `summary`) by the name of what differs."""
+    """Group the differences of `pairs` (see `summary`) by the name of what differs."""
     found: dict[str, list[str]] = {}
     for text in (text for pair in pairs for text in pair.split("; ") if text):
         found.setdefault(text.partition(" ")[0], []).append(text)
@@ -71,7 +72,7 @@ def by_name(pairs: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _compared(record: Record) -> dict[str, Any]:
-    """All of a record that can move its numbers, or proves that the samples are the same."""
+    """Select everything in a record that may change its numbers, or shows that the samples are the same."""
     audit = {name: value for name, value in record["audit"].items() if name != "failed"}
     names = ("data", "encoder", "numerics", "device", "threads", "search")
     return {
@@ -79,30 +80,30 @@ def _compared(record: Record) -> dict[str, Any]:
         **{name: record.get(name, _ABSENT) for name in names},
         **record["versions"],
         **{name: count for name, count in record["counts"].items() if name.startswith("n_")},
-        "audit": audit or _ABSENT,  # one that could not be made
+        "audit": audit or _ABSENT,  # an audit that raised an error measured nothing
         "searched": "yes" if "tuned" in record else "no",
     }
 
 
-def _apart(
-    arm: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
+def _differing_leaves(
+    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted name and both values of every leaf that differs; a block that one side lacks is one leaf."""
-    for name in sorted(arm.keys() | other.keys()):
-        mine, theirs = arm.get(name, _ABSENT), other.get(name, _ABSENT)
-        if mine == theirs:
+    """Yield the dotted name and both values of every leaf that differs; a block of one side alone is one."""
+    for name in sorted(a.keys() | b.keys()):
+        value_a, value_b = a.get(name, _ABSENT), b.get(name, _ABSENT)
+        if value_a == value_b:
             continue
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            yield from _apart(mine, theirs, f"{prefix}{name}.")
+        if isinstance(value_a, Mapping) and isinstance(value_b, Mapping):
+            yield from _differing_leaves(value_a, value_b, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", mine, theirs
+            yield f"{prefix}{name}", value_a, value_b
 
 
 def shown(value: Any) -> str:
-    """A JSON value in a line for people."""
+    """Format a JSON value in one line of text."""
     if value is _ABSENT:
         return "not set"
     if isinstance(value, Mapping):
         return "set"
-    # '; ' parts one difference from the next.
+    # '; ' separates differences.
     return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).replace(";", ",")

@@ -1,4 +1,4 @@
-"""Two studies cell by cell: what differs, what set it apart, and whether a conclusion changed."""
+"""Comparison of two studies: cells that differ, their causes, and conclusions that changed."""
 
 from __future__ import annotations
 
@@ -17,73 +17,73 @@ from sweeps.spec.study import Study
 from sweeps.store.records import Record
 
 PLACE = ["arm", "split", "regime", "fold", "seed"]
-"""What a cell is, whatever its key: cells of two studies with the same place are a pair."""
+"""Columns that match the cells of two studies, whatever their keys."""
 
 EQUAL, WITHIN, DIFFERS = "equal", "within tolerance", "differs"
 PAIRED = (EQUAL, WITHIN, DIFFERS)
-"""Outcomes of a pair that is done in both studies."""
+"""Outcomes of a cell that is done in both studies."""
 FAILED = ("failed in A", "failed in B")
-"""Of one that is done in the other."""
+"""Outcomes of a cell that failed in one study and is done in the other."""
 ONE = ("only A", "only B")
-"""Of a cell that the other has not run, or does not ask for."""
+"""Outcomes of a cell that the other study has not run, or does not ask for."""
 
 CELLS_SHOWN = 12
 CAUSES_SHOWN = 3
 CHANGES_SHOWN = 3
 
 _CONTRAST = ["arm", "other", "split", "part", "regime", "metric", "fold"]
-_OF_A_CONTRAST = ["diff", "low", "high", "p_adjusted", "declared", "n_pairs", "verdict"]
-_OF_A_CLAIM = ["split", "part", "metric", "diff", "p_adjusted", "n_pairs", "verdict"]
+_CONTRAST_VALUES = ["diff", "low", "high", "p_adjusted", "declared", "n_pairs", "verdict"]
+_CLAIM_VALUES = ["split", "part", "metric", "diff", "p_adjusted", "n_pairs", "verdict"]
 
 
 class Inferred(NamedTuple):
-    """What a study concludes."""
+    """Conclusions of a study."""
 
     metric: str
-    """The one that its contrasts are about."""
+    """Metric of its contrasts."""
     contrasts: pd.DataFrame
-    """Arms against 'none', and the pairs of the claims (`inference.contrasts`)."""
+    """Contrasts with 'none', and those of the claims (`inference.contrasts`)."""
     claims: pd.DataFrame
-    """The verdict on every claim (`inference.claims`)."""
+    """Verdicts on the claims (`inference.claims`)."""
 
 
 class StudyResults(NamedTuple):
-    """One of the two studies."""
+    """Rows, records and conclusions of one study."""
 
     name: str
     rows: pd.DataFrame
-    """One row per cell (`results.rows`)."""
+    """Table of results, one row per cell (`results.rows`)."""
     records: Mapping[str, Record]
-    """Of the cells that have ended, by key (`State.records`)."""
+    """Records of the cells that have ended, by key (`StudyState.records`)."""
     inferred: Inferred
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of comparing study A with study B; values are A's, then B's."""
+    """Result of comparing study A with study B; in pairs of values, A's is first."""
 
     names: tuple[str, str]
     metric: str
     tolerance: float
-    """In ug/m3, of the RMSE."""
+    """Largest difference in RMSE (ug/m3) that is tolerated."""
     cells: pd.DataFrame
-    """`cells`."""
+    """Cells side by side (`cells`)."""
     conclusions: pd.DataFrame
-    """`conclusions`."""
+    """Contrasts side by side (`conclusions`)."""
     claims: pd.DataFrame
-    """`claims`."""
+    """Claims side by side (`claims`)."""
     ranks: pd.DataFrame
-    """`ranks`."""
+    """Ranks of the arms (`ranks`)."""
 
     @property
     def changed(self) -> bool:
-        """Whether a cell differs by more than the tolerance, failed in one study, or a verdict changed."""
+        """True if a cell differs by more than the tolerance or failed in one study, or a verdict changed."""
         worse = self.cells["outcome"].isin([DIFFERS, *FAILED])
         return bool(worse.any() or self.conclusions["changed"].any() or self.claims["changed"].any())
 
     @property
     def verdicts(self) -> list[str]:
-        """Every verdict that changed, in words, those on claims first."""
+        """Verdicts that changed, in words, those on claims first."""
         claims = self.claims[self.claims["changed"]]
         said = [f"claim '{line.claim}': {line.verdict_a} -> {line.verdict_b}" for line in claims.itertuples()]
         for line in self.conclusions[self.conclusions["changed"]].to_dict("records"):
@@ -91,12 +91,12 @@ class Comparison:
         return said
 
     def causes(self, *outcomes: str) -> list[str]:
-        """What sets the pairs of these outcomes apart, a line for each part of their records."""
+        """Summarise what differs between the records of pairs with these outcomes, one line per name."""
         return comparability.summary(list(self.cells.loc[self.cells["outcome"].isin(outcomes), "apart"]))
 
     @property
     def headline(self) -> str:
-        """The whole in one line."""
+        """The comparison in one line."""
         counts = self.cells["outcome"].value_counts()
         equal, within, differ = (int(counts.get(outcome, 0)) for outcome in PAIRED)
         said = f"{equal} of {equal + within + differ} cells equal to the last digit"
@@ -115,7 +115,7 @@ class Comparison:
         if not changed:
             return f"{said}; no conclusion changed"
         more = f"; and {len(changed) - CHANGES_SHOWN} more" if len(changed) > CHANGES_SHOWN else ""
-        count = f"{len(changed)} conclusion{'s' * (len(changed) > 1)} changed"
+        count = f"{labels.counted(len(changed), 'conclusion')} changed"
         return f"{said}; {count}: {'; '.join(changed[:CHANGES_SHOWN])}{more}"
 
     def _briefly(self, *outcomes: str) -> str:
@@ -129,7 +129,7 @@ class Comparison:
 
     @property
     def content(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The comparison as a JSON object."""
         cells = self.cells
         counts = cells["outcome"].value_counts().to_dict()
         unequal = _listed(cells[cells["outcome"] != EQUAL])
@@ -156,7 +156,7 @@ class Comparison:
 
 
 def inferred(study: Study, rows: pd.DataFrame) -> Inferred:
-    """What a study's own analysis concludes from its rows."""
+    """Draw the conclusions of a study from its rows, by its own analysis settings."""
     from sweeps.analysis import inference
 
     analysis, declared, looks = study.analysis, study.claims, study.design.looks
@@ -167,17 +167,18 @@ def inferred(study: Study, rows: pd.DataFrame) -> Inferred:
 def compare(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> Comparison:
     """Compare two studies; `tolerance` is in ug/m3 of RMSE.
 
-    Raises InputError where they have nothing in common, or judge by different metrics.
+    Raises InputError if they have no cell in common, or are judged by different metrics.
     """
     metrics = a.inferred.metric, b.inferred.metric
+    both = f"{a.name}, {b.name}"
     if metrics[0] != metrics[1]:
-        fix = f"give both one with --set analysis.metric={metrics[0]}"
-        raise InputError(f"analysis.metric: {metrics[0]} in {a.name}, {metrics[1]} in {b.name}; {fix}")
+        problem = f"study {a.name} is judged by {metrics[0]}, study {b.name} by {metrics[1]}"
+        fix = f"give both studies one metric with --set analysis.metric={metrics[0]}"
+        raise InputError(both, "analysis.metric", problem, fix)
     pairs = cells(a, b, tolerance)
     if not pairs["outcome"].isin([*PAIRED, *FAILED]).any():
-        raise InputError(
-            f"{a.name}, {b.name}: no cell has ended in both, by arm, split, fold and seed; `sweep run` them"
-        )
+        problem = "no cell, matched by arm, split, fold and seed, has ended in both studies"
+        raise InputError(both, "", problem, "run both studies with `sweep run`")
     return Comparison(
         (a.name, b.name),
         metrics[0],
@@ -190,26 +191,29 @@ def compare(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> Compari
 
 
 def cells(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> pd.DataFrame:
-    """One row per place of either study: those of A in its order, then those of B alone.
+    """Match the cells of two studies: one row per place, those of A in its order, then those of B alone.
 
-    Columns: those of `PLACE`; outcome ('equal': every metric that both have is bitwise equal; 'within
-    tolerance': the test and WR RMSE are equal or differ by no more than `tolerance`, in ug/m3; 'differs';
-    'failed in A' or 'failed in B', done in the other; 'only A' or 'only B' is done; 'neither'); same_key,
-    key_a, key_b; state_a and state_b ('done', 'failed', 'missing', 'not planned'); error_a, error_b; differ
-    (the metrics that do) and apart (what sets the two records apart, A's value against B's), joined by
-    '; '; then of every metric its two values and, as `<metric>_diff`, B - A.
+    Columns, beside those of `PLACE`:
+
+    - outcome of a cell done in both studies: 'equal' if every metric that both have is bitwise equal;
+      'within tolerance' if the test and WR RMSE differ by at most `tolerance` (ug/m3); else 'differs'.
+    - outcome of other cells: 'failed in A' or 'failed in B' if the cell is done in the other study; 'only A'
+      or 'only B' if it is done there, and not run in the other; else 'neither'.
+    - same_key, key_a, key_b; error_a, error_b; state_a, state_b: 'done', 'failed', 'missing', 'not planned'.
+    - differ: the metrics that differ. apart: what differs between the two records. Both are joined by '; '.
+    - of every metric the two values and `<metric>_diff`, B - A.
     """
     metrics = dict.fromkeys(
         name for side in (a, b) for record in side.records.values() for name in record.get("metrics", {})
     )
-    told = ["key", "state", "error", *metrics]
-    frame = _beside(labels.with_arm(a.rows), labels.with_arm(b.rows), PLACE, told)
+    values = ["key", "state", "error", *metrics]
+    frame = _side_by_side(labels.with_arm(a.rows), labels.with_arm(b.rows), PLACE, values)
     for side in ("a", "b"):
         frame[f"state_{side}"] = frame[f"state_{side}"].fillna("not planned")
         key = frame[f"key_{side}"]
-        frame[f"key_{side}"] = key.where(key.ne(""))  # of an arm that is still searched
+        frame[f"key_{side}"] = key.where(key.ne(""))  # a cell that waits for its arm's search has no key
     frame = frame.astype({"fold": "int64", "seed": "int64"})
-    lines = [_pair(a, b, line, tolerance) for line in frame.to_dict("records")]
+    lines = [_compare_cell(a, b, line, tolerance) for line in frame.to_dict("records")]
     found = pd.DataFrame(lines, columns=["outcome", "same_key", "differ", "apart"], index=frame.index)
     moved = {f"{name}_diff": frame[f"{name}_b"] - frame[f"{name}_a"] for name in metrics}
     frame = pd.concat([frame, found, pd.DataFrame(moved)], axis="columns")
@@ -219,9 +223,10 @@ def cells(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> pd.DataFr
     return frame[[*PLACE, *first, *sides, "differ", "apart", *values]]
 
 
-def _pair(
+def _compare_cell(
     a: StudyResults, b: StudyResults, line: Mapping[Any, Any], tolerance: float
 ) -> tuple[str, bool, str, str]:
+    """Compare one cell: outcome, same_key, differ and apart (`cells`)."""
     states = line["state_a"], line["state_b"]
     same = bool(line["key_a"] == line["key_b"])
     if states != ("done", "done"):
@@ -231,23 +236,25 @@ def _pair(
     outcome = EQUAL
     if differ:
         moved = [abs(line[f"{name}_a"] - line[f"{name}_b"]) for name in differ if name in _JUDGED]
-        # Undefined on one side only is NaN here, and no difference that a tolerance covers.
+        # A score that is undefined in one study alone is NaN here; no tolerance covers it.
         outcome = WITHIN if tolerance and all(move <= tolerance for move in moved) else DIFFERS
     return outcome, same, "; ".join(differ), "; ".join(apart(first, second))
 
 
 _JUDGED = ("test_rmse", "wr_rmse")
+"""Metrics that the tolerance applies to."""
 
 
 def _unpaired(state_a: str, state_b: str) -> str:
+    """Name the outcome of a cell that is not done in both studies."""
     if "done" not in (state_a, state_b):
         return "neither"
-    other, mine, theirs = (state_b, "A", "B") if state_a == "done" else (state_a, "B", "A")
-    return f"failed in {theirs}" if other == "failed" else f"only {mine}"
+    other_state, done, other = (state_b, "A", "B") if state_a == "done" else (state_a, "B", "A")
+    return f"failed in {other}" if other_state == "failed" else f"only {done}"
 
 
 def _unequal_cell(line: Mapping[Any, Any]) -> dict[str, Any]:
-    """A line of `cells` as JSON has it, with the metrics that differ."""
+    """Convert a line of `cells` to a JSON object, with the metrics that differ."""
     sides = [f"{name}_{side}" for name in ("key", "state", "error") for side in ("a", "b")]
     return {
         **{name: line[name] for name in (*PLACE, "outcome", "same_key", *sides)},
@@ -260,15 +267,15 @@ def _unequal_cell(line: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _unequal(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Metrics of both that are not bitwise equal: `repr` of a float reads back as the same bits."""
+    """List the metrics of both that are not bitwise equal; `repr` of a float reads back as the same bits."""
     return [name for name in a if name in b and repr(a[name]) != repr(b[name])]
 
 
 def apart(a: Record, b: Record) -> list[str]:
-    """What sets the records of two done cells apart, as 'torch 2.12.0 against 2.13.0'.
+    """List what differs between the records of two done cells, as 'torch 2.12.0 against 2.13.0'.
 
-    Causes first: settings (those that a search chose too), data, encoder, numerics, device, threads,
-    versions; then the commit; then what follows from them, sample counts and the audit's findings.
+    Causes come first: settings (tuned ones too), data, encoder, numerics, device, threads, versions. Then
+    the commit, and last the consequences: sample counts and measurements of the audit.
     """
     found = comparability.differences(a, b)
     texts = [*found.undeclared, *found.tuned]
@@ -279,10 +286,10 @@ def apart(a: Record, b: Record) -> list[str]:
 
 
 _FOLLOWS = ("audit", "n_")
-"""What a record says of its samples: a consequence of settings and data."""
+"""Beginnings of names that describe samples, which are a consequence of settings and data."""
 
 _FINGERPRINT = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
-"""Long hexadecimal digests are told by their first digits."""
+"""Hexadecimal digests, which are shortened to their first digits."""
 
 
 def _commit(record: Record) -> str:
@@ -292,30 +299,30 @@ def _commit(record: Record) -> str:
 
 
 def conclusions(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """The contrasts of both studies side by side, one line for each that either has.
+    """Put the contrasts of both studies side by side, one line for each that either has.
 
-    Columns: arm, other, split, part, regime, metric, fold; diff (arm - other), low, high, p_adjusted,
-    declared, n_pairs and verdict of A (`_a`) and of B (`_b`), empty where a study has no such contrast;
-    changed: both have it with other verdicts; turned: the differences have opposite signs.
+    Columns: arm, other, split, part, regime, metric, fold. Then diff (arm - other), low, high, p_adjusted,
+    declared, n_pairs and verdict, of A (`_a`) and of B (`_b`); a study without the contrast has none.
+    changed: both studies have a verdict, and they differ. turned: the differences have opposite signs.
     """
-    frame = _beside(a, b, _CONTRAST, _OF_A_CONTRAST)
+    frame = _side_by_side(a, b, _CONTRAST, _CONTRAST_VALUES)
     turned = frame["diff_a"].astype("float64") * frame["diff_b"].astype("float64") < 0
     return frame.assign(changed=_changed(frame), turned=turned)
 
 
 def claims(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """The claims of both studies side by side; columns as of `conclusions`, by the claim's words."""
-    a, b = (frame.reindex(columns=["claim", *_OF_A_CLAIM]) for frame in (a, b))
+    """Put the claims of both studies side by side, matched by text; columns as in `conclusions`."""
+    a, b = (frame.reindex(columns=["claim", *_CLAIM_VALUES]) for frame in (a, b))
     a, b = (frame.assign(nth=frame.groupby("claim").cumcount()) for frame in (a, b))
-    frame = _beside(a, b, ["claim", "nth"], _OF_A_CLAIM).drop(columns="nth")
+    frame = _side_by_side(a, b, ["claim", "nth"], _CLAIM_VALUES).drop(columns="nth")
     return frame.assign(changed=_changed(frame))
 
 
 def ranks(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Arms by their mean over the cells that are done in both studies, best first, per split and part.
+    """Rank the arms by their mean over the cells that are done in both studies, per split and evaluation set.
 
-    Columns: split, part ('test'; 'wr' of out-of-region splits), arm, n (cells), mean_a, mean_b, rank_a,
-    rank_b, changed. Only arms that have every cell of the split that any arm has are ranked.
+    Columns: split, part ('test'; 'wr' for out-of-region splits), arm, n (cells), mean_a, mean_b, rank_a,
+    rank_b (1 the best), changed. Only arms that have every cell that any arm of the split has are ranked.
     """
     lines = []
     for part in ("test", "wr"):
@@ -333,7 +340,7 @@ def ranks(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
             )
             means = means[means["n"] == places]
             for side in ("a", "b"):
-                order = means[f"mean_{side}"].rank(method="min", ascending=metric != "r2")
+                order = labels.merit(means[f"mean_{side}"], metric).rank(method="min", ascending=False)
                 means[f"rank_{side}"] = order.astype("int64")
             lines.append(means.reset_index().assign(split=split, part=part))
     names = ["split", "part", "arm", "n", "mean_a", "mean_b", "rank_a", "rank_b"]
@@ -348,7 +355,7 @@ def terminal(found: Comparison) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a log has no width of its own
+        console.width = 120  # a log has no width
     for line in _lines(found):
         console.print(Text(line), soft_wrap=True)
     for grid in _grids(found):
@@ -416,9 +423,9 @@ def _grids(found: Comparison) -> Iterator[Any]:
             ],
             [line["outcome"] == DIFFERS for line in shown],
         )
-    told = found.conclusions
-    told = told[told["changed"] | (told["diff_a"].fillna(math.inf) != told["diff_b"].fillna(math.inf))]
-    if len(told):
+    moved = found.conclusions
+    moved = moved[moved["changed"] | (moved["diff_a"].fillna(math.inf) != moved["diff_b"].fillna(math.inf))]
+    if len(moved):
         metric = found.metric
         yield grid(
             f"Differences between arms that are not equal: {METRICS[metric].title}",
@@ -431,9 +438,9 @@ def _grids(found: Comparison) -> Iterator[Any]:
                     *(_number(line[f"diff_{side}"], metric, sign=True) for side in ("a", "b")),
                     *(_text(line[f"verdict_{side}"]) for side in ("a", "b")),
                 )
-                for line in told.to_dict("records")
+                for line in moved.to_dict("records")
             ],
-            told["changed"].tolist(),
+            moved["changed"].tolist(),
         )
     if len(found.claims):
         yield grid(
@@ -463,14 +470,14 @@ def _grids(found: Comparison) -> Iterator[Any]:
 
 
 def _contrast(line: Mapping[Any, Any]) -> str:
-    """'GeoCLIP · Hadamard against none on random (test)'."""
+    """Name a contrast: 'GeoCLIP · Hadamard against none on random (test)'."""
     fold = "" if pd.isna(line["fold"]) else f" fold {line['fold']}"
     return f"{line['arm']} against {line['other']} on {line['split']}{fold} ({line['part']})"
 
 
-def _beside(a: pd.DataFrame, b: pd.DataFrame, on: list[str], told: list[str]) -> pd.DataFrame:
-    """Lines that agree in `on` side by side, columns `told` as `_a` and `_b`: A's in order, then B's."""
-    a, b = (frame.reindex(columns=[*on, *told]).astype(dict.fromkeys(on, "object")) for frame in (a, b))
+def _side_by_side(a: pd.DataFrame, b: pd.DataFrame, on: list[str], values: list[str]) -> pd.DataFrame:
+    """Match lines by `on`, with the columns `values` as `_a` and `_b`; lines of A come first, in order."""
+    a, b = (frame.reindex(columns=[*on, *values]).astype(dict.fromkeys(on, "object")) for frame in (a, b))
     both = a.assign(line=range(len(a))).merge(
         b.assign(line=range(len(b))), on=on, how="outer", suffixes=("_a", "_b"), validate="one_to_one"
     )
@@ -478,12 +485,12 @@ def _beside(a: pd.DataFrame, b: pd.DataFrame, on: list[str], told: list[str]) ->
 
 
 def _changed(frame: pd.DataFrame) -> pd.Series:
-    there = frame["verdict_a"].notna() & frame["verdict_b"].notna()
-    return there & (frame["verdict_a"] != frame["verdict_b"])
+    in_both = frame["verdict_a"].notna() & frame["verdict_b"].notna()
+    return in_both & (frame["verdict_a"] != frame["verdict_b"])
 
 
 def _listed(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    """The lines as JSON has them: what is not there is null."""
+    """Convert the lines to JSON objects, with null for missing values."""
     return frame.astype("object").where(frame.notna(), None).to_dict("records")
 
 
@@ -497,7 +504,7 @@ def _number(value: Any, metric: str, sign: bool = False) -> str:
 
 
 def _small(value: float) -> str:
-    """A difference, however small, with its order of magnitude."""
+    """Format a difference, however small, with two significant digits."""
     return "–" if math.isnan(value) else f"{value:+.2g}" if value else "0"
 
 

@@ -1,31 +1,40 @@
-"""What a study's cells say: means with intervals, paired contrasts with tests, ranks and claims, as frames.
+"""Means, paired contrasts with their tests, ranks and verdicts on claims, from a study's table of results.
 
-Everything is over units (see `sweeps.analysis.statistics`): seeds are averaged within their fold first. Rows
-are those of `sweeps.analysis.results.rows`. *Declared* contrasts are tested as one family, Holm's: those of
-the claims, or without any every arm against 'none' on every split's test set. Others have exploratory
-intervals and p.
+A p-value of `contrasts` comes about in six steps:
+
+1. `grids` arranges the rows of a split (`results.rows`, one per cell) as scores (arms, folds, seeds).
+2. `judgement.paired_scores` subtracts the scores of two arms, fold by fold and seed by seed.
+3. `units.unit_means` averages the differences over seeds. One number is left per fold, the unit of the test.
+4. `statistics.corrected_t` tests that the mean over units is zero, with a variance that is corrected for
+   shared training samples (Nadeau and Bengio 2003). `statistics.wilcoxon` is the alternative.
+5. With adaptive seeds, `_seeds_judged` takes the seeds of the look at which the contrast stopped. The p-value
+   is then multiplied by the number of looks. This is the column `p`.
+6. `statistics.holm` adjusts p over the declared contrasts (`claims.declared`). This is `p_adjusted`.
+
+The verdict comes from one-sided tests against a region of practical equivalence (`statistics.shifted` and
+`statistics.decided`), adjusted in the same way. Contrasts that nobody declared are exploratory: they have
+intervals and p, but no `p_adjusted`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from pm25.metrics import METRICS
-from sweeps.analysis import comparability, labels, statistics
-from sweeps.spec.claims import Analysis, Claim
+from sweeps.analysis import comparability, judgement, labels, resampling, statistics, units
+from sweeps.analysis.judgement import GAP, PairedScores, has_direction
+from sweeps.analysis.labels import regime_of
+from sweeps.analysis.resampling import Resampled, Sums
+from sweeps.spec.claims import NONE, Analysis, Claim, Contrast
+from sweeps.spec.claims import declared as declared_contrasts
+from sweeps.spec.design import Arm
 from sweeps.store.records import Record
-
-PARTS = {"test": "test_", "wr": "wr_", "gap": "gap_"}
-GAP = "gap"
-SEED = 0
-"""Of the bootstrap: the same store gives the same bytes."""
-CHUNK = 64
-"""Trainings resampled at a time: 50 MB with 1,400 sites and 1,000 resamples."""
 
 _MEANS: dict[str, str] = {
     **dict.fromkeys(("arm", "variant", "fusion", "split", "part", "regime", "metric"), "str"),
@@ -57,113 +66,96 @@ _RANKING: dict[str, str] = {
 TESTS = {"corrected_t": "corrected t", "wilcoxon": "Wilcoxon"}
 
 
-class Sums(Protocol):
-    """Sums over stored predictions by cell, part and site (`sweeps.analysis.artifacts.Predicted`)."""
-
-    lat: np.ndarray
-    lon: np.ndarray
-
-    def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None: ...
-
-
 class Grid(NamedTuple):
-    """A split's cells as arrays; metrics are (arms, folds, seeds), NaN where a cell has no number."""
+    """The cells of one split as arrays (arms, folds, seeds)."""
 
     split: str
     regime: str
     overlap: float
-    arms: list[str]
+    """Ratio n_test / n_train of the split (`units.overlap`)."""
+    arms: list[Arm]
     folds: list[int]
     seeds: list[int]
     row: np.ndarray
-    """Position of each cell's row, -1 where the study has none."""
+    """Position of each cell's row in `rows`; -1 where the study has no such cell."""
     rows: pd.DataFrame
 
     def column(self, name: str, fill: Any) -> np.ndarray:
+        """Arrange one column of the rows, with `fill` where a cell does not exist."""
         values = self.rows[name].to_numpy()
         return np.where(self.row >= 0, values[self.row], fill)
 
-    def values(self, part: str, metric: str) -> np.ndarray:
+    def scores(self, part: str, metric: str) -> np.ndarray:
+        """Arrange the scores of one evaluation set, with NaN where a cell has no number."""
         if part == GAP:
-            return self.values("test", metric) - self.values("wr", metric)
-        return self.column(f"{PARTS[part]}{metric}", math.nan).astype(np.float64)
+            return self.scores("test", metric) - self.scores("wr", metric)
+        return self.column(f"{part}_{metric}", math.nan).astype(np.float64)
 
     @property
     def parts(self) -> list[str]:
+        """Evaluation sets of the split; one of regions has a within-region set, and so a gap, too."""
         return ["test", "wr", GAP] if self.regime == labels.OOR else ["test"]
 
 
-class Spec(NamedTuple):
-    """What one contrast is about: labels of arms and of the split."""
-
-    arm: str
-    other: str
-    split: str
-    part: str
-    metric: str
-    fold: int | None = None
-
-
-def has_merit(part: str, metric: str) -> bool:
-    """Whether less, or more, is better: a bias has two sides, and a model that is bad everywhere no gap."""
-    return part != GAP and metric != "mbe"
-
-
-def regime_of(regime: str, part: str) -> str:
-    """WR, OoR or gap: of a part of a split of the given regime."""
-    return GAP if part == GAP else labels.WR if part == "wr" else regime
-
-
 def grids(rows: pd.DataFrame) -> dict[str, Grid]:
-    """The splits of a study in the order of its rows."""
+    """Arrange the rows of a study by split, in the order of the rows."""
     cells = labels.with_arm(rows)
     found = {}
     for split, group in cells.groupby("split", sort=False):
         group = group.reset_index(drop=True)
-        arms, folds, seeds = (_ordered(group["arm"]), sorted(set(group["fold"])), sorted(set(group["seed"])))
-        place = np.full((len(arms), len(folds), len(seeds)), -1)
-        place[
-            group["arm"].map({arm: i for i, arm in enumerate(arms)}),
+        names, folds, seeds = _ordered(group["arm"]), sorted(set(group["fold"])), sorted(set(group["seed"]))
+        first = group.drop_duplicates("arm")
+        arms = [labels.arm_of(v, f) for v, f in zip(first["variant"], first["fusion"], strict=True)]
+        row = np.full((len(arms), len(folds), len(seeds)), -1)
+        row[
+            group["arm"].map({name: i for i, name in enumerate(names)}),
             np.searchsorted(folds, group["fold"]),
             np.searchsorted(seeds, group["seed"]),
         ] = np.arange(len(group))
-        overlap = 1 / max(int(group["folds"].iloc[0]) - 1, 1)
+        overlap = units.overlap(int(group["folds"].iloc[0]))
         regime = str(group["regime"].iloc[0])
-        found[str(split)] = Grid(str(split), regime, overlap, arms, folds, seeds, place, group)
+        found[str(split)] = Grid(str(split), regime, overlap, arms, folds, seeds, row, group)
     return found
 
 
 def means(
     rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse", sums: Sums | Resampled | None = None
 ) -> pd.DataFrame:
-    """One line per arm x split x part, in the order of the rows; numbers in the metric's unit.
+    """Average every arm on every split and evaluation set: one line each, in the order of the rows.
 
-    mean and sd (ddof 1) are over the `n` cells that have a number. low and high respect the pairing
-    (`statistics.paired_intervals`, level 1 - alpha) over the arms that have all their cells; iqm is the
-    interquartile mean of cells; rank the mean rank over units, 1 the best. boot_low and boot_high are
-    percentiles of the mean over resampled sites, out of region over blocks of them.
+    Numbers are in the metric's unit. Columns, beside those that name the line:
+
+    - mean, sd (ddof 1), iqm (interquartile mean): over the `n` cells that have a number.
+    - n_units, n_seeds: folds and seeds that have a number. n_expected, n_failed, n_missing, n_marked: cells
+      of the study, those that failed, those not run, and those whose audit failed.
+    - low, high: interval of level 1 - alpha that leaves out what folds do to all arms alike
+      (`statistics.paired_intervals`). Only arms that have all their cells have one.
+    - rank: mean rank over units among these arms, 1 the best.
+    - boot_low, boot_high: percentile interval of the mean over resampled clusters (`resampling.Resampled`).
     """
     resampled = sums if isinstance(sums, Resampled) else Resampled(rows, analysis, metric, sums)
     lines: list[dict[str, Any]] = []
     for grid in grids(rows).values():
-        state, marked = grid.column("state", ""), grid.column("marked", "")
+        state, audit_failed = grid.column("state", ""), grid.column("marked", "") != ""
         for part in grid.parts:
-            values = grid.values(part, metric)
-            seen, planned = np.isfinite(values), grid.row >= 0
-            units = _unit_means(values)
-            whole = _whole(seen, planned)
+            scores = grid.scores(part, metric)
+            seen, planned = np.isfinite(scores), grid.row >= 0
+            by_unit = _unit_means(scores)
+            complete = _complete(seen, planned)
             bounds = np.full((len(grid.arms), 2), math.nan)
-            bounds[whole] = statistics.paired_intervals(units[whole], grid.overlap, 1 - analysis.alpha)
+            bounds[complete] = statistics.paired_intervals(
+                by_unit[complete], grid.overlap, 1 - analysis.alpha
+            )
             rank = np.full(len(grid.arms), math.nan)
-            if whole.any() and part != GAP:
-                rank[whole] = statistics.ranks(_losses(units[whole].T, metric)).mean
+            if complete.any() and part != GAP:
+                rank[complete] = statistics.ranks(_losses(by_unit[complete].T, metric)).mean
             for i, arm in enumerate(grid.arms):
-                own = values[i][seen[i]]
+                own = scores[i][seen[i]]
                 first = grid.rows.iloc[grid.row[i][planned[i]][0]]
                 keys = grid.column("key", "")[i][seen[i]]
                 lines.append(
                     {
-                        "arm": arm,
+                        "arm": labels.of_arm(arm),
                         "variant": first["variant"],
                         "fusion": first["fusion"],
                         "split": grid.split,
@@ -181,9 +173,9 @@ def means(
                         "n_expected": int(planned[i].sum()),
                         "n_failed": int((state[i] == "failed").sum()),
                         "n_missing": int((planned[i] & ~np.isin(state[i], ["done", "failed"])).sum()),
-                        "n_marked": int((marked[i] != "").sum()),
+                        "n_marked": int(audit_failed[i].sum()),
                         "rank": rank[i],
-                        **_bounds(resampled.mean(keys, part), analysis.alpha),
+                        **resampling.percentiles(resampled.mean(keys, part), analysis.alpha),
                     }
                 )
     return pd.DataFrame(lines, columns=list(_MEANS)).astype(_MEANS)
@@ -197,73 +189,72 @@ def contrasts(
     sums: Sums | Resampled | None = None,
     looks: Sequence[int] = (),
     records: Mapping[str, Record] | None = None,
-    also: Sequence[Spec] = (),
+    also: Sequence[Contrast] = (),
 ) -> pd.DataFrame:
-    """One line per contrast: every arm against 'none' on every part of every split, and those of the claims.
+    """Test every arm against 'none' on every evaluation set, then the claims' pairs, then those of `also`.
 
-    After them those of `also`, which are declared by nobody.
+    The frame has one line per contrast of `metric`. The declared family (`claims.declared`) is adjusted
+    together, whatever the metric of its members; a contrast of `also` is not declared. Columns:
 
-    diff is arm - other, over (fold, seed) pairs, seeds averaged within folds; low and high its interval of
-    level 1 - alpha by the study's test; p that of no difference; p_adjusted Holm's over the declared family,
-    NaN where it is not declared. The family is that of the plan: a contrast whose test sets are enough, but
-    not those with a number, has its place in it. verdict speaks of arm against a region of practical
-    equivalence as wide as `rope`: better, worse, equal, undecided, or too few units to say; '' of gaps and
-    biases, of which less is not better: they have no rope either. p_better, p_equal and p_worse are posterior
-    probabilities (`statistics.posterior`). more_seeds: so many further ones would decide it at its present
-    mean (<NA>: it is decided, no number of seeds would, or one seed cannot tell). With adaptive seeds `looks`
-    are how many seeds each look has: a contrast is judged where its seeds stopped, or at the last look that
-    is whole, p times the number of looks. boot_low and boot_high are percentiles of the difference over
-    resampled sites or blocks, NaN of a single one. n_better counts pairs, of a bias by its size. unfair and
-    tuned say what else differs in the pairs (`fairness.summary`): of pairs without 'none' from their
-    `records` by key, or without these from how either differs from 'none'.
+    - diff, mean_arm, mean_other: arm minus other over (fold, seed) pairs, seeds averaged within folds, and
+      the two means. low, high: interval of `diff` of level 1 - alpha by the study's test.
+    - p: two-sided p-value of no difference. p_adjusted: adjusted by Holm's method over the declared family;
+      NaN for other contrasts. The family is the planned one: a contrast that lost its cells still counts.
+    - rope: half-width of the region of practical equivalence (`judgement.paired_scores`). p_better, p_equal,
+      p_worse: posterior probabilities of the three regions (`statistics.posterior`).
+    - verdict: 'better', 'worse', 'equal', 'undecided', or 'too few' units. Gaps and biases have '' and no
+      rope, because lower is not better for them.
+    - more_seeds: fewest further seeds that would decide the contrast at its present mean; <NA> where it is
+      decided, where no number of seeds would, and with a single seed.
+    - looks: number of looks at the data. `looks`, the argument, gives the seeds at each with adaptive seeds.
+      The contrast is judged where its seeds stopped, or at the last complete look.
+    - boot_low, boot_high, n_clusters: percentile interval of `diff` over resampled clusters, and how many
+      there are; no interval of a single cluster.
+    - n_pairs, n_units, n_seeds; n_better: pairs in which the arm is better, for a bias the nearer to zero.
+    - tuned, and the column of confounded pairs: what differs in the pairs, among tuned settings and beyond
+      the declared factor (`comparability.summary`). Pairs without 'none' are compared by `records`, or
+      without these through their differences from 'none'.
+    - keys_arm, keys_other: keys of the cells of the pairs.
     """
-    found = grids(rows)
-    declared = _declared(found, analysis, claims)
-    every = [
-        Spec(arm, labels.BASELINE, grid.split, part, metric)
-        for grid in found.values()
-        if labels.BASELINE in grid.arms
-        for part in grid.parts
-        for arm in grid.arms
-        if arm != labels.BASELINE
+    splits = grids(rows)
+    family = dict.fromkeys(
+        declared_contrasts(claims, analysis, {label: grid.arms for label, grid in splits.items()})
+    )
+    every = dict.fromkeys([*_against_none(splits.values(), metric), *family, *also])
+    outcomes = [
+        _judge(contrast, splits[contrast.split], analysis, looks, len(family) if contrast in family else 0)
+        for contrast in every
     ]
-    specs = list(dict.fromkeys([*every, *declared, *also]))
-    judged = [
-        _judge(spec, found[spec.split], analysis, looks, len(declared) if spec in declared else 0)
-        for spec in specs
-    ]
-    _settle([line for line in judged if line["spec"] in declared and line["planned"]], analysis, family=True)
-    for line in judged:
-        if line["spec"] not in declared:
-            _settle([line], analysis, family=False)
-        if not has_merit(line["spec"].part, line["spec"].metric):
-            line["verdict"], line["more_seeds"] = "", None
+    _adjust([one for one in outcomes if one.contrast in family and one.planned], analysis, family=True)
+    for one in outcomes:
+        if one.contrast not in family:
+            _adjust([one], analysis, family=False)
+        if not has_direction(one.contrast.part, one.contrast.metric):
+            one.columns |= {"verdict": "", "more_seeds": None}
     resampled = sums if isinstance(sums, Resampled) else Resampled(rows, analysis, metric, sums)
     texts = _texts(rows, records)
     lines = []
-    for line in judged:
-        spec: Spec = line["spec"]
-        if spec.metric != metric:
+    for one in outcomes:
+        contrast, pairs = one.contrast, one.pairs
+        if contrast.metric != metric:
             continue
-        pairs = line["pairs"]
-        weights = line["weights"]
-        drawn = resampled.difference(pairs, weights, spec.part)
-        apart = [texts(pair) for pair in pairs]
-        unfair, tuned = ([text[i] for text in apart] for i in (0, 1))
+        undeclared, tuned = ([found[i] for found in map(texts, pairs)] for i in (0, 1))
+        drawn = resampled.difference(pairs, list(one.weights), contrast.part)
         lines.append(
-            line
-            | spec._asdict()
-            | {"regime": regime_of(found[spec.split].regime, spec.part), "declared": spec in declared}
-            | _bounds(drawn, analysis.alpha)
-            | {"n_clusters": resampled.clusters(pairs, spec.part)}
-            | {
-                "unfair": "; ".join(comparability.summary(unfair)),
+            {
+                **_names(contrast),
+                "regime": regime_of(splits[contrast.split].regime, contrast.part),
+                "declared": contrast in family,
+                **one.columns,
+                **resampling.percentiles(drawn, analysis.alpha),
+                "n_clusters": resampled.clusters(pairs, contrast.part),
+                "unfair": "; ".join(comparability.summary(undeclared)),
                 "tuned": "; ".join(comparability.summary(tuned)),
+                "keys_arm": "; ".join(key for key, _ in pairs),
+                "keys_other": "; ".join(key for _, key in pairs),
             }
-            | {"keys_arm": "; ".join(a for a, _ in pairs), "keys_other": "; ".join(b for _, b in pairs)}
         )
-    frame = pd.DataFrame(lines, columns=list(_CONTRASTS))
-    return frame.astype(_CONTRASTS)
+    return pd.DataFrame(lines, columns=list(_CONTRASTS)).astype(_CONTRASTS)
 
 
 def claims(
@@ -274,7 +265,7 @@ def claims(
     looks: Sequence[int] = (),
     records: Mapping[str, Record] | None = None,
 ) -> pd.DataFrame:
-    """One line per claim: its text, and its contrast (`contrasts`).
+    """Judge every claim: one line each, with its text and the columns of its contrast (`contrasts`).
 
     The verdict is on the claim: 'supported' (better), 'refuted' (worse, or practically equal), 'undecided',
     'too few' or 'no cells'.
@@ -287,16 +278,17 @@ def claims(
 
 
 def claims_of(by_metric: Mapping[str, pd.DataFrame], declared: Sequence[Claim]) -> pd.DataFrame:
-    """`claims` of contrasts that are there already, by metric."""
+    """Judge every claim as `claims` does, from frames of `contrasts` by metric."""
     outcomes = {"better": "supported", "worse": "refuted", "equal": "refuted"}
     lines = []
     for claim in declared:
-        frame, spec = by_metric[claim.metric], _spec(claim)
-        same = (frame[["arm", "other", "split", "part"]] == [*spec[:4]]).all(axis=1)
-        same &= frame["fold"].isna() if spec.fold is None else frame["fold"].eq(spec.fold).fillna(False)
+        frame, names = by_metric[claim.metric], _names(claim.contrast)
+        fold = names["fold"]
+        same = (frame[["arm", "other", "split", "part"]] == [names[n] for n in _PLACE]).all(axis=1)
+        same &= frame["fold"].isna() if fold is None else frame["fold"].eq(fold).fillna(False)
         line = frame[same]
         if line.empty or not line["n_pairs"].iloc[0]:
-            lines.append({**_absent(spec), "claim": claim.claim, "verdict": "no cells"})
+            lines.append({**_absent(claim.contrast), "claim": claim.claim, "verdict": "no cells"})
             continue
         first: dict[str, Any] = {str(name): value for name, value in line.iloc[0].items()}
         verdict = outcomes.get(first["verdict"], first["verdict"])
@@ -306,292 +298,222 @@ def claims_of(by_metric: Mapping[str, pd.DataFrame], declared: Sequence[Claim]) 
 
 
 def ranking(rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse") -> pd.DataFrame:
-    """Mean ranks over units of the arms with all their cells, with Nemenyi's critical difference."""
+    """Rank the arms that have all their cells, per split and evaluation set.
+
+    Columns: mean_rank over units, 1 the best; Nemenyi's critical_difference; friedman_p, the p-value of
+    equal ranks; n_units (`statistics.ranks`).
+    """
     lines = []
     for grid in grids(rows).values():
         for part in [part for part in grid.parts if part != GAP]:
-            values = grid.values(part, metric)
-            whole = _whole(np.isfinite(values), grid.row >= 0)
-            if whole.sum() < 2:
+            scores = grid.scores(part, metric)
+            complete = _complete(np.isfinite(scores), grid.row >= 0)
+            if complete.sum() < 2:
                 continue
-            units = _unit_means(values)[whole]
-            found = statistics.ranks(_losses(units.T, metric), analysis.alpha)
-            for arm, rank in zip(np.array(grid.arms)[whole], found.mean, strict=True):
+            by_unit = _unit_means(scores)[complete]
+            found = statistics.ranks(_losses(by_unit.T, metric), analysis.alpha)
+            arms = [arm for arm, every in zip(grid.arms, complete, strict=True) if every]
+            for arm, rank in zip(arms, found.mean, strict=True):
                 lines.append(
                     {
                         "split": grid.split,
                         "part": part,
                         "regime": regime_of(grid.regime, part),
                         "metric": metric,
-                        "arm": arm,
+                        "arm": labels.of_arm(arm),
                         "mean_rank": rank,
                         "critical_difference": found.critical_difference,
                         "friedman_p": found.friedman_p,
-                        "n_units": units.shape[1],
+                        "n_units": by_unit.shape[1],
                     }
                 )
     return pd.DataFrame(lines, columns=list(_RANKING)).astype(_RANKING)
 
 
-def _declared(found: Mapping[str, Grid], analysis: Analysis, declared: Sequence[Claim]) -> dict[Spec, None]:
-    """The family, in its order."""
-    if declared:
-        specs = [_spec(claim) for claim in declared]
-        return {
-            spec: None
-            for spec in specs
-            if spec.split in found and {spec.arm, spec.other} <= {*found[spec.split].arms}
-        }
-    return {
-        Spec(arm, labels.BASELINE, grid.split, "test", analysis.metric): None
-        for grid in found.values()
-        if labels.BASELINE in grid.arms
+_PLACE = ("arm", "other", "split", "part")
+
+
+def _against_none(splits: Iterable[Grid], metric: str) -> list[Contrast]:
+    """List every arm against 'none' on every evaluation set of the splits that have it."""
+    return [
+        Contrast(arm, NONE, grid.split, part, None, metric)
+        for grid in splits
+        if NONE in grid.arms
+        for part in grid.parts
         for arm in grid.arms
-        if arm != labels.BASELINE
+        if arm != NONE
+    ]
+
+
+def _names(contrast: Contrast) -> dict[str, Any]:
+    """Columns that name a contrast, with the labels of its arms."""
+    return contrast._asdict() | {
+        "arm": labels.of_arm(contrast.arm),
+        "other": labels.of_arm(contrast.other),
     }
 
 
-def _spec(claim: Claim) -> Spec:
-    arm, other = (labels.arm(choice.variant, choice.fusion) for choice in (claim.better, claim.than))
-    return Spec(arm, other, claim.on.split, claim.on.part, claim.metric, claim.on.fold)
-
-
-def _absent(spec: Spec) -> dict[str, Any]:
+def _absent(contrast: Contrast) -> dict[str, Any]:
+    """Columns of a declared contrast that has no pair."""
     numbers = {name: math.nan for name, kind in _CONTRASTS.items() if kind == "float64"}
     counts = {name: 0 for name, kind in _CONTRASTS.items() if kind == "int64"}
     texts = {name: "" for name, kind in _CONTRASTS.items() if kind == "str"}
-    return numbers | counts | texts | spec._asdict() | {"declared": True}
+    return numbers | counts | texts | _names(contrast) | {"declared": True}
 
 
-def _judge(spec: Spec, grid: Grid, analysis: Analysis, looks: Sequence[int], family: int) -> dict[str, Any]:
-    """The contrast by itself; what hangs on the family is added by `_settle`.
+@dataclass
+class _Outcome:
+    """One contrast with its pairs and columns; `_adjust` adds what depends on the family."""
 
-    With `looks`, one of a `family` is judged where its seeds stopped (`statistics.stopped`), others at the
-    last look that is whole.
-    """
-    a, b = grid.arms.index(spec.arm), grid.arms.index(spec.other)
-    at = slice(None) if spec.fold is None else [f for f, fold in enumerate(grid.folds) if fold == spec.fold]
-    values = grid.values(spec.part, spec.metric)
-    arm, other = values[a][at], values[b][at]
-    rows_arm, rows_other = grid.row[a][at], grid.row[b][at]
+    contrast: Contrast
+    scores: PairedScores
+    pairs: list[tuple[str, str]]
+    """Keys of the two cells of every pair."""
+    weights: np.ndarray
+    """(pairs,), weight of each pair in the mean over units."""
+    overlap: float
+    looks: int
+    planned: bool
+    """True if the study asks for enough units to test the contrast."""
+    columns: dict[str, Any]
+    shifted: statistics.Shifted | None = None
+    """One-sided p-values of one look; None without a verdict."""
+
+
+def _judge(contrast: Contrast, grid: Grid, analysis: Analysis, looks: Sequence[int], family: int) -> _Outcome:
+    """Test one contrast by itself; `family` is the size of its family, 0 if it is not declared."""
+    a, b = grid.arms.index(contrast.arm), grid.arms.index(contrast.other)
+    folds = [i for i, fold in enumerate(grid.folds) if contrast.fold in (None, fold)]
+    values = grid.scores(contrast.part, contrast.metric)
+    arm, other = values[a][folds], values[b][folds]
+    row_arm, row_other = grid.row[a][folds], grid.row[b][folds]
     if looks:
         ended = np.isin(grid.column("state", ""), ["done", "failed"])
-        both = (ended[a][at] & ended[b][at]).all(axis=0)
-        size = looks[0]
-        for size in (size for size in looks if size <= both.size and both[:size].all()):
-            made = _paired(spec, arm[:, :size], other[:, :size], analysis)
-            how = (grid.overlap, made.rope, analysis.alpha, len(looks), family, analysis.test)
-            if family and statistics.stopped(made.differences, *how):
-                break
-        arm, other, rows_arm, rows_other = (x[:, :size] for x in (arm, other, rows_arm, rows_other))
-    differences, mean_arm, mean_other, rope = _paired(spec, arm, other, analysis)
+        complete = (ended[a][folds] & ended[b][folds]).all(axis=0)
+        seeds = _seeds_judged(contrast, arm, other, complete, grid.overlap, analysis, looks, family)
+        arm, other, row_arm, row_other = (x[:, :seeds] for x in (arm, other, row_arm, row_other))
+    scores = judgement.paired_scores(contrast, arm, other, analysis)
+    differences, by_unit = scores.differences, scores.units
     paired = np.isfinite(differences)
-    units = statistics.unit_means(differences)
     keys = grid.rows["key"].to_numpy()
-    weights = (paired / np.maximum(paired.sum(axis=1, keepdims=True), 1))[paired] / max(len(units), 1)
-    better = differences > 0 if spec.metric == "r2" else differences < 0
-    if spec.metric == "mbe" and spec.part != GAP:
+    better = differences > 0 if METRICS[contrast.metric].better == "higher" else differences < 0
+    if METRICS[contrast.metric].better == "nearer zero" and contrast.part != GAP:
         better = np.abs(arm) < np.abs(other)
-    both_planned = ((rows_arm >= 0) & (rows_other >= 0)).any(axis=1)
-    alpha = analysis.alpha / max(len(looks), 1)
-    line: dict[str, Any] = {
-        "spec": spec,
-        "n_pairs": int(paired.sum()),
-        "n_units": len(units),
-        "n_seeds": int(paired.any(axis=0).sum()),
-        "n_better": int(better[paired].sum()),
-        "mean_arm": mean_arm,
-        "mean_other": mean_other,
-        "diff": float(units.mean()) if len(units) else math.nan,
-        "test": TESTS[analysis.test],
-        "rope": rope,
-        "looks": max(len(looks), 1),
-        "planned": statistics.enough_units(int(both_planned.sum()), alpha, analysis.test),
-        "pairs": [*zip(keys[rows_arm[paired]], keys[rows_other[paired]], strict=True)],
-        "weights": weights,
-    }
-    return line | _tested(spec, differences, units, grid.overlap, rope, analysis, line["looks"])
+    planned = int(((row_arm >= 0) & (row_other >= 0)).any(axis=1).sum())
+    n_looks = max(len(looks), 1)
+    outcome = _Outcome(
+        contrast,
+        scores,
+        pairs=[*zip(keys[row_arm[paired]], keys[row_other[paired]], strict=True)],
+        weights=(paired / np.maximum(paired.sum(axis=1, keepdims=True), 1))[paired] / max(len(by_unit), 1),
+        overlap=grid.overlap,
+        looks=n_looks,
+        planned=not judgement.too_few(planned, analysis, n_looks),
+        columns={
+            "n_pairs": int(paired.sum()),
+            "n_units": len(by_unit),
+            "n_seeds": int(paired.any(axis=0).sum()),
+            "n_better": int(better[paired].sum()),
+            "mean_arm": scores.mean_arm,
+            "mean_other": scores.mean_other,
+            "diff": float(by_unit.mean()) if len(by_unit) else math.nan,
+            "test": TESTS[analysis.test],
+            "rope": scores.rope,
+            "looks": n_looks,
+        },
+    )
+    _test(outcome, analysis)
+    return outcome
 
 
-class _Paired(NamedTuple):
-    differences: np.ndarray
-    """(folds, seeds), NaN where one of the two has no number."""
-    mean_arm: float
-    mean_other: float
-    rope: float
-
-
-def _paired(spec: Spec, arm: np.ndarray, other: np.ndarray, analysis: Analysis) -> _Paired:
-    differences = arm - other
-    sides = (np.where(np.isfinite(differences), side, math.nan) for side in (arm, other))
-    means = [statistics.unit_means(side) for side in sides]
-    mean_arm, mean_other = (float(side.mean()) if len(side) else math.nan for side in means)
-    rope = analysis.rope if spec.metric == "r2" else analysis.rope * abs(mean_other)
-    if not has_merit(spec.part, spec.metric):
-        rope = math.nan
-    return _Paired(differences, mean_arm, mean_other, rope)
-
-
-def _tested(
-    spec: Spec,
-    differences: np.ndarray,
-    units: np.ndarray,
+def _seeds_judged(
+    contrast: Contrast,
+    arm: np.ndarray,
+    other: np.ndarray,
+    complete: np.ndarray,
     overlap: float,
-    rope: float,
     analysis: Analysis,
-    looks: int,
-) -> dict[str, Any]:
-    nothing = dict.fromkeys(("low", "high", "p", "p_adjusted", "p_better", "p_equal", "p_worse"), math.nan)
-    alpha = analysis.alpha / looks
-    if not statistics.enough_units(len(units), alpha, analysis.test):
-        return nothing | {"shifted": None, "verdict": "too few", "more_seeds": None}
-    test = statistics.corrected_t(units, overlap)
+    looks: Sequence[int],
+    family: int,
+) -> int:
+    """Find how many seeds judge a contrast: those of the look where it stopped, or of the last complete look.
+
+    `complete (seeds,)` says which seeds have ended on every fold in both arms. Only a contrast of a `family`
+    stops (`judgement.stops`).
+    """
+    seeds = looks[0]
+    for seeds in (seeds for seeds in looks if seeds <= complete.size and complete[:seeds].all()):
+        scores = judgement.paired_scores(contrast, arm[:, :seeds], other[:, :seeds], analysis)
+        if family and judgement.stops(scores, overlap, analysis, len(looks), family):
+            break
+    return seeds
+
+
+def _test(outcome: _Outcome, analysis: Analysis) -> None:
+    """Add the interval, p and the posterior probabilities; NaN where there are too few units."""
+    contrast, scores, looks = outcome.contrast, outcome.scores, outcome.looks
+    outcome.columns |= dict.fromkeys(
+        ("low", "high", "p", "p_adjusted", "p_better", "p_equal", "p_worse"), math.nan
+    )
+    outcome.columns |= {"verdict": "", "more_seeds": None}
+    if judgement.too_few(len(scores.units), analysis, looks):
+        outcome.columns["verdict"] = "too few"
+        return
+    level = 1 - analysis.alpha / looks
+    test = statistics.corrected_t(scores.units, outcome.overlap)
     if analysis.test == "wilcoxon":
-        low, high = statistics.walsh_interval(units, 1 - alpha)
-        p = statistics.wilcoxon(units)
+        low, high = statistics.walsh_interval(scores.units, level)
+        p = statistics.wilcoxon(scores.units)
     else:
-        low, high = statistics.interval(test, 1 - alpha)
+        low, high = statistics.interval(test, level)
         p = test.p
-    interval = {"low": low, "high": high, "p": min(1.0, looks * p)}
-    if not has_merit(spec.part, spec.metric):
-        return nothing | interval | {"shifted": None, "verdict": "", "more_seeds": None}
-    below, inside, above = statistics.posterior(test, rope)
-    better, worse = (above, below) if spec.metric == "r2" else (below, above)
-    return (
-        nothing
-        | interval
-        | {
-            "p_better": better,
-            "p_equal": inside,
-            "p_worse": worse,
-            "shifted": statistics.shifted(units, overlap, rope, analysis.test),
-            "verdict": "",
-            "matrix": differences,
-            "overlap": overlap,
-            "more_seeds": None,
-        }
-    )
+    outcome.columns |= {"low": low, "high": high, "p": min(1.0, looks * p)}
+    if not has_direction(contrast.part, contrast.metric):
+        return
+    below, inside, above = statistics.posterior(test, scores.rope)
+    better, worse = (below, above) if METRICS[contrast.metric].better == "lower" else (above, below)
+    outcome.columns |= {"p_better": better, "p_equal": inside, "p_worse": worse}
+    outcome.shifted = statistics.shifted(scores.units, outcome.overlap, scores.rope, analysis.test)
 
 
-def _settle(lines: list[dict[str, Any]], analysis: Analysis, *, family: bool) -> None:
-    """Verdicts, with p adjusted over the lines, and in a family p_adjusted."""
-    tested = [line for line in lines if line["shifted"] is not None]
-    rest = [1.0] * (len(lines) - len(tested))  # cells that failed make no family smaller
+def _adjust(outcomes: list[_Outcome], analysis: Analysis, *, family: bool) -> None:
+    """Add verdicts by Holm's method over `outcomes`, and for the declared `family` the column p_adjusted.
+
+    Outcomes that cannot be tested count with p = 1: cells that failed do not make the family smaller.
+    """
+    tested = [(one, one.shifted) for one in outcomes if one.shifted is not None]
+    untested = [1.0] * (len(outcomes) - len(tested))
     beyond, inside, adjusted = (
-        statistics.holm([*p, *rest])[: len(tested)]
+        statistics.holm([*p, *untested])[: len(tested)]
         for p in (
-            [min(1.0, 2 * line["looks"] * min(line["shifted"][:2])) for line in tested],
-            [min(1.0, line["looks"] * line["shifted"].inside) for line in tested],
-            [line["p"] for line in tested],
+            [min(1.0, 2 * one.looks * min(p.below, p.above)) for one, p in tested],
+            [min(1.0, one.looks * p.inside) for one, p in tested],
+            [one.columns["p"] for one, _ in tested],
         )
     )
-    for line, beyond_p, inside_p, p in zip(tested, beyond, inside, adjusted, strict=True):
-        spec, found = line["spec"], line["shifted"]
-        below, above = (beyond_p / 2, 1.0) if found.below < found.above else (1.0, beyond_p / 2)
-        line["verdict"] = statistics.decided(
-            below, above, inside_p, analysis.alpha, smaller_is_better=spec.metric != "r2"
+    for (one, p), beyond_p, inside_p, p_adjusted in zip(tested, beyond, inside, adjusted, strict=True):
+        below, above = (beyond_p / 2, 1.0) if p.below < p.above else (1.0, beyond_p / 2)
+        lower_is_better = METRICS[one.contrast.metric].better == "lower"
+        verdict = statistics.decided(
+            below, above, inside_p, analysis.alpha, smaller_is_better=lower_is_better
         )
+        one.columns["verdict"] = verdict
         if family:
-            line["p_adjusted"] = p
-        if line["verdict"] == "undecided" and analysis.test == "corrected_t":
-            level = analysis.alpha / line["looks"] / len(lines)
-            line["more_seeds"] = statistics.more_seeds(line["matrix"], line["overlap"], line["rope"], level)
+            one.columns["p_adjusted"] = p_adjusted
+        if verdict == "undecided" and analysis.test == "corrected_t":
+            level = analysis.alpha / one.looks / len(outcomes)
+            one.columns["more_seeds"] = statistics.more_seeds(
+                one.scores.differences, one.overlap, one.scores.rope, level
+            )
 
 
-class Resampled:
-    """One metric of single trainings on resampled clusters; in place of sums it serves many frames."""
-
-    def __init__(self, rows: pd.DataFrame, analysis: Analysis, metric: str, sums: Sums | None) -> None:
-        self._sums, self._metric, self._resamples = sums, metric, analysis.bootstrap
-        if sums is None:
-            return
-        block = np.floor(np.stack([sums.lat, sums.lon]) / analysis.block_degrees)
-        _, blocks = np.unique(block, axis=1, return_inverse=True)
-        self._of = {labels.WR: np.arange(len(sums.lat)), labels.OOR: blocks.reshape(-1)}
-        regimes = dict(zip(rows["key"], rows["regime"], strict=True))
-        self._done = {
-            (key, part): self._of[regime_of(regimes[key], part)]
-            for key in rows.loc[rows["state"] == "done", "key"]
-            for part in ("test", "wr")
-            if sums.of(key, part) is not None
-        }
-        self._made: dict[tuple[str, str], np.ndarray] = {}
-        for stream, cluster in enumerate(self._of.values()):
-            places = [place for place, own in self._done.items() if own is cluster]
-            if places:
-                self._draw(places, cluster, stream)
-
-    def _draw(self, places: list[tuple[str, str]], cluster: np.ndarray, stream: int) -> None:
-        """Sites and blocks are drawn by themselves: a gap is one minus the other."""
-        assert self._sums is not None
-        number = int(cluster.max()) + 1
-        weights = statistics.bootstrap_weights(number, self._resamples, (SEED, stream))
-        for start in range(0, len(places), CHUNK):
-            some = places[start : start + CHUNK]
-            totals = np.stack([self._totals(place, cluster, number) for place in some])
-            drawn = statistics.cluster_bootstrap(weights, totals, self._metric)
-            self._made |= dict(zip(some, drawn, strict=True))
-
-    def _totals(self, place: tuple[str, str], cluster: np.ndarray, number: int) -> np.ndarray:
-        assert self._sums is not None
-        found = self._sums.of(*place)
-        assert found is not None
-        return statistics.cluster_totals(cluster[found[0]], found[1], number)
-
-    def mean(self, keys: Iterable[str], part: str) -> np.ndarray | None:
-        """(resamples,) of the mean over cells; None where a cell has no predictions."""
-        keys = list(keys)
-        return self._weighted([(key, 1 / len(keys)) for key in keys], part)
-
-    def difference(
-        self, pairs: Sequence[tuple[str, str]], weights: Sequence[float], part: str
-    ) -> np.ndarray | None:
-        """(resamples,) of the difference over pairs of cells."""
-        terms = [
-            (key, sign * weight)
-            for pair, weight in zip(pairs, weights, strict=True)
-            for key, sign in zip(pair, (1, -1), strict=True)
-        ]
-        return self._weighted(terms, part)
-
-    def _weighted(self, terms: list[tuple[str, float]], part: str) -> np.ndarray | None:
-        if self._sums is None or not terms:
-            return None
-        if part == GAP:
-            outside, inside = (self._weighted(terms, own) for own in ("test", "wr"))
-            return None if outside is None or inside is None else outside - inside
-        number = self._number([key for key, _ in terms], part)
-        if number is None or number < 2:  # which have no spread
-            return None
-        total = np.zeros(self._resamples)
-        for key, weight in terms:
-            total += weight * self._made[key, part]
-        return total
-
-    def clusters(self, pairs: Sequence[tuple[str, str]], part: str) -> int | None:
-        """How many clusters the pairs' test samples lie in."""
-        return self._number([key for key, _ in pairs], "test" if part == GAP else part)
-
-    def _number(self, keys: Sequence[str], part: str) -> int | None:
-        if self._sums is None or not keys or any((key, part) not in self._made for key in keys):
-            return None
-        seen = [self._done[key, part][self._sums.of(key, part)[0]] for key in keys]  # type: ignore[index]
-        return len(np.unique(np.concatenate(seen)))
-
-
-def _bounds(drawn: np.ndarray | None, alpha: float) -> dict[str, float]:
-    """Percentiles; resamples without a sample of some training are left out, up to half of them."""
-    if drawn is None or np.isfinite(drawn).mean() < 0.5:
-        return {"boot_low": math.nan, "boot_high": math.nan}
-    low, high = np.quantile(drawn[np.isfinite(drawn)], [alpha / 2, 1 - alpha / 2])
-    return {"boot_low": float(low), "boot_high": float(high)}
-
-
-def _texts(rows: pd.DataFrame, records: Mapping[str, Record] | None) -> Any:
-    """(unfair, tuned) of a pair of keys."""
+def _texts(
+    rows: pd.DataFrame, records: Mapping[str, Record] | None
+) -> Callable[[tuple[str, str]], tuple[str, str]]:
+    """Make the function that lists the undeclared and the tuned differences of a pair of keys."""
     known = {
-        key: (unfair, tuned)
-        for key, unfair, tuned in zip(
+        key: (undeclared, tuned)
+        for key, undeclared, tuned in zip(
             rows["key"], rows["unfair"].fillna(""), rows["tuned"].fillna(""), strict=True
         )
     }
@@ -601,52 +523,58 @@ def _texts(rows: pd.DataFrame, records: Mapping[str, Record] | None) -> Any:
         if pair[1] in plain:
             return known[pair[0]]
         if records is None:
-            (unfair, tuned), (their_unfair, their_tuned) = (known[key] for key in pair)
-            return _between(unfair, their_unfair), _between(tuned, their_tuned)
+            (undeclared_a, tuned_a), (undeclared_b, tuned_b) = (known[key] for key in pair)
+            return _between(undeclared_a, undeclared_b), _between(tuned_a, tuned_b)
         found = comparability.differences(records[pair[0]], records[pair[1]])
         return "; ".join(found.undeclared), "; ".join(found.tuned)
 
     return of
 
 
-def _between(mine: str, theirs: str) -> str:
-    """How two cells differ, from how either differs from the same third: 'name value against value; ...'."""
-    own, other = (
+def _between(a: str, b: str) -> str:
+    """List how cell `a` differs from cell `b`, given how each differs from one third cell.
+
+    All three texts are 'name value against value; ...'.
+    """
+    of_a, of_b = (
         {
             name: values.rpartition(" against ")
             for name, _, values in (text.partition(" ") for text in side.split("; ") if text)
         }
-        for side in (mine, theirs)
+        for side in (a, b)
     )
     texts = []
-    for name in sorted(own.keys() | other.keys()):
-        a = own[name][0] if name in own else other[name][2]
-        b = other[name][0] if name in other else own[name][2]
-        if a != b:
-            texts.append(f"{name} {a} against {b}")
+    for name in sorted(of_a.keys() | of_b.keys()):
+        value_a = of_a[name][0] if name in of_a else of_b[name][2]
+        value_b = of_b[name][0] if name in of_b else of_a[name][2]
+        if value_a != value_b:
+            texts.append(f"{name} {value_a} against {value_b}")
     return "; ".join(texts)
 
 
-def _whole(seen: np.ndarray, planned: np.ndarray) -> np.ndarray:
-    """(arms,): which have a number in every cell, and cells in every fold; both are (arms, folds, seeds)."""
+def _complete(seen: np.ndarray, planned: np.ndarray) -> np.ndarray:
+    """Select the arms that have a number in every planned cell and a cell in every fold.
+
+    `seen` and `planned` are (arms, folds, seeds); the result is (arms,).
+    """
     arms = len(planned)
     missing = (planned & ~seen).reshape(arms, -1)
     every_fold: np.ndarray = np.all(np.any(planned, axis=2), axis=1)
     return ~np.any(missing, axis=1) & every_fold
 
 
-def _unit_means(values: np.ndarray) -> np.ndarray:
-    """(arms, folds, seeds) -> (arms, folds), NaN without a number."""
-    seen = np.isfinite(values)
+def _unit_means(scores: np.ndarray) -> np.ndarray:
+    """Average over seeds: (arms, folds, seeds) -> (arms, folds), NaN without a number."""
+    seen = np.isfinite(scores)
     count = seen.sum(axis=2)
-    total = np.where(seen, values, 0).sum(axis=2)
+    total = np.where(seen, scores, 0).sum(axis=2)
     return np.where(count > 0, total / np.maximum(count, 1), math.nan)
 
 
-def _losses(values: np.ndarray, metric: str) -> np.ndarray:
-    """Smaller is better."""
-    return -values if METRICS[metric].better == "higher" else np.abs(values)
+def _losses(scores: np.ndarray, metric: str) -> np.ndarray:
+    """Turn scores into losses, of which smaller ones are better."""
+    return -scores if METRICS[metric].better == "higher" else np.abs(scores)
 
 
-def _ordered(labels: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(labels))
+def _ordered(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

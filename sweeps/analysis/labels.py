@@ -1,32 +1,19 @@
-"""Names of arms, splits and metrics in every table, and rows whose unfinished cells hold no number."""
+"""Names of arms, splits and numbers in every table, and rows in which unfinished cells have no number."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from pm25.metrics import METRICS, SCORES
 from pm25.settings import CONTROLS
-from sweeps.analysis import labels
+from sweeps.analysis.judgement import GAP
+from sweeps.spec.design import Arm
 
 BASELINE = "none"
-WR, OOR, GAP = "WR", "OoR", "OoR − WR"
-
-
-def merit(values: pd.Series, metric: str) -> pd.Series:
-    """More is better: R2 as it is, the errors negated, the bias by its size."""
-    return values if METRICS[metric].better == "higher" else -values.abs()
-
-
-def whole(means: pd.DataFrame) -> pd.DataFrame:
-    """Lines of ``inference.means``, of one split and part, whose cells all have a number; the best first."""
-    lines = means[(means["n"] == means["n_expected"]) & (means["n"] > 0)]
-    if lines.empty:
-        return lines
-    order = merit(lines["mean"], str(lines["metric"].iloc[0])).sort_values(ascending=False, kind="stable")
-    return lines.loc[order.index]
-
+WR, OOR = "WR", "OoR"
 
 _VARIANTS = {
     "latlon": "lat/lon",
@@ -38,21 +25,51 @@ _VARIANTS = {
 _FUSIONS = {"hadamard": "Hadamard"}
 
 
-def arm(variant: str, fusion: str | float | None) -> str:
-    """The label of an arm: 'none', 'lat/lon', 'GeoCLIP · Hadamard'. A fusion of None or NaN is no fusion.
+def merit(values: pd.Series, metric: str) -> pd.Series:
+    """Turn scores into values of which larger ones are better: R2 as it is, errors negated."""
+    return values if METRICS[metric].better == "higher" else -values.abs()
 
-    'none' with a fusion has an encoder arm's layers, fed a constant: the matched head.
+
+def whole(means: pd.DataFrame) -> pd.DataFrame:
+    """Select the arms whose cells all have a number, the best first.
+
+    `means` are lines of `inference.means`, of one split and evaluation set.
+    """
+    lines = means[(means["n"] == means["n_expected"]) & (means["n"] > 0)]
+    if lines.empty:
+        return lines
+    order = merit(lines["mean"], str(lines["metric"].iloc[0])).sort_values(ascending=False, kind="stable")
+    return lines.loc[order.index]
+
+
+def arm(variant: str, fusion: str | float | None) -> str:
+    """Label an arm: 'none', 'lat/lon', 'GeoCLIP · Hadamard'. A fusion of None or NaN is not a fusion.
+
+    The arm 'none' with a fusion is the matched head: an encoder arm's layers, fed a constant.
     """
     name = _VARIANTS.get(variant, variant)
-    if variant == BASELINE and isinstance(fusion, str) and fusion:
-        return f"none · matched {_FUSIONS.get(fusion, fusion)}"
-    return f"{name} · {_FUSIONS.get(fusion, fusion)}" if isinstance(fusion, str) and fusion else name
+    if not isinstance(fusion, str) or not fusion:
+        return name
+    fused = _FUSIONS.get(fusion, fusion)
+    return f"none · matched {fused}" if variant == BASELINE else f"{name} · {fused}"
+
+
+def of_arm(one: Arm) -> str:
+    """Label an arm of the design as `arm` does."""
+    return arm(one.variant, one.fusion)
+
+
+def arm_of(variant: str, fusion: str | float | None) -> Arm:
+    """Find the arm of a row from its columns `variant` and `fusion` (the inverse of `of_arm`)."""
+    if not isinstance(fusion, str) or not fusion:
+        return Arm(variant, None)  # type: ignore[arg-type]
+    return Arm(variant, fusion, "matched" if variant == BASELINE else None)  # type: ignore[arg-type]
 
 
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """A copy of the rows in which only a done cell has finite scores (``test_*``, ``wr_*``); others are NaN.
+    """Copy the rows with scores (`test_*`, `wr_*`) of done cells alone; others, and infinite ones, are NaN.
 
-    Raises ValueError when two rows are the same arm, split, fold and seed: their mean would mean nothing.
+    Raises ValueError if two rows are the same arm, split, fold and seed: their mean would mean nothing.
     """
     cells = rows.copy()
     place = ["variant", "fusion", "split", "fold", "seed"]
@@ -64,23 +81,26 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     scores += [
         column for column in map(str, cells) if column not in scores and column.startswith(("test_", "wr_"))
     ]
-    for column in scores:
-        number = (
-            cells[column].astype("float64") if column in cells else pd.Series(math.nan, index=cells.index)
-        )
-        cells[column] = number.where((cells["state"] == "done") & (number.abs() < math.inf))
+    numbers = cells.reindex(columns=scores).astype("float64").to_numpy(copy=True)
+    numbers[~np.isfinite(numbers) | (cells["state"] != "done").to_numpy()[:, None]] = math.nan
+    cells[scores] = numbers
     return cells
 
 
 def with_arm(rows: pd.DataFrame) -> pd.DataFrame:
-    """``measured(rows)`` with a column ``arm``."""
+    """Copy the rows as `measured` does, with the label of each row's arm in a column `arm`."""
     cells = measured(rows)
     labels = [arm(v, f) for v, f in zip(cells["variant"], cells["fusion"], strict=True)]
     return cells.assign(arm=pd.Series(labels, index=cells.index, dtype="str"))
 
 
+def regime_of(regime: str, part: str) -> str:
+    """Name the regime of one evaluation set of a split: 'WR', 'OoR', or 'gap' for their difference."""
+    return GAP if part == GAP else WR if part == "wr" else regime
+
+
 def directions(rows: pd.DataFrame) -> pd.DataFrame:
-    """The OoR rows with each held-out region as a split of its own."""
+    """Select the OoR rows and make each held-out region a split of its own."""
     cells = rows.loc[rows["regime"] == OOR]
     labels = [direction(split, fold) for split, fold in zip(cells["split"], cells["fold"], strict=True)]
     cells = cells.assign(split=pd.Series(labels, index=cells.index, dtype="str"))
@@ -88,27 +108,35 @@ def directions(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def direction(split: str, fold: int) -> str:
-    """What ``directions`` calls one."""
+    """Label one split of `directions`."""
     return f"{split} · {held_out(split, fold)}"
 
 
 def held_out(split: str, fold: int) -> str:
-    """What a fold of an OoR split holds out: one colour of a checkerboard, or a region."""
+    """Name the region that a fold of an OoR split holds out; on a checkerboard it is a colour."""
     return f"{'colour' if split.startswith('checkerboard') else 'region'} {fold} held out"
 
 
 def number(value: float, metric: str, sign: bool = False) -> str:
-    """A value in the metric's digits; '–' where there is none."""
+    """Format a value with the metric's digits; '–' for NaN."""
     if math.isnan(value):
         return "–"
-    if abs(value) >= 1e5:  # a training that ran away
+    if abs(value) >= 1e5:  # a training that diverged
         return f"{value:+.2e}" if sign else f"{value:.2e}"
     digits = METRICS[metric].digits
     return f"{value:+z.{digits}f}" if sign else f"{value:z.{digits}f}"
 
 
+def counted(n: int, noun: str) -> str:
+    """Format a count with its noun: '1 cell', '2 cells'."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def is_control(arm: str, means: pd.DataFrame) -> bool:
-    """Whether an arm is none that anyone would use: its encoder says nothing, or there is none behind it."""
+    """Check that the arm, by its label in `means`, is a control: its encoder carries no information on place.
+
+    The controls are `CONTROLS` and the matched heads.
+    """
     (line,) = means[means["arm"] == arm].head(1).to_dict("records")
-    matched = line["variant"] == labels.BASELINE and arm != labels.BASELINE
+    matched = line["variant"] == BASELINE and arm != BASELINE
     return line["variant"] in CONTROLS or matched

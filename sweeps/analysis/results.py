@@ -1,4 +1,4 @@
-"""The study's results as one table: a row per grid cell, done or not."""
+"""The results of a study as tables: a row per cell of the grid, done or not, and what describes them."""
 
 import math
 from collections import Counter
@@ -26,21 +26,21 @@ SCORE_COLUMNS = [f"{part}_{name}" for part in ("test", "wr", "val") for name in 
 COUNTS = ["n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"]
 
 _TYPES = {bool: "boolean", int: "Int64", float: "float64"}
-"""Of what an audit measured: a cell without a number changes no column's type."""
+"""Column types of audit measurements, so that a cell without a number does not change them."""
 
 
 def rows(
     cells: Mapping[str, Cell], records: Mapping[str, Record], waiting: Iterable[Cell] = ()
 ) -> pd.DataFrame:
-    """One row per cell, in the grid's order; a number exists only where the cell is done.
+    """Make one row per cell, in the grid's order; only done cells have numbers.
 
-    After them the cells `waiting` for their arm's search: missing, and without a key as yet.
+    After them come the cells `waiting` for their arm's search, which are missing and have no key yet.
 
     Columns: key, variant, fusion, split, regime, fold, seed, state ('done', 'failed', 'missing'), sample
-    counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds, error, marked (the
-    checks that the cell's audit failed, '' for none), unfair and tuned (how it differs from the 'none' that
-    it is paired with, `fairness.differences`, '' for not), folds (how many its split has), then further
-    metrics and what the audit counted.
+    counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds and error. The column
+    marked lists the checks that the cell's audit failed, '' for none. The next two list how the cell differs
+    from the 'none' that it is paired with, undeclared and tuned (`comparability.differences`). Then come
+    folds, the number of folds of the split, further metrics, and the measurements of the audit.
     """
     lines, more = [], dict.fromkeys(SCORE_COLUMNS, "float64")
     against_none = _against_none(cells, records)
@@ -81,7 +81,7 @@ def rows(
 def _against_none(
     cells: Mapping[str, Cell], records: Mapping[str, Record]
 ) -> dict[str, comparability.ArmDifference]:
-    """Of every done cell whose 'none' of the same split, fold and seed is done, by key."""
+    """Compare every done cell with the done 'none' of its split, fold and seed, by key."""
     done = {key: cell for key, cell in cells.items() if key in records and records[key]["state"] == "done"}
     places = {key: (cell.split.label, cell.fold, cell.seed) for key, cell in done.items()}
     plain = {
@@ -102,7 +102,10 @@ def facts(
     records: Mapping[str, Record],
     known_to_search: Mapping[tuple[str, int], float] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Where the numbers come from, as the report prints it (`State.known_to_search`)."""
+    """Collect where the numbers come from, as the report prints it.
+
+    `known_to_search` is that of `StudyState`: the share of each test set that the search has seen.
+    """
     done = [record for record in records.values() if record["state"] == "done"]
     versions = {(name, version) for record in done for name, version in record["versions"].items()}
     tuned: dict[str, dict[str, set[str]]] = {}
@@ -145,7 +148,7 @@ def facts(
 
 
 def _commits(done: Sequence[Record]) -> dict[str, str]:
-    """How many cells were trained by the code of which commit; + where files differed from it."""
+    """Count the cells trained by each commit; + marks a commit with changed files."""
     named = Counter(f"{r['commit']}{'+' * bool(r.get('dirty'))}" for r in done if r.get("commit"))
     found = {name: f"{n} cells" for name, n in sorted(named.items())}
     if found and (unknown := len(done) - sum(named.values())):
@@ -154,24 +157,23 @@ def _commits(done: Sequence[Record]) -> dict[str, str]:
 
 
 def _search(search: Search, known: Mapping[tuple[str, int], float]) -> dict[str, Any]:
-    """How the arms were tuned, and how much of each test set the search knew."""
+    """Describe how the arms were tuned, and how much of each test set the search has seen."""
     declared = search.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     shares = {f"{split} fold {fold}": f"{share:.0%}" for (split, fold), share in known.items()}
     return {**declared, "test samples on a trial's training side": shares}
 
 
 class SplitMap(NamedTuple):
-    """A split of regions on the panel's sites: by fold a frame site_id, lat, lon, role.
-
-    A role is 'train', 'validation', 'within' (held out inside the training region) or 'test'.
-    """
+    """A split of regions on the panel's sites."""
 
     split: AnySplit
     roles: dict[int, pd.DataFrame]
+    """Frames by fold, with site_id, lat, lon, role: 'train', 'validation', 'wr' (held out inside the training
+    region) or 'test'."""
 
 
 def cuts(study: Study, panel: Panel) -> list[SplitMap]:
-    """The out-of-region splits that the study crosses, the first two folds of each."""
+    """Cut the panel by the study's out-of-region splits, the first two folds of each."""
     found = []
     for factor in study.design.split:
         if factor.split.regime != "OoR":
@@ -187,7 +189,7 @@ def cuts(study: Study, panel: Panel) -> list[SplitMap]:
 
 
 def _roles(panel: Panel, parts: splits.SplitIndices) -> pd.DataFrame:
-    """Sites with samples; of two parts that one lies in, the later of train, validation, wr, test."""
+    """List the sites that have samples; a site of several sets has the last role of train to test."""
     role = np.full(len(panel.site_id), "", "U10")
     for name in ("train", "validation", "wr", "test"):
         part = getattr(parts, name)
@@ -200,9 +202,9 @@ def _roles(panel: Panel, parts: splits.SplitIndices) -> pd.DataFrame:
 
 
 def search_trials(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
-    """A line per ended trial and objective: arm, number, state, objective, value, smaller_is_better.
+    """Make one line per ended trial and objective: arm, number, state, objective, value, smaller_is_better.
 
-    The value is a validation score in the metric's unit, NaN where the trial has none.
+    The value is a validation score in the metric's unit; NaN if the trial has none.
     """
     columns = ["arm", "number", "state", "objective", "value", "smaller_is_better"]
     lines = []
@@ -221,7 +223,7 @@ def search_trials(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
 
 
 def searches(found: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
-    """A line per arm: trials, those pruned and failed, epochs, hours, and the chosen trial's scores."""
+    """Make one line per arm: trials, those pruned and failed, epochs, hours, scores of the chosen trial."""
     columns = ["arm", "trials", "pruned", "failed", "epochs", "hours", "best"]
     lines = []
     for trials in found.values():
@@ -235,15 +237,16 @@ def searches(found: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
             scores = ", ".join(f"{regime} {labels.number(value, metric)}" for regime, value in values)
             scores = f"{METRICS[metric].name} {scores} (no. {best['number']})"
         count = f"{len(states)} of {trials.search.trials}"
-        told = (states.count("pruned"), states.count("failed"), trials.epochs, f"{hours:.2f}", scores)
-        lines.append((labels.arm(trials.arm.variant, trials.arm.fusion), count, *told))
+        ended = (states.count("pruned"), states.count("failed"), trials.epochs, f"{hours:.2f}", scores)
+        lines.append((labels.arm(trials.arm.variant, trials.arm.fusion), count, *ended))
     return pd.DataFrame(lines, columns=columns)
 
 
 def search_parameters(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
-    """How much of an arm's validation scores each tuned setting explains: arm, parameter, importance.
+    """Make one line per arm and tuned setting: arm, parameter, importance.
 
-    The importances of an arm add up to 1 (`optimise.importances`); of two objectives the first counts.
+    The importance is the share of the variance of validation scores that the setting explains. Those of an
+    arm add up to 1 (`search_importance.importances`). With two objectives the first is explained.
     """
     lines = []
     if searches:

@@ -20,18 +20,19 @@ from sweeps.store.search_trials import ArmTrials
 STATES = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 EXPLAINED = 8
-"""The fewest trials whose variance is divided among settings: as many as `demo` has."""
+"""Fewest trials whose variance is divided among settings: as many as the study `demo` has."""
 
 
 def directions(search: Search) -> list[StudyDirection]:
+    """Name the direction of every objective of a search."""
     one = StudyDirection.MINIMIZE if search.smaller_is_better else StudyDirection.MAXIMIZE
     return [one] * len(search.objective)
 
 
 def frozen(record: Record, trials: ArmTrials) -> FrozenTrial:
-    """A recorded trial as Optuna keeps it: its state, values and times, and what it reported on the way."""
+    """Convert a recorded trial to Optuna's: its state, values, times and intermediate values."""
     state = STATES[record["state"]]
-    told = ("key", "number", "host", "seconds", "epochs")
+    attributes = ("key", "number", "host", "seconds", "epochs")
     reported = record["reported"] if trials.search.reports else []
     trial = create_trial(
         state=state,
@@ -39,7 +40,7 @@ def frozen(record: Record, trials: ArmTrials) -> FrozenTrial:
         params=record["params"],
         distributions={name: distribution(trials.space[name]) for name in record["params"]},
         intermediate_values={step: value for step, value in enumerate(reported, 1) if value is not None},
-        user_attrs={name: record[name] for name in told if name in record},
+        user_attrs={name: record[name] for name in attributes if name in record},
     )
     # Optuna's times are local and without a zone; its timeline shows them.
     trial.datetime_start, trial.datetime_complete = (
@@ -50,6 +51,7 @@ def frozen(record: Record, trials: ArmTrials) -> FrozenTrial:
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:
+    """Convert the values that a setting may take to Optuna's distribution."""
     if parameter.choice is not None:
         return CategoricalDistribution(parameter.choice)
     if parameter.int_ is not None:
@@ -59,10 +61,10 @@ def distribution(parameter: Parameter) -> BaseDistribution:
 
 
 def importances(trials: ArmTrials) -> dict[str, float]:
-    """Share of the first objective's variance that each setting explains, the largest first: fANOVA.
+    """Compute the share of the first objective's variance that each setting explains, the largest first.
 
-    Over the trials that are done, of the settings that all of them have (Hutter, Hoos, Leyton-Brown 2014).
-    Empty where there is nothing to explain: fewer than `EXPLAINED` trials, or all with one score.
+    The method is fANOVA (Hutter, Hoos, Leyton-Brown 2014) over the done trials, for the settings that all of
+    them have. The result is empty with fewer than `EXPLAINED` trials, or if all have the same score.
     """
     done = [record for record in trials.ended if record["state"] == "done"]
     if len(done) < EXPLAINED or len({trials.values(record)[0] for record in done}) < 2:

@@ -1,4 +1,4 @@
-"""How many seeds every arm has on every fold, where a study adds seeds only to what its tests leave open."""
+"""Number of seeds of every arm and fold, where a study adds seeds only to contrasts that are undecided."""
 
 import math
 from collections import defaultdict
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pm25.cell import Cell
-from sweeps.spec.claims import Analysis, Contrast
+from sweeps.analysis import judgement, units
+from sweeps.spec.claims import Contrast
 from sweeps.spec.design import AdaptiveSeeds, Arm
 from sweeps.spec.study import Study
 from sweeps.store.records import Record
@@ -20,31 +21,33 @@ DECIDED, TOO_FEW, UNDECIDED = "decided", "too few test sets", "undecided at the 
 
 
 class SeedSchedule:
-    """One contrast on its way from look to look."""
+    """The looks of one contrast: how many seeds it has had so far, and why it gets no more."""
 
     def __init__(self, contrast: Contrast, folds: tuple[int, ...], overlap: float) -> None:
         self.contrast, self.folds, self.overlap = contrast, folds, overlap
-        self.at: tuple[Position, ...] = tuple(
+        self.positions: tuple[Position, ...] = tuple(
             (arm, contrast.split, fold) for arm in (contrast.arm, contrast.other) for fold in folds
         )
         self.look = 0
-        """Its place among the looks, from 0."""
-        self.ended = ""
-        """Why it asks for no further seeds; empty while cells of its look are missing."""
+        """Index of the present look, from 0."""
+        self.stopped = ""
+        """Why the contrast gets no further seeds; empty while cells of the present look are missing."""
 
 
 class Looks:
-    """The looks at every declared contrast, as far as the records go: a function of them alone.
+    """The looks at every declared contrast, as a function of the records alone.
 
-    Each contrast goes from look to look by itself, and is judged at each with the seeds of that look and no
-    others, so that neither the order of the records nor the seeds that another contrast asked for matter.
-    When all its cells of a look have ended and `statistics.stopped` does not stop it, both of its arms get
-    the next look's seeds on its folds. More seeds make no more test sets: a contrast with too few of them
-    has the first look alone.
+    Each contrast goes from look to look by itself, and each look is judged with its own seeds. So neither the
+    order of the records nor the seeds of another contrast matter. A look is judged when all its cells have
+    ended. If `statistics.stopped` does not stop the contrast, both of its arms get more seeds on its folds.
+    More seeds do not make more test sets, so a contrast with too few of them has the first look alone.
     """
 
     def __init__(self, study: Study, ended: Iterable[tuple[Cell, Record]] = ()) -> None:
-        """`ended` are cells with their records; of cells that no look asks for they change nothing."""
+        """Judge the contrasts of `study` from `ended`, cells with their records.
+
+        Records of cells that no look asks for change nothing.
+        """
         assert isinstance(study.design.seed, AdaptiveSeeds)
         self._analysis, self._looks = study.analysis, study.design.seed.looks
         factors = {factor.split.label: factor for factor in study.design.split}
@@ -55,117 +58,95 @@ class Looks:
             for fold in factor.folds
         }
         self._scores: dict[Position, dict[int, Mapping[str, float]]] = defaultdict(dict)
-        self.ladders: list[SeedSchedule] = []
-        self._of: dict[Position, list[SeedSchedule]] = defaultdict(list)
+        self.schedules: list[SeedSchedule] = []
+        self._schedules_at: dict[Position, list[SeedSchedule]] = defaultdict(list)
         for contrast in study.contrasts():
             factor = factors[contrast.split]
             folds = tuple(fold for fold in factor.folds if contrast.fold in (None, fold))
-            ladder = SeedSchedule(contrast, folds, 1 / max(factor.split.folds - 1, 1))
-            if too_few(len(folds), self._analysis, len(self._looks)):
-                ladder.ended = TOO_FEW
-            self.ladders.append(ladder)
-            for at in ladder.at:
-                self._of[at].append(ladder)
+            schedule = SeedSchedule(contrast, folds, units.overlap(factor.split.folds))
+            if judgement.too_few(len(folds), self._analysis, len(self._looks)):
+                schedule.stopped = TOO_FEW
+            self.schedules.append(schedule)
+            for position in schedule.positions:
+                self._schedules_at[position].append(schedule)
         for cell, record in ended:
-            self._keep(cell, record)
-        for ladder in self.ladders:
-            self._advance(ladder)
+            self._add_scores(cell, record)
+        for schedule in self.schedules:
+            self._advance(schedule)
 
     def asks_for(self, cell: Cell) -> bool:
-        """Whether a cell of the grid with all seeds is one of the study as it is now."""
-        return cell.seed < self._seeds[_at(cell)]
+        """Check that a cell of the grid with all seeds is part of the study at its present looks."""
+        return cell.seed < self._seeds[_position(cell)]
 
     def may_ask_for(self, cell: Cell) -> bool:
-        """Whether it is, or may become one."""
-        return cell.seed < self._most(_at(cell))
+        """Check that a cell is part of the study at its present looks, or may become part of it."""
+        return cell.seed < self._most_seeds(_position(cell))
 
     @property
     def further(self) -> int:
-        """How many cells will be added if nothing more is decided."""
-        return sum(self._most(at) - seeds for at, seeds in self._seeds.items())
+        """Number of cells that are added if nothing more is decided."""
+        return sum(self._most_seeds(position) - seeds for position, seeds in self._seeds.items())
 
     def add(self, cell: Cell, record: Record) -> bool:
-        """A cell has ended: whether more cells are asked for now than before."""
-        self._keep(cell, record)
-        grown = [self._advance(ladder) for ladder in self._of[_at(cell)]]
+        """Add the record of a cell that has ended; return whether the study now asks for more cells."""
+        self._add_scores(cell, record)
+        grown = [self._advance(schedule) for schedule in self._schedules_at[_position(cell)]]
         return any(grown)
 
-    def _most(self, at: Position) -> int:
-        """How many seeds it has if nothing more is decided."""
-        open_ = any(not ladder.ended for ladder in self._of[at])
-        return self._looks[-1] if open_ else self._seeds[at]
+    def _most_seeds(self, position: Position) -> int:
+        """Number of seeds at a position if nothing more is decided."""
+        undecided = any(not schedule.stopped for schedule in self._schedules_at[position])
+        return self._looks[-1] if undecided else self._seeds[position]
 
-    def _keep(self, cell: Cell, record: Record) -> None:
-        scores = record["metrics"] if record["state"] == "done" else {}  # a failure has no number
-        self._scores[_at(cell)][cell.seed] = scores
+    def _add_scores(self, cell: Cell, record: Record) -> None:
+        scores = record["metrics"] if record["state"] == "done" else {}  # a failed cell has no number
+        self._scores[_position(cell)][cell.seed] = scores
 
-    def _advance(self, ladder: SeedSchedule) -> bool:
-        """Go to the look whose cells are still missing, or to the end; whether more seeds were given."""
+    def _advance(self, schedule: SeedSchedule) -> bool:
+        """Advance to the look whose cells are missing, or stop; return whether more seeds were given."""
         grown = False
-        while not ladder.ended:
-            seeds = self._looks[ladder.look]
-            if not all(seed in self._scores[at] for at in ladder.at for seed in range(seeds)):
+        while not schedule.stopped:
+            seeds = self._looks[schedule.look]
+            if not all(seed in self._scores[at] for at in schedule.positions for seed in range(seeds)):
                 break
-            ladder.ended = self._judged(ladder, seeds)
-            if ladder.ended:
+            schedule.stopped = self._reason_to_stop(schedule, seeds)
+            if schedule.stopped:
                 break
             if seeds == self._looks[-1]:
-                ladder.ended = UNDECIDED
+                schedule.stopped = UNDECIDED
                 break
-            ladder.look += 1
-            for at in ladder.at:
-                if self._seeds[at] < self._looks[ladder.look]:
-                    self._seeds[at] = self._looks[ladder.look]
+            schedule.look += 1
+            for position in schedule.positions:
+                if self._seeds[position] < self._looks[schedule.look]:
+                    self._seeds[position] = self._looks[schedule.look]
                     grown = True
         return grown
 
-    def _judged(self, ladder: SeedSchedule, seeds: int) -> str:
-        """Why no further seeds are asked for; empty where the test leaves it open."""
-        from sweeps.analysis import statistics  # and scipy, which no other command on the store needs
-
-        contrast, analysis = ladder.contrast, self._analysis
-        arm, other = (self._matrix(ladder, seeds, which) for which in (contrast.arm, contrast.other))
-        paired = np.isfinite(arm) & np.isfinite(other)
-        units = paired.any(axis=1)  # a fold none of whose pairs has a number is no unit
-        if too_few(int(units.sum()), analysis, len(self._looks)):
+    def _reason_to_stop(self, schedule: SeedSchedule, seeds: int) -> str:
+        """Judge a contrast with `seeds` per fold; the result is empty if its test leaves it undecided."""
+        contrast, analysis, looks = schedule.contrast, self._analysis, len(self._looks)
+        arm, other = (self._score_matrix(schedule, seeds, which) for which in (contrast.arm, contrast.other))
+        scores = judgement.paired_scores(contrast, arm, other, analysis)
+        if judgement.too_few(len(scores.units), analysis, looks):
             return TOO_FEW
-        rope = analysis.rope
-        if contrast.metric != "r2":
-            rope *= float(_means(other[units], paired[units]).mean())
-        differences = np.where(paired, arm, math.nan) - other
-        stopped = statistics.stopped(
-            differences,
-            overlap=ladder.overlap,
-            rope=rope,
-            alpha=analysis.alpha,
-            looks=len(self._looks),
-            family=len(self.ladders),
-            test=analysis.test,
-        )
-        return DECIDED if stopped else ""
+        stops = judgement.stops(scores, schedule.overlap, analysis, looks, len(self.schedules))
+        return DECIDED if stops else ""
 
-    def _matrix(self, ladder: SeedSchedule, seeds: int, arm: Arm) -> np.ndarray:
-        """The contrast's metric of one arm (folds, seeds); NaN where a cell has none."""
-        name = f"{ladder.contrast.part}_{ladder.contrast.metric}"
-        scores = (self._scores[arm, ladder.contrast.split, fold] for fold in ladder.folds)
-        values = [[of_fold[seed].get(name, math.nan) for seed in range(seeds)] for of_fold in scores]
-        return np.array(values, float)
-
-
-def too_few(units: int, analysis: Analysis, looks: int) -> bool:
-    """Whether so many test sets decide nothing in any of `looks`, however many seeds each has."""
-    if analysis.test == "wilcoxon":
-        return 2 / 2**units > analysis.alpha / looks  # the smallest p-value that there is
-    return units < 3
+    def _score_matrix(self, schedule: SeedSchedule, seeds: int, arm: Arm) -> np.ndarray:
+        """Arrange the scores of one arm as (folds, seeds); NaN where a cell has no finite number."""
+        name = f"{schedule.contrast.part}_{schedule.contrast.metric}"
+        by_fold = (self._scores[arm, schedule.contrast.split, fold] for fold in schedule.folds)
+        scores = np.array([[of[seed].get(name, math.nan) for seed in range(seeds)] for of in by_fold], float)
+        return np.where(np.isfinite(scores), scores, math.nan)
 
 
 def outcome(study: Study, records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """How the seeds of every declared contrast were settled; nothing where they are listed in the study.
+    """List how the seeds of every declared contrast were settled; empty if the study lists its seeds.
 
-    `records` are those of the study's cells. Of each contrast: the claims that it is of, variant and fusion
-    of `arm` and `other` with their labels, split, part, fold (None for all), metric, `looks` (how many seeds
-    each look had that was come to), `seeds` (those of the last of them), `max` and `stopped`: why no further
-    seeds are asked for, or '' while cells of the last look are missing.
+    `records` are those of the study's cells. Each item has the texts of the contrast's `claims`, both arms,
+    split, part, fold (None for all) and metric. `looks` are the numbers of seeds at each look so far; `seeds`
+    is the last of them. `max` is the number of seeds at the last possible look. `stopped` says why the
+    contrast gets no further seeds; it is '' while cells of its look are missing.
     """
     if not isinstance(study.design.seed, AdaptiveSeeds):
         return []
@@ -173,45 +154,40 @@ def outcome(study: Study, records: Mapping[str, Record]) -> list[dict[str, Any]]
     sizes = study.design.seed.looks
     return [
         {
-            "claims": [claim.claim for claim in study.claims if claim.contrast == ladder.contrast],
-            "arm": ladder.contrast.arm.label,
-            "variant": ladder.contrast.arm.variant,
-            "fusion": ladder.contrast.arm.fusion,
-            "other": ladder.contrast.other.label,
-            "other_variant": ladder.contrast.other.variant,
-            "other_fusion": ladder.contrast.other.fusion,
-            "split": ladder.contrast.split,
-            "part": ladder.contrast.part,
-            "fold": ladder.contrast.fold,
-            "metric": ladder.contrast.metric,
-            "looks": list(sizes[: ladder.look + 1]),
-            "seeds": sizes[ladder.look],
+            "claims": [claim.claim for claim in study.claims if claim.contrast == schedule.contrast],
+            "arm": schedule.contrast.arm.label,
+            "variant": schedule.contrast.arm.variant,
+            "fusion": schedule.contrast.arm.fusion,
+            "other": schedule.contrast.other.label,
+            "other_variant": schedule.contrast.other.variant,
+            "other_fusion": schedule.contrast.other.fusion,
+            "split": schedule.contrast.split,
+            "part": schedule.contrast.part,
+            "fold": schedule.contrast.fold,
+            "metric": schedule.contrast.metric,
+            "looks": list(sizes[: schedule.look + 1]),
+            "seeds": sizes[schedule.look],
             "max": sizes[-1],
-            "stopped": ladder.ended,
+            "stopped": schedule.stopped,
         }
-        for ladder in looks.ladders
+        for schedule in looks.schedules
     ]
 
 
 def rule(study: Study) -> str:
-    """The stopping rule in words; empty where the seeds are listed in the study."""
+    """Explain the stopping rule in words; empty if the study lists its seeds."""
     if not isinstance(study.design.seed, AdaptiveSeeds):
         return ""
     first, *later = study.design.seed.looks
     family = len(study.contrasts())
     return (
         f"Every arm has {first} seeds. Both arms of a declared contrast get more on its folds, "
-        f"{', then '.join(map(str, later))} in all, as long as its test does not decide it; each contrast is "
+        f"{', then '.join(map(str, later))} in all, as long as its test does not decide it. Each contrast is "
         f"judged by itself, at a level of {study.analysis.alpha:g} over {family} contrasts and "
-        f"{len(later) + 1} looks. Contrasts with too few test sets have the first {first} seeds alone: more "
-        "seeds make no more test sets."
+        f"{len(later) + 1} looks. Contrasts with too few test sets have the first {first} seeds alone: "
+        "more seeds do not make more test sets."
     )
 
 
-def _at(cell: Cell) -> Position:
+def _position(cell: Cell) -> Position:
     return Arm.of(cell), cell.split.label, cell.fold
-
-
-def _means(values: np.ndarray, paired: np.ndarray) -> np.ndarray:
-    """Of every row, over the entries that count: (units, seeds) to (units,)."""
-    return np.where(paired, values, 0.0).sum(axis=1) / paired.sum(axis=1)

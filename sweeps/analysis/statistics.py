@@ -1,8 +1,8 @@
 """The statistics of a comparison: pure functions of arrays, each with its source.
 
-A *unit* is an independent test set, one fold of a split; seeds are averaged within their unit before anything
-is tested, for trainings that share a test set are no independent evidence. `overlap` is n_test / n_train of
-the split's partition, 1 / (folds - 1): folds share training samples, which plain standard errors leave out.
+`units` explains what a unit is, and `overlap` is its function of that name. Throughout, `differences` is an
+array (n,) with one value per unit, and p is a p-value: the chance of a result at least as extreme if the
+hypothesis it belongs to holds.
 """
 
 import math
@@ -11,33 +11,35 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
-Array = NDArray[np.float64]
+from sweeps.analysis.units import MIN_UNITS, Array, Test, enough_units, unit_means, wilcoxon_reaches
+
 Verdict = Literal["better", "worse", "equal", "undecided", "too few"]
-Test = Literal["corrected_t", "wilcoxon"]
-MIN_UNITS = 3
-"""Of a corrected t-test: with two units the interval is 12.7 standard errors wide on either side."""
 
 N, E, ABS_E, E2, Y, Y2 = range(6)
-"""Totals of a cluster's samples: their number, sums of error, |error|, error^2, truth, truth^2."""
+"""Columns of the totals of a cluster: number of samples, sums of error, |error|, error^2, truth, truth^2."""
 
 
 class TTest(NamedTuple):
-    """A mean with its corrected standard error; NaN of fewer than `MIN_UNITS` units."""
+    """Mean of the differences with its corrected standard error; NaN with fewer than `MIN_UNITS` units."""
 
     mean: float
     se: float
+    """Standard error of the mean."""
     df: int
+    """Degrees of freedom, units minus one."""
     p: float
-    """Two-sided, of a mean of zero."""
+    """Two-sided p-value of a mean of zero."""
 
 
 def corrected_t(differences: Array, overlap: float) -> TTest:
-    """The corrected resampled t-test of Nadeau and Bengio (2003, doi 10.1023/A:1024068626366, eq. 20).
+    """Test that the mean of `differences (n,)` is zero, corrected for shared training samples.
 
-    `differences (n,)`, one a unit. The variance of their mean is (1 / n + overlap) times their sample
-    variance. Differences that are all equal have p 0, or 1 where they are zero.
+    The corrected resampled t-test of Nadeau and Bengio (2003, doi 10.1023/A:1024068626366, eq. 20). The
+    squared standard error of the mean is (1 / n + overlap) times the sample variance. The statistic, mean
+    over standard error, has n - 1 degrees of freedom. Differences that are all equal have p = 0, or p = 1 if
+    they are zero.
     """
     n = len(differences)
     mean = float(np.mean(differences)) if n else math.nan
@@ -48,18 +50,22 @@ def corrected_t(differences: Array, overlap: float) -> TTest:
 
 
 def interval(test: TTest, level: float) -> tuple[float, float]:
-    """The test's interval of the mean, (low, high); NaN where there is none."""
+    """Compute the confidence interval of the mean at `level`: (low, high), NaN with too few units.
+
+    The bounds are mean -/+ t se, where t is the (1 + level) / 2 quantile of Student's t.
+    """
     half = float(stats.t.ppf((1 + level) / 2, test.df)) * test.se if test.df >= MIN_UNITS - 1 else math.nan
     return test.mean - half, test.mean + half
 
 
 def wilcoxon(differences: Array, alternative: Literal["two-sided", "less", "greater"] = "two-sided") -> float:
-    """p of Wilcoxon's signed rank test (scipy), of `differences (n,)`.
+    """Compute the p-value of Wilcoxon's signed rank test of `differences (n,)` (scipy).
 
-    Zeros are ranked and left out of the sum (Pratt 1959). Exact, over all sign patterns, up to 13
-    differences, and up to 50 without ties and zeros. It takes the units for independent and corrects nothing
-    for what folds share: where a training hangs much on its training samples it finds too much, as a plain
-    t-test does (at a level of 5 % in 13 % of null studies of eight folds, says a test).
+    Zeros are ranked but left out of the sum (Pratt 1959). The p-value is exact, over all sign patterns, with
+    up to 13 differences, and with up to 50 that have no ties and zeros. Units are taken as independent, so
+    shared training samples are not corrected for. Where a training depends strongly on its training samples,
+    the test rejects too often, as a plain t-test does: at a level of 5 % in 13 % of null studies of eight
+    folds (`test_signed_ranks_take_folds_for_independent`).
     """
     if not differences.any():
         return 1.0
@@ -67,37 +73,31 @@ def wilcoxon(differences: Array, alternative: Literal["two-sided", "less", "grea
 
 
 def walsh_interval(differences: Array, level: float) -> tuple[float, float]:
-    """The interval of the median that belongs to Wilcoxon's test, of Walsh averages (Hodges and Lehmann
-    1963).
+    """Compute the interval of the median that inverts Wilcoxon's test: (low, high).
 
-    Exact: its level is at least `level`. NaN where so few differences allow none (`wilcoxon_reaches`).
+    The bounds are order statistics of the Walsh averages (d_i + d_j) / 2, i <= j (Hodges and Lehmann 1963).
+    The interval is exact: its level is at least `level`. NaN with too few differences (`wilcoxon_reaches`).
     """
     n = len(differences)
     if not wilcoxon_reaches(n, 1 - level):
         return math.nan, math.nan
     i, j = np.triu_indices(n)
     averages = np.sort((differences[i] + differences[j]) / 2)
-    count = np.zeros(n * (n + 1) // 2 + 1)  # of sign patterns by their rank sum
+    count = np.zeros(n * (n + 1) // 2 + 1)  # number of sign patterns by rank sum
     count[0] = 1
     for rank in range(1, n + 1):
         count[rank:] += count[: len(count) - rank].copy()
     below = np.cumsum(count) / 2.0**n
-    cut = int(np.searchsorted(below, (1 - level) / 2, side="right")) - 1  # so many are left out at either end
+    cut = int(np.searchsorted(below, (1 - level) / 2, side="right")) - 1  # averages left out at either end
     return float(averages[cut]), float(averages[-1 - cut])
 
 
-def wilcoxon_reaches(n: int, alpha: float) -> bool:
-    """Whether n pairs can give a two-sided p of `alpha` at all: the smallest is 2 / 2^n."""
-    return n > 0 and 2 / 2**n <= alpha
-
-
-def enough_units(n: int, alpha: float, test: Test) -> bool:
-    """Whether n units can be tested at all."""
-    return wilcoxon_reaches(n, alpha) if test == "wilcoxon" else n >= MIN_UNITS
-
-
 def holm(p: Sequence[float]) -> Array:
-    """p adjusted for their number (Holm 1979): the family-wise error stays within the level. (n,) -> (n,)."""
+    """Adjust the p-values of a family by Holm's step-down method (Holm 1979): (n,) -> (n,).
+
+    The i-th smallest of n p-values is multiplied by n - i + 1, then made monotone and capped at 1. Rejecting
+    where the adjusted p-value is at most alpha keeps the family-wise error within alpha.
+    """
     values = np.asarray(p, np.float64)
     order = np.argsort(values)
     steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
@@ -107,18 +107,19 @@ def holm(p: Sequence[float]) -> Array:
 
 
 class Shifted(NamedTuple):
-    """One-sided p of the four hypotheses about a margin; small rejects."""
+    """One-sided p-values of hypotheses about the region of practical equivalence from -rope to rope."""
 
     below: float
-    """Of `the difference is -rope or more`: small says that it lies below the margin."""
+    """p of 'the difference is -rope or more': small if the difference is below the region."""
     above: float
-    """Of `the difference is rope or less`."""
+    """p of 'the difference is rope or less': small if the difference is above the region."""
     inside: float
-    """Of `the difference is as large as rope`, the larger of two one-sided tests (TOST, Schuirmann 1987)."""
+    """p of 'the difference is at least as large as rope': the larger of two one-sided p-values (TOST,
+    Schuirmann 1987)."""
 
 
 def shifted(differences: Array, overlap: float, rope: float, test: Test = "corrected_t") -> Shifted:
-    """Where the difference lies against a region of practical equivalence from -rope to rope."""
+    """Test `differences (n,)` against the margins -rope and rope instead of zero."""
     if test == "wilcoxon":
         low, high = differences + rope, differences - rope
 
@@ -137,13 +138,13 @@ def shifted(differences: Array, overlap: float, rope: float, test: Test = "corre
 def decided(
     below: float, above: float, inside: float, alpha: float, *, smaller_is_better: bool = True
 ) -> Verdict:
-    """The verdict on one contrast from its (adjusted) one-sided p, as `Shifted` names them.
+    """Make the verdict on one contrast from its (adjusted) one-sided p-values, named as in `Shifted`.
 
-    better or worse: the two-sided interval of level 1 - alpha lies beyond the region of practical
-    equivalence; equal: both one-sided tests place the difference inside it (Kruschke 2018, doi
-    10.1177/2515245918771304). Wherever the difference of one contrast lies, one of the three is false with a
-    chance of at most alpha. Over a family, p adjusted by Holm's method hold alpha for false `better` and
-    `worse` together, and for false `equal` by itself.
+    'better' and 'worse': the two-sided interval of level 1 - alpha is beyond the region of practical
+    equivalence. 'equal': both one-sided tests place the difference inside it (Kruschke 2018, doi
+    10.1177/2515245918771304). Whatever the true difference of one contrast, the chance of a false verdict is
+    at most alpha. Over a family, Holm's method keeps false 'better' and 'worse' together within alpha, and
+    false 'equal' by itself. Without p-values (NaN) the verdict is 'too few'.
     """
     if math.isnan(below):
         return "too few"
@@ -153,9 +154,9 @@ def decided(
 
 
 def posterior(test: TTest, rope: float) -> tuple[float, float, float]:
-    """Probabilities that the difference lies below -rope, within it, and above rope.
+    """Compute the probabilities that the difference is below -rope, inside the region, and above rope.
 
-    The Bayesian correlated t-test of Corani and Benavoli (2015, doi 10.1007/s10994-015-5486-z): with the
+    The Bayesian correlated t-test of Corani and Benavoli (2015, doi 10.1007/s10994-015-5486-z). With the
     improper prior the posterior is Student's t about the mean, with the corrected standard error.
     """
     if not test.df >= MIN_UNITS - 1:
@@ -173,14 +174,17 @@ def stopped(
     family: int,
     test: Test = "corrected_t",
 ) -> bool:
-    """Whether a contrast needs no further seeds: the stopping rule of adaptive seeds.
+    """Check that a contrast needs no further seeds: the stopping rule of adaptive seeds.
 
-    `differences (units, seeds)`, NaN where a pair is missing. It is judged by itself at alpha / (looks x
-    family), so that no contrast waits for another. The final p are multiplied by `looks` and then adjusted by
-    Holm's method. A contrast stops at some look; the chance that at any of its looks p falls to x / looks is
-    x at most (the sum of its looks' chances), whatever the rule, so `looks` times the p at the stop is a
-    valid p, and Holm's method holds for any valid p. Its first step is this rule's level and the others are
-    milder, so what stopped here stays decided. Too few units cannot be decided by seeds: they stop at once.
+    `differences (units, seeds)`, NaN where a pair is missing. The contrast is tested by itself at level
+    alpha / (looks x family), so that no contrast waits for another. Too few units cannot be decided by more
+    seeds, so they stop at once.
+
+    Reported p-values are multiplied by `looks` and then adjusted by Holm's method. This is valid for any
+    stopping rule. The chance that p falls to x / looks at one of the looks is at most x, the sum of the
+    chances at each. So `looks` times the p at the stop is a valid p-value, and Holm's method needs no more.
+    The first step of Holm's method has the level used here, and its other steps are milder. So a contrast
+    that stopped here is decided in the report.
     """
     means = unit_means(differences)
     if not enough_units(len(means), alpha / looks, test):
@@ -189,23 +193,13 @@ def stopped(
     return decided(*found, alpha / (looks * family)) != "undecided"
 
 
-def unit_means(differences: Array) -> Array:
-    """(units, seeds) -> (units with a value,): means over the seeds that have one."""
-    differences = np.asarray(differences, np.float64)
-    seen = np.isfinite(differences)
-    some = seen.any(axis=1)
-    total = np.where(seen, differences, 0).sum(axis=1)
-    means: Array = total[some] / seen.sum(axis=1)[some]
-    return means
-
-
 def more_seeds(differences: Array, overlap: float, rope: float, alpha: float, most: int = 100) -> int | None:
-    """How many further seeds would decide a contrast if its mean stayed: None where none of up to `most`
-    would.
+    """Predict how many further seeds would decide a contrast if its mean stayed.
 
     `differences (units, seeds)`, NaN where a pair is missing. The variance of a unit's mean over S seeds is
-    that between units plus that between seeds over S, by the analysis of variance (its method of moments, not
-    below zero); more seeds shrink the second alone. One seed cannot tell them apart: None.
+    v_units + v_seeds / S. Both are estimated by the analysis of variance (method of moments, not below zero),
+    and more seeds shrink the second term alone. The result is None if no number up to `most` seeds would do,
+    and with a single seed, which cannot tell the two variances apart.
     """
     seen = np.isfinite(differences)
     differences, seen = differences[seen.any(axis=1)], seen[seen.any(axis=1)]
@@ -228,13 +222,12 @@ def more_seeds(differences: Array, overlap: float, rope: float, alpha: float, mo
 
 
 def paired_intervals(values: Array, overlap: float, level: float) -> Array:
-    """Intervals of arms' means that leave out what the units do to all arms alike: (arms, units) -> (arms,
-    2).
+    """Compute intervals of arms' means without what the units do to all arms alike.
 
-    The normalised interval of Cousineau (2005) with the correction of Morey (2008, Tutorials in Quantitative
-    Methods for Psychology 4, 61-64), whose standard error is the corrected one (`corrected_t`). It shows
-    which arms differ, and not how far the mean would move on other units. A single arm has the plain
-    interval. NaN for fewer than `MIN_UNITS` units.
+    `values (arms, units)` -> (arms, 2), low and high. The normalised interval of Cousineau (2005) with the
+    correction of Morey (2008, Tutorials in Quantitative Methods for Psychology 4, 61-64). Its standard error
+    is that of `corrected_t`. The interval shows which arms differ, not how far a mean would move on
+    other units. A single arm has the plain interval. NaN with fewer than `MIN_UNITS` units.
     """
     arms, units = values.shape
     if units < MIN_UNITS:
@@ -250,18 +243,23 @@ def paired_intervals(values: Array, overlap: float, level: float) -> Array:
 
 
 class Ranks(NamedTuple):
+    """Mean ranks of arms, and the tests that they are equal."""
+
     mean: Array
-    """(arms,); 1 is the best."""
+    """(arms,), mean rank over units; 1 is the best."""
     friedman_p: float
+    """p-value of Friedman's test that all arms have equal ranks."""
     critical_difference: float
-    """Mean ranks further apart than this differ (Nemenyi)."""
+    """Mean ranks further apart than this differ at level alpha (Nemenyi)."""
 
 
 def ranks(losses: Array, alpha: float = 0.05) -> Ranks:
-    """Friedman's test and Nemenyi's critical difference (Demsar 2006, JMLR 7, section 3.2.2).
+    """Rank arms on every unit, with Friedman's test and Nemenyi's critical difference.
 
-    `losses (units, arms)`, smaller being better; ties share their mean rank. NaN below `MIN_UNITS` units or
-    three arms.
+    `losses (units, arms)`, of which smaller ones are better; ties share their mean rank. With k arms and n
+    units the critical difference is q sqrt(k (k + 1) / (6 n)) (Demsar 2006, JMLR 7, section 3.2.2). There q
+    is the 1 - alpha quantile of the studentised range over sqrt(2). NaN below `MIN_UNITS` units or three
+    arms.
     """
     units, arms = losses.shape
     mean = stats.rankdata(losses, axis=1).mean(axis=0)
@@ -274,12 +272,12 @@ def ranks(losses: Array, alpha: float = 0.05) -> Ranks:
 
 
 def interquartile_mean(values: Array) -> float:
-    """The mean of the middle half (Agarwal et al. 2021, arXiv 2108.13264); NaN of none."""
+    """Average the middle half of `values (n,)` (Agarwal et al. 2021, arXiv 2108.13264); NaN of none."""
     return float(stats.trim_mean(values, 0.25)) if len(values) else math.nan
 
 
 def bootstrap_weights(clusters: int, resamples: int, seed: int | Sequence[int]) -> NDArray[np.float32]:
-    """(resamples, clusters): how often each cluster is drawn, as many with replacement as there are."""
+    """Draw as many clusters as there are, with replacement: (resamples, clusters) counts of each cluster."""
     rng = np.random.default_rng(seed)
     draws = rng.integers(clusters, size=(resamples, clusters))
     flat = draws + clusters * np.arange(resamples)[:, None]
@@ -288,12 +286,12 @@ def bootstrap_weights(clusters: int, resamples: int, seed: int | Sequence[int]) 
 
 
 def cluster_totals(cluster: NDArray[np.integer], totals: Array, clusters: int) -> Array:
-    """Totals of sites as totals of clusters: cluster (m,), totals (m, 6) -> (clusters, 6)."""
+    """Add up totals of sites by cluster: cluster (m,), totals (m, 6) -> (clusters, 6)."""
     return np.stack([np.bincount(cluster, column, clusters) for column in totals.T], axis=1)
 
 
 def score(totals: Array, metric: str) -> Array:
-    """rmse, mae, mbe or r2 from totals (..., 6); NaN without a sample, and for r2 without variance."""
+    """Compute rmse, mae, mbe or r2 from totals (..., 6); NaN without samples, and r2 without variance."""
     with np.errstate(invalid="ignore", divide="ignore"):
         n = totals[..., N]
         if metric == "rmse":
@@ -310,12 +308,12 @@ _NEEDS = {"rmse": (N, E2), "mae": (N, ABS_E), "mbe": (N, E), "r2": (N, E2, Y, Y2
 
 
 def cluster_bootstrap(weights: NDArray[np.float32], totals: Array, metric: str) -> Array:
-    """The metric of trainings on every resample of clusters of test samples: (trainings, resamples).
+    """Score trainings on every resample of clusters of test samples: (trainings, resamples).
 
-    `weights (resamples, clusters)` are `bootstrap_weights`, `totals (trainings, clusters, 6)`. Trainings that
-    are compared share their weights, so their differences are paired. Whole clusters are drawn because the
-    samples of one are no independent evidence (Cameron, Gelbach and Miller 2008). NaN of a resample without a
-    sample of the training.
+    `weights (resamples, clusters)` are those of `bootstrap_weights`, and `totals` is (trainings, clusters,
+    6). Trainings that are compared share their weights, so their differences are paired. Complete clusters
+    are drawn because samples of one cluster are not independent (Cameron, Gelbach and Miller 2008). The score
+    is NaN on a resample without a sample of the training.
     """
     needed = list(_NEEDS[metric])
     drawn = np.zeros((len(totals), len(weights), 6))
@@ -326,9 +324,12 @@ def cluster_bootstrap(weights: NDArray[np.float32], totals: Array, metric: str) 
 
 
 def _upper(distance: float, se: float, df: int) -> float:
-    """P(T > distance / se) of Student's t; of no spread at all 0, or 1 where the distance is not above 0."""
+    """Compute P(T > distance / se) for Student's t with `df` degrees of freedom.
+
+    Without any spread it is 0 for a positive distance, 1 for a negative one and 0.5 for none.
+    """
     if math.isnan(se):
         return math.nan
     if se == 0:
         return 0.0 if distance > 0 else 1.0 if distance < 0 else 0.5
-    return float(stats.t.sf(distance / se, df))
+    return float(special.stdtr(df, -distance / se))  # `stats.t.sf` gives the same bits, 20 times slower

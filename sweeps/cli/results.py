@@ -1,6 +1,5 @@
 """The commands that show, check and publish results."""
 
-import dataclasses
 import json
 import os
 import random
@@ -132,35 +131,9 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
 
     Tables are written as Markdown, CSV and LaTeX. The HTML page is one self-contained file.
     """
-    from sweeps.analysis import artifacts, results, stored
-    from sweeps.report import borders, figures, write
-    from sweeps.report import data as report_data
+    from sweeps.report.study_report import write_study_report
 
-    state = open_state(study, overrides)
-    records = state.records()
-    rows = state.rows(records)
-    predictions = artifacts.read(state.store, rows)
-    material = report_data.gather_report_data(state, records=records, rows=rows, predicted=predictions)
-    pictures = figures.draw(
-        rows,
-        material.metric,
-        contrasts=material.contrasts[material.metric],
-        means=material.means[material.metric],
-        ranking=material.ranking,
-        predicted=predictions,
-        curves=stored.curves(state.store, rows),
-        importance=stored.importance(state.store, rows),
-        trials=results.search_trials(state.searches),
-        parameters=material.parameters,
-        cuts=results.cuts(state.study, state.panel),
-        outlines=borders.read(outlines or state.study.analysis.outlines),
-    )
-    try:
-        files = write.write(dataclasses.replace(material, pictures=pictures), out)
-    except OSError as error:
-        problem = f"the report cannot be written ({error.strerror})"
-        raise InputError(str(out), "", problem, "choose another folder with -o") from None
-    for file in files:
+    for file in write_study_report(open_state(study, overrides), out, borders=outlines):
         click.echo(str(file))
 
 

@@ -11,9 +11,9 @@ import pandas as pd
 from pm25.metrics import SCORES, TAIL_SCORES
 from pm25.settings import CONTROLS
 from sweeps.analysis import inference, labels
-from sweeps.analysis.inference import Spec, Sums
+from sweeps.analysis.resampling import Resampled, Sums
 from sweeps.analysis.sequential import outcome, rule
-from sweeps.spec.claims import Analysis, Claim, Published
+from sweeps.spec.claims import Analysis, Claim, Contrast, Published
 from sweeps.store.records import Record
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class ReportData:
     """Means by score of the tail (`TAIL_SCORES`), for the scores that cells have."""
     claims: pd.DataFrame
     ranking: pd.DataFrame
-    pairs: Mapping[str, Sequence[Spec]] = field(default_factory=dict)
+    pairs: Mapping[str, Sequence[Contrast]] = field(default_factory=dict)
     """Contrasts of the ablations, by section: "fusion", "encoder" and "controls"."""
     published: Published | None = None
     seeds: Sequence[Mapping[str, Any]] = ()
@@ -112,7 +112,7 @@ def build_report_data(
     pairs = {} if brief else _pairs(rows)
     regions = labels.directions(rows)
     tail = {} if brief else _tail(rows, analysis)
-    resampled = {name: inference.Resampled(rows, analysis, name, sums) for name in metrics}
+    resampled = {name: Resampled(rows, analysis, name, sums) for name in metrics}
     contrasts = {
         name: inference.contrasts(
             rows, analysis, claims, name, resampled[name], looks, records, _specs(rows, pairs, name)
@@ -143,7 +143,7 @@ def build_report_data(
     )
 
 
-def _pairs(rows: pd.DataFrame) -> dict[str, list[Spec]]:
+def _pairs(rows: pd.DataFrame) -> dict[str, list[Contrast]]:
     """Return the pairs of arms that the ablations compare on test sets, by section."""
     cells = labels.with_arm(rows)
     arms = cells[["arm", "variant", "fusion"]].drop_duplicates("arm").to_dict("records")
@@ -165,12 +165,14 @@ def _pairs(rows: pd.DataFrame) -> dict[str, list[Spec]]:
         ],
         "controls": [(a, b) for a in real for b in controls if a["fusion"] == b["fusion"]],
     }
+    arm_of = {arm["arm"]: labels.arm_of(arm["variant"], arm["fusion"]) for arm in arms}
     return {
-        name: [Spec(a["arm"], b["arm"], "", "test", "") for a, b in pairs] for name, pairs in found.items()
+        name: [Contrast(arm_of[a["arm"]], arm_of[b["arm"]], "", "test", None, "") for a, b in pairs]
+        for name, pairs in found.items()
     }
 
 
-def _specs(rows: pd.DataFrame, pairs: Mapping[str, Sequence[Spec]], metric: str) -> list[Spec]:
+def _specs(rows: pd.DataFrame, pairs: Mapping[str, Sequence[Contrast]], metric: str) -> list[Contrast]:
     """Return the contrasts of the pairs on every split that has cells of both arms."""
     arms_of = {split: {*group["arm"]} for split, group in labels.with_arm(rows).groupby("split", sort=False)}
     every = dict.fromkeys(spec for specs in pairs.values() for spec in specs)
@@ -178,7 +180,7 @@ def _specs(rows: pd.DataFrame, pairs: Mapping[str, Sequence[Spec]], metric: str)
         spec._replace(split=str(split), metric=metric)
         for split, arms in arms_of.items()
         for spec in every
-        if {spec.arm, spec.other} <= arms
+        if {labels.of_arm(spec.arm), labels.of_arm(spec.other)} <= arms
     ]
 
 

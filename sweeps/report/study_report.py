@@ -21,13 +21,13 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
 
     Raises InputError if `out` cannot be written, or if `borders` is not such a file.
     """
-    from sweeps.analysis import artifacts, results, stored
+    from sweeps.analysis import artifacts, results
     from sweeps.report import borders as border_files
     from sweeps.report import data, figures, write
 
     records = state.records()
     rows = state.rows(records)
-    predictions = artifacts.read(state.store, rows)
+    predictions = artifacts.predictions(state.store, rows)
     gathered = data.gather_report_data(state, records=records, rows=rows, predicted=predictions)
     pictures = figures.draw(
         rows,
@@ -36,8 +36,8 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
         means=gathered.means[gathered.metric],
         ranking=gathered.ranking,
         predicted=predictions,
-        curves=stored.curves(state.store, rows),
-        importance=stored.importance(state.store, rows),
+        curves=artifacts.curves(state.store, rows),
+        importance=artifacts.importance(state.store, rows),
         trials=results.search_trials(state.searches),
         parameters=gathered.parameters,
         cuts=results.cuts(state.study, state.panel),

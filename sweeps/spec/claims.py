@@ -1,6 +1,6 @@
 """Claims of a study: how arms are compared, which differences are declared, and published values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -14,6 +14,9 @@ from sweeps.spec.design import Arm, Design, Head
 Metric = Literal["rmse", "r2", "mae"]
 Part = Literal["test", "wr"]
 """Evaluation set of a cell: the fold held out, or the held-out sites within its training region."""
+
+NONE = Arm("none", None)
+"""The arm without location, which the others are compared with."""
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -45,9 +48,13 @@ class Contrast(NamedTuple):
     arm: Arm
     other: Arm
     split: str
-    part: Part
+    """Label of the split."""
+    part: str
+    """Evaluation set: 'test' or 'wr'; tables of results have 'gap' too, test minus wr."""
     fold: int | None
-    metric: Metric
+    """One fold of the split; None for all of them."""
+    metric: str
+    """A key of `pm25.metrics.METRICS`."""
 
 
 class ArmChoice(Settings):
@@ -120,21 +127,23 @@ class Published(Settings):
 
 
 def declared(
-    claims: Sequence[Claim], analysis: Analysis, arms: Sequence[Arm], design: Design
+    claims: Sequence[Claim], analysis: Analysis, arms_on: Mapping[str, Sequence[Arm]]
 ) -> tuple[Contrast, ...]:
-    """Return the family of contrasts that are tested together: one for each distinct claim.
+    """Return the family of contrasts that are tested together; `arms_on` gives the arms of each split label.
 
-    Without claims, every arm is compared with the arm `none` on the test set of every split.
+    The family has one contrast for each distinct claim. Without claims, every arm is compared with the arm
+    `none` on the test set of every split. A contrast of an arm without cells on the split is left out.
     """
     if claims:
-        return tuple(dict.fromkeys(claim.contrast for claim in claims))
-    none = Arm("none", None)
-    return tuple(
-        Contrast(arm, none, factor.split.label, "test", None, analysis.metric)
-        for factor in design.split
-        for arm in arms
-        if none in arms and arm != none
-    )
+        contrasts = dict.fromkeys(claim.contrast for claim in claims)
+    else:
+        contrasts = dict.fromkeys(
+            Contrast(arm, NONE, split, "test", None, analysis.metric)
+            for split, arms in arms_on.items()
+            for arm in arms
+            if arm != NONE
+        )
+    return tuple(one for one in contrasts if {one.arm, one.other} <= {*arms_on.get(one.split, ())})
 
 
 class NotOfDesign(SettingError):

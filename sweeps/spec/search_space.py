@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
 
 from pm25.errors import SettingError
+from pm25.metrics import METRICS
 from pm25.settings import Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
 from pm25.splits import Split
 from sweeps.spec import suggest
@@ -318,7 +319,7 @@ class Search(Settings):
     @property
     def smaller_is_better(self) -> bool:
         """True if a smaller value of the metric is better."""
-        return self.metric != "r2"
+        return METRICS[self.metric].better == "lower"
 
     def space_of(self, arm: Arm, model: ModelSettings, train: TrainSettings) -> Space:
         """Return the parameters of an arm, each after the parameters that it depends on.

@@ -309,7 +309,8 @@ class Study(Settings):
 
     def contrasts(self) -> tuple[Contrast, ...]:
         """Return the declared contrasts, which are tested together (`claims.declared`)."""
-        return claims.declared(self.claims, self.analysis, self.arms(), self.design)
+        arms_on = {factor.split.label: self.arms() for factor in self.design.split}
+        return claims.declared(self.claims, self.analysis, arms_on)
 
     def _arms(self) -> Iterator[Arm]:
         for variant in self.design.variant:

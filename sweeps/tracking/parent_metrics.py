@@ -68,7 +68,7 @@ def pictures(
     looks: Sequence[int] = (),
 ) -> dict[str, bytes]:
     """Draw the report's figures that need no predictions, as PNG by file name."""
-    from sweeps.analysis import stored
+    from sweeps.analysis import artifacts
     from sweeps.report import figures
 
     metric = analysis.metric
@@ -78,7 +78,7 @@ def pictures(
         contrasts=inference.contrasts(rows, analysis, claims, metric, looks=looks),
         means=inference.means(rows, analysis, metric),
         ranking=inference.ranking(rows, analysis, metric),
-        curves=stored.curves(store, rows),
+        curves=artifacts.curves(store, rows),
     )
     return {f"{figure.name}.png": figure.png for figure in drawn}
 

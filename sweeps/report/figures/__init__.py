@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis import inference, labels
-from sweeps.analysis.artifacts import Predicted
+from sweeps.analysis.artifacts import Curves, Predicted
 from sweeps.analysis.results import SplitMap
-from sweeps.analysis.stored import Curves
 from sweeps.report.figures.cells import distances, gap, points
 from sweeps.report.figures.contrasts import forest, ranks, wr_against_oor
 from sweeps.report.figures.maps import difference_map, error_maps, split_map
@@ -45,7 +44,7 @@ def draw(
 
     `rows` has one row per cell (`results.rows`); `metric`, the primary one, selects the best encoder.
     `contrasts`, `means` and `ranking` are tables of `sweeps.analysis.inference`, for one or more metrics.
-    `predicted` comes from `artifacts.read`; `curves` and `importance` come from `sweeps.analysis.stored`.
+    `predicted`, `curves` and `importance` come from `sweeps.analysis.artifacts`.
     `trials`, `parameters` and `cuts` come from `sweeps.analysis.results`: `search_trials`,
     `search_parameters` and `cuts`. `outlines` are the state borders of `sweeps.report.borders.read`.
     """

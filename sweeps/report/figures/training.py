@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sweeps.analysis.stored import Curves
+from sweeps.analysis.artifacts import Curves
 from sweeps.report.figures.style import (
     BLUE,
     FAINT,

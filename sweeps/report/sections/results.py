@@ -244,7 +244,7 @@ def ablations(report: ReportData) -> Iterator[Section]:
     ]
     pair = list(zip(frame["arm"], frame["other"], strict=True))
     for anchor, (title, text) in texts.items():
-        wanted = {(spec.arm, spec.other) for spec in report.pairs.get(anchor, ())}
+        wanted = {(labels.of_arm(one.arm), labels.of_arm(one.other)) for one in report.pairs.get(anchor, ())}
         selected = frame[pd.Series([arms in wanted for arms in pair], index=frame.index, dtype=bool)]
         selected = selected[selected["part"] == "test"]
         found = []

@@ -1,4 +1,4 @@
-"""Sums over stored predictions, against hand-computed ones."""
+"""Sums over stored predictions, learning curves and importances, against hand-computed ones."""
 
 import math
 from pathlib import Path
@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from pm25 import metrics
-from pm25.errors import InputError
 from sweeps.analysis import artifacts
-from sweeps.analysis.artifacts import CALIBRATION_EDGES, DENSITY_EDGES, PredictionGroup, Tail
+from sweeps.analysis.artifacts import CALIBRATION_EDGES, DENSITY_EDGES, Tail
 from sweeps.store.records import Store
+from tests.errors import refuses
 
 PLACES = {"a": (40.0, -90.0), "b": (45.0, -100.0), "c": (35.0, -80.0)}
 BOARD = "checkerboard-16"
@@ -73,7 +73,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def read(store: Store, frame: pd.DataFrame = CELLS) -> artifacts.Predicted:
-    found = artifacts.read(store, frame)
+    found = artifacts.predictions(store, frame)
     assert found is not None
     return found
 
@@ -151,7 +151,7 @@ def test_densities_count_every_prediction_once(store: Store) -> None:
     assert found.density("none", BOARD, "wr")[:, -1].sum() == 1  # 1,000 and more are in the last bin
     assert [*found.arms(BOARD)] == ["none", "lat/lon"]
     assert found.arms("random") == []
-    assert found.groups[:2] == [PredictionGroup("none", BOARD, "test"), PredictionGroup("none", BOARD, "wr")]
+    assert found.arms(BOARD, "wr") == ["none"]
 
 
 def test_calibration_by_predicted_bin(store: Store) -> None:
@@ -179,16 +179,16 @@ def test_cells_that_are_not_done_are_not_read(store: Store) -> None:
 
 def test_without_predictions_there_is_nothing(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
-    assert artifacts.read(store, CELLS) is None
-    assert artifacts.read(store, CELLS.iloc[:0]) is None
+    assert artifacts.predictions(store, CELLS) is None
+    assert artifacts.predictions(store, CELLS.iloc[:0]) is None
     predict(store, "k1", ("test", "a", 8.0, 3.0))
     assert read(store).of("k0") is None  # one done cell has lost its file
 
 
 def test_a_damaged_file_is_named(store: Store) -> None:
     store.write_file("k1", "predictions.parquet", b"PAR1 cut short")
-    with pytest.raises(InputError, match=r"k1/predictions.parquet: not a cell's predictions .*delete"):
-        artifacts.read(store, CELLS)
+    with refuses("k1/predictions.parquet", "", "k1"):
+        artifacts.predictions(store, CELLS)
 
 
 def test_the_same_on_other_storage(store: Store) -> None:
@@ -196,3 +196,64 @@ def test_the_same_on_other_storage(store: Store) -> None:
     remote = Store(f"file://{store.storage}", "toy")
     local = read(store).site_errors("none", BOARD)
     pd.testing.assert_frame_equal(read(remote).site_errors("none", BOARD), local)
+
+
+# Learning curves and importances
+
+
+def on_random(*cells: tuple[str, str, int]) -> pd.DataFrame:
+    """Done cells of (key, variant, seed) on the random split."""
+    place = {"fusion": None, "split": "random", "regime": "WR", "fold": 0, "state": "done"}
+    return pd.DataFrame([{"key": k, "variant": v, "seed": s, **place} for k, v, s in cells])
+
+
+DONE = on_random(("k0", "none", 0), ("k1", "none", 1), ("k2", "none", 2), ("k3", "latlon", 0))
+
+
+@pytest.fixture
+def histories(tmp_path: Path) -> Store:
+    store = Store(str(tmp_path), "toy")
+    for key, curve in {"k0": [5.0, 4.0, 3.0, 2.0], "k1": [7.0, 6.0], "k2": [9.0]}.items():
+        store.write_table(key, "history", {"epoch": [*range(1, len(curve) + 1)], "validation_rmse": curve})
+    return store
+
+
+def test_curves_end_where_most_cells_have_ended(histories: Store) -> None:
+    frame, read, done = artifacts.curves(histories, DONE)
+    assert (read, done) == (4, 4)  # lat/lon has lost its history
+    assert frame.to_dict("list") == {
+        "arm": ["none"] * 2,
+        "split": ["random"] * 2,
+        "epoch": [1, 2],
+        "mean": [7.0, 5.0],
+        "low": [5.0, 4.0],
+        "high": [9.0, 6.0],
+        "n": [3, 2],  # one of three is not half of them
+    }
+
+
+def test_of_many_cells_the_first_seeds_are_read(histories: Store) -> None:
+    frame, read, done = artifacts.curves(histories, DONE, most=3)
+    assert (read, done) == (3, 4)  # seed 0 of both arms, then seed 1
+    assert frame["n"].tolist() == [2, 2, 1, 1]
+    assert frame["mean"].tolist() == [6.0, 5.0, 3.0, 2.0]
+
+
+def test_no_curves(tmp_path: Path) -> None:
+    empty = Store(str(tmp_path), "toy")
+    assert artifacts.curves(empty, DONE).frame.empty
+    assert artifacts.curves(empty, DONE.iloc[:0]).frame.empty
+    assert artifacts.importance(empty, DONE).empty
+
+
+def test_importances_are_means_over_cells(histories: Store) -> None:
+    for key, rise in {"k0": 1.0, "k1": 3.0, "k3": 5.0}.items():
+        histories.write_table(
+            key, "importance", {"what": ["wind", "place"], "rmse_increase": [rise, 0.5], "sd": [0.1, 0.2]}
+        )
+    frame = artifacts.importance(histories, DONE)
+    assert frame["arm"].tolist() == ["none", "none", "lat/lon", "lat/lon"]
+    assert frame["what"].tolist() == ["wind", "place"] * 2
+    assert frame["rmse_increase"].tolist() == [2.0, 0.5, 5.0, 0.5]
+    assert frame["n"].tolist() == [2, 2, 1, 1]
+    assert frame["sd"].tolist() == [pytest.approx(2**0.5), 0.0, 0.1, 0.2]

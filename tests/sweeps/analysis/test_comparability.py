@@ -14,7 +14,7 @@ from sweeps.analysis import comparability
 from sweeps.analysis.comparability import differences
 from sweeps.store.records import Record
 
-FAIR = comparability.ArmDifference((), ())
+COMPARABLE = comparability.ArmDifference((), ())
 
 
 def record(
@@ -67,8 +67,8 @@ def changed(base: Record, name: str, value: Any) -> Record:
 )
 def test_the_factor_and_what_it_implies_may_differ(arm: Record, other: Record) -> None:
     # Host, times, epochs and scores differ too: no setting, and nothing that moves a number.
-    assert differences(arm, other) == FAIR
-    assert differences(other, arm) == FAIR
+    assert differences(arm, other) == COMPARABLE
+    assert differences(other, arm) == COMPARABLE
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ FULL = Cell(
 def test_every_setting_of_a_cell_counts(name: str) -> None:
     other = record() | {"cell": FULL}
     arm = changed(other, "cell.variant", "latlon")
-    assert differences(arm, other) == FAIR
+    assert differences(arm, other) == COMPARABLE
     (line,) = differences(changed(arm, f"cell.{name}", "moved"), other).undeclared
     assert line.startswith(f"{name} moved against ")
 
@@ -148,7 +148,7 @@ def test_what_two_arms_share_is_implied_by_neither() -> None:
         "encoder others against geoclip weights",
     )
     projected = record("satclip", "hadamard", model={"projection": "norm_tanh"})
-    assert differences(projected, record()) == FAIR
+    assert differences(projected, record()) == COMPARABLE
     assert differences(projected, concat).undeclared == ("model.projection norm_tanh against not set",)
     matched = record("none", "hadamard", "matched")
     assert differences(projected, matched).undeclared == ("model.projection norm_tanh against not set",)
@@ -211,12 +211,12 @@ def test_one_searched_arm_is_unfair() -> None:
 def test_unequal_budgets_are_unfair(budget: dict[str, Any] | None, line: str) -> None:
     other = tuned(record(), 8, 40, model_width=64)
     arm = tuned(record("latlon"), 8, 40, model_width=64)
-    assert differences(arm, other) == FAIR
+    assert differences(arm, other) == COMPARABLE
     del arm["search"]
     assert differences(arm | ({"search": budget} if budget else {}), other).undeclared == (line,)
 
 
-def test_more_samples_are_unfair_though_their_limit_was_tuned() -> None:
+def test_more_samples_confound_though_their_limit_was_tuned() -> None:
     arm = changed(tuned(record("latlon"), train_max_windows=70), "counts.n_train", 70)
     other = changed(tuned(record(), train_max_windows=35), "counts.n_train", 35)
     assert differences(arm, other) == comparability.ArmDifference(

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 
-from pm25.errors import InputError
 from pm25.sources import synthetic
 from sweeps import cli
 from sweeps.analysis import compare
@@ -19,6 +18,7 @@ from sweeps.analysis.compare import Inferred, StudyResults
 from sweeps.engine import worker
 from sweeps.state import StudyState
 from sweeps.store.records import Record
+from tests.errors import refuses
 
 STUDY = """\
 study: toy
@@ -153,7 +153,7 @@ def test_cells_are_matched_by_place_and_not_by_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs", "expected"),
+    ("a", "b", "expected"),
     [
         (7.0, 7.0, "equal"),
         (7.0, 7.000000000000001, "differs"),
@@ -162,9 +162,9 @@ def test_cells_are_matched_by_place_and_not_by_key() -> None:
         (None, 7.0, "differs"),
     ],
 )
-def test_equal_means_bitwise(mine: float | None, theirs: float | None, expected: str) -> None:
-    a, b = (side(record("x-0", wr_rmse=value)) for value in (mine, theirs))
-    assert outcomes(a, b) == [expected]
+def test_equal_means_bitwise(a: float | None, b: float | None, expected: str) -> None:
+    studies = [side(record("x-0", wr_rmse=value)) for value in (a, b)]
+    assert outcomes(*studies) == [expected]
 
 
 def test_a_metric_that_one_study_does_not_know_is_no_difference() -> None:
@@ -370,9 +370,9 @@ def test_many_causes_and_many_changes_are_cut_short() -> None:
 
 def test_what_cannot_be_compared() -> None:
     a = side(record("x-0"))
-    with pytest.raises(InputError, match="it, it: no cell has ended in both"):
+    with refuses("it, it", "", "sweep run"):
         compare.compare(a, side(record("x-1")))
-    with pytest.raises(InputError, match=r"analysis\.metric: rmse in it, r2 in that; give both one with"):
+    with refuses("it, that", "analysis.metric", "rmse", "r2", "--set analysis.metric=rmse"):
         compare.compare(a, side(record("x-0"), concludes=inferred(metric="r2"), name="that"))
 
 
@@ -555,13 +555,13 @@ def test_the_frame_is_written(sweep: Sweep, finished: Path, tmp_path: Path, name
 
 
 def test_verdicts_on_the_terminal(sweep: Sweep, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = iter(
+    conclusions = iter(
         [
             inferred(contrast(diff=0.125, fold=0), claims=(claim("supported"),)),
             inferred(contrast(diff=-0.125, fold=0, verdict="undecided"), claims=(claim("refuted"),)),
         ]
     )
-    monkeypatch.setattr(compare, "inferred", lambda study, rows: next(told))
+    monkeypatch.setattr(compare, "inferred", lambda study, rows: next(conclusions))
     toy = finished / "toy.yaml"
     ended = sweep(toy, toy)
     assert ended.status == 1
@@ -573,10 +573,10 @@ def test_verdicts_on_the_terminal(sweep: Sweep, finished: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["-o", "cells.xlsx"], "cells.xlsx: no format has suffix"),
-        (["--set-a", "modle=1"], "modle: unknown key; did you mean model?"),
-        (["--set-b", "storage=/nowhere"], "no cell has ended in both, by arm, split, fold and seed"),
-        (["--set-b", "design.seed=7"], "no cell has ended in both, by arm, split, fold and seed"),
+        (["-o", "cells.xlsx"], "cells.xlsx"),
+        (["--set-a", "modle=1"], "modle"),
+        (["--set-b", "storage=/nowhere"], "toy.yaml storage=/nowhere"),
+        (["--set-b", "design.seed=7"], "toy.yaml design.seed=7"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -590,4 +590,4 @@ def test_bad_input_is_exit_2(sweep: Sweep, finished: Path, more: list[str], said
 def test_a_study_that_is_not_there(sweep: Sweep, finished: Path) -> None:
     ended = sweep(finished / "toy.yaml", "qick")
     assert (ended.status, ended.out) == (2, "")
-    assert "qick: no such study file" in ended.err
+    assert "qick" in ended.err

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sweeps.analysis import statistics
+from sweeps.analysis import statistics, units
 from sweeps.analysis.statistics import Shifted
 
 DIFFERENCES = np.array([-0.4, -0.3, -0.5, -0.2, -0.6])  # mean -0.4, sum of squares 0.1, sd 0.1581
@@ -59,8 +59,8 @@ def test_wilcoxon_by_hand_and_by_scipy() -> None:
     mixed = np.array([0.3, -0.1, 0.5, 0.7, -0.2, 0.9, 1.1])
     assert statistics.wilcoxon(mixed) == pytest.approx(float(stats.wilcoxon(mixed).pvalue))
     assert statistics.wilcoxon(np.zeros(4)) == 1
-    assert statistics.wilcoxon_reaches(6, 0.05)
-    assert not statistics.wilcoxon_reaches(5, 0.05)
+    assert units.wilcoxon_reaches(6, 0.05)
+    assert not units.wilcoxon_reaches(5, 0.05)
 
 
 @settings(deadline=None, max_examples=20)  # scipy takes 0.1 s where there are ties
@@ -171,7 +171,7 @@ def test_the_margins_are_scipys_shifted_tests() -> None:
 
 def test_seeds_are_averaged_within_their_unit() -> None:
     nan = math.nan
-    found = statistics.unit_means(np.array([[1.0, 3.0], [nan, 5.0], [nan, nan]]))
+    found = units.unit_means(np.array([[1.0, 3.0], [nan, 5.0], [nan, nan]]))
     assert found.tolist() == [2.0, 5.0]
 
 
@@ -324,7 +324,7 @@ def test_what_stops_at_a_look_stays_decided_at_the_end() -> None:
     stopped = 0
     for _ in range(200):
         contrasts = rng.normal(rng.uniform(-1, 1, (family, 1, 1)), 0.3, (family, 5, 3))
-        found = [statistics.shifted(statistics.unit_means(d), 0.25, 0.05) for d in contrasts]
+        found = [statistics.shifted(units.unit_means(d), 0.25, 0.05) for d in contrasts]
         adjusted = statistics.holm([min(1.0, 2 * looks * min(f[:2])) for f in found])
         inside = statistics.holm([min(1.0, looks * f.inside) for f in found])
         for differences, p, equal in zip(contrasts, adjusted, inside, strict=True):

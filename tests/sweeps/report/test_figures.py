@@ -15,8 +15,8 @@ from matplotlib.text import Text
 from pm25.metrics import SCORES
 from pm25.splits import CheckerboardSplit, GroupSplit
 from sweeps.analysis import artifacts
+from sweeps.analysis.artifacts import Curves
 from sweeps.analysis.results import SplitMap
-from sweeps.analysis.stored import Curves
 from sweeps.report import figures
 from sweeps.report.figures import Figure, contrasts, maps, style
 from sweeps.report.figures.cells import distances, gap, points
@@ -173,7 +173,7 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> artifacts.Predicted:
                 "prediction": (truth * rng.uniform(0.4, 1.2, 400)).astype("float32"),
             },
         )
-    found = artifacts.read(store, cells)
+    found = artifacts.predictions(store, cells)
     assert found is not None
     return found
 
