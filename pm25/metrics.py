@@ -31,7 +31,7 @@ class Metric(NamedTuple):
 
     @property
     def relative_rope(self) -> bool:
-        """Whether `analysis.rope` is a share of the other arm's value; without a unit it is absolute."""
+        """True if `analysis.rope` is a share of the other arm's value; without a unit it is absolute."""
         return bool(self.unit)
 
 

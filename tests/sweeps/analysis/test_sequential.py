@@ -21,6 +21,8 @@ from sweeps.analysis import sequential
 from sweeps.analysis.sequential import Looks
 from sweeps.engine.scheduler import Scheduler, Task
 from sweeps.plan import cost
+from sweeps.plan.bounds import NOTHING
+from sweeps.plan.capacity import Capacity
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study, Synthetic
 from sweeps.state import StudyState
@@ -623,11 +625,11 @@ def test_listed_seeds_cost_no_look_at_the_records(tmp_path: Path, monkeypatch: p
 @pytest.mark.usefixtures("same_world")
 def test_a_plan_is_of_the_seeds_that_are_asked_for(tmp_path: Path) -> None:
     of = state(tmp_path, design={"split": STUDY["design"]["split"][:1]})
-    room = cost.Capacity.of(of.study, 1, 0)
+    capacity = Capacity.of(of.study, 1, 0)
 
-    found = cost.Estimate(of, {}, of.parts(), room)
-    assert len(found.jobs) == 18
-    levels = {level.level: level.jobs for level in found.levels() if level.factor == "seed"}
+    found = cost.Estimate(of, {}, of.parts(), capacity)
+    assert len(found.tasks) == 18
+    levels = {level.level: level.tasks for level in found.levels() if level.factor == "seed"}
     assert levels == {"0": 9, "1": 9}
-    assert found.overrides(cost.Subset(1, 3, 9, cost.NOTHING, {})) == ["design.seed=[0]"]
-    assert found.overrides(cost.Subset(2, 3, 18, cost.NOTHING, {})) == []
+    assert found.overrides(cost.Subset(1, 3, 9, NOTHING, {})) == ["design.seed=[0]"]
+    assert found.overrides(cost.Subset(2, 3, 18, NOTHING, {})) == []

@@ -136,7 +136,7 @@ def test_retry_where(sweep: Sweep, toy: Path, text: str, forgotten: list[int]) -
     [
         ("variant=latlon", ("variant", "'latlon'", "none")),
         ("variant=non", ("variant", "'non'", "none")),
-        ("eror=RuntimeError", ("'eror'", "error")),
+        ("eror=RuntimeError", ("eror: ", "error")),
         ("variant=none,split=random", ("split", "'random'", "checkerboard-16")),
         ("variant", ("FIELD=VALUE",)),
     ],

@@ -174,7 +174,7 @@ def test_an_encoder_is_recorded_for_its_own_variants_only(panel: Panel, tmp_path
     assert (record["state"], record["encoder"]) == ("done", None)
     record = worker.train_and_record(cell(train=short), KEY, panel, store, embedded=embedded(panel))
     assert record["state"] == "failed"
-    assert record["error"]["message"] == "variant latlon takes no embedding"
+    assert record["error"]["message"].startswith("variant latlon ")
 
 
 def test_a_matched_head_needs_no_encoder(panel: Panel, tmp_path: Path) -> None:
@@ -478,9 +478,7 @@ def test_a_channel_without_a_value_is_a_failure(tmp_path: Path) -> None:
     made = synthetic.synthesize(sites=12, days=40).assign(elev_m=math.nan)
     panel = panels.from_table(pa.Table.from_pandas(made, preserve_index=False), "toy")
     store = Store(str(tmp_path), "toy")
-    check_failure(
-        store, worker.train_and_record(cell(), KEY, panel, store), "InputError", "channel elev_m has no value"
-    )
+    check_failure(store, worker.train_and_record(cell(), KEY, panel, store), "InputError", "elev_m")
 
 
 def test_a_split_with_an_empty_part_is_a_failure(panel: Panel, tmp_path: Path) -> None:
