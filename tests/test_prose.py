@@ -79,6 +79,7 @@ def too_long(text: str) -> list[str]:
 
 
 def private_words(text: str) -> list[str]:
+    text = re.sub(r"`[^`]*`", "X", text)  # names of columns and variables
     return [
         f"{found[0]!r} (write: {better})"
         for word, better in PRIVATE.items()

@@ -52,10 +52,21 @@ def resolve(reference: str, overrides: Sequence[str] = ()) -> tuple[Study, dict[
     try:
         study = Study.model_validate(content, context={"narrowed": narrowed})
     except ValidationError as error:
-        raise input_error(str(path), error) from None
+        found = input_error(str(path), error)
+        found.where = _source(found.field, overrides) or found.where
+        raise found from None
     kept = {claim.claim for claim in study.claims}
     content["claims"] = [claim for claim in content.get("claims", ()) if claim["claim"] in kept]
     return study, content
+
+
+def _source(field: str, overrides: Sequence[str]) -> str:
+    """Return the last override that set a dotted key, as `--set a.b=value`; empty if the file set it."""
+    for override in reversed(overrides):
+        name = override.partition("=")[0]
+        if f"{field}.".startswith(f"{name}."):
+            return f"--set {override}"
+    return ""
 
 
 def _find(reference: str) -> tuple[Path, Path]:
@@ -125,7 +136,8 @@ def _override(content: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError:
-        raise InputError(where, name, "the value is not valid YAML", "quote the value") from None
+        fix = "close every bracket and quote, and put the option in single quotes for the shell"
+        raise InputError(where, name, f"the value {text!r} is not valid YAML", fix) from None
     *blocks, last = name.split(".")
     for depth, block in enumerate(blocks, 1):
         inner = content.get(block)
@@ -181,6 +193,8 @@ def _described(fault: ErrorDetails) -> tuple[str, str, str]:
     what = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return name, what, ""
+    if expected := re.match(r"Input should be (.+?)(?:, unable to .*)?$", what):
+        return name, f"{fault['input']!r} is not allowed", f"give {expected[1]}"
     return name, f"{what[0].lower()}{what[1:]}, got {fault['input']!r}", ""
 
 

@@ -308,7 +308,7 @@ def test_another_version_of_ray_is_sent_nothing(sweep: Any, here: Path, toy: Toy
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--set", "train.max_epoch=3"], "toy.yaml: train.max_epoch: "),
+        (["--set", "train.max_epoch=3"], "--set train.max_epoch=3: train.max_epoch: "),
         (["--only", "variant=geoclip"], "geoclip"),
         (["--env", "NO_SUCH_VARIABLE"], "--env NO_SUCH_VARIABLE: "),
         (["--status", "--stop"], "give one of --follow, --status and --stop"),

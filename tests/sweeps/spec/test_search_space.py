@@ -725,7 +725,7 @@ def test_a_faulty_search_names_its_key(tmp_path: Path, line: str, other: str, sa
     ],
 )
 def test_overrides_reach_the_search(tmp_path: Path, override: str, said: tuple[str, ...]) -> None:
-    with refuses("toy.yaml", *said):
+    with refuses(None, *said):
         load(tmp_path, FILE, override)
 
 

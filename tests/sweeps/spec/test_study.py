@@ -98,7 +98,7 @@ def test_an_address_stays_one() -> None:
     made = study_file.load("quick", addresses)
     assert made.data.table == uri
     assert made.encoder_options("table")["path"] == made.encoder_options("satclip")["checkpoint"] == uri
-    with refuses("quick.yaml", "data.table", 5):
+    with refuses("--set data.table=5", "data.table", 5):
         study_file.load("quick", ["data.table=5"])
 
 
@@ -224,7 +224,7 @@ def test_whose_weights_are_kept(tmp_path: Path) -> None:
     assert study_file.load(write(tmp_path)).keep_weights == "winners"
     for value in (True, False, "winners"):
         assert study_file.load(write(tmp_path), [f"keep_weights={str(value).lower()}"]).keep_weights == value
-    with refuses("toy.yaml", "keep_weights", "'best'"):
+    with refuses("--set keep_weights=best", "keep_weights", "'best'"):
         study_file.load(write(tmp_path), ["keep_weights=best"])
 
 

@@ -318,7 +318,7 @@ def test_a_wrong_value_is_named_with_its_field(tmp_path: Path, override: str, sa
 
 
 def test_a_shift_of_a_checkerboard_stays_below_one_cell(tmp_path: Path) -> None:
-    with refuses("toy.yaml") as raised:
+    with refuses("origin: [8, 0]}") as raised:
         study_file.load(write(tmp_path), ["design.split={kind: checkerboard, degrees: 8, origin: [8, 0]}"])
     assert raised.value.field.startswith("design.split.0")
     assert {"origin", "8"} <= {*re.findall(r"\w+", str(raised.value))}

@@ -25,6 +25,9 @@ def write(folder: Path, text: str | bytes = TOY) -> str:
 
 
 def refused(path: str, overrides: list[str], said: tuple[str | None, ...]) -> None:
-    """Check that a study is refused with the file, and with the field and the values of `said`."""
-    with refuses(path, *said):
+    """Check that a study is refused, with the override or the file that set the field, and the values."""
+    with refuses(None, *said) as raised:
         study_file.load(path, overrides)
+    field = raised.value.field
+    setters = [f"--set {text}" for text in overrides if f"{field}.".startswith(text.partition("=")[0] + ".")]
+    assert raised.value.where == (setters[-1] if setters else path)
