@@ -1,4 +1,4 @@
-"""One trial of daily surface PM2.5 estimation, from a table to its metrics."""
+"""One training of a daily surface PM2.5 model, from a table to its metrics."""
 
 NUMERICS = 1
-"""Part of every cell's key; increase it whenever a change of the code moves the numbers of a trial."""
+"""Part of every cell's key; increase it whenever a change of the code moves the numbers of a training."""

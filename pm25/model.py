@@ -2,13 +2,7 @@
 
 `BiLSTMAttention.forward` is the model, `network` builds the one of a cell, `initialise` draws its weights.
 
-To add a fusion:
-
-1. add its name to the Literal `Fusion` in `pm25/settings.py`;
-2. add its layers to `BiLSTMAttention.__init__` and its branch to `BiLSTMAttention._fuse`;
-3. add its operations and parameters to `flops` and `parameters` in `pm25/network_shape.py`;
-4. add it to the tests `test_forward_is_the_published_formula` and
-   `test_the_published_model_has_the_published_number_of_parameters` in `tests/pm25/test_model.py`.
+`pm25/README.md` lists the steps for a new fusion; its equation belongs into `BiLSTMAttention._fuse`.
 """
 
 from collections.abc import Sequence
@@ -142,6 +136,7 @@ class BiLSTMAttention(nn.Module):
         if self.fusion == "gated":  # gated multimodal unit (Arevalo et al. 2017, eq. 3)
             gate = torch.sigmoid(self.gate(torch.cat([out, place], dim=1)))
             return gate * out + (1 - gate) * place
+        assert self.fusion == "concat", self.fusion
         return torch.cat([out, place], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Many trials: the study, its cells, their run on Ray Tune, the store, MLflow and the report.
+"""Studies of many trainings: the study, its cells, their run on Ray Tune, the store, MLflow and the report.
 
 In a notebook, `sweeps.open` returns what a study's store holds as DataFrames. Importing this package loads
 neither pandas nor torch nor Ray.

@@ -144,7 +144,7 @@ def test_the_study_of_the_readme_is_the_shipped_one(tmp_path: Path) -> None:
     shipped = study_file.load("quick", ["data.table=panel.parquet"])
     assert shown.design == shipped.design
     assert (shown.model, shown.train) == (shipped.model, shipped.train)
-    assert (shown.claims, shown.analysis) == (shipped.claims[:1], shipped.analysis)
+    assert (shown.study, shown.claims, shown.analysis) == ("mine", shipped.claims[:1], shipped.analysis)
 
 
 @pytest.mark.parametrize(
