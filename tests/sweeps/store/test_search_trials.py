@@ -6,17 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pm25 import panel as panels
 from pm25 import trial
 from pm25.cell import Cell, Tuning
 from pm25.panel import Panel
-from pm25.sources import synthetic
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.engine import worker
 from sweeps.spec.design import Arm
@@ -25,6 +22,7 @@ from sweeps.spec.study import Study
 from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials, pareto, pick
+from tests import worlds
 from tests.errors import refuses
 
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
@@ -468,8 +466,7 @@ def one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def world() -> Panel:
-    made = synthetic.synthesize(sites=24, days=60, seed=0)
-    return panels.from_table(pa.Table.from_pandas(made, preserve_index=False), "toy")
+    return worlds.synthetic_panel(sites=24, days=60)
 
 
 def test_what_would_be_better_on_the_test_set_is_not_taken(world: Panel, tmp_path: Path) -> None:
