@@ -1,5 +1,6 @@
 """Small worlds that tests share: panels with known content, small cells, and records of workers."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.sources import synthetic
 from pm25.splits import RandomSplit
+from sweeps.store.records import Record
 
 NOTHING: Mapping[str, Any] = {}
 START = "2021-01-01"
@@ -99,3 +101,52 @@ def tiny_cell(
     settings = {"batch_size": 64, "max_epochs": 1, **train}
     small = {"window": 3, "model": ModelSettings(width=2, depth=1, attention_units=4)}
     return cell(variant, fusion, train=settings, **small | changes)
+
+
+def record(key: str, state: str = "done", **more: Any) -> Record:
+    """Record of a cell or a search trial, with the fields that every record has."""
+    return {"key": key, "state": state, "seconds": 1.0, **more}
+
+
+def cell_record(key: str, cell: Cell | Mapping[str, Any], **more: Any) -> Record:
+    """Record of a finished cell, with the fields that comparisons of cells read."""
+    fields = {
+        "cell": cell.resolved() if isinstance(cell, Cell) else dict(cell),
+        "data": "d" * 32,
+        "encoder": None,
+        "numerics": 3,
+        "device": "x86_64",
+        "threads": 1,
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "counts": {"n_train": 70, "n_val": 10, "n_test": 20, "epochs": 4, "best_epoch": 3},
+        "audit": {"shared_sites": 0, "failed": []},
+        "metrics": {"test_rmse": 7.0, "test_r2": 0.5},
+    }
+    return record(key, **fields | more)
+
+
+def trial_record(
+    number: int, params: Mapping[str, Any], wr: float = 1.0, oor: float = 1.0, **more: Any
+) -> Record:
+    """Record of a search trial whose RMSEs are `wr` and `oor`; only a finished trial has scores."""
+    made = record(f"key-{number}", number=number, params=dict(params), epochs=2) | more
+    if made["state"] != "done":
+        return made
+    losses = {"wr": wr, "oor": oor}
+    return {"scores": {name: {"rmse": x, "r2": -x, "mae": 2 * x} for name, x in losses.items()}, **made}
+
+
+def error(kind: str, message: str, traceback: str = "", **more: str) -> dict[str, str]:
+    """The field `error` of a failed record."""
+    return {"type": kind, "message": message, "traceback": traceback, **more}
+
+
+def changed(base: Record, name: str, value: Any) -> Record:
+    """Copy of a record with one value replaced, by its dotted name."""
+    made = copy.deepcopy(base)
+    *blocks, last = name.split(".")
+    block = made
+    for inner in blocks:
+        block = block[inner]
+    block[last] = value
+    return made

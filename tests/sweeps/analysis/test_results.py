@@ -50,12 +50,8 @@ def done(key: str, **changes: Any) -> Record:
     cell = CELLS[key]
     board = cell.split.kind == "checkerboard"
     parts = ["val", "test", "wr"] if board else ["val", "test"]
-    return {
-        "key": key,
-        "state": "done",
-        "cell": cell.resolved(),
+    fields = {
         "encoder": "weights" if cell.encoder else None,
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "metrics": {
             f"{part}_{name}": value + parts.index(part)
             for part in parts
@@ -81,12 +77,13 @@ def done(key: str, **changes: Any) -> Record:
             "failed": [],
         },
         "seconds": 1.25,
-    } | changes
+    }
+    return worlds.cell_record(key, cell, **fields | changes)
 
 
 def failed(key: str, **changes: Any) -> Record:
-    error = {"type": "Diverged", "message": "loss is nan", "traceback": "Traceback"}
-    return {"key": key, "state": "failed", "cell": CELLS[key].resolved(), "error": error} | changes
+    error = worlds.error("Diverged", "loss is nan", "Traceback")
+    return worlds.record(key, "failed", cell=CELLS[key].resolved(), error=error) | changes
 
 
 def test_a_row_for_every_cell_in_the_grid_s_order() -> None:

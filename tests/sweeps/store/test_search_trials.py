@@ -59,18 +59,12 @@ def point(rate: float = 0.1, depth: int = 1) -> dict[str, Any]:
 
 
 def record(number: int, wr: float = 1.0, oor: float = 1.0, **more: Any) -> Record:
-    """The fields that a search reads of the record of a finished trial."""
-    scores = {
-        regime: {"rmse": loss, "r2": -loss, "mae": 2 * loss} for regime, loss in (("wr", wr), ("oor", oor))
-    }
-    fields = {"number": number, "state": "done", "params": point(depth=1 + number % 3), "epochs": 2}
-    return fields | {"key": str(number), "scores": scores} | more
+    params = more.pop("params", point(depth=1 + number % 3))
+    return worlds.trial_record(number, params, wr, oor, **more)
 
 
 def failed(number: int, **more: Any) -> Record:
-    made = record(number) | {"state": "failed", "error": {"type": "Diverged"}} | more
-    del made["scores"]
-    return made
+    return record(number, **{"state": "failed", "error": worlds.error("Diverged", ""), **more})
 
 
 def trials(*ended: Record, begun: Any = (), **search_: Any) -> ArmTrials:
