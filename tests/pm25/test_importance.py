@@ -20,17 +20,10 @@ from pm25.trial import Result
 from pm25.windows import Inputs
 from tests import worlds
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SITES, DAYS, WINDOW = 12, 40, 3
 EMBEDDING = np.eye(SITES, dtype=np.float32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, and no fight for the cores: these networks have a few hundred weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def world(target: str) -> Panel:

@@ -23,16 +23,9 @@ from tests import worlds
 from tests.errors import refuses
 from tests.worlds import cell
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SITES, DAYS, WINDOW = 12, 64, 5
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, as in a worker."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def world() -> Panel:

@@ -29,6 +29,8 @@ from tests import worlds
 from tests.errors import refuses
 from tests.worlds import tiny_cell as cell
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SITES, DAYS, WINDOW = 16, 24, 3
 START = date(2021, 1, 1)
 EMBEDDING = np.eye(SITES, dtype=np.float32)
@@ -57,15 +59,6 @@ every_split_with_and_without_neighbours = pytest.mark.parametrize(
         if settings is None or split.kind != "temporal"  # where no training monitor reports
     ],
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, and no fight for the cores: these networks have a few hundred weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def world(seed: int = 0, missing: float = 0.1, lowest: float = 0.5) -> Panel:

@@ -28,6 +28,8 @@ from tests import worlds
 from tests.errors import refuses
 from tests.worlds import cell
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SITES, DAYS, WINDOW = 12, 30, 5
 SPLITS = [
     RandomSplit(folds=3),
@@ -35,15 +37,6 @@ SPLITS = [
     CheckerboardSplit(degrees=30, validation=0.3),
 ]
 EMBEDDING = np.eye(SITES, dtype=np.float32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, and no fight for the cores: these networks have a few hundred weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def world(target: str = "noise", seed: int = 0) -> Panel:

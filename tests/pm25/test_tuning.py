@@ -25,6 +25,8 @@ from pm25.splits import (
 from tests import worlds
 from tests.errors import refuses
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SITES, DAYS, WINDOW = 40, 24, 3
 START = date(2021, 1, 1)
 PLAIN = SCORES
@@ -67,15 +69,6 @@ every_outer_and_inner_with_and_without_neighbours = pytest.mark.parametrize(
         if settings is None or all(split is None or split.kind != "temporal" for split in pair.values)
     ],
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, and no fight for the cores: these networks have a few hundred weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def world(seed: int = 0) -> Panel:

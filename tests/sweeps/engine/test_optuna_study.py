@@ -12,7 +12,6 @@ from typing import Any
 
 import optuna
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
@@ -28,6 +27,8 @@ from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
 from tests import worlds
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
 RATE, DEPTH = "train.learning_rate", "model.depth"
 SPACE: dict[str, Any] = {RATE: {"float": [0.001, 1.0], "log": True}, DEPTH: {"int": [1, 4]}}
@@ -42,15 +43,6 @@ CONDITIONAL: dict[str, Any] = {
     "train.huber_delta": {"float": [0.5, 2.0], "when": {"train.target": "log1p"}},
     "train.patience": {"int": [1, 40], "log": True, "when": {DEPTH: [1, 3]}},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The sampler gp is torch's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import subprocess
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from sweeps.engine import worker
 from sweeps.store.records import Record, Store
 from tests import worlds
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KEY = "0123456789abcdef0123"
 FAILED_FILES = ["result.json"]
 DONE_FILES = ["history.parquet", "predictions.parquet", "result.json"]
@@ -44,15 +45,6 @@ def cell(**changes: Any) -> Cell:
         "train": TrainSettings(max_epochs=2, batch_size=32),
     }
     return Cell(**given | changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads than free cores wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

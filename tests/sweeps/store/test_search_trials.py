@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +23,8 @@ from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials, pareto, pick
 from tests import worlds
 from tests.errors import refuses
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
 RATE, DEPTH = "train.learning_rate", "model.depth"
@@ -448,14 +449,6 @@ def test_a_record_without_its_start_file_does_not_count(tmp_path: Path) -> None:
 
 
 # No test has a say
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
