@@ -78,7 +78,7 @@ def done(key: str, **changes: Any) -> Record:
         },
         "seconds": 1.25,
     }
-    return worlds.cell_record(key, cell, **fields | changes)
+    return worlds.cell_record(key, cell, **fields) | changes
 
 
 def failed(key: str, **changes: Any) -> Record:

@@ -571,7 +571,7 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
             names.append(name(work.cells[0]))
             end(agenda, of, work, by_arm(none=5, latlon=5))
             continue
-        trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}, **work.more)
+        trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(work.more)
         of.store.search.write_record(trial)
         agenda.ended(work, trial)
     assert len(names) == len({*names}) == agenda.cells == 2 * 3 * 7
@@ -591,7 +591,7 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
         if work.kind == "cell":
             names.append(name(work.cells[0]))
             continue
-        trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}, **work.more)
+        trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(work.more)
         agenda.ended(work, trial)
     assert (names, agenda.cells) == (["none random 1 5"], 1)
 

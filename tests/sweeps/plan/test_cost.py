@@ -88,7 +88,7 @@ def of(
 def done(state: StudyState, key: str, seconds: float, epochs: int = 5, **more: Any) -> dict[str, Any]:
     """A record as `sweeps.engine.worker` makes it, as far as an estimate looks."""
     place = {"device": platform.machine(), "threads": 1}
-    return worlds.record(key, seconds=seconds, counts={"epochs": epochs}, **place, **more)
+    return worlds.record(key, seconds=seconds, counts={"epochs": epochs}) | place | more
 
 
 # Operations and parameters
