@@ -52,6 +52,7 @@ def done(key: str, **changes: Any) -> Record:
     parts = ["val", "test", "wr"] if board else ["val", "test"]
     fields = {
         "encoder": "weights" if cell.encoder else None,
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "metrics": {
             f"{part}_{name}": value + parts.index(part)
             for part in parts
@@ -78,7 +79,7 @@ def done(key: str, **changes: Any) -> Record:
         },
         "seconds": 1.25,
     }
-    return worlds.cell_record(key, cell, **fields) | changes
+    return worlds.record(key, cell=cell.resolved(), **fields) | changes
 
 
 def failed(key: str, **changes: Any) -> Record:
