@@ -28,7 +28,6 @@ from tests.errors import refuses
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SITES, DAYS, WINDOW = 40, 24, 3
-START = date(2021, 1, 1)
 PLAIN = SCORES
 OUTER: list[AnySplit] = [
     RandomSplit(folds=3),
