@@ -1,4 +1,4 @@
-"""What the tests of both packages share: object storage that speaks the S3 protocol, and Ctrl-C."""
+"""Fixtures for both packages: S3 object storage and a single thread for PyTorch; and Ctrl-C in a test."""
 
 import itertools
 import os
@@ -85,3 +85,14 @@ def objects(_objects: Objects, monkeypatch: pytest.MonkeyPatch) -> Objects:
     _objects.asked.clear()
     monkeypatch.setattr(_objects, "refused", lambda request: False)
     return _objects
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for PyTorch: sums have one order, and tests that run side by side do not share cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

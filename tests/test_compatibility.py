@@ -3,8 +3,6 @@
 import hashlib
 import json
 import sqlite3
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from sweeps.spec import study_file
 from sweeps.spec.study import Study
 from sweeps.state import StudyState
 from sweeps.store import search_trials
+from tests import processes
 
 STORE = Path(__file__).parent / "data" / "store-0.1.0.tar.xz"
 """A study of 12 cells and 6 search trials with its MLflow database, written by commit 77b705a.
@@ -80,10 +79,7 @@ def old(tmp_path: Path) -> Path:
 
 def sweep(folder: Path, *arguments: str) -> str:
     """Standard output of a command that succeeds in `folder`."""
-    command = [sys.executable, "-W", "error", "-m", "sweeps", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return processes.run_sweep(folder, *arguments, python=("-W", "error", "-m", "sweeps"))[0]
 
 
 def test_an_old_store_is_complete(old: Path) -> None:

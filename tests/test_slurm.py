@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,11 @@ import yaml
 from ray.scripts.scripts import start as ray_start
 
 from sweeps.cli import cli
+from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "cluster" / "slurm.sbatch"
 BIN = Path(sys.executable).parent
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.1)
 
 
 def test_the_script_is_sound() -> None:
@@ -125,7 +119,7 @@ def test_the_job_ends_as_the_sweep_does(stand_ins: StandIns, status: int) -> Non
 @pytest.mark.parametrize(("told", "queued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_only_the_time_limit_queues_it_again(stand_ins: StandIns, told: signal.Signals, queued: bool) -> None:
     job = stand_ins.start()
-    wait_for(lambda: stand_ins.called("sweep"), 20)
+    wait_for(lambda: stand_ins.called("sweep"), seconds=20)
     time.sleep(0.3)  # its trap is set
     job.send_signal(told)
     job.communicate(timeout=30)
@@ -136,7 +130,7 @@ def test_only_the_time_limit_queues_it_again(stand_ins: StandIns, told: signal.S
 def test_told_before_ray_is_up_it_trains_nothing(stand_ins: StandIns) -> None:
     (stand_ins.folder / "bin" / "ray").write_text("#!/bin/bash\nexec sleep 60\n")
     job = stand_ins.start()
-    wait_for(stand_ins.folders, 20)
+    wait_for(stand_ins.folders, seconds=20)
     job.send_signal(signal.SIGUSR1)
     job.communicate(timeout=30)
     assert job.returncode == 143
@@ -262,10 +256,12 @@ class Slurm:
         files = ("key-file=munge.key", "socket=munge.socket", "pid-file=munge.pid", "seed-file=munge.seed")
         options = [f"--{option.replace('=', f'={folder}/')}" for option in (*files, "log-file=munge.log")]
         self._daemons = [self._start("munged", "--force", "--foreground", *options)]
-        wait_for((folder / "munge.socket").exists, 10)
+        wait_for((folder / "munge.socket").exists, seconds=10)
         self._daemons.append(self._start("slurmctld", "-D"))
         self._daemons += [self._start("slurmd", "-D", "-N", name) for name in ("n1", "n2")]
-        wait_for(lambda: self.ask("sinfo", "--noheader", "--format=%T %D", check=False) == "idle 2", 30)
+        wait_for(
+            lambda: self.ask("sinfo", "--noheader", "--format=%T %D", check=False) == "idle 2", seconds=30
+        )
 
     def _start(self, *command: str) -> "subprocess.Popen[bytes]":
         with (self.folder / f"{command[0]}.log").open("a") as log:
@@ -297,7 +293,7 @@ class Slurm:
 
     def stop(self) -> None:
         self.ask("scancel", "--user=root")
-        wait_for(lambda: not self.ask("squeue", "--noheader"), 60)
+        wait_for(lambda: not self.ask("squeue", "--noheader"), seconds=60)
         for daemon in reversed(self._daemons):
             daemon.terminate()
             daemon.wait(20)
@@ -327,13 +323,13 @@ def test_a_preempted_job_resumes_by_itself_beside_another_job(slurm: Slurm) -> N
     script = str(SCRIPT)
     job = slurm.submit("--nodes=2", script, "tiny.yaml")  # one GPU on each node, as the script says
     wrong = slurm.submit("--gpus-per-node=0", script, "tiny.yaml", "--set", "data.synthetic.sites=none")
-    wait_for(lambda: len(slurm.records()) >= 2, 150)
+    wait_for(lambda: len(slurm.records()) >= 2, seconds=150)
     before = slurm.records()
     assert len(before) < 6
     slurm.ask("scontrol", "requeue", job)
-    wait_for(lambda: slurm.told(job)["JobState"] == "PENDING", 60)
+    wait_for(lambda: slurm.told(job)["JobState"] == "PENDING", seconds=60)
     slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
-    wait_for(lambda: slurm.ended(job), 150)
+    wait_for(lambda: slurm.ended(job), seconds=150)
 
     told, log = slurm.told(job), slurm.log(job)
     assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("COMPLETED", "0:0", "1"), log

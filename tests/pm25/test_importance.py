@@ -1,6 +1,7 @@
 """Importance finds what a network listens to, and leaves everything as it found it."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,22 +14,16 @@ from pm25.importance import Importance, importance
 from pm25.metrics import scores
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
-from pm25.settings import ModelSettings, TrainSettings
+from pm25.settings import ModelSettings
 from pm25.splits import RandomSplit, SpatialSplit
 from pm25.trial import Result
 from pm25.windows import Inputs
+from tests import worlds
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SITES, DAYS, WINDOW = 12, 40, 3
 EMBEDDING = np.eye(SITES, dtype=np.float32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, and no fight for the cores: these networks have a few hundred weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def world(target: str) -> Panel:
@@ -42,29 +37,15 @@ def world(target: str) -> Panel:
         "calendar": features[:, :, 2],
         "site": np.repeat(site[:, None], DAYS, axis=1),
     }[target]
-    return Panel(
-        features=features,
-        target=(9 + 3 * made).astype(np.float32),
-        lat=rng.uniform(28, 47, SITES),
-        lon=rng.uniform(-120, -70, SITES),
-        site_id=np.array([f"s{i:02}" for i in range(SITES)]),
-        dates=np.datetime64("2021-01-01") + np.arange(DAYS),
-        channels=("weather", "noise", "calendar"),
-        name="toy",
-    )
+    lat, lon = rng.uniform(28, 47, SITES), rng.uniform(-120, -70, SITES)
+    return worlds.panel(features, 9 + 3 * made, lat, lon, channels=("weather", "noise", "calendar"))
 
 
-def cell(variant: str = "none", fusion: str | None = None, **changes: object) -> Cell:
-    values = {
-        "split": RandomSplit(folds=3),
-        "fold": 0,
-        "seed": 1,
-        "window": WINDOW,
-        "model": ModelSettings(width=8, depth=1, attention_units=8, dropout=0.0),
-        "train": TrainSettings(max_epochs=12, batch_size=16, learning_rate=0.02),
-        **changes,
-    }
-    return Cell(variant=variant, fusion=fusion, **values)
+def cell(variant: str = "none", fusion: str | None = None, **changes: Any) -> Cell:
+    model = ModelSettings(width=8, depth=1, attention_units=8, dropout=0.0)
+    train = {"max_epochs": 12, "batch_size": 16, "learning_rate": 0.02, **changes.pop("train", {})}
+    fields = {"seed": 1, "window": WINDOW, "model": model, **changes}
+    return worlds.cell(variant, fusion, train=train, **fields)
 
 
 def trained(made: Cell, panel: Panel) -> Result:
@@ -108,14 +89,14 @@ def test_a_site_effect_learned_through_the_embedding():
 
 
 def test_a_site_effect_learned_through_the_place_channels():
-    made = cell("sincos", train=TrainSettings(max_epochs=30, batch_size=16, learning_rate=0.02))
+    made = cell("sincos", train={"max_epochs": 30})
     found = told(made, world("site"))
     assert found[0].what == "place"
     assert found[0].rmse_increase > 1
 
 
 def test_a_matched_head_has_nothing_to_exchange():
-    made = cell("none", "concat", head="matched", train=TrainSettings(max_epochs=1))
+    made = cell("none", "concat", head="matched", train={"max_epochs": 1})
     (embedding,) = (i for i in told(made, world("site")) if i.what == "embedding")
     assert (embedding.rmse_increase, embedding.sd) == (0, 0)
 

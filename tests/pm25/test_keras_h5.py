@@ -16,16 +16,10 @@ from pm25.keras_h5 import load
 from pm25.model import BiLSTMAttention
 from tests.errors import refuses
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES}: files that Keras saved")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def predicted(model: BiLSTMAttention, x: np.ndarray, embedding: np.ndarray | None) -> np.ndarray:

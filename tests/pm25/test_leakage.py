@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pm25.splits import (
     TemporalSplit,
     cut,
 )
+from tests import worlds
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "conus_daily_2021.parquet"
 KM_PER_DEGREE = 6371.0088 * np.pi / 180
@@ -34,18 +36,10 @@ WEST, SOUTH, EAST, NORTH = -124.706553, 25.120779, -66.979601, 49.383625
 def world(lat: np.ndarray, lon: np.ndarray, seed: int = 0, days: int = DAYS, **changes: Any) -> Panel:
     """No value is missing; every other site is in group 'a', the rest in 'b'."""
     rng = np.random.default_rng(seed)
-    values = {
-        "features": rng.normal(size=(len(lat), days, 2)).astype(np.float32),
-        "target": rng.gamma(2, 4, (len(lat), days)).astype(np.float32),
-        "lat": np.asarray(lat, np.float64),
-        "lon": np.asarray(lon, np.float64),
-        "site_id": np.array([f"s{i:03}" for i in range(len(lat))]),
-        "dates": np.arange(days).astype("datetime64[D]"),
-        "channels": ("a", "b"),
-        "name": "toy",
-        "groups": {"half": np.array(["a", "b"])[np.arange(len(lat)) % 2]},
-    }
-    return Panel(**(values | changes))
+    features, target = rng.normal(size=(len(lat), days, 2)), rng.gamma(2, 4, (len(lat), days))
+    half = np.array(["a", "b"])[np.arange(len(lat)) % 2]
+    made = worlds.panel(features, target, lat, lon, start=worlds.EPOCH, groups={"half": half})
+    return replace(made, **changes)
 
 
 def meridian(*lat: float, **changes: Any) -> Panel:

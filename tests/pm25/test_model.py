@@ -11,6 +11,8 @@ from pm25 import model as pm25_model
 from pm25.model import Attention, BiLSTMAttention, initialise
 from pm25.settings import ModelSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ModelSettings(width=6, depth=3, attention_units=5)
 
 
@@ -25,14 +27,6 @@ def build(
     model = pm25_model.build(channels, settings, fusion, dim, **changes)
     initialise(model, torch.Generator().manual_seed(seed), settings.initialiser or "keras")
     return model.eval()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- Parameter counts of the published model ---------------------------------------------------------

@@ -11,6 +11,7 @@ from pm25.errors import InputError
 from pm25.geo import great_circle_km
 from pm25.neighbours import NeighbourSettings, feature, inverse_distance, nearest_monitor_km, usable
 from pm25.panel import Panel
+from tests import worlds
 
 WINDOW = 5
 NAN = float("nan")
@@ -19,20 +20,10 @@ KM = 6371.0088 * np.pi / 180  # a degree of the equator
 
 def world(seed: int = 0, sites: int = 16, days: int = 24, missing: float = 0.3) -> Panel:
     rng = np.random.default_rng(seed)
-    target = rng.gamma(2, 4, (sites, days)).astype(np.float32)
-    target[rng.random(target.shape) < missing] = np.nan
+    target = worlds.without(rng.gamma(2, 4, (sites, days)), missing, rng)
     lat, lon = rng.uniform(26, 49, sites), rng.uniform(-124, -67, sites)
     lat[1], lon[1] = lat[0], lon[0]  # two monitors on one roof
-    return Panel(
-        features=np.zeros((sites, days, 1), np.float32),
-        target=target,
-        lat=lat,
-        lon=lon,
-        site_id=np.array([f"s{i:02d}" for i in range(sites)]),
-        dates=np.arange(days).astype("datetime64[D]"),
-        channels=("a",),
-        name="toy",
-    )
+    return worlds.panel(np.zeros((sites, days, 1)), target, lat, lon, start=worlds.EPOCH)
 
 
 def made(panel: Panel, parts: splits.SplitIndices, block: NeighbourSettings, seed: int = 0) -> np.ndarray:

@@ -16,54 +16,25 @@ from pm25.errors import InputError
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.predictor import Predictor, _load_pyfunc
-from pm25.settings import ModelSettings, TrainSettings
-from pm25.splits import CheckerboardSplit, RandomSplit, SpatialSplit
+from pm25.settings import ModelSettings
+from pm25.splits import CheckerboardSplit, SpatialSplit
 from pm25.trial import Result
+from tests import worlds
 from tests.errors import refuses
+from tests.worlds import cell
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SITES, DAYS, WINDOW = 12, 64, 5
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, as in a worker."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def world() -> Panel:
     """Two months, six sites in each half of the country, one value in twenty missing."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(SITES, DAYS, 2)).astype(np.float32) * 30 + 200
-    features[rng.random(features.shape) < 0.05] = np.nan
+    features = worlds.without(features, 0.05, rng)
     features[0, 10:20] = -1.0
-    lat = np.tile(np.linspace(28, 47, SITES // 2), 2)
-    lon = np.concatenate([np.linspace(-120, -100, SITES // 2), np.linspace(-90, -70, SITES // 2)])
-    return Panel(
-        features=features,
-        target=(9 + rng.normal(0, 3, (SITES, DAYS))).astype(np.float32),
-        lat=lat,
-        lon=lon,
-        site_id=np.array([f"s{i:02}" for i in range(SITES)]),
-        dates=np.datetime64("2021-01-01") + np.arange(DAYS),
-        channels=("a", "b"),
-        name="toy",
-    )
-
-
-def cell(variant: str = "none", fusion: str | None = None, **changes: Any) -> Cell:
-    train = {"batch_size": 64, "max_epochs": 2, "learning_rate": 0.01, **changes.pop("train", {})}
-    values = {
-        "split": RandomSplit(folds=3),
-        "fold": 0,
-        "seed": 3,
-        "window": WINDOW,
-        "model": ModelSettings(width=4, depth=2, attention_units=4),
-        **changes,
-    }
-    return Cell(variant=variant, fusion=fusion, train=TrainSettings(**train), **values)
+    return worlds.panel(features, 9 + rng.normal(0, 3, (SITES, DAYS)), *worlds.two_halves(SITES))
 
 
 def table(folder: Path, by: str, months: bool) -> Path:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import date
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.neighbours import NeighbourSettings, feature
 from pm25.panel import Panel
-from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import (
     AnySplit,
     CheckerboardSplit,
@@ -27,7 +25,11 @@ from pm25.splits import (
     SplitIndices,
     TemporalSplit,
 )
+from tests import worlds
 from tests.errors import refuses
+from tests.worlds import tiny_cell as cell
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SITES, DAYS, WINDOW = 16, 24, 3
 START = date(2021, 1, 1)
@@ -59,49 +61,15 @@ every_split_with_and_without_neighbours = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, and no fight for the cores: these networks have a few hundred weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def world(seed: int = 0, missing: float = 0.1, lowest: float = 0.5) -> Panel:
     """Half of the sites in each half of the country; every target is `lowest` or more."""
     rng = np.random.default_rng(seed)
-    features = rng.normal(size=(SITES, DAYS, 2)).astype(np.float32)
-    target = (lowest + rng.gamma(2, 4, (SITES, DAYS))).astype(np.float32)
-    for values in (features, target):
-        values[rng.random(values.shape) < missing] = np.nan
+    features, target = rng.normal(size=(SITES, DAYS, 2)), lowest + rng.gamma(2, 4, (SITES, DAYS))
+    features, target = worlds.without(features, missing, rng), worlds.without(target, missing, rng)
+    # Up to the border, so that hiding neighbours as near as a test site's leaves some.
+    lon = np.concatenate([np.linspace(-120, -96, SITES // 2), np.linspace(-93, -72, SITES // 2)])
     half = np.repeat(["west", "east"], SITES // 2)
-    return Panel(
-        features=features,
-        target=target,
-        lat=rng.uniform(31, 44, SITES),
-        # Up to the border, so that hiding neighbours as near as a test site's leaves some.
-        lon=np.concatenate([np.linspace(-120, -96, SITES // 2), np.linspace(-93, -72, SITES // 2)]),
-        site_id=np.array([f"s{i:02}" for i in range(SITES)]),
-        dates=np.datetime64(START) + np.arange(DAYS),
-        channels=("a", "b"),
-        name="toy",
-        groups={"half": half},
-    )
-
-
-def cell(variant: str = "none", fusion: str | None = None, **changes: Any) -> Cell:
-    """A tiny cell of one epoch."""
-    train = {"batch_size": 64, "max_epochs": 1, "learning_rate": 0.01, **changes.pop("train", {})}
-    values = {
-        "split": SPLITS[0],
-        "fold": 0,
-        "seed": 3,
-        "window": WINDOW,
-        "model": ModelSettings(width=2, depth=1, attention_units=4),
-        **changes,
-    }
-    return Cell(variant=variant, fusion=fusion, train=TrainSettings(**train), **values)
+    return worlds.panel(features, target, rng.uniform(31, 44, SITES), lon, groups={"half": half})
 
 
 def embedding(made: Cell) -> np.ndarray | None:

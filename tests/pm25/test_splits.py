@@ -1,5 +1,6 @@
 """Splits cut what they say: colours and places by hand, partitions, buffers, gaps, groups and clusters."""
 
+from dataclasses import replace
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +33,7 @@ from pm25.splits import (
     cut,
     regions,
 )
+from tests import worlds
 from tests.errors import refuses
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "conus_daily_2021.parquet"
@@ -44,19 +46,10 @@ STATES = ("Ohio", "Utah", "New York")
 
 def world(lat: np.ndarray, lon: np.ndarray, seed: int = 0, days: int = DAYS, missing: float = 0.2) -> Panel:
     rng = np.random.default_rng(seed)
-    target = rng.gamma(2, 4, (len(lat), days)).astype(np.float32)
-    target[rng.random(target.shape) < missing] = np.nan
-    return Panel(
-        features=rng.normal(size=(len(lat), days, 2)).astype(np.float32),
-        target=target,
-        lat=np.asarray(lat, np.float64),
-        lon=np.asarray(lon, np.float64),
-        site_id=np.array([f"s{i:03}" for i in range(len(lat))]),
-        dates=np.arange(days).astype("datetime64[D]"),
-        channels=("a", "b"),
-        name="toy",
-        groups={"state": np.array(STATES)[rng.permutation(np.arange(len(lat)) % len(STATES))]},
-    )
+    target = worlds.without(rng.gamma(2, 4, (len(lat), days)), missing, rng)
+    features = rng.normal(size=(len(lat), days, 2))
+    state = np.array(STATES)[rng.permutation(np.arange(len(lat)) % len(STATES))]
+    return worlds.panel(features, target, lat, lon, start=worlds.EPOCH, groups={"state": state})
 
 
 def conus(sites: int = 40, seed: int = 0, days: int = DAYS) -> Panel:
@@ -248,15 +241,14 @@ def test_the_cut_knows_places_and_gaps_but_no_value(split):
     panel = conus()
     first = cut(split, 1, panel, WINDOW)
     np.random.default_rng().random()
-    changed = Panel(
+    changed = replace(
+        panel,
         features=panel.features * 3 + 1,
         target=np.where(np.isnan(panel.target), np.nan, 100 - panel.target).astype(np.float32),
-        lat=panel.lat,
-        lon=panel.lon,
-        site_id=panel.site_id,
         dates=panel.dates + 400,
         channels=("c", "d"),
         name="other",
+        groups={},
     )
     again = cut(split, 1, changed, WINDOW)
     for a, b in zip(all_parts(first), all_parts(again), strict=True):
@@ -613,9 +605,10 @@ def test_groups_are_read_where_they_are_asked_for(tmp_path):
 
 
 def test_a_panel_without_groups_has_the_fingerprint_it_had():
-    ones = np.ones((2, 3), np.float32)
-    place, days = np.array([40.0, 41.0]), np.arange(3).astype("datetime64[D]")
-    made = Panel(ones[:, :, None], ones, place, place * 10 - 500, np.array(["a", "b"]), days, ("c",), "toy")
+    ones, lat, lon = np.ones((2, 3)), [40.0, 41.0], [-100.0, -90.0]
+    made = worlds.panel(
+        ones[:, :, None], ones, lat, lon, channels=["c"], start=worlds.EPOCH, sites=["a", "b"]
+    )
     # Every key of every stored result holds one of these.
     assert made.fingerprint == "70343b0a5887ac33ff4bd04ae4c1cc7f"
 

@@ -24,7 +24,11 @@ from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, GroupSplit, RandomSplit, SpatialSplit
 from pm25.trial import Result, Training
 from pm25.windows import Inputs, Windows
+from tests import worlds
 from tests.errors import refuses
+from tests.worlds import cell
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SITES, DAYS, WINDOW = 12, 30, 5
 SPLITS = [
@@ -35,56 +39,17 @@ SPLITS = [
 EMBEDDING = np.eye(SITES, dtype=np.float32)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, and no fight for the cores: these networks have a few hundred weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def world(target: str = "noise", seed: int = 0) -> Panel:
     """Six sites in each half of the country; no value is missing."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(SITES, DAYS, 2)).astype(np.float32)
-    lat = np.tile(np.linspace(28, 47, SITES // 2), 2)
-    lon = np.concatenate([np.linspace(-120, -100, SITES // 2), np.linspace(-90, -70, SITES // 2)])
+    lat, lon = worlds.two_halves(SITES)
     made = {
         "noise": 9 + rng.normal(0, 3, (SITES, DAYS)),
         "channel": 9 + 3 * features[:, :, 0] + rng.normal(0, 0.3, (SITES, DAYS)),
         "site": np.repeat(9 + 0.5 * (lat[:, None] - 37) + 0.1 * (lon[:, None] + 95), DAYS, axis=1),
     }[target]
-    return Panel(
-        features=features,
-        target=made.astype(np.float32),
-        lat=lat,
-        lon=lon,
-        site_id=np.array([f"s{i:02}" for i in range(SITES)]),
-        dates=np.datetime64("2021-01-01") + np.arange(DAYS),
-        channels=("a", "b"),
-        name="toy",
-    )
-
-
-def with_target(panel: Panel, target: np.ndarray) -> Panel:
-    return Panel(
-        panel.features, target, panel.lat, panel.lon, panel.site_id, panel.dates, panel.channels, panel.name
-    )
-
-
-def cell(variant: str = "none", fusion: str | None = None, **changes: Any) -> Cell:
-    """A small cell: two epochs of eight steps."""
-    train = {"batch_size": 32, "max_epochs": 2, "learning_rate": 0.01, **changes.pop("train", {})}
-    values = {
-        "split": SPLITS[0],
-        "fold": 0,
-        "seed": 3,
-        "window": WINDOW,
-        "model": ModelSettings(width=4, depth=2, attention_units=4),
-        **changes,
-    }
-    return Cell(variant=variant, fusion=fusion, train=TrainSettings(**train), **values)
+    return worlds.panel(features, made, lat, lon)
 
 
 def bound(made: Cell) -> dict[str, Any]:
@@ -232,7 +197,7 @@ def test_training_cannot_see_test_targets(split, variant, fusion):
     embedding = EMBEDDING if fusion else None
     one, other = (
         trial.run(cell(variant, fusion, split=split), p, embedding=embedding)
-        for p in (panel, with_target(panel, target))
+        for p in (panel, replace(panel, target=target))
     )
     assert same_weights(one, other)
     assert one.history == other.history
@@ -250,9 +215,7 @@ def test_training_cannot_see_held_out_sites(split):
     features, lat = panel.features.copy(), panel.lat.copy()
     features[hidden] = 100 - 3 * features[hidden]
     lat[hidden] += 0.5
-    moved = Panel(
-        features, panel.target, lat, panel.lon, panel.site_id, panel.dates, panel.channels, panel.name
-    )
+    moved = replace(panel, features=features, lat=lat)
     one, other = (trial.run(cell("latlon", split=split), p) for p in (panel, moved))
     assert same_weights(one, other)
     assert not np.array_equal(one.predictions["prediction"], other.predictions["prediction"])
@@ -266,7 +229,7 @@ def test_training_does_see_training_and_validation_targets():
     for part in (parts.train, parts.validation):
         target = panel.target.copy()
         target.reshape(-1)[part[0]] += 50
-        assert trial.run(cell(), with_target(panel, target)).history != base.history
+        assert trial.run(cell(), replace(panel, target=target)).history != base.history
 
 
 # --- The training loop -------------------------------------------------------------------------------
@@ -775,10 +738,7 @@ def test_the_scalers_know_the_subsample_only():
         features = panel.features.copy()
         features[site, : DAYS // 2] += 1000
         features[site, DAYS // 2 :] -= 1000
-        changed = Panel(
-            features, panel.target, panel.lat, panel.lon, panel.site_id, panel.dates, panel.channels, "toy"
-        )
-        if not same_weights(got, trial.run(tiny, changed)):
+        if not same_weights(got, trial.run(tiny, replace(panel, features=features))):
             moved.append(site)
     assert 1 <= len(moved) <= 3
 
@@ -846,7 +806,7 @@ def test_the_scores_of_the_tail_and_the_distances_are_in_a_result():
     panel = world()
     target = panel.target.copy()
     target[:, ::6] += 40
-    got = trial.run(cell(split=SPLITS[1]), with_target(panel, target)).metrics
+    got = trial.run(cell(split=SPLITS[1]), replace(panel, target=target)).metrics
     truth = target.reshape(-1)[splits.cut(SPLITS[1], 0, panel, WINDOW).test]
     assert got["test_n_tail"] == (truth >= 35.5).sum() > 0
     assert got["test_tail_mbe"] < -10  # two epochs of noise predict no smoke
@@ -865,7 +825,7 @@ def test_an_encoder_that_saw_pm25_is_a_failed_check():
 
 
 def test_log1p_is_another_training_and_predicts_in_ugm3():
-    panel = with_target(world(), np.exp(world("channel").target / 4))  # right-skewed, 1 to 130
+    panel = replace(world(), target=np.exp(world("channel").target / 4))  # right-skewed, 1 to 130
     plain, log = (trial.run(cell(train={"target": t}), panel) for t in (None, "log1p"))
     assert not same_weights(plain, log)
     assert np.array_equal(plain.predictions["truth"], log.predictions["truth"])
@@ -892,7 +852,7 @@ def test_a_panel_too_short_for_its_window_is_refused():
 
 def test_a_constant_target_is_predicted_and_its_r2_is_missing():
     got = trial.run(
-        cell(train={"max_epochs": 1}), with_target(world(), np.full((SITES, DAYS), 7, np.float32))
+        cell(train={"max_epochs": 1}), replace(world(), target=np.full((SITES, DAYS), 7, np.float32))
     )
     assert np.isnan(got.metrics["test_r2"])
     assert got.metrics["test_rmse"] < 3

@@ -13,7 +13,6 @@ from pm25.cell import Cell, Tuning
 from pm25.metrics import SCORES, scores
 from pm25.neighbours import NeighbourSettings, usable
 from pm25.panel import Panel
-from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import (
     AnySplit,
     CheckerboardSplit,
@@ -23,10 +22,12 @@ from pm25.splits import (
     SpatialSplit,
     TemporalSplit,
 )
+from tests import worlds
 from tests.errors import refuses
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SITES, DAYS, WINDOW = 40, 24, 3
-START = date(2021, 1, 1)
 PLAIN = SCORES
 OUTER: list[AnySplit] = [
     RandomSplit(folds=3),
@@ -69,53 +70,20 @@ every_outer_and_inner_with_and_without_neighbours = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, and no fight for the cores: these networks have a few hundred weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def world(seed: int = 0) -> Panel:
     """Sites all over the country, one in ten values missing."""
     rng = np.random.default_rng(seed)
-    features = rng.normal(size=(SITES, DAYS, 2)).astype(np.float32)
-    target = (0.5 + rng.gamma(2, 4, (SITES, DAYS))).astype(np.float32)
-    for values in (features, target):
-        values[rng.random(values.shape) < 0.1] = np.nan
-    lon = rng.uniform(-122, -70, SITES)
-    return Panel(
-        features=features,
-        target=target,
-        lat=rng.uniform(28, 47, SITES),
-        lon=lon,
-        site_id=np.array([f"s{i:02}" for i in range(SITES)]),
-        dates=np.datetime64(START) + np.arange(DAYS),
-        channels=("a", "b"),
-        name="toy",
-        groups={
-            "half": np.where(lon < -96, "west", "east"),
-            "parity": np.tile(["even", "odd"], SITES // 2),
-        },
-    )
+    features, target = rng.normal(size=(SITES, DAYS, 2)), 0.5 + rng.gamma(2, 4, (SITES, DAYS))
+    features, target = worlds.without(features, 0.1, rng), worlds.without(target, 0.1, rng)
+    lon, lat = rng.uniform(-122, -70, SITES), rng.uniform(28, 47, SITES)
+    half, parity = np.where(lon < -96, "west", "east"), np.tile(["even", "odd"], SITES // 2)
+    return worlds.panel(features, target, lat, lon, groups={"half": half, "parity": parity})
 
 
 def cell(outer: AnySplit, inner: AnySplit | None = None, fold: int = 0, **changes: Any) -> Cell:
     """A tiny search cell of one epoch, on the first fold of `outer`."""
-    train = {"batch_size": 64, "max_epochs": 1, "learning_rate": 0.01, **changes.pop("train", {})}
-    values = {
-        "variant": "latlon",
-        "split": outer,
-        "fold": 0,
-        "seed": 3,
-        "window": WINDOW,
-        "tuning": Tuning(split=inner, fold=fold),
-        "model": ModelSettings(width=2, depth=1, attention_units=4),
-        **changes,
-    }
-    return Cell(train=TrainSettings(**train), **values)
+    fields = {"variant": "latlon", "split": outer, "tuning": Tuning(split=inner, fold=fold), **changes}
+    return worlds.tiny_cell(**fields)
 
 
 def training_side(outer: AnySplit, panel: Panel) -> np.ndarray:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pm25.panel import Panel
 from pm25.scaling import Scaler
 from pm25.windows import Inputs, Windows
+from tests import worlds
 from tests.errors import refuses
 
 SITES, DAYS, WINDOW = 5, 12, 4
@@ -20,17 +21,10 @@ CPU = torch.device("cpu")
 def world(seed: int = 0, missing: float = 0.2) -> Panel:
     rng = np.random.default_rng(seed)
     features = rng.normal([3, -50, 0.01], [1, 20, 0.001], (SITES, DAYS, 3)).astype(np.float32)
-    features[rng.random(features.shape) < missing] = np.nan
-    return Panel(
-        features=features,
-        target=rng.gamma(2, 4, (SITES, DAYS)).astype(np.float32),
-        lat=rng.uniform(26, 49, SITES),
-        lon=rng.uniform(-124, -67, SITES),
-        site_id=np.array([f"s{i}" for i in range(SITES)]),
-        dates=np.arange(DAYS).astype("datetime64[D]"),
-        channels=("a", "b", "c"),
-        name="toy",
-    )
+    features = worlds.without(features, missing, rng)
+    target = rng.gamma(2, 4, (SITES, DAYS))
+    lat, lon = rng.uniform(26, 49, SITES), rng.uniform(-124, -67, SITES)
+    return worlds.panel(features, target, lat, lon, start=worlds.EPOCH)
 
 
 def flat(*pairs: tuple[int, int]) -> np.ndarray:
@@ -173,16 +167,8 @@ def test_sincos_are_four_more_channels():
 @pytest.mark.parametrize("variant", ["latlon", "sincos"])
 def test_places_without_a_training_sample_move_no_place_channel(variant):
     panel = world()
-    moved = Panel(
-        panel.features,
-        panel.target,
-        np.append(panel.lat[:3], [-89.0, 89.0]),
-        np.append(panel.lon[:3], [170.0, -170.0]),
-        panel.site_id,
-        panel.dates,
-        panel.channels,
-        panel.name,
-    )
+    lat, lon = np.append(panel.lat[:3], [-89.0, 89.0]), np.append(panel.lon[:3], [170.0, -170.0])
+    moved = replace(panel, lat=lat, lon=lon)
     for one, other in zip(
         *(inputs(p, TRAIN, variant).batch(torch.from_numpy(TRAIN)) for p in (panel, moved)), strict=True
     ):

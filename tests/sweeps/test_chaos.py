@@ -6,7 +6,6 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+
+from tests import processes
 
 pytestmark = pytest.mark.slow
 
@@ -95,9 +95,7 @@ class Chaos:
         (folder / "chaos.yaml").write_text(yaml.safe_dump(STUDY))
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "sweeps", *arguments]
-        with (self.folder / "log").open("a") as out:
-            return subprocess.Popen(command, stdout=out, stderr=out, text=True, cwd=self.folder)
+        return processes.sweep(self.folder, *arguments, log=self.folder / "log")
 
     def ended(self, folder: str = "*") -> int:
         return len(list(self.results.glob(f"{folder}/*/result.json")))
@@ -116,14 +114,6 @@ class Chaos:
             )
 
 
-def workers_of(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
-    try:
-        children = psutil.Process(driver.pid).children(recursive=True)
-        return [p for p in children if "Trainable" in " ".join(p.cmdline())]
-    except psutil.NoSuchProcess:
-        return []
-
-
 def test_every_cell_is_done_exactly_once_whatever_is_killed(tmp_path: Path) -> None:
     chaos, dice = Chaos(tmp_path), random.Random(20211121)
     watch = Watch(chaos.results)
@@ -140,7 +130,7 @@ def test_every_cell_is_done_exactly_once_whatever_is_killed(tmp_path: Path) -> N
             time.sleep(0.02)
         time.sleep(dice.uniform(0, 1.5))
         if kill_worker:
-            while not (alive := workers_of(driver)):  # one is being started
+            while not (alive := processes.workers_of(driver.pid)):  # one is being started
                 assert driver.poll() is None, (tmp_path / "log").read_text()[-3000:]
                 assert time.monotonic() < until, "no worker is started"
                 time.sleep(0.02)

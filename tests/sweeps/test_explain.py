@@ -14,6 +14,7 @@ from sweeps import explain
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
 from sweeps.store.records import Record
+from tests import worlds
 from tests.errors import refuses
 
 STUDY = """\
@@ -50,20 +51,16 @@ def record(of: StudyState, key: str, **more: Any) -> Record:
     """The record that a worker would have written of a cell."""
     cell = of.cells[key]
     options = of.study.encoder_options(cell.variant)
-    return {
-        "key": key,
-        "state": "done",
-        "cell": cell.resolved(),
+    fields = {
         "data": of.panel.fingerprint,
         "encoder": encoders.fingerprint(cell.variant, **options) if cell.encoder else None,
         "numerics": pm25.NUMERICS,
         "host": "alpha",
-        "device": "x86_64",
-        "audit": {"failed": []},
         "seconds": 12.5,
         "ended": "2026-01-02T03:04:05.678+00:00",
         **more,
     }
+    return worlds.cell_record(key, cell, **fields)
 
 
 def lost(of: StudyState, key: str) -> Record:

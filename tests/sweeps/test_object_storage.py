@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pm25.errors import InputError
 from sweeps.store import lock
 from sweeps.store.lock import StudyLock
 from sweeps.store.records import Store
+from tests import processes
 
 SMALLER = (
     "data.synthetic={sites: 60, days: 60, seed: 0}",
@@ -40,15 +40,10 @@ class Demo:
         self.study = ["demo", *(word for text in settings for word in ("--set", text))]
 
     def start(self, command: str, *more: str) -> "subprocess.Popen[str]":
-        words = [sys.executable, "-m", "sweeps", command, *self.study, *more]
-        with (self.folder / "log").open("a") as log:
-            return subprocess.Popen(words, stdout=log, stderr=log, text=True, cwd=self.folder)
+        return processes.sweep(self.folder, command, *self.study, *more, log=self.folder / "log")
 
     def run(self, command: str, *more: str) -> str:
-        words = [sys.executable, "-m", "sweeps", command, *self.study, *more]
-        ended = subprocess.run(words, capture_output=True, text=True, cwd=self.folder)
-        assert ended.returncode == 0, ended.stderr[-3000:]
-        return ended.stdout
+        return processes.run_sweep(self.folder, command, *self.study, *more)[0]
 
     def objects(self, name: str) -> dict[str, tuple[int, Any]]:
         """Size and time of the objects of a name, by path."""

@@ -1,6 +1,5 @@
 """Hand-made records: two arms differ in the declared factor alone, or in what is named."""
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,8 @@ from pm25.splits import RandomSplit
 from sweeps.analysis import comparability
 from sweeps.analysis.comparability import differences
 from sweeps.store.records import Record
+from tests import worlds
+from tests.worlds import changed
 
 COMPARABLE = comparability.ArmDifference((), ())
 
@@ -22,36 +23,22 @@ def record(
 ) -> Record:
     fields = {"variant": variant, "fusion": fusion, "head": head, "split": {"kind": "random"}, **settings}
     cell = Cell.model_validate({"fold": 1, "seed": 2, **fields})
-    return {
-        "key": f"{variant}{fusion}",
-        "state": "done",
-        "cell": cell.resolved(),
-        "data": "d0",
-        "encoder": f"{cell.encoder} weights" if cell.encoder else None,
-        "numerics": 3,
-        "host": f"of {variant}",
-        "process": len(variant),
-        "device": "x86_64",
-        "threads": 1,
-        "versions": {"python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6"},
-        "started": f"when {variant} began",
-        "ended": f"when {variant} ended",
-        "metrics": {"test_rmse": float(len(variant))},
-        "counts": {"n_train": 70, "n_val": 10, "n_test": 20, "epochs": len(variant), "best_epoch": 1},
-        "audit": {"shared_sites": 9, "encoder_trained_on_target": False, "failed": []},
-        "seconds": float(len(variant)),
-    }
-
-
-def changed(base: Record, name: str, value: Any) -> Record:
-    """The record with one value replaced, by its dotted name."""
-    made = copy.deepcopy(base)
-    *blocks, last = name.split(".")
-    block = made
-    for inner in blocks:
-        block = block[inner]
-    block[last] = value
-    return made
+    return worlds.cell_record(
+        f"{variant}{fusion}",
+        cell,
+        data="d0",
+        encoder=f"{cell.encoder} weights" if cell.encoder else None,
+        versions={"python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6"},
+        audit={"shared_sites": 9, "encoder_trained_on_target": False, "failed": []},
+        # What differs from arm to arm and does not count.
+        host=f"of {variant}",
+        process=len(variant),
+        started=f"when {variant} began",
+        ended=f"when {variant} ended",
+        metrics={"test_rmse": float(len(variant))},
+        counts={"n_train": 70, "n_val": 10, "n_test": 20, "epochs": len(variant), "best_epoch": 1},
+        seconds=float(len(variant)),
+    )
 
 
 @pytest.mark.parametrize(

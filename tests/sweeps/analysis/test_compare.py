@@ -1,6 +1,5 @@
 """Two studies cell by cell: what differs and why, which verdicts changed, and the exit status."""
 
-import copy
 import json
 import sys
 from collections.abc import Callable
@@ -18,7 +17,9 @@ from sweeps.analysis.compare import Inferred, StudyResults
 from sweeps.engine import worker
 from sweeps.state import StudyState
 from sweeps.store.records import Record
+from tests import worlds
 from tests.errors import refuses
+from tests.worlds import changed
 
 STUDY = """\
 study: toy
@@ -74,32 +75,14 @@ NOTHING = inferred()
 
 
 def record(key: str, arm: str = "none", **metrics: float | None) -> Record:
-    return {
-        "key": key,
-        "state": "done",
-        "cell": {"variant": arm, "seed": 0, "model": {"width": 32}},
-        "data": "d" * 32,
-        "encoder": None,
-        "numerics": 3,
-        "device": "x86_64",
-        "threads": 1,
-        "versions": {"python": "3.11.7", "torch": "2.12.0"},
-        "commit": "a" * 40,
-        "dirty": False,
-        "counts": {"n_train": 70, "n_test": 20},
-        "audit": {"shared_sites": 0, "failed": []},
-        "metrics": {"test_rmse": 7.0, "test_r2": 0.5, **metrics},
-    }
-
-
-def changed(base: Record, name: str, value: Any) -> Record:
-    made = copy.deepcopy(base)
-    *blocks, last = name.split(".")
-    block = made
-    for inner in blocks:
-        block = block[inner]
-    block[last] = value
-    return made
+    return worlds.cell_record(
+        key,
+        {"variant": arm, "seed": 0, "model": {"width": 32}},
+        versions={"python": "3.11.7", "torch": "2.12.0"},
+        commit="a" * 40,
+        dirty=False,
+        metrics={"test_rmse": 7.0, "test_r2": 0.5, **metrics},
+    )
 
 
 def side(*records: Record, concludes: Inferred = NOTHING, name: str = "it", **columns: Any) -> StudyResults:
@@ -132,8 +115,8 @@ def outcomes(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> list[s
 
 
 def failed(key: str) -> Record:
-    error = {"type": "RuntimeError", "message": "it died"}
-    return {"key": key, "state": "failed", "cell": {"variant": "none"}, "error": error}
+    error = worlds.error("RuntimeError", "it died")
+    return worlds.record(key, "failed", cell={"variant": "none"}, error=error)
 
 
 def test_cells_are_matched_by_place_and_not_by_key() -> None:

@@ -5,20 +5,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 
-from pm25 import panel as panels
 from pm25 import splits
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
-from pm25.sources import synthetic
 from sweeps.analysis import results
 from sweeps.spec.design import Arm
 from sweeps.spec.search_space import Search
 from sweeps.spec.study import Study
 from sweeps.store.records import Record
 from sweeps.store.search_trials import ArmTrials
+from tests import worlds
 
 COLUMNS = [
     *("key", "variant", "fusion", "split", "regime", "fold", "seed", "state"),
@@ -52,10 +50,7 @@ def done(key: str, **changes: Any) -> Record:
     cell = CELLS[key]
     board = cell.split.kind == "checkerboard"
     parts = ["val", "test", "wr"] if board else ["val", "test"]
-    return {
-        "key": key,
-        "state": "done",
-        "cell": cell.resolved(),
+    fields = {
         "encoder": "weights" if cell.encoder else None,
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "metrics": {
@@ -83,12 +78,13 @@ def done(key: str, **changes: Any) -> Record:
             "failed": [],
         },
         "seconds": 1.25,
-    } | changes
+    }
+    return worlds.record(key, cell=cell.resolved(), **fields) | changes
 
 
 def failed(key: str, **changes: Any) -> Record:
-    error = {"type": "Diverged", "message": "loss is nan", "traceback": "Traceback"}
-    return {"key": key, "state": "failed", "cell": CELLS[key].resolved(), "error": error} | changes
+    error = worlds.error("Diverged", "loss is nan", "Traceback")
+    return worlds.record(key, "failed", cell=CELLS[key].resolved(), error=error) | changes
 
 
 def test_a_row_for_every_cell_in_the_grid_s_order() -> None:
@@ -201,8 +197,7 @@ def test_types_do_not_depend_on_what_is_done(some: dict[str, Record]) -> None:
 
 @pytest.fixture(scope="module")
 def panel() -> Panel:
-    table = pa.Table.from_pandas(synthetic.synthesize(sites=12, days=30), preserve_index=False)
-    return panels.from_table(table, "toy.parquet")
+    return worlds.synthetic_panel(days=30, name="toy.parquet")
 
 
 def test_facts_tell_where_the_numbers_come_from(panel: Panel) -> None:

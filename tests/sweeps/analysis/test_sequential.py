@@ -27,6 +27,7 @@ from sweeps.spec.design import Arm
 from sweeps.spec.study import Study, Synthetic
 from sweeps.state import StudyState
 from sweeps.store.records import Record, Store
+from tests import worlds
 
 NONE, LATLON, SINCOS = Arm("none", None), Arm("latlon", None), Arm("sincos", None)
 STUDY: dict[str, Any] = {
@@ -82,11 +83,11 @@ def by_arm(**values: float) -> Value:
 
 def record(cell: Cell, value: float | None, key: str = "key") -> Record:
     """As a worker would write it; R2 is a tenth of the RMSE, and within region all is twice as much."""
-    made: Record = {"key": key, "cell": cell.resolved(), "seconds": 1.0}
+    resolved = cell.resolved()
     if value is None:
-        return made | {"state": "failed", "error": {"type": "RuntimeError", "message": "broken"}}
+        return worlds.record(key, "failed", cell=resolved, error=worlds.error("RuntimeError", "broken"))
     metrics = {"test_rmse": value, "test_r2": value / 10, "wr_rmse": 2 * value, "wr_r2": value / 5}
-    return made | {"state": "done", "metrics": metrics}
+    return worlds.record(key, cell=resolved, metrics=metrics)
 
 
 def run(of: Study, value: Value, order: random.Random | None = None) -> tuple[Looks, list[Cell]]:
@@ -570,8 +571,7 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
             names.append(name(work.cells[0]))
             end(agenda, of, work, by_arm(none=5, latlon=5))
             continue
-        trial = {"key": work.key, "state": "done", "epochs": 1, "seconds": 1.0, "reported": []}
-        trial |= {"scores": {"wr": {"rmse": 1.0}}, **work.more}
+        trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(work.more)
         of.store.search.write_record(trial)
         agenda.ended(work, trial)
     assert len(names) == len({*names}) == agenda.cells == 2 * 3 * 7
@@ -591,8 +591,8 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
         if work.kind == "cell":
             names.append(name(work.cells[0]))
             continue
-        trial = {"key": work.key, "state": "done", "epochs": 1, "seconds": 1.0, "reported": []}
-        agenda.ended(work, trial | {"scores": {"wr": {"rmse": 1.0}}, **work.more})
+        trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(work.more)
+        agenda.ended(work, trial)
     assert (names, agenda.cells) == (["none random 1 5"], 1)
 
 

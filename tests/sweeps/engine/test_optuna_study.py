@@ -12,7 +12,6 @@ from typing import Any
 
 import optuna
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
@@ -26,6 +25,9 @@ from sweeps.spec.design import Arm
 from sweeps.spec.search_space import Search, within
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
+from tests import worlds
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
 RATE, DEPTH = "train.learning_rate", "model.depth"
@@ -41,15 +43,6 @@ CONDITIONAL: dict[str, Any] = {
     "train.huber_delta": {"float": [0.5, 2.0], "when": {"train.target": "log1p"}},
     "train.patience": {"int": [1, 40], "log": True, "when": {DEPTH: [1, 3]}},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The sampler gp is torch's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -69,13 +62,9 @@ def arm_trials(*ended: Record, arm: Arm = NONE, begun: Any = (), **given_: Any) 
 
 
 def record(number: int, params: dict[str, Any], wr: float = 1.0, oor: float = 1.0, **more: Any) -> Record:
-    scores = {regime: {"rmse": loss, "r2": -loss} for regime, loss in (("wr", wr), ("oor", oor))}
-    made = {"key": f"key-{number}", "number": number, "state": "done", "params": params, "scores": scores}
-    made |= {"reported": [3 * wr, 2 * wr, wr], "epochs": 3, "seconds": 1.5, "host": "here"}
-    made |= {name: f"2026-01-02T03:04:0{i}.500+00:00" for i, name in enumerate(("started", "ended"))} | more
-    if made["state"] != "done":
-        del made["scores"]
-    return made
+    fields = {"reported": [3 * wr, 2 * wr, wr], "epochs": 3, "seconds": 1.5, "host": "here"}
+    fields |= {name: f"2026-01-02T03:04:0{i}.500+00:00" for i, name in enumerate(("started", "ended"))}
+    return worlds.trial_record(number, params, wr, oor, **fields | more)
 
 
 def point(rate: float = 0.1, depth: int = 1) -> dict[str, Any]:

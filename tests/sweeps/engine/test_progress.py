@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sweeps.engine import progress
 from sweeps.engine.progress import RunProgress
-from sweeps.store.records import Record
+from tests.worlds import record
 
 
 class Clock:
@@ -28,10 +28,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def plain() -> tuple[Console, io.StringIO]:
     text = io.StringIO()
     return Console(file=text, width=120), text
-
-
-def record(key: str, state: str) -> Record:
-    return {"key": key, "state": state}
 
 
 def test_the_line_by_hand(clock: Clock) -> None:

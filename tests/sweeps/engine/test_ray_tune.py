@@ -5,14 +5,14 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+
+from tests import processes
+from tests.processes import wait_for, workers_of
 
 pytestmark = pytest.mark.slow
 
@@ -39,17 +39,11 @@ class Sweep:
         self.file.write_text(yaml.safe_dump({**STUDY, **changes}))
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "sweeps", *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            command, stdout=pipe, stderr=pipe, text=True, cwd=self.folder, start_new_session=True
-        )
+        return processes.sweep(self.folder, *arguments)
 
     def __call__(self, *arguments: str, status: int = 0) -> tuple[str, str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=180)
-        assert process.returncode == status, err
-        return out, err
+        """Standard output and error."""
+        return processes.run_sweep(self.folder, *arguments, status=status)
 
     def counts(self) -> dict[str, int]:
         return dict(json.loads(self("status", "tiny.yaml", "--json")[0])["cells"])
@@ -79,19 +73,6 @@ class Sweep:
                     "where t.key = 'key' and r.lifecycle_stage = 'active'"
                 )
             )
-
-
-def workers_of(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes that train."""
-    children = psutil.Process(driver.pid).children(recursive=True)
-    return [p for p in children if "Trainable" in " ".join(p.cmdline())]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
 
 
 def test_a_study_runs_resumes_grows_and_reports(tmp_path: Path) -> None:
@@ -142,7 +123,7 @@ def test_a_killed_driver_loses_nothing_that_was_recorded(tmp_path: Path) -> None
     sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
     driver = sweep.start("run", "tiny.yaml")
     wait_for(lambda: len(sweep.records()) >= 3)
-    workers = workers_of(driver)
+    workers = workers_of(driver.pid)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate(timeout=60)
     # Ray's workers end with their driver, so the restart does not race with them.
@@ -162,7 +143,7 @@ def test_a_killed_worker_has_its_cell_run_again(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
     driver = sweep.start("run", "tiny.yaml")
     wait_for(lambda: sweep.records())
-    workers_of(driver)[0].kill()
+    workers_of(driver.pid)[0].kill()
     out, err = driver.communicate(timeout=180)
     assert driver.returncode == 0, err
     assert "8 of 8 cells done" in out
@@ -303,7 +284,7 @@ def test_a_cell_goes_on_from_its_last_epoch_to_the_same_bytes(tmp_path: Path) ->
     sweep = Sweep(broken, **settings)
     driver = sweep.start("run", "tiny.yaml", "--limit", "1")
     wait_for(lambda: list(broken.glob("results/tiny/cells/*/checkpoint.pt")))
-    workers_of(driver)[0].kill()
+    workers_of(driver.pid)[0].kill()
     _, err = driver.communicate(timeout=180)
     assert driver.returncode == 0, err
     (expected,), (found,) = Sweep(whole).records().values(), sweep.records().values()
@@ -358,9 +339,7 @@ def test_seeds_that_a_look_asks_for_are_run_in_the_same_run(tmp_path: Path) -> N
         "sweeps.analysis.statistics.stopped = lambda *differences, **how: False\n"
         "sweeps.cli.main()"
     )
-    command = [sys.executable, "-c", undecided, "run", "tiny.yaml"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=180)
-    assert ended.returncode == 0, ended.stderr
-    assert "9 cells, 0 recorded, 9 to run; up to 12 more if undecided" in ended.stderr
-    assert "21 of 21 cells done" in ended.stdout
+    out, err = processes.run_sweep(tmp_path, "run", "tiny.yaml", python=("-c", undecided))
+    assert "9 cells, 0 recorded, 9 to run; up to 12 more if undecided" in err
+    assert "21 of 21 cells done" in out
     assert len(sweep.records()) == len(sweep.runs()) == 21

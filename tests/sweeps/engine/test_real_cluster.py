@@ -19,6 +19,9 @@ import psutil
 import pytest
 import yaml
 
+from tests import processes
+from tests.processes import wait_for
+
 pytestmark = pytest.mark.slow
 
 HEALTH = {
@@ -43,14 +46,6 @@ STUDY = {
     "resources": {"cpu": 1, "gpu": 0},
     "checkpoint_seconds": 0,
 }
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"in {seconds:g} s it never happened: {what}"
-        time.sleep(0.05)
-    return found
 
 
 class Node:
@@ -95,14 +90,7 @@ class Node:
 
     def workers(self) -> list[psutil.Process]:
         """The processes that train, or are about to."""
-        found = []
-        for process in self.processes():
-            try:
-                if "Trainable" in " ".join(process.cmdline()):
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue  # it ended meanwhile
-        return found
+        return processes.workers_of(self._process.pid)
 
     def kill(self) -> None:
         """Kill all processes at once, as when a machine is switched off."""
@@ -177,7 +165,7 @@ import functools, json, os, pathlib, time
 import sweeps.cli, sweeps.driver
 def noted(cell, key, panel, store, **how):
     import ray, torch
-    from sweeps import work
+    from sweeps.engine import worker
     seen = {"visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "gpus": ray.get_gpu_ids()}
     seen |= {"node": ray.util.get_node_ip_address(), "began": time.time(), "device": how["device"]}
     how["device"] = "cpu"
@@ -186,7 +174,7 @@ def noted(cell, key, panel, store, **how):
     while sum(1 for path in here.iterdir() if not path.suffix) < CROWD and time.monotonic() < until:
         time.sleep(0.05)
     time.sleep(1)  # were there room for more, they would come now
-    record = work.train_and_record(cell, key, panel, store, **how)
+    record = worker.train_and_record(cell, key, panel, store, **how)
     pathlib.Path(FOLDER, key + ".json").write_text(json.dumps({**seen, "ended": time.time()}))
     return record
 sweeps.driver.train = functools.partial(sweeps.driver.train, train_cell=noted)
@@ -207,25 +195,20 @@ class Sweep:
         (folder / "nodes.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
 
     def start(self, *arguments: str, code: str | None = None) -> "subprocess.Popen[str]":
-        run = ["-c", code] if code else ["-m", "sweeps"]
+        python = ("-c", code) if code else processes.SWEEP
         place = ["--address", self._cluster.address] if arguments[0] == "run" else []
-        command = [sys.executable, *run, *arguments[:1], "nodes.yaml", *place, *arguments[1:]]
+        words = [*arguments[:1], "nodes.yaml", *place, *arguments[1:]]
         env = {**self._cluster.env, "SWEEP_PRETEND_GPUS": "16"}
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=self.folder, env=env)
+        return processes.sweep(self.folder, *words, python=python, env=env)
 
     def __call__(self, *arguments: str, status: int = 0, code: str | None = None) -> str:
         """Standard error's text."""
         return self.end(self.start(*arguments, code=code), status)
 
     def end(self, driver: "subprocess.Popen[str]", status: int = 0, seconds: float = 120) -> str:
-        try:
-            _, err = driver.communicate(timeout=seconds)
-        finally:
-            driver.kill()
-        assert driver.returncode == status, err
+        _, err = processes.end(driver, status, seconds)
         assert "Traceback" not in err
-        return str(err)
+        return err
 
     def look(self) -> dict[str, dict[str, Any]]:
         """The records by key; none is another than when it was first seen."""
@@ -243,10 +226,7 @@ class Sweep:
 
     def verify(self) -> str:
         """Train what is recorded again, here and undisturbed: the bytes must be equal."""
-        command = [sys.executable, "-m", "sweeps", "verify", "nodes.yaml"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, timeout=120)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return processes.run_sweep(self.folder, "verify", "nodes.yaml")[0]
 
     def checkpoints(self) -> dict[Path, int]:
         found = {}

@@ -22,6 +22,7 @@ from sweeps.state import StudyState
 from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
+from tests import worlds
 
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
 RATE = "train.learning_rate"
@@ -97,15 +98,14 @@ class Points:
 def result(task: Task, loss: float = 1.0, **more: Any) -> Record:
     """The record that a worker would leave."""
     if task.kind == "cell":
-        made = {"key": task.key, "state": "done", "cell": task.cells[0].resolved(), "seconds": 1.0}
+        made = worlds.record(task.key, cell=task.cells[0].resolved())
     else:
-        made = {"key": task.key, "state": "done", "epochs": 4, "seconds": 1.0, "reported": []}
-        made["scores"] = {"wr": {"rmse": loss}}
+        made = worlds.record(task.key, epochs=4, reported=[], scores={"wr": {"rmse": loss}})
     return made | dict(task.more) | more
 
 
 def failure(task: Task, kind: str = "RuntimeError", message: str = "broken") -> Record:
-    made = result(task, state="failed", error={"type": kind, "message": message})
+    made = result(task, state="failed", error=worlds.error(kind, message))
     made.pop("scores", None)
     return made
 

@@ -28,6 +28,8 @@ from sweeps import cli
 from sweeps.engine import submit, worker
 from sweeps.engine.submit import JobClient
 from sweeps.spec import study_file as study
+from tests import processes
+from tests.processes import wait_for
 
 # Of Ray's client: it asks aiohttp in a way that is going away, and leaves a stream that broke unclosed.
 pytestmark = [
@@ -580,25 +582,11 @@ def client(head: Head, code: Path, here: Path) -> Callable[..., "subprocess.Pope
     """`sweep submit` in a process of its own, its output in a file that is named first."""
 
     def start(log: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "sweeps", "submit", *arguments]
-        with (here / log).open("w") as out:
-            return subprocess.Popen(
-                command,
-                env=head.environment(PYTHONPATH=str(code), PYTHONUNBUFFERED="1", **environment),
-                cwd=here,
-                stdout=out,
-                stderr=out,
-                text=True,
-            )
+        (here / log).unlink(missing_ok=True)
+        env = head.environment(PYTHONPATH=str(code), PYTHONUNBUFFERED="1", **environment)
+        return processes.sweep(here, "submit", *arguments, env=env, log=here / log)
 
     return start
-
-
-def until(true: Callable[[], Any], what: Callable[[], str], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what()
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -611,7 +599,11 @@ def test_a_job_outlives_its_client_and_is_joined_by_another(
     def said(log: str) -> str:
         return (here / log).read_text()
 
-    until(lambda: [*cells.glob("*/result.json")] or first.poll() is not None, lambda: said("first"))
+    wait_for(
+        lambda: [*cells.glob("*/result.json")] or first.poll() is not None,
+        lambda: said("first"),
+        seconds=240,
+    )
     assert first.poll() is None, said("first")
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -647,7 +639,11 @@ def test_a_job_outlives_its_client_and_is_joined_by_another(
 def test_a_job_is_stopped(head: Head, here: Path, client: Callable[..., "subprocess.Popen[str]"]) -> None:
     started = client("long", "long.yaml", "--address", head.address, "--follow")
     holder = here / "results" / "long" / "driver.json"
-    until(lambda: holder.exists() or started.poll() is not None, lambda: (here / "long").read_text())
+    wait_for(
+        lambda: holder.exists() or started.poll() is not None,
+        lambda: (here / "long").read_text(),
+        seconds=240,
+    )
     assert client("stop", "long.yaml", "--address", head.address, "--stop").wait(60) == 0
     assert (here / "stop").read_text().startswith("long-")
     assert ": stopped " in (here / "stop").read_text()

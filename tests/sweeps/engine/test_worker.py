@@ -4,7 +4,6 @@ import io
 import json
 import math
 import subprocess
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 import torch
 
 from pm25 import encoders, fit, trial
-from pm25 import panel as panels
 from pm25.cell import Cell, Tuning
 from pm25.encoders import Embedded
 from pm25.errors import InputError
@@ -24,11 +22,13 @@ from pm25.fit import Diverged
 from pm25.metrics import SCORES, scores
 from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
-from pm25.sources import synthetic
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.analysis import results
 from sweeps.engine import worker
 from sweeps.store.records import Record, Store
+from tests import worlds
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 KEY = "0123456789abcdef0123"
 FAILED_FILES = ["result.json"]
@@ -47,19 +47,9 @@ def cell(**changes: Any) -> Cell:
     return Cell(**given | changes)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads than free cores wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def panel() -> Panel:
-    table = pa.Table.from_pandas(synthetic.synthesize(sites=12, days=40), preserve_index=False)
-    return panels.from_table(table, "toy")
+    return worlds.synthetic_panel()
 
 
 @pytest.fixture(scope="module")
@@ -475,8 +465,7 @@ def test_a_training_that_diverges_is_a_failure(panel: Panel, tmp_path: Path) -> 
 
 
 def test_a_channel_without_a_value_is_a_failure(tmp_path: Path) -> None:
-    made = synthetic.synthesize(sites=12, days=40).assign(elev_m=math.nan)
-    panel = panels.from_table(pa.Table.from_pandas(made, preserve_index=False), "toy")
+    panel = worlds.synthetic_panel(elev_m=math.nan)
     store = Store(str(tmp_path), "toy")
     check_failure(store, worker.train_and_record(cell(), KEY, panel, store), "InputError", "elev_m")
 

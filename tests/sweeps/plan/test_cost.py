@@ -27,6 +27,7 @@ from sweeps.spec import study_file
 from sweeps.spec.design import Arm, Design
 from sweeps.state import StudyState
 from sweeps.store import search_trials
+from tests import worlds
 from tests.errors import refuses
 
 STUDY = """\
@@ -87,7 +88,7 @@ def of(
 def done(state: StudyState, key: str, seconds: float, epochs: int = 5, **more: Any) -> dict[str, Any]:
     """A record as `sweeps.engine.worker` makes it, as far as an estimate looks."""
     place = {"device": platform.machine(), "threads": 1}
-    return {"key": key, "state": "done", "seconds": seconds, "counts": {"epochs": epochs}, **place, **more}
+    return worlds.record(key, seconds=seconds, counts={"epochs": epochs}) | place | more
 
 
 # Operations and parameters

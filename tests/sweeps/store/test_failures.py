@@ -13,6 +13,7 @@ from pm25.cell import Cell
 from sweeps.store import failures
 from sweeps.store.failures import Breaker
 from sweeps.store.records import Record
+from tests import worlds
 
 OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate {}. GPU {} has a total capacity of 79.15 GiB of which {} is free. "
@@ -151,10 +152,8 @@ def cell(arm: str, split: str, fold: int, seed: int) -> Cell:
 
 
 def failed(kind: str, message: str, **more: str) -> Record:
-    error = {"type": kind, "message": message, "traceback": ""}
-    error |= {name: value for name, value in more.items() if name == "signature"}
-    host = {"host": more["host"]} if "host" in more else {}
-    return {"state": "failed", "error": error, **host}
+    signature = {name: more.pop(name) for name in ("signature",) if name in more}
+    return worlds.record("key", "failed", error=worlds.error(kind, message, **signature), **more)
 
 
 ARMS = ("none", "none-matched-concat", "geoclip-hadamard", "geoclip-concat")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pm25.cell import Cell
 from sweeps.store import filters
 from sweeps.store.records import Record
+from tests import worlds
 from tests.errors import refuses
 
 ARMS: tuple[tuple[str, str | None, str | None], ...] = (
@@ -169,7 +170,7 @@ def test_a_long_list_of_values_is_cut() -> None:
 
 
 def failed(kind: str, message: str, **more: str) -> Record:
-    return {"state": "failed", "error": {"type": kind, "message": message, "traceback": ""}, **more}
+    return worlds.record("key", "failed", error=worlds.error(kind, message), **more)
 
 
 CELLS = GRID[:4]

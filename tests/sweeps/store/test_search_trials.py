@@ -6,17 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pm25 import panel as panels
 from pm25 import trial
 from pm25.cell import Cell, Tuning
 from pm25.panel import Panel
-from pm25.sources import synthetic
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.engine import worker
 from sweeps.spec.design import Arm
@@ -25,7 +21,10 @@ from sweeps.spec.study import Study
 from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials, pareto, pick
+from tests import worlds
 from tests.errors import refuses
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
 RATE, DEPTH = "train.learning_rate", "model.depth"
@@ -61,18 +60,12 @@ def point(rate: float = 0.1, depth: int = 1) -> dict[str, Any]:
 
 
 def record(number: int, wr: float = 1.0, oor: float = 1.0, **more: Any) -> Record:
-    """The fields that a search reads of the record of a finished trial."""
-    scores = {
-        regime: {"rmse": loss, "r2": -loss, "mae": 2 * loss} for regime, loss in (("wr", wr), ("oor", oor))
-    }
-    fields = {"number": number, "state": "done", "params": point(depth=1 + number % 3), "epochs": 2}
-    return fields | {"key": str(number), "scores": scores} | more
+    params = more.pop("params", point(depth=1 + number % 3))
+    return worlds.trial_record(number, params, wr, oor, **more)
 
 
 def failed(number: int, **more: Any) -> Record:
-    made = record(number) | {"state": "failed", "error": {"type": "Diverged"}} | more
-    del made["scores"]
-    return made
+    return record(number, **{"state": "failed", "error": worlds.error("Diverged", ""), **more})
 
 
 def trials(*ended: Record, begun: Any = (), **search_: Any) -> ArmTrials:
@@ -458,18 +451,9 @@ def test_a_record_without_its_start_file_does_not_count(tmp_path: Path) -> None:
 # No test has a say
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def world() -> Panel:
-    made = synthetic.synthesize(sites=24, days=60, seed=0)
-    return panels.from_table(pa.Table.from_pandas(made, preserve_index=False), "toy")
+    return worlds.synthetic_panel(sites=24, days=60)
 
 
 def test_what_would_be_better_on_the_test_set_is_not_taken(world: Panel, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 import requests
 import yaml
 
+from tests import processes
+
 pytestmark = pytest.mark.slow
 
 CELLS = 45
@@ -108,9 +110,7 @@ def test_a_server_that_dies_for_a_third_of_a_sweep(server: Server, tmp_path: Pat
     (tmp_path / "outage.yaml").write_text(yaml.safe_dump({**STUDY, "tracking": server.uri}))
 
     def start(verb: str) -> "subprocess.Popen[str]":
-        with (tmp_path / "log").open("a") as log:
-            command = [sys.executable, "-m", "sweeps", verb, "outage.yaml"]
-            return subprocess.Popen(command, stdout=log, stderr=log, text=True, cwd=tmp_path)
+        return processes.sweep(tmp_path, verb, "outage.yaml", log=tmp_path / "log")
 
     driver = start("run")
 

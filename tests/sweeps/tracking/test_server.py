@@ -18,6 +18,7 @@ import yaml
 from pm25.cell import Cell
 from pm25.splits import RandomSplit
 from sweeps.store.records import Store
+from tests import processes
 
 pytestmark = pytest.mark.slow
 
@@ -101,22 +102,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def sweep(
-    command: str, study: Path, server: Server, **environment: str
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "sweeps", command, study.name, "--set", f"tracking={server.url}"],
-        cwd=study.parent,
-        env=settings(**environment),
-        capture_output=True,
-        text=True,
-    )
+def sweep(command: str, study: Path, server: Server, status: int = 0, **environment: str) -> str:
+    """Standard error of a command on the study, tracked by the server."""
+    words = [command, study.name, "--set", f"tracking={server.url}"]
+    return processes.run_sweep(study.parent, *words, status=status, env=settings(**environment))[1]
 
 
 def test_a_trial_logs_through_it_and_only_with_a_password(server: Server, study: Path) -> None:
     known = {"MLFLOW_TRACKING_USERNAME": ADMIN[0], "MLFLOW_TRACKING_PASSWORD": ADMIN[1]}
-    trained = sweep("run", study, server, **known)
-    assert trained.returncode == 0, trained.stderr
+    sweep("run", study, server, **known)
     runs = server.runs()
     assert {run["info"]["status"] for run in runs} == {"FINISHED"}
     told = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in runs]
@@ -125,9 +119,7 @@ def test_a_trial_logs_through_it_and_only_with_a_password(server: Server, study:
     assert [path.parent.name for path in study.parent.glob("**/cells/*/result.json")] == [tags["key"]]
 
     for strangers in ({}, {**known, "MLFLOW_TRACKING_PASSWORD": "another password"}):
-        refused = sweep("sync", study, server, **strangers)
-        assert refused.returncode == 2
-        assert len(refused.stderr.splitlines()) == 1
+        assert len(sweep("sync", study, server, status=2, **strangers).splitlines()) == 1
     assert server.runs() == runs
 
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-import torch
 import yaml
 
 import pm25
@@ -36,6 +34,8 @@ from sweeps.store.records import Record, Store
 from sweeps.tracking import model_card, winners
 from sweeps.tracking.winners import WeightRetention, Winner
 from tests.errors import refuses
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DESIGN: dict[str, Any] = {
     "variant": ["none", "latlon", "geoclip", "table", "random"],
@@ -55,15 +55,6 @@ STUDY: dict[str, Any] = {
 }
 ARMS = ["none", "none-matched-hadamard", "latlon", "geoclip-hadamard", "table-hadamard", "random-hadamard"]
 SERVED = ["none", "latlon", "geoclip-hadamard", "table-hadamard"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in a worker."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def written(folder: Path, **changes: Any) -> str:

@@ -1,0 +1,80 @@
+"""Processes that slow tests start, watch and wait for."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+Found = TypeVar("Found")
+SWEEP = ("-m", "sweeps")
+
+
+def wait_for(
+    condition: Callable[[], Found], what: str | Callable[[], str] = "", *, seconds: float = 90
+) -> Found:
+    """The first true value of `condition`; after `seconds` an AssertionError that shows `what` is missing."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what() if callable(what) else what}"
+        time.sleep(0.05)
+    return found
+
+
+def sweep(
+    folder: Path,
+    *arguments: str,
+    python: Sequence[str] = SWEEP,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> "subprocess.Popen[str]":
+    """Start the real command line in `folder` and a session of its own; `python` is run instead if given.
+
+    Its output is appended to `log`, or piped if there is none.
+    """
+    how: dict[str, Any] = {"cwd": folder, "env": env, "text": True, "start_new_session": True}
+    command = [sys.executable, *python, *arguments]
+    if log is None:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+    with log.open("a") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, **how)
+
+
+def run_sweep(
+    folder: Path,
+    *arguments: str,
+    status: int = 0,
+    python: Sequence[str] = SWEEP,
+    env: Mapping[str, str] | None = None,
+) -> tuple[str, str]:
+    """Standard output and error of a command that must end with `status` within three minutes."""
+    return end(sweep(folder, *arguments, python=python, env=env), status)
+
+
+def end(process: "subprocess.Popen[str]", status: int = 0, seconds: float = 180) -> tuple[str, str]:
+    """Standard output and error of a process that must end with `status`."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    assert process.returncode == status, out[-3000:] + err[-3000:]
+    return out, err
+
+
+def workers_of(driver: int) -> list[psutil.Process]:
+    """The processes below the process `driver` that train, or are about to."""
+    found = []
+    try:
+        children = psutil.Process(driver).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    for process in children:
+        try:
+            if "Trainable" in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue  # it ended meanwhile
+    return found
