@@ -30,7 +30,7 @@ def merit(values: pd.Series, metric: str) -> pd.Series:
     return values if METRICS[metric].better == "higher" else -values.abs()
 
 
-def whole(means: pd.DataFrame) -> pd.DataFrame:
+def complete(means: pd.DataFrame) -> pd.DataFrame:
     """Select the arms whose cells all have a number, the best first.
 
     `means` are lines of `inference.means`, of one split and evaluation set.

@@ -77,17 +77,17 @@ class Cluster:
         notice: Callable[[str], None],
         *,
         joined: bool,
-        waits: bool = False,
+        wait_for_nodes: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Count the nodes that are there.
 
         `alive()` lists the nodes. `ask_nodes(nodes, call, *arguments)` returns the result of a call on each
         node, None for a node that has left. `notice` shows the user a line. `joined` says that others started
-        the cluster, and `waits` that nodes may still have to come. `clock` returns seconds.
+        the cluster, and `wait_for_nodes` that nodes may still have to come. `clock` returns seconds.
         """
         self._alive, self._ask_nodes, self._notice = alive, ask_nodes, notice
-        self._joined, self._waits = joined, waits
+        self._joined, self._wait_for_nodes = joined, wait_for_nodes
         self._clock = clock
         self._nodes, self._counted = alive(), clock()
         self._types = node_types() if joined else []
@@ -98,7 +98,7 @@ class Cluster:
     @property
     def autoscales(self) -> bool:
         """True if further nodes may join when there is work for them."""
-        return self._waits or bool(self._types)
+        return self._wait_for_nodes or bool(self._types)
 
     @property
     def outline(self) -> str:
@@ -147,7 +147,7 @@ class Cluster:
         """Check that a node, or one that the autoscaler may start, can hold a training. Raises InputError."""
         cpu, gpu = resources.cpu, resources.gpu
         if gpu == "auto":
-            if self._waits and not self.has_gpus:
+            if self._wait_for_nodes and not self.has_gpus:
                 raise InputError(
                     "study file",
                     "resources.gpu",
@@ -155,7 +155,9 @@ class Cluster:
                     "--set resources.gpu=1, or --set resources.gpu=0",
                 )
             gpu = 1.0 if self.has_gpus else 0.0
-        if self._waits or any(r.get("CPU", 0) >= cpu and r.get("GPU", 0) >= gpu for r in self._all()):
+        if self._wait_for_nodes or any(
+            r.get("CPU", 0) >= cpu and r.get("GPU", 0) >= gpu for r in self._all()
+        ):
             return
         sizes = dict.fromkeys(f"{r.get('CPU', 0):g} CPU {r.get('GPU', 0):g} GPU" for r in self._all())
         raise InputError(

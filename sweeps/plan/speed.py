@@ -86,8 +86,8 @@ def samples(cell: Cell, indices: SplitIndices, panel: Panel) -> Samples:
     nested = cell.tuning.split if cell.tuning is not None else None
     if cell.tuning is not None and nested is not None:  # cut as pm25.trial does
         side = np.sort(np.concatenate([train, validation]))
-        usable = replace(panel, target=neighbours.usable(panel, side, cell.window))
-        inner = splits.cut(nested, cell.tuning.fold, usable, cell.window)
+        with_targets = replace(panel, target=neighbours.known_targets(panel, side, cell.window))
+        inner = splits.cut(nested, cell.tuning.fold, with_targets, cell.window)
         train, validation = inner.train, inner.validation
         tested = [len(found) for found in (inner.test, inner.wr) if found is not None]
     n_train = min(len(train), limits.max_windows or len(train))

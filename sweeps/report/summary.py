@@ -82,7 +82,7 @@ def _finding(report: ReportData, split: str, part: str) -> str:
     means = report.means[metric]
     means = means[(means["split"] == split) & (means["part"] == part)]
     where = f"on {split}" if part == "test" else f"on held-out sites of the training regions of {split}"
-    complete_arms = labels.whole(means)
+    complete_arms = labels.complete(means)
     frame = report.contrasts[metric]
     frame = frame[(frame["split"] == split) & (frame["part"] == part)]
     lines = [line for line in against_none(frame[frame["fold"].isna()].to_dict("records")) if line["n_pairs"]]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pm25.metrics import METRICS
-from sweeps.analysis.labels import merit, number, whole, with_arm
+from sweeps.analysis.labels import complete, merit, number, with_arm
 
 AUDIT_FAILED = "†"
 """Mark of a mean that includes a cell that failed the leakage audit."""
@@ -157,7 +157,7 @@ def places(means: pd.DataFrame) -> dict[str, int]:
     there are fewer than two complete arms, or if all are equal. Equal arms share their rank, and two best
     arms leave no second.
     """
-    lines = whole(means)
+    lines = complete(means)
     if len(lines) < 2:
         return {}
     metric = str(lines["metric"].iloc[0])

@@ -61,7 +61,7 @@ def write(report: ReportData, out: Path) -> list[Path]:
     return [out / name for name in texts]
 
 
-def brief(report: ReportData) -> str:
+def markdown_summary(report: ReportData) -> str:
     """Return the question, the answer and the tables of one metric in Markdown, for a small page."""
     question = report.facts.get("question")
     blocks = [*([str(question)] if question else []), *summary.answer(report), *summary.cautions(report)]
@@ -73,7 +73,7 @@ def brief(report: ReportData) -> str:
     return "\n\n".join(blocks)
 
 
-def terminal(report: ReportData) -> None:
+def print_summary(report: ReportData) -> None:
     """Print the tables of one metric and the answer to the terminal."""
     from rich.console import Console
     from rich.table import Table as Grid

@@ -180,13 +180,15 @@ class Breaker:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._counts: Counter[str] = Counter()
-        self.open: str | None = None
+        self.reason: str | None = None
         """Reason to stop the run, in one line; None as long as it may continue."""
 
     def failed(self, signature: str) -> None:
         """Count a failure of this run. Equal failures need not be consecutive."""
         self._counts[signature] += 1
         # The reason is not changed afterwards, although trainings that are still running may fail too.
-        if self.open is None and self._counts[signature] >= self.limit:
+        if self.reason is None and self._counts[signature] >= self.limit:
             count = self._counts[signature]
-            self.open = f"{count} equal failures in this run, {signature}; fix the cause, then `sweep retry`"
+            self.reason = (
+                f"{count} equal failures in this run, {signature}; fix the cause, then `sweep retry`"
+            )
