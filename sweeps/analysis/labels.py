@@ -127,11 +127,6 @@ def number(value: float, metric: str, sign: bool = False) -> str:
     return f"{value:+z.{digits}f}" if sign else f"{value:z.{digits}f}"
 
 
-def counted(n: int, noun: str) -> str:
-    """Format a count with its noun: '1 cell', '2 cells'."""
-    return f"{n} {noun}{'s' * (n != 1)}"
-
-
 def is_control(arm: str, means: pd.DataFrame) -> bool:
     """Check that the arm, by its label in `means`, is a control: its encoder carries no information on place.
 

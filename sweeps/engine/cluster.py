@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import yaml
 from pm25.encoders import Embedded
 from pm25.errors import InputError, one_line
 from pm25.panel import Panel
+from pm25.text import counted
 from sweeps.plan import calibration
 from sweeps.spec.study import Resources
 from sweeps.store.records import StorageError, Store, read, write
@@ -141,7 +142,9 @@ class Cluster:
         now = {node.id: node for node in self._nodes}
         for verb, some in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
             for node_id in some:
-                self._notice(f"node {(before | now)[node_id].outline} {verb}; {_counted(now)} now")
+                self._notice(
+                    f"node {(before | now)[node_id].outline} {verb}; {counted(len(now), 'node')} now"
+                )
 
     def check(self, resources: Resources) -> None:
         """Check that a node, or one that the autoscaler may start, can hold a training. Raises InputError."""
@@ -181,7 +184,9 @@ class Cluster:
                 memory_mb += [device.memory_mb for device in found.gpus]
         self.gpu_mb = pretended_mb() or min(memory_mb, default=None)
         took = self._clock() - start
-        self._notice(f"{_counted(self._nodes)} with {probe.store.storage} ({took:.1f} s): {self.outline}")
+        self._notice(
+            f"{counted(len(self._nodes), 'node')} with {probe.store.storage} ({took:.1f} s): {self.outline}"
+        )
 
     def spread(
         self, receive: Callable[..., None], shared: Any, panel: Panel, embeddings: Mapping[str, Embedded]
@@ -196,14 +201,10 @@ class Cluster:
         vectors = sum(embedded.vectors.nbytes for embedded in embeddings.values()) / 1e6
         took = self._clock() - start
         what = f"panel ({table:.1f} MB) and embeddings ({vectors:.1f} MB)"
-        self._notice(f"{what} on {_counted(self._nodes)} ({took:.1f} s)")
+        self._notice(f"{what} on {counted(len(self._nodes), 'node')} ({took:.1f} s)")
 
     def _all(self) -> list[Mapping[str, float]]:
         return [node.resources for node in self._nodes] + self._types
-
-
-def _counted(nodes: Mapping[str, Node] | Sequence[Node]) -> str:
-    return "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
 
 
 def node_types() -> list[Mapping[str, float]]:

@@ -16,6 +16,7 @@ from pm25.network_shape import NetworkShape
 from pm25.panel import Panel
 from pm25.settings import TrainSettings
 from pm25.splits import SplitIndices
+from pm25.text import counted
 from sweeps.plan.bounds import FEW, NOTHING, Bounds, spread
 from sweeps.plan.calibration import Calibration, NetworkTime, SplitShape
 from sweeps.plan.capacity import Capacity
@@ -236,5 +237,5 @@ class Speeds:
 def _source(calibration: Calibration, found: NetworkTime) -> str:
     threads = ""
     if calibration.device == "cpu":
-        threads = f", {calibration.threads} thread{'s' if calibration.threads > 1 else ''}"
+        threads = f", {counted(calibration.threads, 'thread')}"
     return f"calibrated on {calibration.name}{threads}, {found.date}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pm25.cell import Cell
+from pm25.text import counted
 from sweeps.store.records import Record
 
 PACKAGES = ("pm25", "sweeps")
@@ -113,7 +114,7 @@ class FailureGroup:
     def line(self) -> str:
         """Summary of the group in one line."""
         error = _cut(": ".join(filter(None, (self.type, self.message))), LINE_LENGTH)
-        cells = f"{len(self.keys)} cell{'s' if len(self.keys) > 1 else ''}"
+        cells = counted(len(self.keys), "cell")
         levels = ",".join(f"{factor}={level}" for factor, level in self.shared.items())
         hosts = f" on {', '.join(self.hosts[:3])}" if self.hosts else ""
         more = f" and {len(self.hosts) - 3} more hosts" if len(self.hosts) > 3 else ""
