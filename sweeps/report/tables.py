@@ -70,13 +70,13 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def plain(frame: pd.DataFrame, corner: str, caption: str = "", notes: Sequence[str] = ()) -> Table:
+def plain(frame: pd.DataFrame, corner: str, caption: str = "") -> Table:
     """Return a table of the values of a frame as texts."""
     lines = [
         (str(label), [Entry(str(value)) for value in values])
         for label, values in zip(frame.index, frame.to_numpy(), strict=True)
     ]
-    return Table(corner, [("", str(column)) for column in frame.columns], lines, caption, notes)
+    return Table(corner, [("", str(column)) for column in frame.columns], lines, caption)
 
 
 def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
