@@ -44,7 +44,7 @@ def importance(
     prepared = prepare(cell, panel, embedding=embedding)
     prepared.model.load_state_dict(weights)
     rng = np.random.default_rng(seed)
-    flat = prepared.parts.test
+    flat = prepared.indices.test
     if len(flat) > max_samples:
         flat = np.sort(rng.choice(flat, max_samples, replace=False))
     truth = panel.target.reshape(-1)[flat]
@@ -64,6 +64,6 @@ def _exchange(prepared: Prepared, rng: np.random.Generator) -> tuple[np.ndarray,
     """Draw, for every site, the site whose values it gets, and a shift in days."""
     days = len(prepared.panel.dates)
     source = np.arange(len(prepared.panel.site_id))
-    sites = np.unique(prepared.parts.test // days)
+    sites = np.unique(prepared.indices.test // days)
     source[sites] = rng.permutation(sites)
     return source, int(rng.integers(days))

@@ -66,7 +66,7 @@ def feature(
         nearest = nearest_monitor_km(lat, lon, np.unique(test_sites), train_sites, settings.exclusion_km)
         exclusion[train_sites] = rng.choice(nearest, len(train_sites))
     mean, km = inverse_distance(
-        usable(panel, train, window),
+        known_targets(panel, train, window),
         lat,
         lon,
         k=settings.k,
@@ -76,7 +76,7 @@ def feature(
     return np.stack([mean, np.log1p(km)] if settings.distance else [mean], axis=2)
 
 
-def usable(panel: Panel, train: np.ndarray, window: int) -> np.ndarray:
+def known_targets(panel: Panel, train: np.ndarray, window: int) -> np.ndarray:
     """Return the targets that training may know, with NaN elsewhere; (sites, days) float32.
 
     These are the targets of the training samples, and those of days before window - 1 at the same sites.

@@ -129,7 +129,7 @@ def _opener(path: Path | str) -> Callable[[], Any]:
     """Return a function whose value pyarrow can read, each time from the beginning."""
     give = f"give a Parquet or CSV file with columns {', '.join(REQUIRED)}"
     missing = InputError(str(path), "", "no such table", give)
-    if not uri.is_address(path):
+    if not uri.is_uri(path):
         if not Path(path).is_file():
             raise missing
         return lambda: path

@@ -70,7 +70,7 @@ class Predictor:
     @property
     def _key_columns(self) -> tuple[str, ...]:
         """Columns besides the place by which a table of vectors is looked up."""
-        return self._encoder.asks if isinstance(self._encoder, encoders.Table) else ()
+        return self._encoder.lookup_keys if isinstance(self._encoder, encoders.Table) else ()
 
     @property
     def columns(self) -> tuple[str, ...]:

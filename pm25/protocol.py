@@ -49,7 +49,7 @@ def refuse_leaks(panel: Panel, protocol: Protocol) -> None:
             )
 
 
-def paper_parts(indices: SplitIndices, panel: Panel) -> SplitIndices:
+def paper_indices(indices: SplitIndices, panel: Panel) -> SplitIndices:
     """Change a split to the published one: positive targets only, and the last rows for validation.
 
     Raises InputError if one of the sets is empty afterwards.

@@ -1,6 +1,7 @@
 """Settings blocks of a cell, with their defaults and bounds."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -80,3 +81,17 @@ class TrainSettings(Settings):
     """Most training windows; a larger training set is subsampled with the cell's seed."""
     max_validation_windows: PositiveInt | None = None
     """Most validation windows; a larger validation set is subsampled with the cell's seed."""
+
+
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one mapping with dotted names, such as 'train.max_epochs'.
+
+    An empty block stays a value.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -69,12 +69,12 @@ class Prepared:
     cell: Cell
     panel: Panel
     """Panel with the targets that the cell may know; a search knows those of its training side only."""
-    parts: splits.SplitIndices
+    indices: splits.SplitIndices
     """Samples of the split. In a search without a split of its own, `test` equals `validation`."""
     train: np.ndarray
-    """Training samples (flat indices): `parts.train`, or a subsample of it."""
+    """Training samples (flat indices): `indices.train`, or a subsample of it."""
     validation: np.ndarray
-    """Validation samples (flat indices): `parts.validation`, or a subsample of it."""
+    """Validation samples (flat indices): `indices.validation`, or a subsample of it."""
     inputs: Inputs
     scale: TargetScale
     model: BiLSTMAttention
@@ -84,7 +84,7 @@ class Prepared:
     @property
     def scored(self) -> dict[str, np.ndarray]:
         """Scored samples (flat indices) by the prefix of their metrics; the early-stopping set is first."""
-        tuning, held_out, wr = self.cell.tuning, self.parts.test, self.parts.wr
+        tuning, held_out, wr = self.cell.tuning, self.indices.test, self.indices.wr
         if tuning is None:
             found = {"val": self.validation, "test": held_out, "wr": wr}
         elif tuning.split is None:
@@ -288,7 +288,7 @@ def _split(cell: Cell, panel: Panel) -> tuple[Panel, splits.SplitIndices]:
     """Cut the samples, and return them with the panel whose targets the cell may know."""
     indices = splits.cut(cell.split, cell.fold, panel, cell.window)
     if cell.protocol == "paper":
-        return panel, protocol.paper_parts(indices, panel)
+        return panel, protocol.paper_indices(indices, panel)
     if cell.tuning is None:
         return panel, indices
     # A search must not know the samples on which its arm will be tested, so all targets outside the
@@ -296,7 +296,7 @@ def _split(cell: Cell, panel: Panel) -> tuple[Panel, splits.SplitIndices]:
     side = np.sort(np.concatenate([indices.train, indices.validation]))
     panel = replace(
         panel,
-        target=neighbours.usable(panel, side, cell.window),
+        target=neighbours.known_targets(panel, side, cell.window),
         name=f"{panel.name}, training side of {cell.split.label} fold {cell.fold}",
     )
     if cell.tuning.split is not None:
@@ -324,7 +324,7 @@ def _neighbour_channels(cell: Cell, panel: Panel, indices: splits.SplitIndices) 
 
 def _audit(prepared: Prepared, trained_on_target: bool) -> dict[str, Any]:
     """Audit what training shares with the scored samples, against the promise of the split that cut them."""
-    cell, split, indices = prepared.cell, prepared.cell.split, prepared.parts
+    cell, split, indices = prepared.cell, prepared.cell.split, prepared.indices
     if cell.tuning is not None and cell.tuning.split is not None:
         split = cell.tuning.split
     elif cell.tuning is not None:
@@ -350,7 +350,7 @@ def _score(prepared: Prepared) -> tuple[dict[str, float], dict[str, np.ndarray]]
     """Predict and score every evaluation set: the metrics and predictions of a `Result`."""
     panel = prepared.panel
     target, days = panel.target.reshape(-1), len(panel.dates)
-    km = distance_to_training_km(prepared.parts, panel)
+    km = distance_to_training_km(prepared.indices, panel)
     metrics: dict[str, float] = {}
     predictions: list[dict[str, np.ndarray]] = []
     for evaluation_set, flat in prepared.scored.items():

@@ -13,24 +13,24 @@ import pyarrow.fs
 from pm25.errors import InputError
 
 
-def is_address(place: Path | str) -> bool:
+def is_uri(place: Path | str) -> bool:
     """Tell whether `place` is a URI and not a path."""
     return "://" in str(place)
 
 
 def file_name(place: Path | str) -> str:
     """Last part of a path, or of the path in a URI."""
-    return Path(urlsplit(str(place)).path if is_address(place) else place).name
+    return Path(urlsplit(str(place)).path if is_uri(place) else place).name
 
 
 def read(place: Path | str) -> bytes:
     """Read a complete file. Raises OSError, whose `strerror` gives the reason (see `unreadable`)."""
-    if not is_address(place):
+    if not is_uri(place):
         return Path(place).read_bytes()
     uri = str(place)
     try:
         system, path = open_system(uri)
-        meet(uri, path)
+        check_server(uri, path)
         with system.open_input_stream(path) as stream:
             return bytes(stream.read())
     except FileNotFoundError:
@@ -41,7 +41,7 @@ def read(place: Path | str) -> bytes:
 
 def unreadable(place: Path | str, error: OSError) -> InputError:
     """Error to raise for a file that `read` could not read."""
-    fix = advice(str(place), error) or f"give {'a URI' if is_address(place) else 'a file'} that can be read"
+    fix = advice(str(place), error) or f"give {'a URI' if is_uri(place) else 'a file'} that can be read"
     return InputError(str(place), "", f"cannot be read ({error.strerror})", fix)
 
 
@@ -59,7 +59,7 @@ def open_system(uri: str, at_once: bool = True) -> tuple[pyarrow.fs.FileSystem, 
 
 
 @functools.lru_cache(32)
-def meet(uri: str, path: str) -> None:
+def check_server(uri: str, path: str) -> None:
     """Raise OSError within seconds if no S3 server answers.
 
     With its default number of attempts, a request would wait for up to five minutes.
@@ -90,9 +90,3 @@ def advice(uri: str, error: Exception) -> str:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return f"check AWS_ENDPOINT_URL ({endpoint})" if endpoint else "set AWS_ENDPOINT_URL if it is not AWS"
     return ""
-
-
-def fix(uri: str, error: Exception) -> str:
-    """`advice` after a semicolon; empty if there is none."""
-    found = advice(uri, error)
-    return f"; {found}" if found else ""

@@ -33,7 +33,7 @@ def train(
     scheduler: Scheduler,
     address: str | None = None,
     *,
-    waits: bool = False,
+    wait_for_nodes: bool = False,
     needs_tracking: bool = False,
     train_cell: Callable[..., Record] = worker.train_and_record,
     search_trial: type[worker.SearchTrial] = worker.SearchTrial,
@@ -41,8 +41,8 @@ def train(
     """Train everything that the scheduler returns, and return notices for the user.
 
     `state` is brought up to date. An interrupt loses no finished training, since each is recorded when it
-    ends. `address` and `waits` are those of `ray_tune.run`. With `needs_tracking`, a tracking server that
-    does not answer at the start raises InputError; so does any other input that cannot be used.
+    ends. `address` and `wait_for_nodes` are those of `ray_tune.run`. With `needs_tracking`, a tracking server
+    that does not answer at the start raises InputError; so does any other input that cannot be used.
     """
     records = state.records()
     retention = WeightRetention(state.study, state.store)
@@ -69,7 +69,7 @@ def train(
                     state.study,
                     observer,
                     address=address,
-                    waits=waits,
+                    wait_for_nodes=wait_for_nodes,
                     train_cell=train_cell,
                     search_trial=search_trial,
                 )
@@ -78,7 +78,7 @@ def train(
         records = state.records()
         retention.tidy(state.cells, records)
         tracking.plan(state)
-        tracking.describe(write.brief(data.gather_report_data(state, records=records, brief=True)))
+        tracking.describe(write.markdown_summary(data.gather_report_data(state, records=records, brief=True)))
         for winner in winners.winners(state, records):
             tracking.register(winner, winners.example(state, winner))
     behind = {"MLflow": tracking.behind, "Optuna's journal": journal.behind}
@@ -99,11 +99,13 @@ def sync(state: StudyState) -> tuple[int, str]:
     records = state.records()
     rows = state.rows(records)
     written = tracker.sync([*records.values(), *state.trials()])
-    searches = {(arm, None): counts for arm, counts in state.searched()}
+    searches = {(arm, None): counts for arm, counts in state.search_summaries()}
     declared = state.study.analysis, state.study.claims, state.study.design.looks
     tracker.answer(parent_metrics.of_rows(rows, *declared) | searches)
     tracker.show(parent_metrics.pictures(state.store, rows, *declared))
-    tracker.describe(write.brief(data.gather_report_data(state, records=records, rows=rows, brief=True)))
+    tracker.describe(
+        write.markdown_summary(data.gather_report_data(state, records=records, rows=rows, brief=True))
+    )
     for winner in winners.winners(state, records):
         tracker.register(winner, winners.example(state, winner))
     journal = OptunaJournal(state.store)
@@ -145,7 +147,7 @@ class _Observer(RunProgress):
         self._journal, self._retention = journal, retention
         self._needs_tracking = needs_tracking
 
-    def begins(self) -> None:
+    def check_ready(self) -> None:
         """Check the tracking store before anything is trained; raises InputError if waiting will not help."""
         self._tracking.opened(needed=self._needs_tracking)
 

@@ -11,7 +11,7 @@ import pm25
 from pm25 import encoders
 from pm25.cell import Cell
 from pm25.errors import InputError
-from pm25.settings import ENCODERS
+from pm25.settings import ENCODERS, dotted
 from pm25.splits import GroupSplit
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
@@ -228,7 +228,7 @@ def _asked_parts(state: StudyState, cells: Iterable[Cell]) -> Iterator[dict[str,
     """Yield the parts of each cell's key, without the fingerprint of a group split's column."""
     fingerprints: dict[str, str] = {}
     for cell in cells:
-        parts = _flat(cell.resolved()) | {"data": state.panel.fingerprint}
+        parts = dotted(cell.resolved()) | {"data": state.panel.fingerprint}
         if cell.variant in ENCODERS:
             if cell.variant not in fingerprints:
                 options = state.study.encoder_options(cell.variant)
@@ -239,18 +239,10 @@ def _asked_parts(state: StudyState, cells: Iterable[Cell]) -> Iterator[dict[str,
 
 def _stored_parts(record: Record) -> dict[str, Any]:
     """Return the recorded parts of a key; the record of a lost worker has only the settings."""
-    parts = _flat(record["cell"]) | {"data": record.get("data", NOT_RECORDED)}
+    parts = dotted(record["cell"]) | {"data": record.get("data", NOT_RECORDED)}
     if parts["variant"] in ENCODERS:
         parts["encoder"] = record.get("encoder", NOT_RECORDED)
     return parts | {"numerics": record.get("numerics", NOT_RECORDED)}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one mapping with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _tuned(state: StudyState, cell: Cell) -> Collection[str]:

@@ -85,7 +85,7 @@ class StudyState:
         """Largest number of cells that adaptive seeds can still add; 0 where the seeds are listed."""
         return self.looks.further if self.looks is not None else 0
 
-    def parts(self) -> dict[tuple[str, int], SplitIndices]:
+    def split_indices(self) -> dict[tuple[str, int], SplitIndices]:
         """Return the samples of every fold by split label and fold.
 
         Raises InputError for a fold with an empty training, validation or test set.
@@ -96,10 +96,10 @@ class StudyState:
             for fold in factor.folds
         }
         if self.study.protocol == "paper":
-            return {place: protocol.paper_parts(parts, self.panel) for place, parts in cuts.items()}
+            return {place: protocol.paper_indices(parts, self.panel) for place, parts in cuts.items()}
         return cuts
 
-    def known_to_search(self) -> dict[tuple[str, int], float]:
+    def overlap_with_search(self) -> dict[tuple[str, int], float]:
         """Return the fraction of each test set whose samples a search trial trains or validates on.
 
         A search sees no test sample of its own folds. It may see test samples of other folds and splits, and
@@ -113,7 +113,7 @@ class StudyState:
             for fold in placement.folds
         ]
         seen = np.unique(np.concatenate([part for cut in sides for part in (cut.train, cut.validation)]))
-        return {place: float(np.isin(cut.test, seen).mean()) for place, cut in self.parts().items()}
+        return {place: float(np.isin(cut.test, seen).mean()) for place, cut in self.split_indices().items()}
 
     def records(self) -> dict[str, Record]:
         """Return the records of the cells that have ended, by key.
@@ -179,7 +179,7 @@ class StudyState:
             self._embedded[name] = encoders.embed(name, self.study.encoder_options(name), *places)
         return self._embedded[name]
 
-    def searched(self) -> list[tuple[str, dict[str, float]]]:
+    def search_summaries(self) -> list[tuple[str, dict[str, float]]]:
         """Return, for every arm with a search, its label in tables and its numbers of trials.
 
         `n` trials were done or pruned, `n_failed` failed, and `n_expected` were declared.
@@ -217,7 +217,7 @@ class StudyState:
         """Return the provenance of the results (`results.facts`)."""
         from sweeps.analysis import results  # imports pandas, which most commands do not need
 
-        return results.facts(self.study, self.panel, records, self.known_to_search())
+        return results.facts(self.study, self.panel, records, self.overlap_with_search())
 
     def rows(self, records: Mapping[str, Record] | None = None) -> "pd.DataFrame":
         """Return the table of results (`results.rows`): one row for each cell, in the order of the grid.

@@ -74,7 +74,7 @@ class Table:
         return Source("table", {"tolerance_deg": float(tolerance)}, content, other)
 
     @property
-    def asks(self) -> tuple[str, ...]:
+    def lookup_keys(self) -> tuple[str, ...]:
         """Values needed to find a vector, in addition to the place: 'month', 'site_id', both or none."""
         return tuple(n for n, asked in (("month", self.by_month), ("site_id", self.by_site)) if asked)
 

@@ -135,14 +135,14 @@ class Predicted:
             }
         )
 
-    def site_differences(self, arm: str, other: str, split: str, part: str = "test") -> pd.DataFrame:
+    def site_differences(self, arm: str, other: str, split: str) -> pd.DataFrame:
         """Subtract the RMSE of `other` from that of `arm`, site by site: site_id, lat, lon, n, difference.
 
         The scores (ug/m3) are over the folds and seeds that both arms have; n counts the predictions of one.
         """
         keys_a, keys_b = self._keys(arm, split), self._keys(other, split)
         places = [place for place in keys_a if place in keys_b]
-        a, b = (self._totals({place: keys[place] for place in places}, part) for keys in (keys_a, keys_b))
+        a, b = (self._totals({place: keys[place] for place in places}, "test") for keys in (keys_a, keys_b))
         seen = np.flatnonzero((a[:, 0] > 0) & (b[:, 0] > 0))
         rmse = [np.sqrt(totals[seen, 3] / totals[seen, 0]) for totals in (a, b)]
         return pd.DataFrame(
@@ -155,20 +155,20 @@ class Predicted:
             }
         )
 
-    def totals(self, arm: str, split: str, part: str = "test") -> np.ndarray:
+    def totals(self, arm: str, split: str) -> np.ndarray:
         """Add up the pooled cells: (6,), as in `COLUMNS`."""
-        return self._totals(self._keys(arm, split), part).sum(axis=0)
+        return self._totals(self._keys(arm, split), "test").sum(axis=0)
 
     def density(self, arm: str, split: str, part: str = "test") -> np.ndarray:
         """Count the pooled predictions on `DENSITY_EDGES`: (observed bins, predicted bins)."""
         return self._pools[PredictionGroup(arm, split, part)].density
 
-    def calibration(self, arm: str, split: str, part: str = "test") -> pd.DataFrame:
+    def calibration(self, arm: str, split: str) -> pd.DataFrame:
         """Average the pooled samples by predicted bin: low, high, n, observed, predicted (ug/m3).
 
         Empty bins are left out.
         """
-        n, observed, predicted = self._pools[PredictionGroup(arm, split, part)].calibration.T
+        n, observed, predicted = self._pools[PredictionGroup(arm, split, "test")].calibration.T
         edges = np.array([-np.inf, *CALIBRATION_EDGES, np.inf])
         frame = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": n.astype("int64")})
         some = n > 0
@@ -178,9 +178,9 @@ class Predicted:
             .reset_index(drop=True)
         )
 
-    def tail(self, arm: str, split: str, part: str = "test") -> Tail:
+    def tail(self, arm: str, split: str) -> Tail:
         """Count the exceedances among the pooled samples."""
-        return Tail(*map(int, self._pools[PredictionGroup(arm, split, part)].tail))
+        return Tail(*map(int, self._pools[PredictionGroup(arm, split, "test")].tail))
 
     def _keys(self, arm: str, split: str) -> dict[tuple[int, int], str]:
         cells = self._cells[(self._cells["arm"] == arm) & (self._cells["split"] == split)]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sweeps.analysis.labels import counted
+from pm25.text import counted
 from sweeps.store.records import Record
 
 _ABSENT: Any = object()

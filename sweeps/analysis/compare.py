@@ -12,6 +12,7 @@ import pandas as pd
 
 from pm25.errors import InputError
 from pm25.metrics import METRICS
+from pm25.text import counted
 from sweeps.analysis import comparability, labels
 from sweeps.spec.study import Study
 from sweeps.store.records import Record
@@ -115,7 +116,7 @@ class Comparison:
         if not changed:
             return f"{said}; no conclusion changed"
         more = f"; and {len(changed) - CHANGES_SHOWN} more" if len(changed) > CHANGES_SHOWN else ""
-        count = f"{labels.counted(len(changed), 'conclusion')} changed"
+        count = f"{counted(len(changed), 'conclusion')} changed"
         return f"{said}; {count}: {'; '.join(changed[:CHANGES_SHOWN])}{more}"
 
     def _briefly(self, *outcomes: str) -> str:

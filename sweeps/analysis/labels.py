@@ -30,7 +30,7 @@ def merit(values: pd.Series, metric: str) -> pd.Series:
     return values if METRICS[metric].better == "higher" else -values.abs()
 
 
-def whole(means: pd.DataFrame) -> pd.DataFrame:
+def complete(means: pd.DataFrame) -> pd.DataFrame:
     """Select the arms whose cells all have a number, the best first.
 
     `means` are lines of `inference.means`, of one split and evaluation set.
@@ -125,11 +125,6 @@ def number(value: float, metric: str, sign: bool = False) -> str:
         return f"{value:+.2e}" if sign else f"{value:.2e}"
     digits = METRICS[metric].digits
     return f"{value:+z.{digits}f}" if sign else f"{value:z.{digits}f}"
-
-
-def counted(n: int, noun: str) -> str:
-    """Format a count with its noun: '1 cell', '2 cells'."""
-    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def is_control(arm: str, means: pd.DataFrame) -> bool:

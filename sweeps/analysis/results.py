@@ -100,11 +100,11 @@ def facts(
     study: Study,
     panel: Panel,
     records: Mapping[str, Record],
-    known_to_search: Mapping[tuple[str, int], float] = MappingProxyType({}),
+    overlap_with_search: Mapping[tuple[str, int], float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Collect where the numbers come from, as the report prints it.
 
-    `known_to_search` is that of `StudyState`: the share of each test set that the search has seen.
+    `overlap_with_search` is that of `StudyState`: the share of each test set that the search has seen.
     """
     done = [record for record in records.values() if record["state"] == "done"]
     versions = {(name, version) for record in done for name, version in record["versions"].items()}
@@ -135,7 +135,7 @@ def facts(
             "train": study.train.model_dump(mode="json"),
             **({"neighbours": study.neighbours.model_dump(mode="json")} if study.neighbours else {}),
             "split": {f.split.label: f.split.model_dump(mode="json") for f in study.design.split},
-            **({"search": _search(study.search, known_to_search)} if study.search else {}),
+            **({"search": _search(study.search, overlap_with_search)} if study.search else {}),
         },
         "tuned": {
             label: {name: ", ".join(sorted(values)) for name, values in sorted(chosen.items())}
@@ -182,7 +182,7 @@ def cuts(study: Study, panel: Panel) -> list[SplitMap]:
         for fold in factor.folds[:2]:
             parts = splits.cut(factor.split, fold, panel, study.window)
             if study.protocol == "paper":
-                parts = protocol.paper_parts(parts, panel)
+                parts = protocol.paper_indices(parts, panel)
             roles[fold] = _roles(panel, parts)
         found.append(SplitMap(factor.split, roles))
     return found

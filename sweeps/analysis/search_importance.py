@@ -29,7 +29,7 @@ def directions(search: Search) -> list[StudyDirection]:
     return [one] * len(search.objective)
 
 
-def frozen(record: Record, trials: ArmTrials) -> FrozenTrial:
+def as_optuna_trial(record: Record, trials: ArmTrials) -> FrozenTrial:
     """Convert a recorded trial to Optuna's: its state, values, times and intermediate values."""
     state = STATES[record["state"]]
     attributes = ("key", "number", "host", "seconds", "epochs")
@@ -71,6 +71,6 @@ def importances(trials: ArmTrials) -> dict[str, float]:
         return {}
     study = optuna.create_study(directions=directions(trials.search))
     for record in done:
-        study.add_trial(frozen(record, trials))
+        study.add_trial(as_optuna_trial(record, trials))
     evaluator = FanovaImportanceEvaluator(seed=0)
     return get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[0])

@@ -17,6 +17,9 @@ from sweeps.analysis.units import MIN_UNITS, Array, Test, enough_units, unit_mea
 
 Verdict = Literal["better", "worse", "equal", "undecided", "too few"]
 
+MOST_SEEDS = 100
+"""Largest number of seeds that `more_seeds` considers, present ones included."""
+
 N, E, ABS_E, E2, Y, Y2 = range(6)
 """Columns of the totals of a cluster: number of samples, sums of error, |error|, error^2, truth, truth^2."""
 
@@ -193,13 +196,13 @@ def stopped(
     return decided(*found, alpha / (looks * family)) != "undecided"
 
 
-def more_seeds(differences: Array, overlap: float, rope: float, alpha: float, most: int = 100) -> int | None:
+def more_seeds(differences: Array, overlap: float, rope: float, alpha: float) -> int | None:
     """Predict how many further seeds would decide a contrast if its mean stayed.
 
     `differences (units, seeds)`, NaN where a pair is missing. The variance of a unit's mean over S seeds is
     v_units + v_seeds / S. Both are estimated by the analysis of variance (method of moments, not below zero),
-    and more seeds shrink the second term alone. The result is None if no number up to `most` seeds would do,
-    and with a single seed, which cannot tell the two variances apart.
+    and more seeds shrink the second term alone. The result is None if no number up to `MOST_SEEDS` would
+    do, and with a single seed, which cannot tell the two variances apart.
     """
     seen = np.isfinite(differences)
     differences, seen = differences[seen.any(axis=1)], seen[seen.any(axis=1)]
@@ -212,7 +215,7 @@ def more_seeds(differences: Array, overlap: float, rope: float, alpha: float, mo
     between_seeds = float((residuals**2).sum()) / freedom
     between_units = max(0.0, float(np.var(means, ddof=1)) - between_seeds * float(np.mean(1 / each)))
     mean = float(means.mean())
-    for more in range(1, most - seeds + 1):
+    for more in range(1, MOST_SEEDS - seeds + 1):
         variance = between_units + between_seeds / (seeds + more)
         se = math.sqrt((1 / units + overlap) * variance)
         less, above = _upper(-rope - mean, se, units - 1), _upper(mean - rope, se, units - 1)

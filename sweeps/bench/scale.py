@@ -312,7 +312,7 @@ class _Meter:
         self.kept = 0
         """Number of Tune's trials that are in memory."""
 
-    def begins(self) -> None:
+    def check_ready(self) -> None:
         pass
 
     def notice(self, text: str) -> None:

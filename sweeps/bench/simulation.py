@@ -143,8 +143,8 @@ class Simulation:
         return self._now
 
     def _alive(self) -> list[Node]:
-        room = {"CPU": 2.0 * self.outcome.gpus, "GPU": float(self.outcome.gpus)}
-        return [Node(name, name, room) for name in self._nodes]
+        resources = {"CPU": 2.0 * self.outcome.gpus, "GPU": float(self.outcome.gpus)}
+        return [Node(name, name, resources) for name in self._nodes]
 
     def _at(self, when: float, event: Callable[[], None]) -> None:
         self._serial += 1

@@ -9,6 +9,14 @@ from pm25.errors import InputError
 from sweeps.cli.files import write_panel, write_parquet
 from sweeps.cli.shared import json_option
 
+panel_option = click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Write the panel to this Parquet file.",
+)
+
 
 @click.group()
 def data() -> None:
@@ -80,13 +88,7 @@ def synth(out: Path, sites: int, days: int, seed: int) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Download into this folder first; needs --year.",
 )
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Write the panel to this Parquet file.",
-)
+@panel_option
 def aqs(
     files: tuple[Path, ...],
     weather: tuple[Path, ...],
@@ -124,13 +126,7 @@ def aqs(
     type=click.Path(path_type=Path),
     help="Read the last day of every sample from this .npy file (datetime64).",
 )
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Write the panel to this Parquet file.",
-)
+@panel_option
 def npy(x: Path, y: Path, channels: str | None, dates: Path | None, out: Path) -> None:
     """Rebuild the panel from the published arrays X (N, 21, C) and Y (N,)."""
     from pm25.sources import paper_arrays

@@ -1,11 +1,11 @@
 """Files that commands write: completely or not at all."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pm25.errors import InputError
+from pm25.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,16 +43,11 @@ def write_panel(frame: "pd.DataFrame", out: Path) -> str:
 
 
 def write_file(out: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name and rename it, so that a failure keeps the old file."""
-    part = out.with_name(f".{out.name}.part")
+    """Write a file with `write_atomically`; raise InputError if it cannot be written."""
     try:
-        write(part)
-        part.replace(out)
+        write_atomically(out, write)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
             str(out), "", f"the file cannot be written ({reason})", "choose another path"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

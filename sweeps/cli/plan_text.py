@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 def plan_content(
     state: "StudyState",
     records: "Mapping[str, Record]",
-    parts: "Mapping[tuple[str, int], SplitIndices]",
+    split_indices: "Mapping[tuple[str, int], SplitIndices]",
     estimate: "Estimate",
     budget: float | None,
 ) -> dict[str, Any]:
     """Build the JSON object of `sweep plan --json`.
 
-    `parts` holds the samples by split and fold (`StudyState.parts`); `budget` is in hours of wall time.
+    `split_indices` holds the samples by split and fold (`StudyState.split_indices`). `budget` is in hours of
+    wall time.
     """
     from sweeps.spec.design import Arm
 
@@ -41,7 +42,7 @@ def plan_content(
                 "fold": fold,
                 **{name: len(part) for name, part in vars(indices).items() if part is not None},
             }
-            for (label, fold), indices in parts.items()
+            for (label, fold), indices in split_indices.items()
         ],
         "seeds": list(state.study.design.first_seeds),
         "cells": state.cell_counts(records),

@@ -79,15 +79,15 @@ def plan(
     from sweeps.plan.cost import Estimate
 
     state = open_state(study, overrides)
-    records, parts = state.records(), state.parts()
+    records, split_indices = state.records(), state.split_indices()
     cpus = cpus or len(os.sched_getaffinity(0))
     gpus = len(calibration.devices()) if gpus is None else gpus
     capacity = Capacity.of(state.study, cpus, gpus)
-    estimate = Estimate(state, records, parts, capacity, calibration.read(state.store, capacity))
+    estimate = Estimate(state, records, split_indices, capacity, calibration.read(state.store, capacity))
     if any(estimate.uncalibrated()) and not no_calibrate and calibration.can_measure(capacity):
         measure.in_child(study, overrides, capacity)
-        estimate = Estimate(state, records, parts, capacity, calibration.read(state.store, capacity))
-    content = plan_content(state, records, parts, estimate, budget)
+        estimate = Estimate(state, records, split_indices, capacity, calibration.read(state.store, capacity))
+    content = plan_content(state, records, split_indices, estimate, budget)
     if as_json:
         click.echo(json.dumps(content))
         return
@@ -127,7 +127,7 @@ def run(
     from sweeps.store import filters
 
     state = open_state(study, overrides)
-    state.parts()  # raises InputError for an empty set
+    state.split_indices()  # raises InputError for an empty set
     selects = filters.parse(only, [*state.cells.values(), *state.waiting]).matches if only else None
     if dry_run:
         scheduler = Scheduler(state, selects=selects, limit=limit)
@@ -146,10 +146,12 @@ def run(
         scheduler = Scheduler(state, selects=selects, limit=limit, stopped=lambda: lock.lost)
         size = f"{state.panel.name}, {panel_size(state.panel)}"
         click.echo(f"{state.study.study}: {size}; {scheduler.outline}", err=True)
-        notices = train(state, scheduler, address, waits=wait_for_nodes, needs_tracking=require_tracking)
+        notices = train(
+            state, scheduler, address, wait_for_nodes=wait_for_nodes, needs_tracking=require_tracking
+        )
         for notice in notices:
             click.echo(f"sweep: {notice}", err=True)
-    report.terminal(report_data.gather_report_data(state, brief=True))
+    report.print_summary(report_data.gather_report_data(state, brief=True))
     for trials in state.searches.values():
         click.echo(f"search {trials.outline}")
     count = state.cell_counts(state.records())
@@ -257,13 +259,13 @@ def submit(
             click.echo(f"{job.line}; {cluster.page(job.id)}")
         return 0
     if stop:
-        if job is None or not job.runs:
+        if job is None or not job.is_running:
             last = f"; {job.line}" if job else ""
             raise InputError(f"--address {address}", "", f"no job of {named} runs{last}")
         ended = cluster.stop(job.id)
         click.echo(f"{ended.line}; resume with `{again}`")
         return 0
-    if job is not None and job.runs:
+    if job is not None and job.is_running:
         if not follow:
             fix = "join the job with --follow, or stop it with --stop"
             raise InputError(job.line, "", "a study has one job at a time", fix)

@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import yaml
 from pm25.encoders import Embedded
 from pm25.errors import InputError, one_line
 from pm25.panel import Panel
+from pm25.text import counted
 from sweeps.plan import calibration
 from sweeps.spec.study import Resources
 from sweeps.store.records import StorageError, Store, read, write
@@ -77,17 +78,17 @@ class Cluster:
         notice: Callable[[str], None],
         *,
         joined: bool,
-        waits: bool = False,
+        wait_for_nodes: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Count the nodes that are there.
 
         `alive()` lists the nodes. `ask_nodes(nodes, call, *arguments)` returns the result of a call on each
         node, None for a node that has left. `notice` shows the user a line. `joined` says that others started
-        the cluster, and `waits` that nodes may still have to come. `clock` returns seconds.
+        the cluster, and `wait_for_nodes` that nodes may still have to come. `clock` returns seconds.
         """
         self._alive, self._ask_nodes, self._notice = alive, ask_nodes, notice
-        self._joined, self._waits = joined, waits
+        self._joined, self._wait_for_nodes = joined, wait_for_nodes
         self._clock = clock
         self._nodes, self._counted = alive(), clock()
         self._types = node_types() if joined else []
@@ -98,7 +99,7 @@ class Cluster:
     @property
     def autoscales(self) -> bool:
         """True if further nodes may join when there is work for them."""
-        return self._waits or bool(self._types)
+        return self._wait_for_nodes or bool(self._types)
 
     @property
     def outline(self) -> str:
@@ -141,13 +142,15 @@ class Cluster:
         now = {node.id: node for node in self._nodes}
         for verb, some in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
             for node_id in some:
-                self._notice(f"node {(before | now)[node_id].outline} {verb}; {_counted(now)} now")
+                self._notice(
+                    f"node {(before | now)[node_id].outline} {verb}; {counted(len(now), 'node')} now"
+                )
 
     def check(self, resources: Resources) -> None:
         """Check that a node, or one that the autoscaler may start, can hold a training. Raises InputError."""
         cpu, gpu = resources.cpu, resources.gpu
         if gpu == "auto":
-            if self._waits and not self.has_gpus:
+            if self._wait_for_nodes and not self.has_gpus:
                 raise InputError(
                     "study file",
                     "resources.gpu",
@@ -155,7 +158,9 @@ class Cluster:
                     "--set resources.gpu=1, or --set resources.gpu=0",
                 )
             gpu = 1.0 if self.has_gpus else 0.0
-        if self._waits or any(r.get("CPU", 0) >= cpu and r.get("GPU", 0) >= gpu for r in self._all()):
+        if self._wait_for_nodes or any(
+            r.get("CPU", 0) >= cpu and r.get("GPU", 0) >= gpu for r in self._all()
+        ):
             return
         sizes = dict.fromkeys(f"{r.get('CPU', 0):g} CPU {r.get('GPU', 0):g} GPU" for r in self._all())
         raise InputError(
@@ -179,7 +184,9 @@ class Cluster:
                 memory_mb += [device.memory_mb for device in found.gpus]
         self.gpu_mb = pretended_mb() or min(memory_mb, default=None)
         took = self._clock() - start
-        self._notice(f"{_counted(self._nodes)} with {probe.store.storage} ({took:.1f} s): {self.outline}")
+        self._notice(
+            f"{counted(len(self._nodes), 'node')} with {probe.store.storage} ({took:.1f} s): {self.outline}"
+        )
 
     def spread(
         self, receive: Callable[..., None], shared: Any, panel: Panel, embeddings: Mapping[str, Embedded]
@@ -194,14 +201,10 @@ class Cluster:
         vectors = sum(embedded.vectors.nbytes for embedded in embeddings.values()) / 1e6
         took = self._clock() - start
         what = f"panel ({table:.1f} MB) and embeddings ({vectors:.1f} MB)"
-        self._notice(f"{what} on {_counted(self._nodes)} ({took:.1f} s)")
+        self._notice(f"{what} on {counted(len(self._nodes), 'node')} ({took:.1f} s)")
 
     def _all(self) -> list[Mapping[str, float]]:
         return [node.resources for node in self._nodes] + self._types
-
-
-def _counted(nodes: Mapping[str, Node] | Sequence[Node]) -> str:
-    return "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
 
 
 def node_types() -> list[Mapping[str, float]]:

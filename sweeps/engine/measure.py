@@ -43,12 +43,12 @@ PROBE_WINDOWS = 20_000
 """Training windows of a cell with the `PROBE` network, at most."""
 
 
-def in_child(study: str, overrides: Sequence[str], room: Capacity) -> None:
+def in_child(study: str, overrides: Sequence[str], capacity: Capacity) -> None:
     """Measure in a process of its own, which may load torch, and store the results. Raises InputError.
 
     The child's InputError comes back with its fields; `study` and `overrides` are those of the command line.
     """
-    arguments = json.dumps({"study": study, "overrides": list(overrides), "room": room})
+    arguments = json.dumps({"study": study, "overrides": list(overrides), "capacity": capacity})
     command = [sys.executable, "-m", "sweeps.engine.measure", arguments]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
@@ -59,16 +59,18 @@ def in_child(study: str, overrides: Sequence[str], room: Capacity) -> None:
         raise InputError(where, field, problem, f"{fix}; or {skip}" if fix else skip)
 
 
-def measure(state: StudyState, room: Capacity, say: Callable[[str], None]) -> None:
+def measure(state: StudyState, capacity: Capacity, say: Callable[[str], None]) -> None:
     """Measure the speeds that no record and no calibration has, and store each as soon as it is known."""
     import torch
 
-    torch.set_num_threads(room.threads)
-    known = calibration.read(state.store, room)
-    device = "cuda" if room.gpu else "cpu"
-    plan = Estimate(state, state.records(), state.parts(), room, known)
+    torch.set_num_threads(capacity.threads)
+    known = calibration.read(state.store, capacity)
+    device = "cuda" if capacity.gpu else "cpu"
+    plan = Estimate(state, state.records(), state.split_indices(), capacity, known)
     shapes, cuts = plan.uncalibrated()
-    found = known or Calibration(device=device, name=calibration.device_name(room), threads=room.threads)
+    found = known or Calibration(
+        device=device, name=calibration.device_name(capacity), threads=capacity.threads
+    )
     count, number = len(shapes) + len(cuts), itertools.count(1)
     for shape, cell in shapes.items():
         say(f"calibrating {next(number)} of {count}: a few batches of {cell.label}")
@@ -105,7 +107,7 @@ def time_shape(cell: Cell, shape: NetworkShape, n_train: int, panel: Panel, devi
         if min(epochs) > LONG_S:
             break
     prepared = trial.prepare(_shortened(cell, shape.batch_size), panel, embedding=embedding, device=device)
-    flat = prepared.parts.train[:SCORING_BATCH]
+    flat = prepared.indices.train[:SCORING_BATCH]
     prepared.predict(flat)
     scored_s = min(_timed(lambda: prepared.predict(flat))) / len(flat)
     validation_s = scored_s * len(prepared.validation)
@@ -192,7 +194,7 @@ def main() -> None:
         print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     try:
-        measure(StudyState(given["study"], given["overrides"]), Capacity(*given["room"]), say)
+        measure(StudyState(given["study"], given["overrides"]), Capacity(*given["capacity"]), say)
     except InputError as error:
         print(json.dumps([error.where, error.field, error.problem, error.fix]))
         sys.exit(2)

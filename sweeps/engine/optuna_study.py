@@ -15,7 +15,7 @@ from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from sweeps.analysis.search_importance import STATES, directions, frozen
+from sweeps.analysis.search_importance import STATES, as_optuna_trial, directions
 from sweeps.spec.design import Arm
 from sweeps.spec.search_space import Parameter, Search, Space, is_active
 from sweeps.store.records import Record, Store
@@ -52,9 +52,9 @@ class ArmStudy:
         self._open: dict[int, optuna.Trial] = {}
         self._reported: Counter[int] = Counter()
         self._recall(trials.ended)
-        for _, point in trials.begun:
+        for _, point in trials.started:
             self._study.enqueue_trial(point)
-        known = [record["params"] for record in trials.ended] + [point for _, point in trials.begun]
+        known = [record["params"] for record in trials.ended] + [point for _, point in trials.started]
         for point in trials.first:
             if not any(all(old.get(name) == value for name, value in point.items()) for old in known):
                 self._study.enqueue_trial(point)
@@ -100,7 +100,7 @@ class ArmStudy:
         populations = search.sampler in ("cmaes", "nsga2")
         if not populations and search.pruner is None:
             for record in records:
-                self._study.add_trial(frozen(record, self._trials))
+                self._study.add_trial(as_optuna_trial(record, self._trials))
             return
         for record in records:
             self._study.enqueue_trial(record["params"])
@@ -110,7 +110,7 @@ class ArmStudy:
                 space = self._sampler.infer_relative_search_space(self._study, asked)
                 self._sampler.sample_relative(self._study, asked, space)
             suggest(trial, self._trials.space)
-            known = frozen(record, self._trials)
+            known = as_optuna_trial(record, self._trials)
             for step, value in known.intermediate_values.items():
                 trial.report(value, step)
                 trial.should_prune()
@@ -205,7 +205,7 @@ class OptunaJournal:
                 study, there = self._written[trials.arm]
                 for record in trials.ended:
                     if record["key"] not in there:
-                        study.add_trial(frozen(record, trials))
+                        study.add_trial(as_optuna_trial(record, trials))
                         there.add(record["key"])
         except OSError as error:
             self.behind, self._written = f"{self.path}: {error.strerror}", None

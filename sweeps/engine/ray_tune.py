@@ -36,30 +36,36 @@ def run(
     observer: Observer,
     *,
     address: str | None = None,
-    waits: bool = False,
+    wait_for_nodes: bool = False,
     train_cell: Callable[..., Record] = worker.train_and_record,
     search_trial: type[worker.SearchTrial] = worker.SearchTrial,
 ) -> None:
     """Train what the scheduler hands out, and record each task in the store as it ends.
 
     Starts a Ray of its own, or joins the cluster at `address`. The panel and the embeddings are put into
-    Ray's object store once, and all workers of a node share one read-only copy. With `waits`, nodes that can
-    hold a training may still have to come. `train_cell` is called for grid cells like
-    `worker.train_and_record`, and search trials are instances of `search_trial`.
+    Ray's object store once, and all workers of a node share one read-only copy. With
+    `wait_for_nodes`, nodes that can hold a training may still have to come. `train_cell` is called for grid
+    cells like `worker.train_and_record`, and search trials are instances of `search_trial`.
 
     Raises InputError when no node can hold a training, or when a node does not see the storage.
     """
     ray_internals.set_environment()
     joined = address is not None
     with connected(address, panel), contextlib.ExitStack() as cleanup:
-        cluster = Cluster(node_calls.nodes, node_calls.ask_nodes, observer.notice, joined=joined, waits=waits)
+        cluster = Cluster(
+            node_calls.nodes,
+            node_calls.ask_nodes,
+            observer.notice,
+            joined=joined,
+            wait_for_nodes=wait_for_nodes,
+        )
         cluster.check(study.resources)
         probe = None
         if joined:
             probe = StorageProbe.put(store)
             cleanup.callback(probe.remove)
             cluster.check_storage(probe)
-        observer.begins()
+        observer.check_ready()
         used = sorted(scheduler.encoders())
         embeddings = node_calls.embed({name: study.encoder_options(name) for name in used}, panel)
         shared = ray.put((panel, embeddings))

@@ -110,7 +110,7 @@ class Scheduler:
         }
         self.cells = len(self._ready) + len(held_back)
         """Number of grid cells to train."""
-        self.trials = sum(trials.left for trials in self.searches.values())
+        self.trials = sum(trials.remaining for trials in self.searches.values())
         """Number of search trials to run, as counted at the start."""
         self._later: list[tuple[int, Cell]] = []
         """Selected cells of later looks with their positions in the grid, except in arms that wait."""
@@ -123,7 +123,7 @@ class Scheduler:
             self._later = [(position[cell], cell) for cell in later if Arm.of(cell) not in waiting]
         for arm in self.searches:
             self._in_flight[arm] = set()
-            if self.searches[arm].over:
+            if self.searches[arm].finished:
                 self._settle(arm)
 
     @property
@@ -148,7 +148,7 @@ class Scheduler:
         """Describe each search and each ready cell, one line each, in the order in which they will start."""
         for arm, trials in self.searches.items():
             each = f" of {trials.search.trainings} trainings" if trials.search.trainings > 1 else ""
-            yield f"search  {arm.label}: {trials.left} trials{each}, then {self.waiting[arm]} cells"
+            yield f"search  {arm.label}: {trials.remaining} trials{each}, then {self.waiting[arm]} cells"
         for _, key, cell in sorted(self._ready)[: self._limit]:
             yield f"cell    {cell.label} ({key})"
 
@@ -232,7 +232,7 @@ class Scheduler:
             return
         budget = self._state.study.budget
         hours, gpu_hours = (self._clock() - self._start) / 3600, self._gpu_seconds / 3600
-        if reason := self._asks_stop() or self._breaker.open:
+        if reason := self._asks_stop() or self._breaker.reason:
             self.stopped = reason
         elif budget.wall_hours is not None and hours >= budget.wall_hours:
             self.stopped = f"budget.wall_hours {budget.wall_hours:g} is used up"
@@ -244,8 +244,8 @@ class Scheduler:
     def _can_start(self, arm: Arm) -> bool:
         trials = self.searches[arm]
         running = self._in_flight[arm]
-        room = trials.search.concurrent is None or len(running) < trials.search.concurrent
-        return room and (not trials.spent or len(trials.begun) > len(running))
+        below_limit = trials.search.concurrent is None or len(running) < trials.search.concurrent
+        return below_limit and (not trials.exhausted or len(trials.started) > len(running))
 
     def _study(self, arm: Arm) -> SearchPoints:
         """The arm's search, opened at its first use."""
@@ -258,35 +258,35 @@ class Scheduler:
         state, trials = self._state, self.searches[arm]
         optuna_number, point = self._study(arm).ask()
         running = self._in_flight[arm]
-        started = [n for n, known in trials.begun if known == point and n not in running]
+        started = [n for n, known in trials.started if known == point and n not in running]
         number = started[0] if started else trials.next_number
         cells = tuple(search_trials.trainings(state.study, arm, point))
         digest = search_trials.digest([state.key(cell) for cell in cells])
         key = search_trials.trial_key(digest, number)
-        begun = {"kind": "trial", "arm": arm.label, "number": number, "params": point, "point": digest}
-        state.store.search.write_file(key, search_trials.BEGUN, json.dumps(begun, indent=1).encode())
+        start = {"kind": "trial", "arm": arm.label, "number": number, "params": point, "point": digest}
+        state.store.search.write_file(key, search_trials.STARTED_FILE, json.dumps(start, indent=1).encode())
         if not started:
-            trials.begun.append((number, point))
+            trials.started.append((number, point))
         for old in trials.ended:
             if old["point"] == digest and old["state"] != "pruned":
-                copy = {**old, **begun, "key": key, "same_as": old["key"], "epochs": 0, "seconds": 0.0}
+                copy = {**old, **start, "key": key, "same_as": old["key"], "epochs": 0, "seconds": 0.0}
                 state.store.search.write_record(copy)
                 self._study(arm).tell(optuna_number, copy)
                 self.copied.append(copy)
                 self._add(arm, copy)
                 return None
         running.add(number)
-        return Task("trial", key, arm, cells, begun, optuna_number)
+        return Task("trial", key, arm, cells, start, optuna_number)
 
     def _add(self, arm: Arm, record: Record) -> None:
         trials = self.searches[arm]
         trials.add(record)
-        if trials.over and not self._in_flight[arm]:
+        if trials.finished and not self._in_flight[arm]:
             self._settle(arm)
 
     def _settle(self, arm: Arm) -> None:
         """Release the cells of an arm whose search is over."""
-        point = self.searches[arm].settled()
+        point = self.searches[arm].chosen_point()
         if point is None:
             self.cells -= self.waiting[arm]
             self.blocked[arm] = f"none of {len(self.searches[arm].ended)} trials has a score"

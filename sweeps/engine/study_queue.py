@@ -31,8 +31,8 @@ NOTICE_EVERY_S = 300.0
 class Observer(Protocol):
     """Receives the events of a run, in the driver's process; `kind` is "cell" or "trial"."""
 
-    def begins(self) -> None:
-        """Ray is up and nothing has been handed out yet. An exception ends the run."""
+    def check_ready(self) -> None:
+        """Check what the run needs, after Ray has started and before any task. An exception ends the run."""
 
     def notice(self, text: str) -> None:
         """Show the user a line about the cluster."""

@@ -85,7 +85,7 @@ class SubmittedJob:
         return cls(details.submission_id, status, message, since, ended, code)
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """True until the job has ended."""
         return self.status in ("pending", "running")
 
@@ -94,7 +94,7 @@ class SubmittedJob:
         """Id, status, times and exit status, in one line."""
         words = [f"{self.id}: {self.status}"]
         if self.since:
-            words.append(f"since {_format(self.since)}" if self.runs else f"{_format(self.since)}")
+            words.append(f"since {_format(self.since)}" if self.is_running else f"{_format(self.since)}")
         if self.ended:
             words.append(f"to {_format(self.ended)}")
         if self.exit_status is not None:
@@ -191,7 +191,7 @@ class JobClient:
     def job(self, study: Study) -> SubmittedJob | None:
         """Return the study's running job, or else its last one; None if there is none."""
         found = self.jobs(study)
-        return next((job for job in found if job.runs), found[-1] if found else None)
+        return next((job for job in found if job.is_running), found[-1] if found else None)
 
     def check_version(self) -> None:
         """Check that the cluster runs the same version of Ray as this process. Raises InputError."""
@@ -230,7 +230,7 @@ class JobClient:
             except (*LOST, RuntimeError):
                 pass  # the next request finds out whether the job runs and the cluster answers
             job = SubmittedJob.of(self._ask(lambda: self._client.get_job_info(name), PATIENCE_S))
-            if not job.runs:
+            if not job.is_running:
                 # A broken stream may end like a complete one, so the log is read once more.
                 log.add(0, self._ask(lambda: self._client.get_job_logs(name), PATIENCE_S))
                 return job
@@ -243,7 +243,7 @@ class JobClient:
             self._ask(lambda: self._client.stop_job(name))
             for _ in range(10):  # a job that is just starting may miss the request
                 job = SubmittedJob.of(self._ask(lambda: self._client.get_job_info(name)))
-                if not job.runs:
+                if not job.is_running:
                     return job
                 time.sleep(PAUSE_S / 2)
         raise InputError(

@@ -113,7 +113,7 @@ def processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def read(store: Store, room: Capacity) -> Calibration | None:
+def read(store: Store, capacity: Capacity) -> Calibration | None:
     """Read the calibration of this machine's device; None if there is none.
 
     On a machine without a GPU, a plan for GPUs uses the latest calibration of any GPU. Raises InputError for
@@ -126,17 +126,17 @@ def read(store: Store, room: Capacity) -> Calibration | None:
         found = [_parse(path, files.read(system, path)) for path in paths]
     except files.StorageError as error:
         raise store.refusal("read", error) from None
-    device = "cuda" if room.gpu else "cpu"
-    fitting = [c for c in found if (c.device, c.threads) == (device, room.threads)]
-    here = device_name(room)
-    if here or not room.gpu:
+    device = "cuda" if capacity.gpu else "cpu"
+    fitting = [c for c in found if (c.device, c.threads) == (device, capacity.threads)]
+    here = device_name(capacity)
+    if here or not capacity.gpu:
         fitting = [c for c in fitting if c.name == here]
     return max(fitting, key=lambda c: max((t.date for t in c.shapes), default=""), default=None)
 
 
-def can_measure(room: Capacity) -> bool:
+def can_measure(capacity: Capacity) -> bool:
     """Return True if this machine has the kind of device that the plan is for."""
-    return not room.gpu or bool(devices())
+    return not capacity.gpu or bool(devices())
 
 
 def _parse(path: str, content: bytes) -> Calibration:
@@ -163,6 +163,6 @@ def write(store: Store, found: Calibration) -> None:
         raise store.refusal("written", error, fix="") from None
 
 
-def device_name(room: Capacity) -> str:
+def device_name(capacity: Capacity) -> str:
     """Name of this machine's CPU or GPU, whichever the plan is for; empty without a GPU."""
-    return next((device.name for device in devices()), "") if room.gpu else processor()
+    return next((device.name for device in devices()), "") if capacity.gpu else processor()

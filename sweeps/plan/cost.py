@@ -61,18 +61,18 @@ class Estimate:
         self,
         state: StudyState,
         records: Mapping[str, Record],
-        parts: Mapping[tuple[str, int], SplitIndices],
-        room: Capacity,
+        split_indices: Mapping[tuple[str, int], SplitIndices],
+        capacity: Capacity,
         calibration: Calibration | None = None,
     ) -> None:
         """Estimate every missing task.
 
-        `records` and `parts` are the state's own, `room` is the machine or cluster, and `calibration` is of
-        its device.
+        `records` and `split_indices` are the state's own. `capacity` is the machine or cluster, and
+        `calibration` is of its device.
         """
-        self.room, self._study = room, state.study
+        self.capacity, self._study = capacity, state.study
         self._done = [(state.cells[key], r) for key, r in records.items() if r["state"] == "done"]
-        self.speeds = Speeds(state, self._done, parts, room, calibration)
+        self.speeds = Speeds(state, self._done, split_indices, capacity, calibration)
         self.tasks = planned_tasks(state, records)
         self._grid_levels = [levels_of(state.study, cell) for cell in state.grid]
         self._seeds = tuple(dict.fromkeys(cell.seed for cell in state.grid))
@@ -166,7 +166,7 @@ class Estimate:
             return None
         concurrent = self._study.search.concurrent if self._study.search is not None else None
         tasks = [task for task, _ in kept]
-        ends = (wall(tasks, [s[end] for s in known], self.room.slots, concurrent) for end in range(3))
+        ends = (wall(tasks, [s[end] for s in known], self.capacity.slots, concurrent) for end in range(3))
         return Bounds(*ends).times(1 / 3600)
 
     def levels(self, keep: Keep = EVERYTHING) -> list[Level]:
@@ -271,23 +271,23 @@ class Estimate:
 
         `stored_bytes` is as in `disk_mb`, and `budget` is in wall hours.
         """
-        room, workers = self.room, self.worker_hours()
+        capacity, workers = self.capacity, self.worker_hours()
         whole = len(self._grid_levels)
         epochs: dict[str, Any] = {}
         for cell in (cell for task in self.tasks if not task.trial for cell in task.cells):
             epochs.setdefault(cell.split.label, _plain(self.speeds.epochs(cell)))
         found: dict[str, Any] = {
-            "room": {**room._asdict(), "side_by_side": room.slots},
+            "room": {**capacity._asdict(), "side_by_side": capacity.slots},
             "jobs": len(self.tasks),
             "search_trials": sum(task.trial for task in self.tasks),
             "epochs": epochs,
             "speeds": self.sources(),
             "memory_mb": self.memory_mb,
             "wall_hours": _plain(self.wall_hours()),
-            "cpu_hours": _plain(workers and workers.times(room.cpu)),
-            "gpu_hours": _plain(workers and workers.times(room.gpu)),
+            "cpu_hours": _plain(workers and workers.times(capacity.cpu)),
+            "gpu_hours": _plain(workers and workers.times(capacity.gpu)),
             "disk_mb": _plain(self.disk_mb(stored_bytes)),
-            "without": {"unit": room.unit, "levels": self._without(self.levels())},
+            "without": {"unit": capacity.unit, "levels": self._without(self.levels())},
         }
         if budget is not None:
             one, best = self.subset(1, 1), self.largest(budget)
@@ -307,7 +307,7 @@ class Estimate:
 
     def _without(self, levels: Sequence[Level]) -> list[dict[str, Any]]:
         """Levels with their CPU-hours, or GPU-hours if the plan has GPUs."""
-        share = self.room.gpu or self.room.cpu
+        share = self.capacity.gpu or self.capacity.cpu
         return [
             {
                 "factor": level.factor,

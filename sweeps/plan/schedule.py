@@ -32,7 +32,7 @@ def planned_tasks(state: StudyState, recorded: Mapping[str, Record]) -> list[Pla
     waited_for = {Arm.of(cell) for cell in waiting}
     found = []
     for arm, trials in state.searches.items():
-        if arm in waited_for and not trials.over:
+        if arm in waited_for and not trials.finished:
             task = PlannedTask(
                 arm, tuple(search_trials.trainings(state.study, arm, {})), _arm_levels(arm), trial=True
             )

@@ -16,6 +16,7 @@ from pm25.network_shape import NetworkShape
 from pm25.panel import Panel
 from pm25.settings import TrainSettings
 from pm25.splits import SplitIndices
+from pm25.text import counted
 from sweeps.plan.bounds import FEW, NOTHING, Bounds, spread
 from sweeps.plan.calibration import Calibration, NetworkTime, SplitShape
 from sweeps.plan.capacity import Capacity
@@ -86,8 +87,8 @@ def samples(cell: Cell, indices: SplitIndices, panel: Panel) -> Samples:
     nested = cell.tuning.split if cell.tuning is not None else None
     if cell.tuning is not None and nested is not None:  # cut as pm25.trial does
         side = np.sort(np.concatenate([train, validation]))
-        usable = replace(panel, target=neighbours.usable(panel, side, cell.window))
-        inner = splits.cut(nested, cell.tuning.fold, usable, cell.window)
+        with_targets = replace(panel, target=neighbours.known_targets(panel, side, cell.window))
+        inner = splits.cut(nested, cell.tuning.fold, with_targets, cell.window)
         train, validation = inner.train, inner.validation
         tested = [len(found) for found in (inner.test, inner.wr) if found is not None]
     n_train = min(len(train), limits.max_windows or len(train))
@@ -236,5 +237,5 @@ class Speeds:
 def _source(calibration: Calibration, found: NetworkTime) -> str:
     threads = ""
     if calibration.device == "cpu":
-        threads = f", {calibration.threads} thread{'s' if calibration.threads > 1 else ''}"
+        threads = f", {counted(calibration.threads, 'thread')}"
     return f"calibrated on {calibration.name}{threads}, {found.date}"

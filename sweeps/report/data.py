@@ -66,7 +66,7 @@ def gather_report_data(
     predicted: Sums | None = None,
     brief: bool = False,
 ) -> ReportData:
-    """Compute the data of a study from its store; `brief` limits it to what `brief` and `terminal` show."""
+    """Compute the data of a study from its store; `brief` limits it to what the summaries show."""
     from sweeps.analysis import results
 
     study = state.study
@@ -115,7 +115,7 @@ def build_report_data(
     resampled = {name: Resampled(rows, analysis, name, sums) for name in metrics}
     contrasts = {
         name: inference.contrasts(
-            rows, analysis, claims, name, resampled[name], looks, records, _specs(rows, pairs, name)
+            rows, analysis, claims, name, resampled[name], looks, records, _contrasts(rows, pairs, name)
         )
         for name in metrics
     }
@@ -172,15 +172,15 @@ def _pairs(rows: pd.DataFrame) -> dict[str, list[Contrast]]:
     }
 
 
-def _specs(rows: pd.DataFrame, pairs: Mapping[str, Sequence[Contrast]], metric: str) -> list[Contrast]:
+def _contrasts(rows: pd.DataFrame, pairs: Mapping[str, Sequence[Contrast]], metric: str) -> list[Contrast]:
     """Return the contrasts of the pairs on every split that has cells of both arms."""
     arms_of = {split: {*group["arm"]} for split, group in labels.with_arm(rows).groupby("split", sort=False)}
-    every = dict.fromkeys(spec for specs in pairs.values() for spec in specs)
+    every = dict.fromkeys(contrast for found in pairs.values() for contrast in found)
     return [
-        spec._replace(split=str(split), metric=metric)
+        contrast._replace(split=str(split), metric=metric)
         for split, arms in arms_of.items()
-        for spec in every
-        if {labels.of_arm(spec.arm), labels.of_arm(spec.other)} <= arms
+        for contrast in every
+        if {labels.of_arm(contrast.arm), labels.of_arm(contrast.other)} <= arms
     ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pm25.metrics import METRICS
+from pm25.text import counted
 from sweeps.analysis import comparability, labels
 from sweeps.analysis.labels import is_control
 from sweeps.report import tables
@@ -47,14 +48,14 @@ def cautions(report: ReportData) -> list[str]:
     test_means = means[means["part"] == "test"]
     if audit_failed := int(test_means["n_marked"].sum()):
         found.append(
-            f"{_count(audit_failed, 'cell')} failed the leakage audit; {tables.AUDIT_FAILED} marks every "
+            f"{counted(audit_failed, 'cell')} failed the leakage audit; {tables.AUDIT_FAILED} marks every "
             "mean that includes one."
         )
     contrasts = report.contrasts[report.metric]
     paired = contrasts[(contrasts["n_pairs"] > 0) & (contrasts["part"] == "test") & contrasts["fold"].isna()]
     if confounded := int((paired["unfair"] != "").sum()):
         found.append(
-            f"{confounded} of {_count(len(paired), 'contrast')} are confounded ({tables.CONFOUNDED}): their "
+            f"{confounded} of {counted(len(paired), 'contrast')} are confounded ({tables.CONFOUNDED}): their "
             "arms differ in more than the declared factor."
         )
     if tuned := comparability.by_name(labels.measured(report.rows)["tuned"]):
@@ -82,7 +83,7 @@ def _finding(report: ReportData, split: str, part: str) -> str:
     means = report.means[metric]
     means = means[(means["split"] == split) & (means["part"] == part)]
     where = f"on {split}" if part == "test" else f"on held-out sites of the training regions of {split}"
-    complete_arms = labels.whole(means)
+    complete_arms = labels.complete(means)
     frame = report.contrasts[metric]
     frame = frame[(frame["split"] == split) & (frame["part"] == part)]
     lines = [line for line in against_none(frame[frame["fold"].isna()].to_dict("records")) if line["n_pairs"]]
@@ -154,7 +155,7 @@ def _verdict(line: Line) -> str:
     margin = f"the margin of {_with_unit(line['rope'], str(line['metric']))}"
     if verdict == "too few":
         n = int(line["n_units"])
-        return f"nothing is tested, because {_count(n, 'test set')} {'is' if n == 1 else 'are'} too few"
+        return f"nothing is tested, because {counted(n, 'test set')} {'is' if n == 1 else 'are'} too few"
     if verdict in ("better", "worse"):
         return f"{arm} is {verdict} than {other} by more than {margin}"
     if verdict == "equal":
@@ -172,7 +173,7 @@ def _difference(line: Line, alpha: float, pairs: str) -> str:
         interval = tables.interval(line["low"], line["high"], metric, sign=True)
         return (
             f"{text} ({level} interval {interval}; {TESTS[line['test']]}, {_p(line)}; "
-            f"{_count(int(line['n_units']), 'test set')}{pairs})"
+            f"{counted(int(line['n_units']), 'test set')}{pairs})"
         )
     boot = ""
     if math.isfinite(line["boot_low"]):
@@ -198,7 +199,7 @@ def _best_mean(complete: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
     top = complete.iloc[0]
     side = "highest" if METRICS[metric].better == "higher" else "lowest"
     value = _with_unit(top["mean"], metric)
-    cells = _count(int(top["n"]), "cell")
+    cells = counted(int(top["n"]), "cell")
     text = f"'{top['arm']}' has the {side} mean {METRICS[metric].name}, {value} ({cells})."
     if len(means) == 1:
         return f"{text} It is the only arm."
@@ -239,7 +240,7 @@ def _cells(states: pd.Series) -> tuple[str, bool]:
     if failed or missing:
         absent = [f"{failed} failed"] if failed else []
         absent += [f"{missing} {'is' if missing == 1 else 'are'} missing"] if missing else []
-        of = f"Of {_count(total, 'cell')}, {' and '.join(absent)}."
+        of = f"Of {counted(total, 'cell')}, {' and '.join(absent)}."
         return f"{of} Arms without all their cells are not ranked.", False
     if total == 0:
         return "The study has no cell.", True
@@ -254,7 +255,7 @@ def _named(lines: Sequence[Line], several: bool) -> str:
     by_place: dict[str, list[str]] = {}
     for line in lines:
         more = line["more_seeds"]
-        seeds: str = "" if pd.isna(more) else f" (about {_count(int(more), 'more seed')} would decide it)"
+        seeds: str = "" if pd.isna(more) else f" (about {counted(int(more), 'more seed')} would decide it)"
         against = "" if line["other"] == labels.BASELINE else f" against '{line['other']}'"
         place = f"on {line['split']}"
         if not pd.isna(line["fold"]):
@@ -287,7 +288,3 @@ def _amount(value: float, metric: str, other: str, mark: str) -> str:
 
 def _with_unit(value: float, metric: str) -> str:
     return f"{labels.number(value, metric)} {METRICS[metric].unit}".strip()
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from pm25.metrics import METRICS
-from sweeps.analysis.labels import merit, number, whole, with_arm
+from pm25.text import counted
+from sweeps.analysis.labels import complete, merit, number, with_arm
 
 AUDIT_FAILED = "†"
 """Mark of a mean that includes a cell that failed the leakage audit."""
@@ -69,13 +70,13 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def plain(frame: pd.DataFrame, corner: str, caption: str = "", notes: Sequence[str] = ()) -> Table:
+def plain(frame: pd.DataFrame, corner: str, caption: str = "") -> Table:
     """Return a table of the values of a frame as texts."""
     lines = [
         (str(label), [Entry(str(value)) for value in values])
         for label, values in zip(frame.index, frame.to_numpy(), strict=True)
     ]
-    return Table(corner, [("", str(column)) for column in frame.columns], lines, caption, notes)
+    return Table(corner, [("", str(column)) for column in frame.columns], lines, caption)
 
 
 def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
@@ -97,10 +98,8 @@ def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
         spread = interval(line["boot_low"], line["boot_high"], metric, sign) + BOOTSTRAP
     elif math.isfinite(line["sd"]):
         spread = f"± {number(line['sd'], metric)}"
-    sets = f"{line['n_units']} test set{'s' * (line['n_units'] != 1)}"
-    source = (
-        f"{n} of {expected} cells, {sets}, {line['n_seeds']} seed{'s' * (line['n_seeds'] != 1)} ({source})"
-    )
+    sets = counted(line["n_units"], "test set")
+    source = f"{n} of {expected} cells, {sets}, {counted(line['n_seeds'], 'seed')} ({source})"
     marks = AUDIT_FAILED if line["n_marked"] else ""
     count = str(n) if n == expected else f"{n}/{expected}"
     return Entry(minus(number(line["mean"], metric, sign)), spread, count, marks, source=source)
@@ -118,7 +117,7 @@ def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
         spread = interval(line["boot_low"], line["boot_high"], metric, sign=True) + BOOTSTRAP
     marks = SIGNIFICANT if line["declared"] and line["p_adjusted"] <= alpha else ""
     marks += CONFOUNDED if line["unfair"] else ""
-    sets = f"{line['n_units']} test set{'s' * (line['n_units'] != 1)}"
+    sets = counted(line["n_units"], "test set")
     source = (
         f"{pairs} pairs, {sets}; better in {line['n_better']} of {pairs} (contrasts.csv: arm {line['arm']}, "
         f"other {line['other']}, split {line['split']}, part {line['part']}; cells.csv: its keys)"
@@ -157,7 +156,7 @@ def places(means: pd.DataFrame) -> dict[str, int]:
     there are fewer than two complete arms, or if all are equal. Equal arms share their rank, and two best
     arms leave no second.
     """
-    lines = whole(means)
+    lines = complete(means)
     if len(lines) < 2:
         return {}
     metric = str(lines["metric"].iloc[0])

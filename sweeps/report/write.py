@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from pm25.files import write_atomically
 from pm25.metrics import METRICS
 from sweeps.analysis import labels
 from sweeps.report import latex, summary, tables
@@ -52,16 +53,11 @@ def write(report: ReportData, out: Path) -> list[Path]:
     }
     for name, data in {**drawn, **{name: text.encode() for name, text in texts.items()}}.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        unfinished = (out / name).with_name(f".{Path(name).name}.{os.getpid()}")
-        try:
-            unfinished.write_bytes(data)
-            unfinished.replace(out / name)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_atomically(out / name, partial(Path.write_bytes, data=data))
     return [out / name for name in texts]
 
 
-def brief(report: ReportData) -> str:
+def markdown_summary(report: ReportData) -> str:
     """Return the question, the answer and the tables of one metric in Markdown, for a small page."""
     question = report.facts.get("question")
     blocks = [*([str(question)] if question else []), *summary.answer(report), *summary.cautions(report)]
@@ -73,7 +69,7 @@ def brief(report: ReportData) -> str:
     return "\n\n".join(blocks)
 
 
-def terminal(report: ReportData) -> None:
+def print_summary(report: ReportData) -> None:
     """Print the tables of one metric and the answer to the terminal."""
     from rich.console import Console
     from rich.table import Table as Grid

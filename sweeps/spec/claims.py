@@ -11,7 +11,7 @@ from pm25.settings import Fusion, Settings, Share, Variant
 from sweeps.spec import suggest
 from sweeps.spec.design import Arm, Design, Head
 
-Metric = Literal["rmse", "r2", "mae"]
+MetricName = Literal["rmse", "r2", "mae"]
 Part = Literal["test", "wr"]
 """Evaluation set of a cell: the fold held out, or the held-out sites within its training region."""
 
@@ -24,7 +24,7 @@ Text = Annotated[str, Field(min_length=1)]
 class Analysis(Settings):
     """Statistical settings of the comparison of two arms."""
 
-    metric: Metric = "rmse"
+    metric: MetricName = "rmse"
     """Primary metric, tested where the study declares no claims."""
     alpha: Share = 0.05
     """Family-wise error rate of all declared tests together; confidence intervals have level 1 - alpha."""
@@ -95,7 +95,7 @@ class Claim(Settings):
     """Arm that it is compared with."""
     on: EvaluationPlace
     """Evaluation sets of the comparison."""
-    metric: Metric
+    metric: MetricName
     """Metric of the comparison."""
 
     @property
@@ -109,7 +109,7 @@ class Claim(Settings):
 class PublishedValue(ArmChoice, EvaluationPlace):
     """Value that a paper reports for an arm on an evaluation set; the design need not contain either."""
 
-    metric: Metric
+    metric: MetricName
     """Metric of the value."""
     value: float
     """Published value, in the unit of the metric."""

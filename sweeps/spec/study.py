@@ -34,7 +34,7 @@ def _file_location(value: Any) -> Path | str:
     """Return a path, or an address unchanged: as a Path, s3:// would lose a slash."""
     if not isinstance(value, str | Path) or not str(value):
         raise SettingError("", f"got {value!r}", "give a path, or an address such as s3://bucket/file")
-    return value if uri.is_address(value) else Path(value)
+    return value if uri.is_uri(value) else Path(value)
 
 
 FileLocation = Annotated[Path | str, PlainValidator(_file_location)]
@@ -289,7 +289,7 @@ class Study(Settings):
         return self
 
     @property
-    def judged_on(self) -> AnySplit:
+    def winner_split(self) -> AnySplit:
         """Split whose cells an arm's winner is chosen from: the first one within region, else the first."""
         declared = [factor.split for factor in self.design.split]
         return next((split for split in declared if split.regime == "WR"), declared[0])
@@ -300,7 +300,7 @@ class Study(Settings):
         With `winners`, every cell that may win stores them; the run deletes the others' at its end.
         """
         if self.keep_weights == "winners":
-            return cell.split == self.judged_on
+            return cell.split == self.winner_split
         return self.keep_weights
 
     def arms(self) -> list[Arm]:

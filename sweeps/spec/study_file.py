@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from pm25.errors import InputError, SettingError
 from pm25.splits import AnySplit
+from pm25.text import counted
 from sweeps.spec import suggest
 from sweeps.spec.design import ADAPTIVE, LISTED, SplitFactor
 from sweeps.spec.study import Study
@@ -172,7 +173,7 @@ def input_error(where: str, error: ValidationError) -> InputError:
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
     field, problem, fix = _described(fault)
     if others := len(faults) - 1:
-        problem += f" ({others} more fault{'s' if others > 1 else ''})"
+        problem += f" ({counted(others, 'more fault')})"
     return InputError(where, field, problem, fix)
 
 

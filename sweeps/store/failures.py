@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pm25.cell import Cell
+from pm25.text import counted
 from sweeps.store.records import Record
 
 PACKAGES = ("pm25", "sweeps")
@@ -113,7 +114,7 @@ class FailureGroup:
     def line(self) -> str:
         """Summary of the group in one line."""
         error = _cut(": ".join(filter(None, (self.type, self.message))), LINE_LENGTH)
-        cells = f"{len(self.keys)} cell{'s' if len(self.keys) > 1 else ''}"
+        cells = counted(len(self.keys), "cell")
         levels = ",".join(f"{factor}={level}" for factor, level in self.shared.items())
         hosts = f" on {', '.join(self.hosts[:3])}" if self.hosts else ""
         more = f" and {len(self.hosts) - 3} more hosts" if len(self.hosts) > 3 else ""
@@ -180,13 +181,15 @@ class Breaker:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._counts: Counter[str] = Counter()
-        self.open: str | None = None
+        self.reason: str | None = None
         """Reason to stop the run, in one line; None as long as it may continue."""
 
     def failed(self, signature: str) -> None:
         """Count a failure of this run. Equal failures need not be consecutive."""
         self._counts[signature] += 1
         # The reason is not changed afterwards, although trainings that are still running may fail too.
-        if self.open is None and self._counts[signature] >= self.limit:
+        if self.reason is None and self._counts[signature] >= self.limit:
             count = self._counts[signature]
-            self.open = f"{count} equal failures in this run, {signature}; fix the cause, then `sweep retry`"
+            self.reason = (
+                f"{count} equal failures in this run, {signature}; fix the cause, then `sweep retry`"
+            )

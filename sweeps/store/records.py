@@ -76,7 +76,7 @@ class Store:
         `fix` is what the user can do; by default the likely fix for this storage and `error`.
         """
         if fix is None:
-            fix = uri.fix(self.storage, error).lstrip("; ") or "use another storage, --set storage=FOLDER"
+            fix = uri.advice(self.storage, error) or "use another storage, --set storage=FOLDER"
         return InputError(self.storage, "storage", f"cannot be {what} ({uri.reason(error)})", fix)
 
     def prepare(self) -> None:
@@ -85,7 +85,7 @@ class Store:
             system, folder = self.location(name)
             probe = f"{folder}/.probe-{secrets.token_hex(4)}"
             try:
-                uri.meet(self.storage, folder)
+                uri.check_server(self.storage, folder)
                 write(system, probe, b"probe")
                 system.delete_file(probe)
             except StorageError as error:
@@ -95,7 +95,7 @@ class Store:
         """Return the keys that have any files: records, or files of unfinished work. Raises InputError."""
         system, folder = self.location(self.folder)
         try:
-            uri.meet(self.storage, folder)
+            uri.check_server(self.storage, folder)
             found = system.get_file_info(pyarrow.fs.FileSelector(folder))
         except FileNotFoundError:
             return set()

@@ -27,7 +27,7 @@ class ArmTrials:
     """Points that are tried first."""
     ended: list[Record] = field(default_factory=list)
     """Records of the trials that have ended, by number; at most `search.trials`."""
-    begun: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    started: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     """Numbers and points of the trials that were started and have not ended."""
 
     @property
@@ -36,27 +36,27 @@ class ArmTrials:
         return sum(record["epochs"] for record in self.ended)
 
     @property
-    def spent(self) -> bool:
+    def exhausted(self) -> bool:
         """True if no further trial may be started."""
         search = self.search
-        return len(self.ended) + len(self.begun) >= search.trials or (
+        return len(self.ended) + len(self.started) >= search.trials or (
             search.epochs is not None and self.epochs >= search.epochs
         )
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """True if the search is finished: no trial is running and no further one may be started."""
-        return self.spent and not self.begun
+        return self.exhausted and not self.started
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Largest number of trials that are still to end; a budget of epochs may allow fewer."""
-        return len(self.begun) if self.spent else self.search.trials - len(self.ended)
+        return len(self.started) if self.exhausted else self.search.trials - len(self.ended)
 
     @property
     def numbers(self) -> set[int]:
         """Numbers of all trials that were started, ended or not."""
-        return {record["number"] for record in self.ended} | {number for number, _ in self.begun}
+        return {record["number"] for record in self.ended} | {number for number, _ in self.started}
 
     @property
     def next_number(self) -> int:
@@ -82,12 +82,12 @@ class ArmTrials:
         sign = 1 if self.search.smaller_is_better else -1
         return tuple(sign * value for value in self.values(record))
 
-    def settled(self) -> dict[str, Any] | None:
+    def chosen_point(self) -> dict[str, Any] | None:
         """Return the chosen settings for the arm's grid.
 
         None until the search is finished, or if none of its trials succeeded.
         """
-        best = self.best() if self.over else None
+        best = self.best() if self.finished else None
         return None if best is None else dict(best["params"])
 
     @property
@@ -103,12 +103,12 @@ class ArmTrials:
         point = ", ".join(f"{name} {_short(value)}" for name, value in best["params"].items())
         values = zip(self.search.objective, self.values(best), strict=True)
         scores = ", ".join(f"{regime} {value:.3f}" for regime, value in values)
-        chose = "chose" if self.over else "best so far"
+        chose = "chose" if self.finished else "best so far"
         return f"{text}; {chose} {point} (validation {self.search.metric}: {scores})"
 
     def add(self, record: Record) -> None:
         """Add the record of a trial that has ended."""
-        self.begun = [(number, point) for number, point in self.begun if number != record["number"]]
+        self.started = [(number, point) for number, point in self.started if number != record["number"]]
         self.ended = sorted([*self.ended, record], key=lambda r: r["number"])
 
 
@@ -209,7 +209,7 @@ def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Arm, Ar
         if name in ended:
             trials.ended.append(ended[name])
         else:
-            trials.begun.append((trial["number"], trial["params"]))
+            trials.started.append((trial["number"], trial["params"]))
     return found
 
 
@@ -222,7 +222,7 @@ def started_and_ended(store: Store) -> tuple[dict[str, Any], dict[str, Record]]:
     keys = sorted(trials.keys())
     started = {}
     for key in keys:
-        content = trials.read_file(key, BEGUN)
+        content = trials.read_file(key, STARTED_FILE)
         if content is None:
             continue
         try:
@@ -230,7 +230,7 @@ def started_and_ended(store: Store) -> tuple[dict[str, Any], dict[str, Record]]:
         except ValueError:
             trial = None
         if not isinstance(trial, dict) or not {"arm", "number", "params"} <= trial.keys():
-            _, path = trials.location(trials.folder, key, BEGUN)
+            _, path = trials.location(trials.folder, key, STARTED_FILE)
             raise InputError(
                 path,
                 "",
@@ -241,11 +241,11 @@ def started_and_ended(store: Store) -> tuple[dict[str, Any], dict[str, Record]]:
     return started, trials.records(keys)
 
 
-BEGUN = "begun.json"
+STARTED_FILE = "begun.json"
 """Start file of a trial, with its arm, number and params, written when the trial is given to a worker."""
 
 
 def tuned(searches: Mapping[Arm, ArmTrials]) -> dict[Arm, dict[str, Any]]:
     """Return the settings that the finished searches chose, by arm."""
-    settled = {arm: trials.settled() for arm, trials in searches.items()}
-    return {arm: point for arm, point in settled.items() if point is not None}
+    chosen = {arm: trials.chosen_point() for arm, trials in searches.items()}
+    return {arm: point for arm, point in chosen.items() if point is not None}

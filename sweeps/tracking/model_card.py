@@ -49,7 +49,7 @@ def card(
         "Training": _training(cell, record),
         "Scores": [*_own_scores(record), "", *_study_scores(own)],
         "Encoder": _encoder(cell, record, encoder_options),
-        "Limits": _limits(cell, record, own, facts, panel, inputs),
+        "Limits": _limits(cell, record, own, facts, inputs),
         "Use": _use(cell, inputs, panel),
     }
     lines = [f"# {arm}: daily PM2.5 at a place, from {cell.window} days of its covariates", ""]
@@ -199,7 +199,6 @@ def _limits(
     record: Record,
     own: "pd.DataFrame",
     facts: Mapping[str, Any],
-    panel: Panel,
     inputs: Mapping[str, str],
 ) -> Iterator[str]:
     west, south, east, north = CONUS

@@ -120,7 +120,7 @@ class TrackingProcess:
         waiting = [cell.resolved() for cell in state.waiting]
         study = state.study
         declared = [study.analysis.model_dump(mode="json"), [c.model_dump(mode="json") for c in study.claims]]
-        self._send("plan", [cells, waiting, state.searched(), *declared, study.design.looks])
+        self._send("plan", [cells, waiting, state.search_summaries(), *declared, study.design.looks])
 
     def describe(self, markdown: str) -> None:
         """Call `Tracker.describe` once everything else is written."""

@@ -1,7 +1,7 @@
 """Content of an MLflow run: what a record of a cell or a search trial becomes."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import product
 from typing import Any, NamedTuple, get_args
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from pm25.cell import Cell
-from pm25.settings import Fusion, Variant
+from pm25.settings import Fusion, Variant, dotted
 from sweeps.analysis import labels
 from sweeps.spec.design import Arm, Head
 from sweeps.store.records import Record
@@ -103,15 +103,8 @@ def _origin(record: Record, kind: str) -> dict[str, str]:
 
 
 def _params(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value)[:6000] for name, value in _flat(settings)}  # the longest that MLflow accepts
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+    # MLflow accepts at most 6000 characters.
+    return {name: str(value)[:6000] for name, value in dotted(settings).items()}
 
 
 def dataset_input(fingerprint: str, data: Mapping[str, Any]) -> DatasetInput:

@@ -63,7 +63,8 @@ class Winner:
 def best(study: Study, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> dict[Arm, str]:
     """Find the key of the done cell with the lowest validation RMSE for each arm, controls included.
 
-    Only cells on the split `Study.judged_on` are compared; a tie is decided by key. Test scores are not used.
+    Only cells on the split `Study.winner_split` are compared; a tie is decided by key. Test scores are not
+    used.
     """
     return {arm: key for arm, (_, key) in _ranked(study, cells, records).items()}
 
@@ -74,7 +75,7 @@ def _ranked(
     found: dict[Arm, tuple[float, str]] = {}
     for key, cell in cells.items():
         record = records.get(key)
-        if record is not None and record["state"] == "done" and cell.split == study.judged_on:
+        if record is not None and record["state"] == "done" and cell.split == study.winner_split:
             arm, candidate = Arm.of(cell), (_validation_rmse(record), key)
             found[arm] = min(candidate, found.get(arm, candidate))
     return found
@@ -110,7 +111,7 @@ class WeightRetention:
         if self._study.keep_weights != "winners" or record["state"] != "done":
             return
         cell = Cell.model_validate(record["cell"])
-        if cell.split != self._study.judged_on:
+        if cell.split != self._study.winner_split:
             return
         arm, candidate = Arm.of(cell), (_validation_rmse(record), record["key"])
         before = self._best.get(arm, candidate)
@@ -134,12 +135,14 @@ def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
             continue
         cell, record = state.cells[key], records[key]
         options = {} if cell.encoder is None else state.study.encoder_options(cell.encoder)
-        asks: tuple[str, ...] = ()
+        lookup_keys: tuple[str, ...] = ()
         if cell.variant == "table":
-            asks = encoders.load("table", **options).asks  # type: ignore[attr-defined]
+            lookup_keys = encoders.load("table", **options).lookup_keys  # type: ignore[attr-defined]
         channels = (*state.panel.channels, *(cell.neighbours.channels if cell.neighbours else ()))
         kinds = {"lat": "double", "lon": "double", "month": "long", "site_id": "string"}
-        inputs = {name: kinds[name] for name in ("lat", "lon", *asks)} | dict.fromkeys(channels, "array")
+        inputs = {name: kinds[name] for name in ("lat", "lon", *lookup_keys)} | dict.fromkeys(
+            channels, "array"
+        )
         label = labels.arm(arm.variant, arm.fusion)
         card = model_card.card(label, cell, record, rows, facts, inputs, state.panel, options)
         tags = _tags(state.study, arm, record)
@@ -150,7 +153,7 @@ def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
 def _tags(study: Study, arm: Arm, record: Record) -> dict[str, str]:
     cell, tags = record["cell"], {"study": study.study, "arm": arm.label, "key": record["key"]}
     tags |= {name: cell[name] for name in ("variant", "fusion") if name in cell}
-    tags |= {"split": study.judged_on.label, "fold": str(cell["fold"]), "seed": str(cell["seed"])}
+    tags |= {"split": study.winner_split.label, "fold": str(cell["fold"]), "seed": str(cell["seed"])}
     tags |= {"protocol": study.protocol, "data": record["data"], "numerics": str(record["numerics"])}
     tags |= {name: record[name] for name in ("encoder", "commit") if record.get(name)}
     numbers = {name: record["metrics"].get(name) for name in ("val_rmse", "test_rmse", "test_r2")}

@@ -135,7 +135,7 @@ def test_increases_stand_on_the_rmse_of_the_result():
     result = trained(made, panel)
     ready = trial.prepare(made, panel)
     ready.model.load_state_dict(result.weights)
-    test = ready.parts.test
+    test = ready.indices.test
     rmse = scores(panel.target.reshape(-1)[test], ready.predict(test))["rmse"]
     assert rmse == result.metrics["test_rmse"]
     with ready.inputs.permuted("weather", np.arange(SITES), 0):
@@ -182,7 +182,7 @@ def fed(inputs: Inputs) -> tuple[bytes, ...]:
 def test_permuted_puts_back_what_it_took(what):
     made = cell("geoclip", "concat") if what == "embedding" else cell("latlon")
     ready = trial.prepare(made, world("weather"), embedding=EMBEDDING if made.encoder else None)
-    test = ready.parts.test
+    test = ready.indices.test
     before, predicted = fed(ready.inputs), ready.predict(test)
     with ready.inputs.permuted(what, np.roll(np.arange(SITES), 1), 5):
         assert fed(ready.inputs) != before

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pm25 import neighbours, splits
 from pm25.errors import InputError
 from pm25.geo import great_circle_km
-from pm25.neighbours import NeighbourSettings, feature, inverse_distance, nearest_monitor_km, usable
+from pm25.neighbours import NeighbourSettings, feature, inverse_distance, known_targets, nearest_monitor_km
 from pm25.panel import Panel
 from tests import worlds
 
@@ -125,7 +125,7 @@ def test_every_block_is_the_brute_force(seed, sites, k, power, missing, block):
 def test_usable_is_the_training_targets_and_the_days_before_any_sample():
     panel = world(missing=0)
     days = len(panel.dates)
-    got = usable(panel, np.array([2 * days + 7, 2 * days + 9, 4 * days + 4]), WINDOW)
+    got = known_targets(panel, np.array([2 * days + 7, 2 * days + 9, 4 * days + 4]), WINDOW)
     expected = np.zeros(panel.target.shape, bool)
     expected[[2, 4], :4] = True
     expected[[2, 2, 4], [7, 9, 4]] = True

@@ -224,7 +224,7 @@ def test_paper_parts_by_hand():
     given_parts = SplitIndices(
         train=np.arange(0, 80, 2), validation=np.arange(1, 80, 2)[:20], test=np.arange(80, 100), wr=None
     )
-    made = protocol.paper_parts(given_parts, panel)
+    made = protocol.paper_indices(given_parts, panel)
     # 60 rows train or validate: 0 to 39 and the even ones to 78; 3, 4 and 70 (site 1, day 20) go, 57 stay.
     rows = [i for i in [*range(40), *range(40, 80, 2)] if i not in (3, 4, 70)]
     assert made.train.tolist() == rows[:-3]  # 5 % of 57 is 2.85
@@ -237,13 +237,13 @@ def test_paper_parts_drop_the_not_positive_of_held_out_parts_too():
     target = np.ones((2, 50), np.float32)
     target[1, [31, 41]] = 0, -1
     given_parts = SplitIndices(np.arange(40), np.arange(40, 50), np.arange(80, 90), np.arange(90, 100))
-    made = protocol.paper_parts(given_parts, replace(world(), target=target))
+    made = protocol.paper_indices(given_parts, replace(world(), target=target))
     assert made.test.tolist() == [80, *range(82, 90)]
     assert made.wr.tolist() == [90, *range(92, 100)]
 
 
 def test_at_least_one_row_validates():
-    made = protocol.paper_parts(
+    made = protocol.paper_indices(
         SplitIndices(np.arange(4), np.arange(4, 6), np.arange(9, 12), None),
         replace(world(), target=np.ones((1, 20))),
     )
@@ -259,7 +259,7 @@ def test_a_part_without_a_positive_sample_is_refused(zeros, name):
     target[0, zeros] = 0
     parts = SplitIndices(np.arange(8), np.arange(8, 10), np.arange(10, 15), np.arange(15, 20))
     with refuses("toy", "protocol", "paper", name, "protocol: strict"):
-        protocol.paper_parts(parts, replace(world(), target=target))
+        protocol.paper_indices(parts, replace(world(), target=target))
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=lambda s: s.label)
@@ -273,22 +273,22 @@ def test_only_positive_samples_and_the_last_rows_validate(split):
     rest = rest[target[rest] > 0]
     assert np.array_equal(np.concatenate([made.train, made.validation]), rest)
     assert len(made.validation) == max(1, round(0.05 * len(rest)))
-    assert np.array_equal(made.parts.test, parts.test[target[parts.test] > 0])
+    assert np.array_equal(made.indices.test, parts.test[target[parts.test] > 0])
     if parts.wr is not None:
-        assert np.array_equal(made.parts.wr, parts.wr[target[parts.wr] > 0])
+        assert np.array_equal(made.indices.wr, parts.wr[target[parts.wr] > 0])
     got = trial.run(cell(split=split, protocol="paper"), panel)
     assert (got.predictions["truth"] > 0).all()
     # Strict keeps them all.
     strict = trial.prepare(cell(split=split), panel)
     assert np.array_equal(strict.train, parts.train)
-    assert np.array_equal(strict.parts.test, parts.test)
+    assert np.array_equal(strict.indices.test, parts.test)
 
 
 @pytest.mark.parametrize("kind", ["strict", "paper"])
 def test_scalers_and_target_scale(kind):
     panel = world(missing=0, lowest=-4.0)
     made = trial.prepare(cell(split=SPLITS[4], protocol=kind), panel)
-    parts = made.parts
+    parts = made.indices
     # Under paper everything that is scored or trained; the within-region test is this project's own.
     known = np.concatenate([parts.train, parts.validation, parts.test]) if kind == "paper" else parts.train
     assert np.array_equal(made.fitted["scalers"], np.sort(known))
@@ -311,7 +311,7 @@ def test_scalers_and_target_scale(kind):
 def test_the_largest_target_of_all_parts_is_the_scale():
     panel = world(missing=0)
     for name in ("train", "validation", "test"):
-        part = getattr(protocol.paper_parts(splits.cut(SPLITS[2], 0, panel, WINDOW), panel), name)
+        part = getattr(protocol.paper_indices(splits.cut(SPLITS[2], 0, panel, WINDOW), panel), name)
         target = panel.target.copy()
         target.reshape(-1)[part[-1]] = 777
         made = trial.prepare(cell(split=SPLITS[2], protocol="paper"), replace(panel, target=target))
@@ -355,7 +355,7 @@ def test_days_of_minus_one_are_masked(kind, value):
 def test_neighbours_may_be_held_out_monitors_under_paper_only(kind):
     panel, own = world(missing=0), NEIGHBOURS["plain"]
     made = trial.prepare(cell(split=SPLITS[2], neighbours=own, protocol=kind), panel)
-    parts = made.parts
+    parts = made.indices
     known = np.concatenate([parts.train, parts.validation, parts.test]) if kind == "paper" else parts.train
     known = np.sort(known)
     assert np.array_equal(made.fitted["neighbours"], known)
@@ -373,7 +373,7 @@ def test_neighbours_may_be_held_out_monitors_under_paper_only(kind):
 def test_a_subsample_has_all_training_monitors_for_neighbours():
     made = trial.prepare(cell(neighbours=NEIGHBOURS["plain"], train={"max_windows": 9}), world())
     assert len(made.train) == len(made.fitted["scalers"]) == 9
-    assert np.array_equal(made.fitted["neighbours"], made.parts.train)
+    assert np.array_equal(made.fitted["neighbours"], made.indices.train)
 
 
 # --- What strict refuses -----------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_an_embedding_by_month_is_that_of_the_samples_day():
     monthly[:, 1] = rng.normal(size=(SITES, 4))
     ready = trial.prepare(made, panel, embedding=monthly)
     ready.model.load_state_dict(one.weights)
-    moved = ready.predict(ready.parts.test) != one.predictions["prediction"]
+    moved = ready.predict(ready.indices.test) != one.predictions["prediction"]
     february = one.predictions["date"] >= np.datetime64("2021-02-01")
     assert 0 < february.sum() < len(february)
     assert not moved[~february].any()

@@ -11,7 +11,7 @@ import torch
 from pm25 import splits, trial
 from pm25.cell import Cell, Tuning
 from pm25.metrics import SCORES, scores
-from pm25.neighbours import NeighbourSettings, usable
+from pm25.neighbours import NeighbourSettings, known_targets
 from pm25.panel import Panel
 from pm25.splits import (
     AnySplit,
@@ -144,8 +144,10 @@ def test_all_parts_of_a_search_lie_in_the_training_side(outer, inner):
     side = training_side(outer, panel)
     for fold in range(inner.folds if inner else 1):
         ready = trial.prepare(cell(outer, inner, fold), panel)
-        parts = [p for p in (ready.parts.train, ready.parts.validation, ready.parts.test) if p is not None]
-        parts += [] if ready.parts.wr is None else [ready.parts.wr]
+        parts = [
+            p for p in (ready.indices.train, ready.indices.validation, ready.indices.test) if p is not None
+        ]
+        parts += [] if ready.indices.wr is None else [ready.indices.wr]
         assert all(len(part) for part in parts)
         together = np.concatenate(parts if inner else parts[:2])
         assert len(np.unique(together)) == len(together)
@@ -192,8 +194,8 @@ def test_a_period_within_the_training_period_by_hand():
     panel = without_gaps(world())
     alone = trial.prepare(cell(outer), panel)
     assert days_of(alone.train) == [2, 3, 4, 5, 6, 7, 8, 9]
-    assert days_of(alone.validation) == days_of(alone.parts.test) == [12, 13, 14, 15]
-    assert alone.parts.wr is None
+    assert days_of(alone.validation) == days_of(alone.indices.test) == [12, 13, 14, 15]
+    assert alone.indices.wr is None
     seen = np.isfinite(alone.panel.target)
     assert np.flatnonzero(seen[0]).tolist() == [*range(10), 12, 13, 14, 15]
     assert (seen == seen[0]).all()
@@ -203,7 +205,7 @@ def test_a_period_within_the_training_period_by_hand():
     nested = trial.prepare(cell(outer, inner), panel)
     assert days_of(nested.train) == [2, 3]
     assert days_of(nested.validation) == [6]
-    assert days_of(nested.parts.test) == [9, 12, 13, 14, 15]
+    assert days_of(nested.indices.test) == [9, 12, 13, 14, 15]
     assert np.array_equal(nested.panel.target, alone.panel.target, equal_nan=True)
 
 
@@ -218,7 +220,9 @@ def test_groups_within_a_group_by_hand():
     assert len(east) == (half == "east").sum() - round(0.2 * (half == "east").sum())
     for fold, (tested, trained) in enumerate([("even", "odd"), ("odd", "even")]):
         made = trial.prepare(cell(outer, inner, fold), panel)
-        sites = {p: np.unique(getattr(made.parts, p) // DAYS) for p in ("train", "validation", "test", "wr")}
+        sites = {
+            p: np.unique(getattr(made.indices, p) // DAYS) for p in ("train", "validation", "test", "wr")
+        }
         assert sites["test"].tolist() == east[parity[east] == tested].tolist()
         rest = [sites[p] for p in ("train", "validation", "wr")]
         assert np.sort(np.concatenate(rest)).tolist() == east[parity[east] == trained].tolist()
@@ -237,8 +241,8 @@ def test_sites_without_a_target_are_no_monitors():
     silent = np.isnan(made.panel.target).all(axis=1)
     assert np.array_equal(np.flatnonzero(~silent), np.unique(training_side(outer, panel) // DAYS))
     assert 0 < silent.sum() < SITES
-    known = np.isfinite(usable(made.panel, made.fitted["neighbours"], WINDOW)).any(axis=1)
-    assert np.array_equal(np.flatnonzero(known), np.unique(made.parts.train // DAYS))
+    known = np.isfinite(known_targets(made.panel, made.fitted["neighbours"], WINDOW)).any(axis=1)
+    assert np.array_equal(np.flatnonzero(known), np.unique(made.indices.train // DAYS))
     audit = trial.run(made.cell, panel).audit
     assert audit["train_sites"] == known.sum()
     assert audit["train_sites"] + audit["test_sites"] < (~silent).sum()  # the rest validate
@@ -263,13 +267,13 @@ def test_the_first_days_of_the_training_side_are_kept_for_neighbours():
 def test_a_result_tells_validation_scores_only(outer, inner):
     made, panel = cell(outer, inner), world()
     got, ready = trial.run(made, panel), trial.prepare(made, panel)
-    held_out = {"val_wr": ready.validation if inner is None else ready.parts.test}
+    held_out = {"val_wr": ready.validation if inner is None else ready.indices.test}
     if inner is not None and inner.regime == "OoR":
-        held_out = {"val_oor": ready.parts.test, "val_wr": ready.parts.wr}
+        held_out = {"val_oor": ready.indices.test, "val_wr": ready.indices.wr}
     assert list(got.metrics) == [f"{part}_{name}" for part in ("val", *held_out) for name in PLAIN]
     assert got.counts == {
-        "n_train": len(ready.parts.train),
-        "n_val": len(ready.parts.validation),
+        "n_train": len(ready.indices.train),
+        "n_val": len(ready.indices.validation),
         **{f"n_{part[4:]}": len(flat) for part, flat in held_out.items()},
         "epochs": 1,
         "best_epoch": 1,
@@ -282,7 +286,7 @@ def test_a_result_tells_validation_scores_only(outer, inner):
     # The split that cut the scored part off keeps its promise.
     assert got.audit["failed"] == []
     assert got.audit["fitted_scalers_test"] == got.audit["fitted_target_test"] == 0
-    assert got.audit["test_sites"] == len(np.unique(ready.parts.test // DAYS))
+    assert got.audit["test_sites"] == len(np.unique(ready.indices.test // DAYS))
 
 
 @pytest.mark.parametrize("outer", OUTER, ids=lambda s: s.label)

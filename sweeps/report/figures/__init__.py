@@ -96,7 +96,7 @@ def best_encoder(rows: pd.DataFrame, metric: str = "rmse") -> str | None:
     if not splits:
         return None
     means = inference.means(rows, Analysis(), metric)
-    complete = labels.whole(means[(means["split"] == splits[0]) & (means["part"] == "test")])
+    complete = labels.complete(means[(means["split"] == splits[0]) & (means["part"] == "test")])
     controls = complete["variant"].isin([labels.BASELINE, "random", "shuffled"])
     encoders = complete[complete["fusion"].notna() & ~controls]
     return str(encoders["arm"].iloc[0]) if len(encoders) else None

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from pm25.metrics import METRICS
+from pm25.text import counted
 from sweeps.analysis import labels
 from sweeps.report.figures.style import (
     BLUE,
@@ -23,7 +24,6 @@ from sweeps.report.figures.style import (
     Figure,
     arm_legend,
     arm_looks,
-    counted,
     finish,
     hide_unused,
     house_style,

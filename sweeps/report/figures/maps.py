@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from pm25 import splits
 from pm25.geo import CONUS, EARTH_KM
 from pm25.metrics import METRICS
+from pm25.text import counted
 from sweeps.analysis import labels
 from sweeps.analysis.artifacts import Predicted
 from sweeps.analysis.results import SplitMap
@@ -27,7 +28,6 @@ from sweeps.report.figures.style import (
     SKY,
     WIDTH,
     Figure,
-    counted,
     finish,
     hide_unused,
     house_style,

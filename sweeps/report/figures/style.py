@@ -168,11 +168,6 @@ def fold_legend(canvas: Canvas, ax: Any, cells: pd.DataFrame, line: str) -> None
     canvas.legend(loc="outside upper right", ncols=3)
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as '1 cell' or '1,200 cells'."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def slug(text: str) -> str:
     """Return a label as part of a file name, such as 'geoclip-hadamard'."""
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower().replace("/", "")).split())

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from pm25.text import counted
 from sweeps.analysis.artifacts import Curves
 from sweeps.report.figures.style import (
     BLUE,
@@ -19,7 +20,6 @@ from sweeps.report.figures.style import (
     Figure,
     arm_legend,
     arm_looks,
-    counted,
     dodge,
     finish,
     hide_unused,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pm25.metrics import METRICS
+from pm25.text import counted
 from sweeps.analysis import labels
 from sweeps.report import summary, tables
 from sweeps.report.sections.section import Section, pictures, plain_number
@@ -80,7 +81,7 @@ def testing(report: ReportData) -> Section:
         "Intervals of means exclude the variation between test sets that all arms share (Cousineau 2005, "
         "corrected by Morey 2008). They show which arms differ. They do not show how much a mean would "
         "change on other data.",
-        f"Family: {len(family)} declared contrast{'s' * (len(family) != 1)}"
+        f"Family: {counted(len(family), 'declared contrast')}"
         + (
             " (those of the claims)"
             if len(report.claims)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from pm25.settings import dotted
 from sweeps.analysis import labels
 from sweeps.report import tables
 from sweeps.report.sections.section import Section, over_all_folds
@@ -112,17 +113,9 @@ def provenance(report: ReportData) -> Section:
 
 
 def _pairs(values: Mapping[str, Any], corner: str) -> Table:
-    """Return a table of names and values."""
-    lines = [(name, [Entry(text)]) for name, text in _flattened(values)]
+    """Return a table of values by dotted name, such as 'train.max_epochs', sorted by name."""
+    lines = []
+    for name, value in sorted(dotted(values).items(), key=lambda item: item[0].split(".")):
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        lines.append((name, [Entry(text)]))
     return Table(corner, [("", "value")], lines)
-
-
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield a name and a text for every leaf, such as ('train.epochs', '100'), sorted by name."""
-    for name in sorted(values, key=str):
-        value = values[name]
-        if isinstance(value, Mapping) and value:
-            yield from _flattened(value, f"{prefix}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            yield f"{prefix}{name}", text

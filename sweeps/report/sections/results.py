@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -75,8 +75,7 @@ def out_of_region(report: ReportData) -> Section:
         contrasts = contrasts[(contrasts["part"] == "test") & (contrasts["regime"] == labels.OOR)]
         if len(contrasts):
             caption = f"Out of region, paired differences: {METRICS[metric].title}."
-            notes = legend(report, contrasts, ranked=False)
-            found.append(tables.of_differences(contrasts, columns, report.analysis.alpha, caption, notes))
+            found.append(_differences(report, contrasts, columns, caption))
     text = (
         "Test sets from a region that the model never saw. A checkerboard holds out one colour in turn; "
         "'all' is the mean over both. The name of a checkerboard ends with the size of its squares in "
@@ -116,15 +115,7 @@ def gap(report: ReportData) -> Section:
         contrasts = over_all_folds(report.contrasts[metric])
         contrasts = contrasts[contrasts["part"] == "gap"]
         if len(contrasts):
-            found.append(
-                tables.of_differences(
-                    contrasts,
-                    columns,
-                    report.analysis.alpha,
-                    f"Difference of the gaps, paired: {name}.",
-                    legend(report, contrasts, ranked=False),
-                )
-            )
+            found.append(_differences(report, contrasts, columns, f"Difference of the gaps, paired: {name}."))
     text = (
         "How much worse a model is out of its region than on held-out sites of its region. The gap has no "
         "best value, because a model that is bad everywhere may have a gap of zero. The sites differ, so "
@@ -249,17 +240,18 @@ def ablations(report: ReportData) -> Iterator[Section]:
         selected = selected[selected["part"] == "test"]
         found = []
         if len(selected):
-            found.append(
-                tables.of_differences(
-                    selected,
-                    columns,
-                    report.analysis.alpha,
-                    f"{title}: {METRICS[report.metric].title}, paired.",
-                    legend(report, selected, ranked=False),
-                )
-            )
+            caption = f"{title}: {METRICS[report.metric].title}, paired."
+            found.append(_differences(report, selected, columns, caption))
         exploratory = " These contrasts are exploratory unless a claim declares them."
         yield Section(anchor, title, text + exploratory, found)
+
+
+def _differences(
+    report: ReportData, contrasts: pd.DataFrame, columns: Sequence[tuple[str, str, str, str]], caption: str
+) -> Table:
+    """Return the table of paired differences with its legend."""
+    notes = legend(report, contrasts, ranked=False)
+    return tables.of_differences(contrasts, columns, report.analysis.alpha, caption, notes)
 
 
 def tail(report: ReportData) -> Section:

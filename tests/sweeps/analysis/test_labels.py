@@ -89,10 +89,6 @@ def test_digits_belong_to_the_metric():
     assert labels.number(NAN, "rmse") == "–"
 
 
-def test_counts():
-    assert [labels.counted(n, "cell") for n in (0, 1, 2)] == ["0 cells", "1 cell", "2 cells"]
-
-
 def test_each_direction_on_its_own(rows):
     found = inference.means(labels.directions(rows), Analysis()).set_index(["arm", "split", "part"])
     held_out = f"{BOARD} · colour 1 held out"

@@ -441,16 +441,16 @@ def state(folder: Path, **changes: Any) -> StudyState:
     return StudyState(str(path))
 
 
-def end(agenda: Scheduler, of: StudyState, work: Task, value: Value) -> None:
+def end(scheduler: Scheduler, of: StudyState, work: Task, value: Value) -> None:
     """As the runner does it."""
     made = record(work.cells[0], value(work.cells[0]), work.key)
     of.store.write_record(made)
-    agenda.ended(work, made)
+    scheduler.ended(work, made)
 
 
-def handed(agenda: Scheduler) -> Iterator[Task]:
+def handed(scheduler: Scheduler) -> Iterator[Task]:
     """What comes, until there is nothing more at the moment."""
-    while (work := agenda.next()) is not None:
+    while (work := scheduler.next()) is not None:
         yield work
 
 
@@ -462,25 +462,25 @@ def name(cell: Cell) -> str:
 def test_new_cells_come_as_soon_as_a_look_is_complete(tmp_path: Path) -> None:
     value = by_arm(none=5, latlon=5, sincos=9)
     of = state(tmp_path)
-    agenda = Scheduler(of)
-    assert agenda.outline == "30 cells, 0 recorded, 30 to run; up to 45 more if undecided"
-    begun = [*handed(agenda)]
-    assert len(begun) == agenda.total == 30
+    scheduler = Scheduler(of)
+    assert scheduler.outline == "30 cells, 0 recorded, 30 to run; up to 45 more if undecided"
+    begun = [*handed(scheduler)]
+    assert len(begun) == scheduler.total == 30
     random_split = [work for work in begun if work.cells[0].split.kind == "random"]
     look = [work for work in random_split if work.cells[0].variant in ("none", "latlon")]
     for work in look[:-1]:
-        end(agenda, of, work, value)
-    assert agenda.next() is None
-    end(agenda, of, look[-1], value)  # while those of sincos and of the checkerboard still run
-    assert agenda.total == 30 + 2 * 3 * 2
-    more = [name(work.cells[0]) for work in handed(agenda)]
+        end(scheduler, of, work, value)
+    assert scheduler.next() is None
+    end(scheduler, of, look[-1], value)  # while those of sincos and of the checkerboard still run
+    assert scheduler.total == 30 + 2 * 3 * 2
+    more = [name(work.cells[0]) for work in handed(scheduler)]
     assert more == [
         f"{arm} random {fold} {seed}" for seed in (2, 3) for fold in range(3) for arm in ("none", "latlon")
     ]
-    assert agenda.next() is None
+    assert scheduler.next() is None
     for work in (work for work in begun if work not in look):
-        end(agenda, of, work, value)
-    assert agenda.total == 42  # sincos is decided
+        end(scheduler, of, work, value)
+    assert scheduler.total == 42  # sincos is decided
 
 
 @pytest.mark.usefixtures("same_world")
@@ -488,9 +488,9 @@ def test_a_study_s_cells_are_those_that_its_records_ask_for(tmp_path: Path) -> N
     value = by_arm(none=5, latlon=5, sincos=9)
     of = state(tmp_path)
     assert (len(of.cells), of.further, of.waiting) == (30, 45, [])
-    agenda = Scheduler(of)
-    for work in handed(agenda):
-        end(agenda, of, work, value)
+    scheduler = Scheduler(of)
+    for work in handed(scheduler):
+        end(scheduler, of, work, value)
     of.refresh()
     assert (len(of.cells), of.further) == (30 + 2 * 3 * 5, 0)
     assert [*of.cells.values()] == of.grid == [cell for cell in of.study.cells() if cell in of.grid]
@@ -506,9 +506,9 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, deat
         count = 0
         while True:
             of = state(folder)
-            agenda = Scheduler(of)
-            for work in handed(agenda):
-                end(agenda, of, work, noise)
+            scheduler = Scheduler(of)
+            for work in handed(scheduler):
+                end(scheduler, of, work, noise)
                 if (count := count + 1) in deaths:
                     break
             else:
@@ -523,18 +523,18 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, deat
 def test_what_another_study_recorded_is_not_run_again(tmp_path: Path) -> None:
     value = by_arm(none=5, latlon=5, sincos=9)
     listed = state(tmp_path, design={"seed": [2, 3], "split": STUDY["design"]["split"][:1]})
-    agenda = Scheduler(listed)
-    for work in handed(agenda):
-        end(agenda, listed, work, value)
+    scheduler = Scheduler(listed)
+    for work in handed(scheduler):
+        end(scheduler, listed, work, value)
     of = state(tmp_path)
     assert (len(of.cells), of.records()) == (30, {})  # they are seeds of a later look
-    agenda = Scheduler(of)
+    scheduler = Scheduler(of)
     names = []
-    for work in handed(agenda):
+    for work in handed(scheduler):
         names.append(name(work.cells[0]))
-        end(agenda, of, work, value)
+        end(scheduler, of, work, value)
     assert {one.split()[-1] for one in names if "random" in one} == {"0", "1", "4", "5", "6"}
-    assert agenda.total == len(names) == 30 + 2 * 3 * 3
+    assert scheduler.total == len(names) == 30 + 2 * 3 * 3
     of.refresh()
     assert len(of.records()) == 60
 
@@ -542,14 +542,14 @@ def test_what_another_study_recorded_is_not_run_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("same_world")
 def test_a_part_of_the_study_gets_its_part_of_the_seeds(tmp_path: Path) -> None:
     of = state(tmp_path)
-    agenda = Scheduler(
+    scheduler = Scheduler(
         of, selects=lambda cell: cell.variant in ("none", "latlon") and cell.split.kind == "random"
     )
-    assert agenda.outline == "30 cells, 0 recorded, 12 to run; up to 30 more if undecided"
-    for work in handed(agenda):
-        end(agenda, of, work, by_arm(none=5, latlon=5))
-    assert agenda.total == 42
-    assert agenda.handed == 42
+    assert scheduler.outline == "30 cells, 0 recorded, 12 to run; up to 30 more if undecided"
+    for work in handed(scheduler):
+        end(scheduler, of, work, by_arm(none=5, latlon=5))
+    assert scheduler.total == 42
+    assert scheduler.handed == 42
 
 
 @pytest.mark.usefixtures("same_world")
@@ -563,18 +563,18 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
     of = state(tmp_path, design=small, search=search)
     assert (len(of.waiting), of.further) == (12, 30)
     points: Any = SimpleNamespace(ask=lambda: (0, {"train.learning_rate": 0.5}), tell=lambda *reported: None)
-    agenda = Scheduler(of, search_points=lambda trials: points)
-    assert (agenda.cells, agenda.trials, agenda.further) == (12, 2, 30)
+    scheduler = Scheduler(of, search_points=lambda trials: points)
+    assert (scheduler.cells, scheduler.trials, scheduler.further) == (12, 2, 30)
     names = []
-    while (work := agenda.next()) is not None:
+    while (work := scheduler.next()) is not None:
         if work.kind == "cell":
             names.append(name(work.cells[0]))
-            end(agenda, of, work, by_arm(none=5, latlon=5))
+            end(scheduler, of, work, by_arm(none=5, latlon=5))
             continue
         trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(work.more)
         of.store.search.write_record(trial)
-        agenda.ended(work, trial)
-    assert len(names) == len({*names}) == agenda.cells == 2 * 3 * 7
+        scheduler.ended(work, trial)
+    assert len(names) == len({*names}) == scheduler.cells == 2 * 3 * 7
     of.refresh()
     assert (len(of.cells), of.waiting, of.further) == (42, [], 0)
     assert {cell.train.learning_rate for cell in of.cells.values()} == {0.5}
@@ -584,26 +584,26 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
     )
     of.store.forget(gone)
     again = state(tmp_path, design=small, search=search | {"trials": 2})
-    agenda = Scheduler(again, search_points=lambda trials: points)
-    assert (agenda.cells, agenda.trials) == (12, 2)
+    scheduler = Scheduler(again, search_points=lambda trials: points)
+    assert (scheduler.cells, scheduler.trials) == (12, 2)
     names = []
-    while (work := agenda.next()) is not None:
+    while (work := scheduler.next()) is not None:
         if work.kind == "cell":
             names.append(name(work.cells[0]))
             continue
         trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(work.more)
-        agenda.ended(work, trial)
-    assert (names, agenda.cells) == (["none random 1 5"], 1)
+        scheduler.ended(work, trial)
+    assert (names, scheduler.cells) == (["none random 1 5"], 1)
 
 
 @pytest.mark.usefixtures("same_world")
 def test_vectors_are_made_of_encoders_that_may_get_seeds_later(tmp_path: Path) -> None:
     small = {"variant": ["none", "geoclip"], "split": STUDY["design"]["split"][:1]}
     of = state(tmp_path, design=small)
-    agenda = Scheduler(of)
-    for work in handed(agenda):
+    scheduler = Scheduler(of)
+    for work in handed(scheduler):
         if work.cells[0].variant == "geoclip":
-            end(agenda, of, work, lambda cell: 5.0)
+            end(scheduler, of, work, lambda cell: 5.0)
     of.refresh()
     again = Scheduler(of)
     assert {work.arm.variant for work in handed(again)} == {"none"}
@@ -627,7 +627,7 @@ def test_a_plan_is_of_the_seeds_that_are_asked_for(tmp_path: Path) -> None:
     of = state(tmp_path, design={"split": STUDY["design"]["split"][:1]})
     capacity = Capacity.of(of.study, 1, 0)
 
-    found = cost.Estimate(of, {}, of.parts(), capacity)
+    found = cost.Estimate(of, {}, of.split_indices(), capacity)
     assert len(found.tasks) == 18
     levels = {level.level: level.tasks for level in found.levels() if level.factor == "seed"}
     assert levels == {"0": 9, "1": 9}

@@ -38,8 +38,8 @@ def test_the_tasks_are_uneven_and_the_same_each_time() -> None:
 def test_sixty_tasks_are_to_be_done(tmp_path: Path) -> None:
     from sweeps.engine.scheduler import Scheduler
 
-    agenda = Scheduler(bench_busy.study(tmp_path))
-    assert (agenda.trials, agenda.cells) == (18, 42)
+    scheduler = Scheduler(bench_busy.study(tmp_path))
+    assert (scheduler.trials, scheduler.cells) == (18, 42)
 
 
 @pytest.mark.slow

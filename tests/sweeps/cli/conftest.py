@@ -74,8 +74,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Cells run in this process, one by one; handed out is the list of the keys that MLflow heard of."""
     heard: list[str] = []
 
-    def run(agenda: Scheduler, panel: Panel, store: Store, of: Study, observer: Any, **_: Any) -> None:
-        while (found := agenda.next()) is not None:
+    def run(scheduler: Scheduler, panel: Panel, store: Store, of: Study, observer: Any, **_: Any) -> None:
+        while (found := scheduler.next()) is not None:
             key, (cell,) = found.key, found.cells
             observer.started(key, "cell")
             embedded = None
@@ -85,7 +85,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             record = worker.train_and_record(
                 cell, key, panel, store, embedded=embedded, keep_weights=of.keeps_weights(cell)
             )
-            agenda.ended(found, record)
+            scheduler.ended(found, record)
             observer.ended("cell", record)
 
     class TrackingProcess:

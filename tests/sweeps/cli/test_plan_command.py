@@ -52,9 +52,9 @@ def test_plan_measures_unknown_speeds_once(sweep: Sweep, toy: Path, monkeypatch:
     measures = measure.in_child
     began: list[str] = []
 
-    def counted(reference: str, overrides: Sequence[str], room: Any) -> None:
+    def counted(reference: str, overrides: Sequence[str], capacity: Any) -> None:
         began.append(reference)
-        measures(reference, overrides, room)
+        measures(reference, overrides, capacity)
 
     monkeypatch.setattr(measure, "in_child", counted)
     more = (*HERE, "--set", "model.width=8", "--set", "design.variant=none")

@@ -68,9 +68,9 @@ def test_nodes_that_an_autoscaler_may_start_count(tmp_path: Path, monkeypatch: p
 
 
 def test_who_waits_for_nodes_says_what_they_have() -> None:
-    cluster((2, 0), waits=True).check(Resources(cpu=4, gpu=1))
+    cluster((2, 0), wait_for_nodes=True).check(Resources(cpu=4, gpu=1))
     with refuses("study file", "resources.gpu", "--set resources.gpu=1"):
-        cluster((2, 0), waits=True).check(Resources())
+        cluster((2, 0), wait_for_nodes=True).check(Resources())
 
 
 def test_every_node_is_asked_and_named(tmp_path: Path) -> None:

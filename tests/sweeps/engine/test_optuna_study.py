@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from pm25.settings import ModelSettings, TrainSettings
-from sweeps.analysis.search_importance import distribution, frozen
+from sweeps.analysis.search_importance import as_optuna_trial, distribution
 from sweeps.engine.optuna_study import ArmStudy, OptunaJournal
 from sweeps.spec.design import Arm
 from sweeps.spec.search_space import Search, within
@@ -52,13 +52,13 @@ def silence(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     assert capfd.readouterr() == ("", "")
 
 
-def arm_trials(*ended: Record, arm: Arm = NONE, begun: Any = (), **given_: Any) -> ArmTrials:
+def arm_trials(*ended: Record, arm: Arm = NONE, started: Any = (), **given_: Any) -> ArmTrials:
     content = {"trials": 100, "space": SPACE, "split": [{"kind": "random"}]} | given_
     search = Search.model_validate(content)
     model, train = ModelSettings(), TrainSettings()
     space = search.space_of(arm, model, train)
     first = search.first_points(arm, space, model, train)
-    return ArmTrials(arm, search, space, first, [*ended], [*begun])
+    return ArmTrials(arm, search, space, first, [*ended], [*started])
 
 
 def record(number: int, params: dict[str, Any], wr: float = 1.0, oor: float = 1.0, **more: Any) -> Record:
@@ -125,12 +125,12 @@ def test_the_study_knows_what_the_records_say(way: dict[str, Any]) -> None:
 
 def test_numbers_that_are_missing_from_a_curve_are_left_out() -> None:
     wild = record(0, point(), reported=[None, 3.0, None])
-    assert frozen(wild, arm_trials()).intermediate_values == {2: 3.0}
+    assert as_optuna_trial(wild, arm_trials()).intermediate_values == {2: 3.0}
 
 
 def test_an_objective_that_no_epoch_tells_has_no_curve() -> None:
     for given_ in ({"metric": "r2"}, TWO):
-        assert frozen(record(0, point()), arm_trials(**given_)).intermediate_values == {}
+        assert as_optuna_trial(record(0, point()), arm_trials(**given_)).intermediate_values == {}
 
 
 def test_directions() -> None:
@@ -165,16 +165,16 @@ def test_distributions() -> None:
 @pytest.mark.parametrize("way", EVERY_WAY)
 def test_what_was_begun_comes_first_and_then_the_points_to_try(way: dict[str, Any]) -> None:
     enqueue = [point(0.5, 3), point(0.6, 4)]
-    begun = [(4, point(0.7, 2)), (5, point(0.8, 1))]
-    made = ArmStudy(arm_trials(*ENDED, begun=begun, enqueue=enqueue, **way))
+    started = [(4, point(0.7, 2)), (5, point(0.8, 1))]
+    made = ArmStudy(arm_trials(*ENDED, started=started, enqueue=enqueue, **way))
     assert asked(made, 4) == [point(0.7, 2), point(0.8, 1), *enqueue]
     (sampled,) = asked(made, 1)
-    assert sampled not in [*enqueue, *(known for _, known in begun)]
+    assert sampled not in [*enqueue, *(known for _, known in started)]
 
 
 def test_a_point_to_try_that_was_tried_is_not_tried_again() -> None:
     enqueue = [point(0.4, 4), point(0.7, 2), point(0.5, 3), {DEPTH: 4}, {DEPTH: 2, RATE: 0.9}]
-    made = ArmStudy(arm_trials(*ENDED, begun=[(4, point(0.7, 2))], enqueue=enqueue))
+    made = ArmStudy(arm_trials(*ENDED, started=[(4, point(0.7, 2))], enqueue=enqueue))
     assert asked(made, 3) == [point(0.7, 2), point(0.5, 3), point(0.9, 2)]
 
 
@@ -188,8 +188,8 @@ def test_of_a_part_of_a_point_the_rest_is_sampled() -> None:
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "nsga2", "cmaes"])
 def test_a_restart_does_not_repeat_the_first_draws(sampler: str) -> None:
     first = asked(ArmStudy(arm_trials(sampler=sampler)), 3)
-    begun = arm_trials(sampler=sampler, begun=[*enumerate(first)])
-    resumed = asked(ArmStudy(begun), 6)
+    started = arm_trials(sampler=sampler, started=[*enumerate(first)])
+    resumed = asked(ArmStudy(started), 6)
     assert resumed[:3] == first  # they are finished
     assert not [params for params in resumed[3:] if params in first]
     ended = arm_trials(*(record(n, params) for n, params in enumerate(first)), sampler=sampler)
@@ -322,8 +322,8 @@ def test_points_of_a_seed_and_a_history(sampler: str, pruner: str) -> None:
         )
         for n, state in enumerate(states)
     ]
-    begun, way = [(4, point(0.7, 3))], {"sampler": sampler, "pruner": pruner}
-    made = ArmStudy(arm_trials(*ended, begun=begun, space=PINNED_SPACE, trials=16, **way))
+    started, way = [(4, point(0.7, 3))], {"sampler": sampler, "pruner": pruner}
+    made = ArmStudy(arm_trials(*ended, started=started, space=PINNED_SPACE, trials=16, **way))
     points, running = [], []
     for n in range(5, 17):
         number, params = made.ask()
@@ -437,7 +437,7 @@ def check_same(view: OptunaJournal, *searches: ArmTrials) -> None:
         assert len(there) == len(study.trials) == len(trials.ended)
         for made in trials.ended:
             trial = there[made["key"]]
-            expected = frozen(made, trials)
+            expected = as_optuna_trial(made, trials)
             times = ("datetime_start", "datetime_complete")
             for name in ("state", "values", "params", "distributions", "intermediate_values", "user_attrs"):
                 assert getattr(trial, name) == getattr(expected, name)
@@ -453,7 +453,7 @@ def test_the_journal_says_what_the_records_say(tmp_path: Path) -> None:
     view.write([])
     assert view.path is not None
     assert not view.path.exists()  # a study without a search has none
-    trials = arm_trials(*ENDED[:2], begun=[(9, point())])
+    trials = arm_trials(*ENDED[:2], started=[(9, point())])
     view.write([trials, other])
     check_same(view, trials, other)  # a started trial is not there, and none is running
     for made in ENDED[2:]:
@@ -527,7 +527,7 @@ def of_old_records(folder: Path) -> None:
 def twice(folder: Path) -> None:
     study = foreign(folder)
     for _ in range(2):
-        study.add_trial(frozen(ENDED[0], arm_trials()))
+        study.add_trial(as_optuna_trial(ENDED[0], arm_trials()))
 
 
 def text(content: bytes) -> Callable[[Path], None]:

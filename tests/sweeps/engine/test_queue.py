@@ -48,7 +48,7 @@ def long_scheduler() -> TwoCells:
 
 
 class Observer:
-    def begins(self) -> None: ...
+    def check_ready(self) -> None: ...
 
     def notice(self, text: str) -> None: ...
 
@@ -85,10 +85,12 @@ def queue(there: list[Node]) -> Callable[..., StudyQueue]:
         cpu: float = 1.0,
         *,
         joined: bool = False,
-        waits: bool = False,
+        wait_for_nodes: bool = False,
         **own: float,
     ) -> StudyQueue:
-        cluster = Cluster(lambda: [*there], lambda *_: [], print, joined=joined, waits=waits)
+        cluster = Cluster(
+            lambda: [*there], lambda *_: [], print, joined=joined, wait_for_nodes=wait_for_nodes
+        )
         shares: Any = Shares(cpu, gpu, **own)
         return StudyQueue(scheduler, shares, Observer(), cluster)  # type: ignore[arg-type]
 
@@ -228,12 +230,12 @@ def test_unequal_shares_fill_what_the_nodes_have(queue: Make) -> None:
 def test_an_autoscaler_is_shown_what_there_is_to_do(queue: Make, there: list[Node]) -> None:
     """An autoscaler starts nodes for waiting tasks, also while it has no nodes."""
     there.clear()
-    made = queue(long_scheduler(), 1.0, waits=True)
+    made = queue(long_scheduler(), 1.0, wait_for_nodes=True)
     assert sum(made.suggest(f"t{i}") is not None for i in range(20)) == 8
 
 
 def test_waiting_tasks_are_noticed_now_and_then(queue: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, said = queue(TwoCells(), 4.0, waits=True), []
+    made, said = queue(TwoCells(), 4.0, wait_for_nodes=True), []
     monkeypatch.setattr(made._observer, "notice", said.append)
     made.suggest("a"), made.suggest("b"), made.suggest("c")
     assert not said

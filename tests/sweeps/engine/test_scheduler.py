@@ -77,7 +77,7 @@ class Points:
 
     def of_arm(self, trials: ArmTrials) -> SearchPoints:
         """An arm's search; points of trials that started earlier come first."""
-        arm, started = trials.arm, [point for _, point in trials.begun]
+        arm, started = trials.arm, [point for _, point in trials.started]
 
         def ask() -> tuple[int, dict[str, Any]]:
             self._count += 1
@@ -248,11 +248,11 @@ def test_the_task_of_a_search_trial(tmp_path: Path) -> None:
     assert task.cells == tuple(search_trials.trainings(of.study, NONE, {RATE: 0.25}))
     digest = search_trials.digest([of.key(cell) for cell in task.cells])
     assert task.key == search_trials.trial_key(digest, 0)
-    begun = {"kind": "trial", "arm": "none", "number": 0, "params": {RATE: 0.25}, "point": digest}
-    assert dict(task.more) == begun
-    content = of.store.search.read_file(task.key, search_trials.BEGUN)
+    start = {"kind": "trial", "arm": "none", "number": 0, "params": {RATE: 0.25}, "point": digest}
+    assert dict(task.more) == start
+    content = of.store.search.read_file(task.key, search_trials.STARTED_FILE)
     assert content is not None
-    assert json.loads(content) == begun  # written before the task is handed out
+    assert json.loads(content) == start  # written before the task is handed out
     assert (task.kind, task.arm, task.optuna_number) == ("trial", NONE, 1)
 
 
@@ -646,19 +646,19 @@ def test_every_cell_and_every_trial_is_done_once(
     assert Counter(task.key for task, _ in ended).most_common(1)[0][1] == 1
     for arm, trials in after.searches.items():
         assert [record["number"] for record in trials.ended] == [0, 1, 2, 3]  # each arm has had its budget
-        assert trials.begun == []
+        assert trials.started == []
         own = {record["key"] for task, record in ended if task.kind == "trial" and task.arm == arm}
         assert own == {r["key"] for r in trials.ended if "same_as" not in r}
         cells = [task.cells[0] for task, _ in ended if task.kind == "cell" and task.arm == arm]
-        settled = trials.settled()
-        if settled is None:
+        chosen = trials.chosen_point()
+        if chosen is None:
             assert cells == []
         else:  # every cell of the grid once, with the settings that were chosen
-            grid = [cell for cell in after.study.cells({arm: settled}) if Arm.of(cell) == arm]
+            grid = [cell for cell in after.study.cells({arm: chosen}) if Arm.of(cell) == arm]
             assert sorted(cells, key=Cell.model_dump_json) == sorted(grid, key=Cell.model_dump_json)
     assert Scheduler(after).total == 0
 
 
 def test_a_store_of_another_study_is_left_alone(tmp_path: Path) -> None:
-    Store(str(tmp_path / "results"), "other").search.write_file("abc", search_trials.BEGUN, b"{}")
+    Store(str(tmp_path / "results"), "other").search.write_file("abc", search_trials.STARTED_FILE, b"{}")
     assert len(Run(state(tmp_path)).all()) == 14

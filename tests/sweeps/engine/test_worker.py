@@ -245,7 +245,7 @@ def test_weights_are_stored_on_request_only(done: tuple[Store, Record], panel: P
     made.model.load_state_dict(weights)
     stored = store.read_table(KEY, "predictions").to_pandas()
     tested = stored.loc[stored["part"] == "test", "prediction"]
-    np.testing.assert_array_equal(made.predict(made.parts.test), tested)
+    np.testing.assert_array_equal(made.predict(made.indices.test), tested)
 
 
 def test_stored_weights_are_told_with_their_scaling(
@@ -749,7 +749,7 @@ def test_more_joins_the_record(panel: Panel, tmp_path: Path) -> None:
 # Search trials
 
 RANDOM, INNER = RandomSplit(folds=2), CheckerboardSplit(degrees=16)
-BEGUN = {"kind": "trial", "arm": "latlon", "number": 5, "params": {"model.depth": 1}, "point": "x"}
+START = {"kind": "trial", "arm": "latlon", "number": 5, "params": {"model.depth": 1}, "point": "x"}
 OF_THE_MOMENT = ("started", "ended", "seconds", "process", "resumed")
 
 
@@ -770,7 +770,7 @@ def search_store(folder: Path) -> Store:
 
 
 def search_trial(panel: Panel, store: Store, cells: list[Cell], **options: Any) -> worker.SearchTrial:
-    return worker.SearchTrial(cells, KEY, panel, store, more=BEGUN, **options)
+    return worker.SearchTrial(cells, KEY, panel, store, more=START, **options)
 
 
 def trained(made: worker.SearchTrial) -> Record:
@@ -795,7 +795,7 @@ def test_a_trial_s_score_is_the_mean_over_its_trainings(
     store, record = undisturbed
     assert store.record(KEY) == record
     assert [path.name for path in (Path(store.storage) / "toy" / "search" / KEY).iterdir()] == ["result.json"]
-    assert record.items() >= (BEGUN | {"state": "done", "key": KEY, "data": panel.fingerprint}).items()
+    assert record.items() >= (START | {"state": "done", "key": KEY, "data": panel.fingerprint}).items()
     results = [trial.run(one, panel) for one in placements()]
     plain, inner = results[:2], results[2:]
     for name in SCORES:
@@ -877,7 +877,7 @@ def test_a_trial_that_diverges_is_a_failure_with_what_it_spent(
         made.epoch()
     record = worker.end_trial(made.draft, store, caught.value)
     assert store.record(KEY) == record
-    assert record.items() >= (BEGUN | {"state": "failed", "epochs": 5}).items()
+    assert record.items() >= (START | {"state": "failed", "epochs": 5}).items()
     assert len(record["reported"]) == 1
     assert record["error"]["type"] == "Diverged"
     assert "scores" not in record
@@ -911,7 +911,7 @@ def test_a_pruned_trial_keeps_what_it_reported(panel: Panel, tmp_path: Path) -> 
     made.epoch()
     record = worker.end_trial({**made.draft, "state": "pruned"}, store)
     assert store.record(KEY) == record
-    assert record.items() >= (BEGUN | {"state": "pruned", "epochs": 4}).items()
+    assert record.items() >= (START | {"state": "pruned", "epochs": 4}).items()
     assert record["reported"] == made.draft["reported"]
     assert "scores" not in record
     assert store.read_file(KEY, "checkpoint.pt") is None

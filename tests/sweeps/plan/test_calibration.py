@@ -96,7 +96,7 @@ def test_everything_is_measured_once(
         assert 0 < timed.scored_s < 0.01
         assert 50 < timed.memory_mb < 10_000
     assert all(0 < t.fixed_s < 10 for t in found.cuts)
-    whole = Estimate(state, {}, state.parts(), ONE_CPU, found)
+    whole = Estimate(state, {}, state.split_indices(), ONE_CPU, found)
     assert whole.uncalibrated() == ({}, {})
     assert whole.wall_hours() is not None
     (path,) = stored(tmp_path)
@@ -125,7 +125,7 @@ def test_the_trainings_of_a_search_are_measured(toy: Callable[..., StudyState]) 
     )
     state = toy(declared, "design.variant=none")
     measure.measure(state, ONE_CPU, lambda line: None)
-    whole = Estimate(state, {}, state.parts(), ONE_CPU, calibration.read(state.store, ONE_CPU))
+    whole = Estimate(state, {}, state.split_indices(), ONE_CPU, calibration.read(state.store, ONE_CPU))
     assert [job.trial for job in whole.tasks] == [True] * 2 + [False] * 4
     assert whole.wall_hours() is not None
 

@@ -80,9 +80,9 @@ def measured(
 
 
 def of(
-    state: StudyState, room: Capacity = ONE_CPU, calibration: Calibration | None = None, **records: Any
+    state: StudyState, capacity: Capacity = ONE_CPU, calibration: Calibration | None = None, **records: Any
 ) -> Estimate:
-    return Estimate(state, records, state.parts(), room, calibration)
+    return Estimate(state, records, state.split_indices(), capacity, calibration)
 
 
 def done(state: StudyState, key: str, seconds: float, epochs: int = 5, **more: Any) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def test_room_for_cells(toy: Callable[..., StudyState]) -> None:
 def test_a_calibrated_study_by_hand(toy: Callable[..., StudyState]) -> None:
     state = toy("design.variant=[none, latlon]", "design.split={kind: random, folds: 3}", "design.seed=0")
     whole = of(state, calibration=measured(state, step_s=2.0, scored_s=0.5, fixed_s=3.0))
-    tested = [len(parts.test) for parts in state.parts().values()]
+    tested = [len(parts.test) for parts in state.split_indices().values()]
     # 100 windows in steps of 64 are 2 steps; 10 are scored after each of 5 epochs and once again at the end.
     each = [5 * (2 * 2.0 + 10 * 0.5) + (10 + n) * 0.5 + 3.0 for n in tested]
     total = 2 * sum(each) / 3600
@@ -495,7 +495,7 @@ def test_cells_with_a_record_cost_nothing(toy: Callable[..., StudyState]) -> Non
 def test_disk_by_hand(toy: Callable[..., StudyState]) -> None:
     design = ("design.variant=none", "design.split={kind: random, folds: 3}", "design.seed=0")
     state = toy(*design, "keep_weights=false")
-    tested = sum(len(parts.test) for parts in state.parts().values())
+    tested = sum(len(parts.test) for parts in state.split_indices().values())
     whole = of(state)
     assert whole.disk_mb(0).expected == pytest.approx((8 * tested + 3 * 6e3) / 1e6)
     weights = 4 * whole.speeds.shape(whole.tasks[0].cells[0]).parameters
@@ -528,7 +528,7 @@ def test_disk_by_what_the_done_cells_take(toy: Callable[..., StudyState]) -> Non
     design = ("design.variant=none", "design.split={kind: random, folds: 3}", "design.seed=0")
     state = toy(*design, "keep_weights=false")
     first = next(iter(state.cells))
-    sizes = [len(parts.test) for parts in state.parts().values()]
+    sizes = [len(parts.test) for parts in state.split_indices().values()]
     whole = of(state, **{first: done(state, first, 1.0)})
     expected = 1000 / sizes[0] * sum(sizes[1:]) / 1e6
     assert whole.disk_mb(1000) == pytest.approx((0.8 * expected, expected, 1.25 * expected))
@@ -540,10 +540,10 @@ def test_disk_by_what_the_done_cells_take(toy: Callable[..., StudyState]) -> Non
 def test_the_largest_subset_is_that_of_brute_force(toy: Callable[..., StudyState]) -> None:
     state = toy("design.seed=[3, 1, 2]")
     design = state.study.design
-    room = ONE_CPU._replace(cpus=3)
+    capacity = ONE_CPU._replace(cpus=3)
     some = {key: done(state, key, 1.0) for key in [*state.cells][:7]}
     for records, hours in itertools.product(({}, some), (0.5, 2, 4, 6.5, 9, 13, 17, 25)):
-        whole = of(state, room, measured(state, step_s=360.0), **records)
+        whole = of(state, capacity, measured(state, step_s=360.0), **records)
         # Done cells tell a speed too, which is not what is looked at here.
         whole._task_seconds = [Bounds(0.5, 1 + 0.1 * (i % 3), 3).times(3600) for i in range(len(whole.tasks))]
         fitting = []
@@ -555,7 +555,7 @@ def test_the_largest_subset_is_that_of_brute_force(toy: Callable[..., StudyState
                 and job.cells[0].seed in design.seed[:seeds]
                 and job.cells[0].fold in [*range(folds)]
             ]
-            if wall([job for job, _ in chosen], [s for _, s in chosen], room.slots) <= hours * 3600:
+            if wall([job for job, _ in chosen], [s for _, s in chosen], capacity.slots) <= hours * 3600:
                 fitting.append(4 * seeds * (min(folds, 3) + min(folds, 2)))
         found = whole.largest(hours)
         assert (found.cells if found else 0) == max(fitting, default=0), hours

@@ -401,7 +401,7 @@ def test_every_kind_of_study_has_a_report(tmp_path, rows, capsys):
     assert ("Out of region" in page) is has_board
     assert ("Out of region" in text) is has_board
     assert not re.search(r"\b(nan|<na>|inf)\b", re.sub(r"title=\"[^\"]*\"", "", page + text).lower())
-    write.terminal(made(rows, brief=True))
+    write.print_summary(made(rows, brief=True))
     assert ("Out of region" in capsys.readouterr().out) is has_board
 
 
@@ -478,10 +478,10 @@ def test_every_number_leads_to_its_cells(tmp_path):
         & (contrasts["other"] == "none")
     ].iloc[0]
     cells = pd.read_csv(tmp_path / "cells.csv", keep_default_na=False).set_index("key")
-    mine, theirs = (cells.loc[line[name].split("; ")] for name in ("keys_arm", "keys_other"))
-    assert (mine["arm"] == "GeoCLIP · Hadamard").all()
-    assert (theirs["arm"] == "none").all()
-    assert mine["test_rmse"].mean() - theirs["test_rmse"].mean() == pytest.approx(float(line["diff"]))
+    of_arm, of_other = (cells.loc[line[name].split("; ")] for name in ("keys_arm", "keys_other"))
+    assert (of_arm["arm"] == "GeoCLIP · Hadamard").all()
+    assert (of_other["arm"] == "none").all()
+    assert of_arm["test_rmse"].mean() - of_other["test_rmse"].mean() == pytest.approx(float(line["diff"]))
     claims = pd.read_csv(tmp_path / "claims.csv", keep_default_na=False)
     assert claims["keys_arm"].tolist() == [line["keys_arm"]]
     page = (tmp_path / "index.html").read_text()
@@ -648,8 +648,8 @@ def test_cells_that_failed_their_audit_are_marked_and_listed(tmp_path, capsys, m
     page, text = written(tmp_path, rows)
     (caution,) = summary.cautions(made(rows))
     shows(caution, "17 cells", "failed the leakage audit", "†")
-    write.terminal(made(rows, brief=True))
-    for content in (text, write.brief(made(rows, brief=True)), capsys.readouterr().out):
+    write.print_summary(made(rows, brief=True))
+    for content in (text, write.markdown_summary(made(rows, brief=True)), capsys.readouterr().out):
         assert "8.75†" in content
         assert "9.50†" in content
         assert "9.25† \\[" not in content
@@ -694,9 +694,9 @@ def test_confounded_contrasts_are_marked_and_explained(tmp_path, capsys, monkeyp
     ]
     assert page.split('id="comparability"')[1].split("</section>")[0].count(TORCH) == 5
     reason = f"‡ GeoCLIP · Hadamard against none on random, checkerboard-16: in every pair: {TORCH}"
-    write.terminal(made(rows, brief=True))
+    write.print_summary(made(rows, brief=True))
     assert reason in capsys.readouterr().out.splitlines()
-    assert f"\n- {reason}" in write.brief(made(rows, brief=True))
+    assert f"\n- {reason}" in write.markdown_summary(made(rows, brief=True))
 
 
 def test_tuned_settings_are_declared_and_not_marked(tmp_path):
@@ -731,8 +731,8 @@ def test_the_brief_and_the_terminal_show_one_metric_with_the_answer(capsys, monk
     monkeypatch.setenv("COLUMNS", "160")
     report = made(lose(grid(), [0, 1, 2, 3], "failed", "E: [red]x"), brief=True)
     assert {*report.means} == {"rmse"}
-    text = write.brief(report)
-    write.terminal(report)
+    text = write.markdown_summary(report)
+    write.print_summary(report)
     shown = capsys.readouterr().out
     assert text.startswith("Where &amp; when?\n\nWithin region, ")
     for content in (text, shown):

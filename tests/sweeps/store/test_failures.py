@@ -265,23 +265,23 @@ def test_the_breaker_opens_at_its_limit() -> None:
     breaker = Breaker(3)
     for signature in ("a", "b", "a", "b"):
         breaker.failed(signature)
-        assert breaker.open is None
+        assert breaker.reason is None
     breaker.failed("c")
     breaker.failed("b")  # the third, though not in a row
-    assert breaker.open is not None
-    assert breaker.open.startswith("3 ")
-    assert " b;" in breaker.open
-    assert "sweep retry" in breaker.open
+    assert breaker.reason is not None
+    assert breaker.reason.startswith("3 ")
+    assert " b;" in breaker.reason
+    assert "sweep retry" in breaker.reason
     breaker.failed("a")
-    assert breaker.open is not None  # and stays open
+    assert breaker.reason is not None  # and stays open
 
 
 def test_a_breaker_of_one_opens_at_the_first_failure() -> None:
     breaker = Breaker(1)
-    assert breaker.open is None
+    assert breaker.reason is None
     breaker.failed("a")
-    assert breaker.open is not None
-    assert breaker.open.startswith("1 ")
+    assert breaker.reason is not None
+    assert breaker.reason.startswith("1 ")
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(1, 6))
@@ -289,16 +289,16 @@ def test_the_breaker_counts_equal_failures_only(signatures: list[str], limit: in
     breaker = Breaker(limit)
     for signature in signatures:
         breaker.failed(signature)
-    assert (breaker.open is not None) == any(signatures.count(s) >= limit for s in "abc")
+    assert (breaker.reason is not None) == any(signatures.count(s) >= limit for s in "abc")
 
 
 def test_what_fails_after_the_breaker_opened_changes_nothing_that_it_says() -> None:
     breaker = failures.Breaker(2)
     for signature in ("a", "a"):
         breaker.failed(signature)
-    reason = breaker.open
+    reason = breaker.reason
     assert reason is not None
     assert reason.startswith("2 ")
     for signature in ("a", "b", "b", "b", "b"):
         breaker.failed(signature)
-    assert breaker.open == reason
+    assert breaker.reason == reason

@@ -68,10 +68,10 @@ def failed(number: int, **more: Any) -> Record:
     return record(number, **{"state": "failed", "error": worlds.error("Diverged", ""), **more})
 
 
-def trials(*ended: Record, begun: Any = (), **search_: Any) -> ArmTrials:
+def trials(*ended: Record, started: Any = (), **search_: Any) -> ArmTrials:
     declared = study(**search_).search
     assert declared is not None
-    return ArmTrials(NONE, declared, dict(declared.space), [], [*ended], [*begun])
+    return ArmTrials(NONE, declared, dict(declared.space), [], [*ended], [*started])
 
 
 def put(
@@ -83,7 +83,7 @@ def put(
         search_trials.digest([key(cell, more.pop("data", "data")) for cell in cells]), number
     )
     start = {"arm": arm.label, "number": number, "params": params}
-    store.search.write_file(name, search_trials.BEGUN, json.dumps(start).encode())
+    store.search.write_file(name, search_trials.STARTED_FILE, json.dumps(start).encode())
     if "state" not in more:
         return None
     made = record(number) | start | more | {"key": name}
@@ -161,15 +161,15 @@ def test_of_equals_the_first_is_taken(rule: str) -> None:
 
 def test_one_objective_takes_the_smallest_loss() -> None:
     found = trials(record(0, 3.0), record(1, 1.0), record(2, 2.0))
-    assert found.settled() == found.ended[1]["params"]
+    assert found.chosen_point() == found.ended[1]["params"]
     tied = trials(record(0, 3.0), record(1, 1.0), record(2, 1.0))
-    assert tied.settled() == tied.ended[1]["params"]
+    assert tied.chosen_point() == tied.ended[1]["params"]
 
 
 def test_r2_is_as_large_as_can_be() -> None:
     found = trials(record(0, 3.0), record(1, 1.0), record(2, 2.0), metric="r2")  # r2 is -3, -1, -2
     assert [found.values(r) for r in found.ended] == [[-3.0], [-1.0], [-2.0]]
-    assert found.settled() == found.ended[1]["params"]
+    assert found.chosen_point() == found.ended[1]["params"]
     assert trials(record(0, 3.0), record(1, 1.0), metric="mae").values(record(0, 3.0)) == [6.0]
 
 
@@ -178,7 +178,7 @@ def test_two_objectives_in_their_order() -> None:
     worse = record(3, 2.3, 20.0, params=point(0.5))
     for rule, number in (("balanced", 1), ("wr", 0), ("oor", 2)):
         found = trials(*front, worse, **TWO_OBJECTIVES, pick=rule, trials=4)
-        assert found.settled() == front[number]["params"]
+        assert found.chosen_point() == front[number]["params"]
     turned = trials(*front, **TWO_OBJECTIVES | {"objective": ["oor", "wr"]})
     assert turned.losses(front[0]) == (50.0, 2.0)
 
@@ -202,56 +202,56 @@ def test_the_pick_stands_in_the_front_and_needs_no_order(order: list[int], losse
 def test_nothing_is_settled_before_the_search_is_over() -> None:
     found = trials()
     for number in range(3):
-        assert (found.spent, found.over, found.settled()) == (False, False, None)
-        assert (found.next_number, found.left) == (number, 3 - number)
-        found.begun.append((number, point()))
-        assert found.left == 3 - number
+        assert (found.exhausted, found.finished, found.chosen_point()) == (False, False, None)
+        assert (found.next_number, found.remaining) == (number, 3 - number)
+        found.started.append((number, point()))
+        assert found.remaining == 3 - number
         found.add(record(number, 3.0 - number))
-    assert (found.spent, found.over, found.left) == (True, True, 0)
-    assert found.settled() == found.ended[2]["params"]
+    assert (found.exhausted, found.finished, found.remaining) == (True, True, 0)
+    assert found.chosen_point() == found.ended[2]["params"]
 
 
 def test_a_trial_that_runs_keeps_the_search_open() -> None:
-    found = trials(record(0), record(1), begun=[(2, point())])
-    assert (found.spent, found.over, found.settled(), found.left) == (True, False, None, 1)
+    found = trials(record(0), record(1), started=[(2, point())])
+    assert (found.exhausted, found.finished, found.chosen_point(), found.remaining) == (True, False, None, 1)
     best = found.best()
     assert best is not None
     assert best["number"] == 0  # so far
     found.add(record(2, 0.5))
-    assert found.begun == []
-    assert found.settled() == found.ended[2]["params"]
+    assert found.started == []
+    assert found.chosen_point() == found.ended[2]["params"]
 
 
 def test_a_number_that_is_free_is_taken_first() -> None:
     assert trials(record(0), record(2)).next_number == 1
-    assert trials(record(1), begun=[(0, point())]).next_number == 2
+    assert trials(record(1), started=[(0, point())]).next_number == 2
 
 
 def test_pruned_and_failed_trials_count_and_are_never_chosen() -> None:
     pruned = failed(0, state="pruned", reported=[0.1])
     found = trials(pruned, failed(1), record(2, 9.0))
-    assert found.over
-    assert found.settled() == found.ended[2]["params"]
+    assert found.finished
+    assert found.chosen_point() == found.ended[2]["params"]
     assert "3 of 3 trials (1 pruned, 1 failed), 6 epochs; chose" in found.outline
 
 
 def test_a_search_whose_trials_all_failed_settles_nothing() -> None:
     found = trials(failed(0), failed(1), failed(2, state="pruned"))
-    assert found.over
-    assert (found.best(), found.settled()) == (None, None)
+    assert found.finished
+    assert (found.best(), found.chosen_point()) == (None, None)
     assert found.outline == "none: 3 of 3 trials (1 pruned, 2 failed), 6 epochs"
     assert search_trials.tuned({NONE: found, LATLON: trials(record(0), trials=1)}) == {LATLON: point()}
 
 
 def test_a_budget_of_epochs() -> None:
     found = trials(record(0, 2.0, epochs=3), epochs=5)
-    assert (found.epochs, found.spent, found.left) == (3, False, 2)
-    found.begun.append((1, point()))
+    assert (found.epochs, found.exhausted, found.remaining) == (3, False, 2)
+    found.started.append((1, point()))
     found.add(failed(1, epochs=2))  # what a failure trained is spent too
-    assert (found.epochs, found.spent, found.over, found.left) == (5, True, True, 0)
-    assert found.settled() == found.ended[0]["params"]
-    running = trials(record(0, epochs=5), begun=[(1, point())], epochs=5)
-    assert (running.spent, running.over, running.left) == (True, False, 1)
+    assert (found.epochs, found.exhausted, found.finished, found.remaining) == (5, True, True, 0)
+    assert found.chosen_point() == found.ended[0]["params"]
+    running = trials(record(0, epochs=5), started=[(1, point())], epochs=5)
+    assert (running.exhausted, running.finished, running.remaining) == (True, False, 1)
 
 
 def test_the_outline_says_what_was_chosen() -> None:
@@ -310,9 +310,9 @@ def test_trials_are_read_by_arm_in_the_order_of_their_numbers(tmp_path: Path) ->
     found = read(store, of)
     assert [*found] == [NONE, LATLON]
     assert [r["params"][RATE] for r in found[NONE].ended] == [0.1, 0.2, 0.3]
-    assert found[NONE].over
+    assert found[NONE].finished
     assert [r["state"] for r in found[LATLON].ended] == ["failed"]
-    assert found[LATLON].begun == [(1, point(0.6))]
+    assert found[LATLON].started == [(1, point(0.6))]
     assert found[LATLON].next_number == 2
     assert search_trials.tuned(found) == {NONE: point(0.1)}
 
@@ -343,10 +343,10 @@ def test_another_search_s_trials_do_not_count(tmp_path: Path, changes: dict[str,
     put(store, study(), 0, point(0.1), state="done")
     put(store, study(), 1, point(0.1))
     found = read(store, study())[NONE]
-    assert (len(found.ended), len(found.begun)) == (1, 1)
+    assert (len(found.ended), len(found.started)) == (1, 1)
     found = read(store, study(**changes))[NONE]
-    assert (found.ended, found.begun, found.next_number) == ([], [], 0)
-    assert not found.over
+    assert (found.ended, found.started, found.next_number) == ([], [], 0)
+    assert not found.finished
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_what_changes_no_number_of_a_trial_keeps_it(tmp_path: Path, changes: dic
     put(store, study(), 1, point(0.2))
     found = read(store, study(**changes))[NONE]
     assert [r["number"] for r in found.ended] == [0]
-    assert found.begun == [(1, point(0.2))]
+    assert found.started == [(1, point(0.2))]
 
 
 def test_other_data_is_another_search(tmp_path: Path) -> None:
@@ -392,15 +392,15 @@ def test_fewer_trials_are_the_first_ones_and_more_open_the_search_again(tmp_path
     for number, loss in enumerate((3.0, 2.0, 1.0)):
         scores = {"wr": {"rmse": loss}}
         put(store, study(), number, point(0.1 * (number + 1)), state="done", scores=scores)
-    assert read(store, study())[NONE].settled() == point(0.1 * 3)
+    assert read(store, study())[NONE].chosen_point() == point(0.1 * 3)
     fewer = read(store, study(trials=2))[NONE]
     assert [r["number"] for r in fewer.ended] == [0, 1]
-    assert fewer.settled() == point(0.1 * 2)
+    assert fewer.chosen_point() == point(0.1 * 2)
     more = read(store, study(trials=4))[NONE]
-    assert (more.over, more.settled(), more.left, more.next_number) == (False, None, 1, 3)
+    assert (more.finished, more.chosen_point(), more.remaining, more.next_number) == (False, None, 1, 3)
     put(store, study(), 3, point(0.9), state="done", scores={"wr": {"rmse": 0.5}})
-    assert read(store, study(trials=4))[NONE].settled() == point(0.9)  # another winner
-    assert read(store, study())[NONE].settled() == point(0.1 * 3)
+    assert read(store, study(trials=4))[NONE].chosen_point() == point(0.9)  # another winner
+    assert read(store, study())[NONE].chosen_point() == point(0.1 * 3)
 
 
 def test_a_space_that_is_narrowed_forgets_what_lies_outside_until_it_is_widened(tmp_path: Path) -> None:
@@ -418,8 +418,8 @@ def test_a_space_that_is_narrowed_forgets_what_lies_outside_until_it_is_widened(
     again = read(store, wide)[NONE]
     assert [r["number"] for r in again.ended] == [0, 1, 2]
     assert again.ended[2]["params"] == point(0.05)
-    assert again.begun == []
-    assert again.over
+    assert again.started == []
+    assert again.finished
 
 
 def test_a_number_that_was_started_twice_counts_once(tmp_path: Path) -> None:
@@ -427,15 +427,15 @@ def test_a_number_that_was_started_twice_counts_once(tmp_path: Path) -> None:
     for rate in (0.1, 0.2, 0.3):
         put(store, study(), 0, point(rate))
     found = read(store, study())[NONE]
-    assert len(found.begun) == 1
-    assert found.begun == read(store, study())[NONE].begun
-    assert (found.next_number, found.spent) == (1, False)
+    assert len(found.started) == 1
+    assert found.started == read(store, study())[NONE].started
+    assert (found.next_number, found.exhausted) == (1, False)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"arm": "none"}', b"\xff"])
 def test_a_damaged_start_file_is_named(tmp_path: Path, content: bytes) -> None:
     store = Store(str(tmp_path), "toy")
-    store.search.write_file("abc", search_trials.BEGUN, content)
+    store.search.write_file("abc", search_trials.STARTED_FILE, content)
     with refuses("abc/begun.json", "", "arm", "number", "params", "delete"):
         read(store, study())
 
@@ -444,7 +444,7 @@ def test_a_record_without_its_start_file_does_not_count(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     made = put(store, study(), 0, point(0.1), state="done")
     assert made is not None
-    store.search.delete_file(made["key"], search_trials.BEGUN)
+    store.search.delete_file(made["key"], search_trials.STARTED_FILE)
     assert read(store, study())[NONE].ended == []
 
 
@@ -464,10 +464,10 @@ def test_what_would_be_better_on_the_test_set_is_not_taken(world: Panel, tmp_pat
     for number, params in enumerate(points):
         cells = search_trials.trainings(of, NONE, params)
         digest = search_trials.digest([name(cell) for cell in cells])
-        begun = {"kind": "trial", "arm": "none", "number": number, "params": params, "point": digest}
+        start = {"kind": "trial", "arm": "none", "number": number, "params": params, "point": digest}
         trial_key = search_trials.trial_key(digest, number)
-        store.search.write_file(trial_key, search_trials.BEGUN, json.dumps(begun).encode())
-        made = worker.SearchTrial(cells, trial_key, world, store.search, more=begun)
+        store.search.write_file(trial_key, search_trials.STARTED_FILE, json.dumps(start).encode())
+        made = worker.SearchTrial(cells, trial_key, world, store.search, more=start)
         while not made.finished:
             made.epoch()
         made.record()
@@ -479,7 +479,7 @@ def test_what_would_be_better_on_the_test_set_is_not_taken(world: Panel, tmp_pat
     best_on_validation = min(range(3), key=lambda i: validation[i])
     best_on_test = min(range(3), key=lambda i: test[i])
     assert best_on_validation != best_on_test
-    assert found.settled() == points[best_on_validation]
+    assert found.chosen_point() == points[best_on_validation]
     # And the record has nothing that a test could have said.
     for ended in found.ended:
         text = json.dumps(ended)
@@ -493,7 +493,7 @@ def test_a_search_s_scores_do_not_move_when_the_test_set_does(world: Panel, tmp_
     """The target of every sample that the grid's cell is tested on may be anything."""
     of = study()
     (cell,) = search_trials.trainings(of, NONE, point(0.01, 1))
-    held_out = trial.prepare(of.cell(NONE, RandomSplit(folds=2), 0, 1000, point(0.01, 1)), world).parts.test
+    held_out = trial.prepare(of.cell(NONE, RandomSplit(folds=2), 0, 1000, point(0.01, 1)), world).indices.test
     target = world.target.copy()
     target.reshape(-1)[held_out] += 100
 

@@ -75,7 +75,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> StudyState:
         vectors[name] = np.random.default_rng(0).normal(size=len(vectors))
     vectors.to_parquet(folder / "vectors.parquet", index=False)
     state = StudyState(reference)
-    keeper = WeightRetention(state.study, state.store)
+    retention = WeightRetention(state.study, state.store)
     for key, cell in state.cells.items():
         keeps = state.study.keeps_weights(cell)
         embedded = state.embedded(cell)
@@ -83,7 +83,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> StudyState:
             cell, key, state.panel, state.store, embedded=embedded, keep_weights=keeps
         )
         assert record["state"] == "done", record.get("error")
-        keeper.ended(record)
+        retention.ended(record)
     return state
 
 
@@ -142,7 +142,7 @@ def test_without_a_split_within_region_the_first_counts(tmp_path: Path) -> None:
     splits = [{"kind": "checkerboard", "degrees": 30}, {"kind": "clusters"}, {"kind": "spatial"}]
     for last, label in ((3, "spatial"), (2, "checkerboard-30")):
         of = study.load(written(tmp_path, design={**DESIGN, "split": splits[:last]}))
-        assert of.judged_on.label == label
+        assert of.winner_split.label == label
 
 
 # Whose weights are kept
@@ -169,52 +169,52 @@ def toy(ran: StudyState, folder: Path, keep: Any = "winners") -> tuple[WeightRet
 def test_in_whatever_order_they_end_and_wherever_it_is_killed(
     ran: StudyState, tmp_path: Path, seed: int
 ) -> None:
-    keeper, store, of = toy(ran, tmp_path)
+    retention, store, of = toy(ran, tmp_path)
     records = ran.records()
     best = {*winners.best(of, ran.cells, records).values()}
     others = {key for key, cell in ran.cells.items() if not of.keeps_weights(cell)}
     order = random.Random(seed).sample([*records.values()], len(records))
     for record in order[:20]:
-        keeper.ended(record)
+        retention.ended(record)
     heard = {record["key"]: record for record in order[:20]}
     left = {*winners.best(of, ran.cells, heard).values()}
     assert store.holding(WEIGHTS) == left | others | (records.keys() - heard.keys())
     # Killed: two more were recorded that nobody heard of; then a new run begins.
     heard |= {record["key"]: record for record in order[20:22]}
-    keeper = WeightRetention(of, store)
-    keeper.tidy(ran.cells, heard)
+    retention = WeightRetention(of, store)
+    retention.tidy(ran.cells, heard)
     assert {*winners.best(of, ran.cells, heard).values()} == store.holding(WEIGHTS) & heard.keys()
     assert records.keys() - heard.keys() <= store.holding(WEIGHTS), "a cell without a record lost its weights"
     for record in order[22:]:
-        keeper.ended(record)
-    keeper.tidy(ran.cells, records)
+        retention.ended(record)
+    retention.tidy(ran.cells, records)
     assert store.holding(WEIGHTS) == best
 
 
 def test_cells_of_other_settings_in_the_same_store_are_left_alone(ran: StudyState, tmp_path: Path) -> None:
-    keeper, store, _ = toy(ran, tmp_path)
+    retention, store, _ = toy(ran, tmp_path)
     store.write_file("stale", WEIGHTS, b"weights")
     records = ran.records()
-    keeper.tidy(ran.cells, records)
+    retention.tidy(ran.cells, records)
     assert "stale" in store.holding(WEIGHTS)
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_where_all_or_none_are_kept_nothing_is_deleted(ran: StudyState, tmp_path: Path, keep: bool) -> None:
-    keeper, store, of = toy(ran, tmp_path, keep)
+    retention, store, of = toy(ran, tmp_path, keep)
     records = ran.records()
     for record in records.values():
-        keeper.ended(record)
-    keeper.tidy(ran.cells, records)
+        retention.ended(record)
+    retention.tidy(ran.cells, records)
     assert store.holding(WEIGHTS) == ran.cells.keys()
     assert {of.keeps_weights(cell) for cell in ran.cells.values()} == {keep}
 
 
 def test_a_failed_cell_takes_nothing_from_anybody(ran: StudyState, tmp_path: Path) -> None:
-    keeper, store, of = toy(ran, tmp_path)
+    retention, store, of = toy(ran, tmp_path)
     key = winners.best(of, ran.cells, ran.records())[Arm("none", None)]
-    keeper.ended(ran.records()[key])
-    keeper.ended({"key": "failed", "state": "failed"})
+    retention.ended(ran.records()[key])
+    retention.ended({"key": "failed", "state": "failed"})
     assert key in store.holding(WEIGHTS)
 
 
