@@ -22,8 +22,11 @@ def main() -> None:
     except InputError as error:
         click.echo(f"sweep: {error}", err=True)
         status = getattr(error, "status", exit_status.BAD_INPUT)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:  # `sweep` alone
         error.show()
+        status = exit_status.BAD_INPUT
+    except click.ClickException as error:
+        click.echo(f"sweep: {usage_error(error)}", err=True)
         status = exit_status.BAD_INPUT
     except (KeyboardInterrupt, click.Abort):
         click.echo("sweep: interrupted; run the same command again to resume", err=True)
@@ -32,6 +35,19 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def usage_error(error: click.ClickException) -> InputError:
+    """Make an InputError of a wrong option or argument; the command and the option are its place."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "sweep"
+    option = ""
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        option = error.param.get_error_hint(context) if context is not None else str(error.param.name)
+    problem = error.message or "missing" if option else error.format_message()
+    problem = problem.replace("valid integer range", "whole number").replace("valid float range", "number")
+    where = command.removeprefix("sweep").strip() or "command line"
+    return InputError(where, option.replace("'", ""), problem, f"see `{command} --help`")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

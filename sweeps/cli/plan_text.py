@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from pm25.text import counted
+
 if TYPE_CHECKING:
     from pm25.splits import SplitIndices
     from sweeps.plan.cost import Estimate
@@ -94,7 +96,7 @@ def plan_lines(content: Mapping[str, Any], data: str) -> Iterator[str]:
     yield f"  CPU     {_hours(content['cpu_hours'])}"
     yield f"  wall    {_hours(content['wall_hours'])}"
     unit = content["without"]["unit"]
-    yield f"  saved by leaving out a level ({unit})"
+    yield f"  saved by leaving out a level ({unit.removesuffix('-hours')} time)"
     yield from _level_lines(content["without"]["levels"])
     if "budget" in content:
         yield from _budget_lines(content["budget"], unit)
@@ -106,7 +108,8 @@ def _level_lines(levels: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for (factor, jobs, hours), group in equal:
         names = [level["level"] for level in group]
         each = "each " if len(names) > 1 else ""
-        yield f"    {'fold no.' if factor == 'fold' else factor:9} {', '.join(names)}: {each}{jobs}, {hours}"
+        place = "fold no." if factor == "fold" else factor
+        yield f"    {place:9} {', '.join(names)}: {each}{counted(jobs, 'task')}, {hours}"
 
 
 def _budget_lines(budget: Mapping[str, Any], unit: str) -> Iterator[str]:
@@ -124,7 +127,7 @@ def _budget_lines(budget: Mapping[str, Any], unit: str) -> Iterator[str]:
         return
     round_ = f"{budget['cells']} cells, {chosen}"
     yield f"  budget  {given} of wall time: not enough for one round, which takes {needed}: {round_}"
-    yield f"  saved by leaving out a level of that round ({unit})"
+    yield f"  saved by leaving out a level of that round ({unit.removesuffix('-hours')} time)"
     costly = [level for level in budget["without"] if level["hours"]["expected"]]
     yield from _level_lines(sorted(costly, key=lambda level: -level["hours"]["expected"]))
 

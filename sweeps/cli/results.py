@@ -158,7 +158,9 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
 
 @click.command()
 @study_argument
-@click.option("--port", type=int, default=5000, show_default=True, help="Port of the local server.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port of the local server."
+)
 def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     """Open the MLflow UI with the study's runs."""
     from sweeps.spec import study_file

@@ -128,7 +128,8 @@ def run(
 
     state = open_state(study, overrides)
     state.split_indices()  # raises InputError for an empty set
-    selects = filters.parse(only, [*state.cells.values(), *state.waiting]).matches if only else None
+    every = [*state.cells.values(), *state.waiting]
+    selects = None if only is None else filters.parse(only, every).matches
     if dry_run:
         scheduler = Scheduler(state, selects=selects, limit=limit)
         for line in (scheduler.outline, *scheduler.lines()):
@@ -235,7 +236,7 @@ def submit(
     if as_json and not show_status:
         raise InputError("sweep submit", "--json", "the option needs --status", "give both, or neither")
     declared, content = study_file.resolve(study, overrides)
-    if only:
+    if only is not None:
         filters.parse(only, declared.cells())
     if declared.tracking is None and not (show_status or stop):
         default_tracking(declared.storage)  # raises InputError for a bucket, which cannot hold SQLite

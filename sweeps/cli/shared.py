@@ -36,7 +36,7 @@ class Duration(click.ParamType):
         """Convert the text to hours."""
         number = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", str(value))
         if number is None or not float(number[1]):
-            self.fail(f"{value!r} is not a duration. Fix: write it as 90m, 40h or 2d.", param, ctx)
+            self.fail(f"{value!r} is not a duration such as 90m, 40h or 2d", param, ctx)
         return float(number[1]) * {"m": 1 / 60, "h": 1, "d": 24}[number[2]]
 
 

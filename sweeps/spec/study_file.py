@@ -189,7 +189,9 @@ def _described(fault: ErrorDetails) -> tuple[str, str, str]:
     if fault["type"] == "missing":
         return name, "missing, and has no default", f"set {name}"
     if fault["type"].startswith("union_tag"):
-        kind = fault["input"].get("kind")
+        kind = fault["input"].get("kind") if isinstance(fault["input"], dict) else None
+        if kind is None:
+            return f"{name}.kind", "missing, and has no default", suggest.use_one_of(KINDS)
         return f"{name}.kind", f"unknown kind {kind!r}", suggest.fix(str(kind), KINDS)
     what = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":

@@ -33,7 +33,7 @@ def test_plan_shows_arms_splits_speeds_and_costs(sweep: Sweep, toy: Path) -> Non
     assert said(lines, "on").startswith("2 CPUs, 0 GPUs: 2 ")
     for name in ("CPU", "wall", "disk"):
         assert re.match(r"[\d.]+ (s )?\([\d.]+ to [\d.]+\)", said(lines, name)), said(lines, name)
-    assert any(re.match(r"    variant   latlon: 1, [\d.]+ s \(", line) for line in lines)
+    assert any(re.match(r"    variant   latlon: 1 task, [\d.]+ s \(", line) for line in lines)
     assert "    variant   none: 0, 0 s" in lines
 
 
