@@ -34,7 +34,7 @@ def test_plan_shows_arms_splits_speeds_and_costs(sweep: Sweep, toy: Path) -> Non
     for name in ("CPU", "wall", "disk"):
         assert re.match(r"[\d.]+ (s )?\([\d.]+ to [\d.]+\)", said(lines, name)), said(lines, name)
     assert any(re.match(r"    variant   latlon: 1 task, [\d.]+ s \(", line) for line in lines)
-    assert "    variant   none: 0, 0 s" in lines
+    assert "    variant   none: 0 tasks, 0 s" in lines
 
 
 def test_plan_of_a_finished_study_is_short(sweep: Sweep, toy: Path) -> None:
