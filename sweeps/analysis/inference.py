@@ -9,7 +9,8 @@ A p-value of `contrasts` comes about in six steps:
    shared training samples (Nadeau and Bengio 2003). `statistics.wilcoxon` is the alternative.
 5. With adaptive seeds, `_seeds_judged` takes the seeds of the look at which the contrast stopped. The p-value
    is then multiplied by the number of looks. This is the column `p`.
-6. `statistics.holm` adjusts p over the declared contrasts (`claims.declared`). This is `p_adjusted`.
+6. `_adjust` adjusts p by Holm's method (`statistics.holm`) over the declared contrasts (`claims.declared`)
+   that have enough planned units. This is `p_adjusted`.
 
 The verdict comes from one-sided tests against a region of practical equivalence (`statistics.shifted` and
 `statistics.decided`), adjusted in the same way. Contrasts that nobody declared are exploratory: they have

@@ -35,9 +35,10 @@ class PairedScores(NamedTuple):
 
 
 def has_direction(part: str, metric: str) -> bool:
-    """Check that lower, or higher, is better.
+    """Return True if the metric has a better direction.
 
-    It is not for a bias, which has two sides, nor for a gap: a model that is bad everywhere has none.
+    A bias has none, because it is best near zero. A gap has none, because a model that is bad everywhere
+    has a small gap.
     """
     return part != GAP and METRICS[metric].better != "nearer zero"
 
@@ -60,7 +61,7 @@ def paired_scores(contrast: Contrast, arm: np.ndarray, other: np.ndarray, analys
 
 
 def too_few(units: int, analysis: Analysis, looks: int) -> bool:
-    """Check that so many units cannot decide anything at any of `looks`, however many seeds each has."""
+    """Return True if this many units cannot decide anything at any of `looks`, with any number of seeds."""
     return not enough_units(units, analysis.alpha / looks, analysis.test)
 
 

@@ -128,7 +128,7 @@ def number(value: float, metric: str, sign: bool = False) -> str:
 
 
 def is_control(arm: str, means: pd.DataFrame) -> bool:
-    """Check that the arm, by its label in `means`, is a control: its encoder carries no information on place.
+    """Return True if the arm of this label is a control, whose encoder carries no information on the place.
 
     The controls are `CONTROLS` and the matched heads.
     """

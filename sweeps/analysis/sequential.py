@@ -75,11 +75,11 @@ class Looks:
             self._advance(schedule)
 
     def asks_for(self, cell: Cell) -> bool:
-        """Check that a cell of the grid with all seeds is part of the study at its present looks."""
+        """Return True if the cell's seed is among those that the interim analyses (looks) have requested."""
         return cell.seed < self._seeds[_position(cell)]
 
     def may_ask_for(self, cell: Cell) -> bool:
-        """Check that a cell is part of the study at its present looks, or may become part of it."""
+        """Return True if the cell's seed is requested already, or may be at a later look."""
         return cell.seed < self._most_seeds(_position(cell))
 
     @property

@@ -177,7 +177,7 @@ def stopped(
     family: int,
     test: Test = "corrected_t",
 ) -> bool:
-    """Check that a contrast needs no further seeds: the stopping rule of adaptive seeds.
+    """Return True if a contrast needs no further seeds: the stopping rule of adaptive seeds.
 
     `differences (units, seeds)`, NaN where a pair is missing. The contrast is tested by itself at level
     alpha / (looks x family), so that no contrast waits for another. Too few units cannot be decided by more

@@ -18,12 +18,12 @@ MIN_UNITS = 3
 
 
 def enough_units(n: int, alpha: float, test: Test) -> bool:
-    """Check that `n` units can be tested at level `alpha`, however many seeds each has."""
+    """Return True if `n` units can be tested at level `alpha`, however many seeds each has."""
     return wilcoxon_reaches(n, alpha) if test == "wilcoxon" else n >= MIN_UNITS
 
 
 def wilcoxon_reaches(n: int, alpha: float) -> bool:
-    """Check that a signed rank test of `n` pairs can reject at level `alpha`: its smallest p is 2 / 2^n."""
+    """Return True if a signed rank test of `n` pairs can reject at `alpha`: its smallest p is 2 / 2^n."""
     return n > 0 and 2 / 2**n <= alpha
 
 

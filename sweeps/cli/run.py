@@ -119,9 +119,10 @@ def run(
     only: str | None,
     dry_run: bool,
 ) -> int:
-    """Train and record what is missing.
+    """Train every cell that the store lacks.
 
-    Searches come first. Run the same command again to resume.
+    Each searched arm is tuned first, then its cells are trained. Results are stored in the folder or bucket
+    `storage` of the study. Run the same command again to resume.
     """
     from sweeps.engine.scheduler import Scheduler
     from sweeps.store import filters

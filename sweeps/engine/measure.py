@@ -133,7 +133,7 @@ def footprint_mb(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> 
 
 
 def _shortened(cell: Cell, windows: int) -> Cell:
-    """Return the cell with this many training windows, a rate that never diverges, and no last epoch."""
+    """Return the cell with this many training windows, a learning rate of 1e-6, and no early stopping."""
     settings = {"max_epochs": 1_000_000, "patience": 1_000_000, "learning_rate": 1e-6}
     limits = {"max_windows": windows, "max_validation_windows": VALIDATED}
     return cell.model_copy(update={"train": cell.train.model_copy(update=settings | limits)})

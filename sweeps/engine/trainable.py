@@ -47,8 +47,8 @@ class StudyTrainable(tune.Trainable):
     ) -> None:
         """Fetch what all tasks share, and check that this node can use its GPU and the storage.
 
-        `probe` is the driver's file in the storage, None on the driver's own machine. `pretended` says that
-        GPUs are pretended (`cluster.PRETEND`).
+        `probe` is the driver's file in the storage, None on the driver's own machine. `pretended` is
+        True if the GPUs are simulated for a test or a benchmark (`cluster.PRETEND`).
         """
         import torch
 

@@ -354,7 +354,7 @@ class Tracker:
 
 
 def _matches(run: Run, record: Record) -> bool:
-    """Check that a run is complete and was written for this attempt at the cell."""
+    """Return True if a run is complete and was written for this attempt at the cell."""
     tags = run.data.tags
     same = tags.get("ended") == record["ended"] and tags.get("view") == VIEW
     return same and run.info.status == run_status(record)
