@@ -492,7 +492,7 @@ def test_a_served_winner_answers(ran: StudyState, chosen: list[Winner], tmp_path
         asked["dataframe_split"]["data"][0][columns.index("elev_m")] = [1.0] * 20
         answer = requests.post(url, json=asked, timeout=60)
         assert answer.status_code == 400
-        assert "column elev_m: position 0 holds 20 values; the 21 daily values are needed" in answer.text
+        assert "model input: elev_m: row 0 has 20 values" in answer.text
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
