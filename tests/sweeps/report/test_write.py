@@ -757,7 +757,7 @@ def test_a_stopped_write_leaves_the_old_report(tmp_path, monkeypatch):
     write.write(made(grid()), tmp_path)
     before = digests(tmp_path)
 
-    def full_disk(path, content):
+    def full_disk(path, data):
         path.open("wb").close()
         raise OSError(28, "No space left on device")
 
