@@ -29,7 +29,7 @@ class Objects:
         self.asked: list[str] = []
         """Methods and paths, with their queries."""
         self.refused: Callable[[str], bool] = lambda request: False
-        """Whether a request gets a 403 instead of an answer."""
+        """True if a request gets a 403 instead of an answer."""
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever)
@@ -58,7 +58,7 @@ class Objects:
         requests.put(f"{self.url}/{path}", data=content, timeout=20).raise_for_status()
 
     def checks_users(self, yes: bool) -> None:
-        """Whether it asks for credentials that exist; it knows none."""
+        """Make the server check credentials, of which it knows none, or accept all."""
         requests.post(f"{self.url}/moto-api/reset-auth", data="0" if yes else "inf", timeout=20)
 
     def stop(self) -> None:

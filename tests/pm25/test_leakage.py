@@ -65,8 +65,8 @@ def parts_of(train: Pairs, test: Pairs, validation: Pairs = (), wr: Pairs | None
 def look(
     split: AnySplit, parts: SplitIndices, panel: Panel, window: int = WINDOW, **changes: Any
 ) -> dict[str, Any]:
-    told = {"fitted": {"scalers": parts.train}, "encoder_trained_on_target": False, **changes}
-    return audit(split, parts, panel, window, **told)
+    options = {"fitted": {"scalers": parts.train}, "encoder_trained_on_target": False, **changes}
+    return audit(split, parts, panel, window, **options)
 
 
 SPLITS: list[AnySplit] = [
@@ -346,16 +346,16 @@ def test_nothing_is_fitted_on_held_out_samples_and_no_encoder_on_the_target(spli
 def test_an_audit_that_cannot_be_made_has_failed():
     panel, nothing = meridian(40, 41), np.empty(0, np.int64)
     parts = parts_of([(0, 5)], [(1, 5)])
-    told = {"fitted": {}, "encoder_trained_on_target": False}
-    assert audit_or_failure(SpatialSplit(), parts, panel, WINDOW, **told) == audit(
-        SpatialSplit(), parts, panel, WINDOW, **told
+    options = {"fitted": {}, "encoder_trained_on_target": False}
+    assert audit_or_failure(SpatialSplit(), parts, panel, WINDOW, **options) == audit(
+        SpatialSplit(), parts, panel, WINDOW, **options
     )
     (said,) = audit_or_failure(
-        SpatialSplit(), SplitIndices(parts.train, nothing, nothing, None), panel, WINDOW, **told
+        SpatialSplit(), SplitIndices(parts.train, nothing, nothing, None), panel, WINDOW, **options
     )["failed"]
     assert said.startswith("audit: ValueError: ")
     beyond = audit_or_failure(
-        SpatialSplit(), parts, panel, WINDOW, **(told | {"fitted": {"scalers": np.array([99])}})
+        SpatialSplit(), parts, panel, WINDOW, **(options | {"fitted": {"scalers": np.array([99])}})
     )
     assert [*beyond] == ["failed"]
     assert beyond["failed"][0].startswith("audit: IndexError: ")

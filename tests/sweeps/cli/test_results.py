@@ -195,7 +195,7 @@ def test_verify_says_which_cells_have_weights(sweep: Sweep, toy: Path, kept: lis
 
 @pytest.fixture
 def kept(toy: Path, here: list[str], sweep: Sweep) -> list[str]:
-    """What names a study with the weights of its only cell, an encoder's, in the store; then the key."""
+    """Name of a study whose only cell, an encoder arm, has stored weights; then the key of that cell."""
     overrides = (
         *("keep_weights=true", "design.variant=random", "encoders.random.dim=4"),
         *("design.split={kind: random, fold: 0}", "data.channels=[elev_m, crn_tmax_c, day_sin]"),

@@ -44,7 +44,7 @@ def runs(store: Store) -> list[tuple[str, str]]:
 
 
 def planned(*records: Record) -> Any:
-    """Of a state what `TrackingProcess.plan` looks at: these cells and no searches."""
+    """Stand-in for a study state as `TrackingProcess.plan` reads it: these cells and no searches."""
     cells = {record["key"]: Cell.model_validate(record["cell"]) for record in records}
     study = SimpleNamespace(analysis=Analysis(), claims=(), design=SimpleNamespace(looks=()))
     return SimpleNamespace(cells=cells, waiting=[], searched=list, study=study)
