@@ -7,7 +7,7 @@
 3. The tracking process receives earlier records and the grid (`plan`); `OptunaJournal.write` adds trials.
 4. `ray_tune.run` trains the search trials and cells that the `Scheduler` returns, until none is left.
 5. `_Observer.ended` passes each new record to MLflow, to the journal, and to the weights' retention.
-6. `StudyState.refresh` reads the store again; journal, weights and grid are brought up to date.
+6. `StudyState.refresh` reads the store again; journal, weights, checkpoints and grid are brought up to date.
 7. `TrackingProcess` receives the summary (`describe`) and the best model of each arm (`register`).
 8. Leaving the `with` block waits until MLflow has everything; `_notices` returns what the user must know.
 """
@@ -77,6 +77,8 @@ def train(
         journal.write(state.searches.values())
         records = state.records()
         retention.tidy(state.cells, records)
+        worker.delete_checkpoints(state.store, records)
+        worker.delete_checkpoints(state.store.search, [record["key"] for record in state.trials()])
         tracking.plan(state)
         tracking.describe(write.markdown_summary(data.gather_report_data(state, records=records, brief=True)))
         for winner in winners.winners(state, records):

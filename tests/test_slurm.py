@@ -188,7 +188,7 @@ STUDY = {
     "design": {
         "variant": ["none", "latlon"],
         "split": [{"kind": "random", "folds": 2, "fold": 0}],
-        "seed": [0, 1, 2],
+        "seed": [0, 1],
     },
     "model": {"width": 4, "depth": 1, "attention_units": 4},
     "train": {"max_epochs": 60, "patience": 60},
@@ -213,6 +213,9 @@ class Slurm:
             "PATH": f"{BIN}:{os.environ['PATH']}:/usr/sbin",
             "PYTHONPATH": str(ROOT),
             "SWEEP_PRETEND_GPUS": "16",
+            # No idle workers: they lack the study's code, so no training could use them.
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_enable_worker_prestart": "0",
         }
         host = socket.gethostname().split(".")[0]
         settings = {
@@ -323,21 +326,21 @@ def test_a_preempted_job_resumes_by_itself_beside_another_job(slurm: Slurm) -> N
     script = str(SCRIPT)
     job = slurm.submit("--nodes=2", script, "tiny.yaml")  # one GPU on each node, as the script says
     wrong = slurm.submit("--gpus-per-node=0", script, "tiny.yaml", "--set", "data.synthetic.sites=none")
-    wait_for(lambda: len(slurm.records()) >= 2, seconds=150)
+    wait_for(lambda: slurm.records(), seconds=150)
     before = slurm.records()
-    assert len(before) < 6
+    assert len(before) < 4
     slurm.ask("scontrol", "requeue", job)
     wait_for(lambda: slurm.told(job)["JobState"] == "PENDING", seconds=60)
     slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
-    wait_for(lambda: slurm.ended(job), seconds=150)
+    wait_for(lambda: slurm.ended(job), seconds=300)
 
     told, log = slurm.told(job), slurm.log(job)
     assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("COMPLETED", "0:0", "1"), log
     after = slurm.records()
-    assert len(after) == 6
+    assert len(after) == 4
     assert {path: after[path] for path in before} == before, "a recorded cell ran again"
     assert log.count("2 nodes with") == 2
-    assert "6 of 6 cells done" in log
+    assert "4 of 4 cells done" in log
     placed = [json.loads(record)["placement"] for record in after.values()]
     assert all(len(place["gpus"]) == 1 for place in placed)
     with sqlite3.connect(slurm.folder / "results" / "mlflow.db") as database:

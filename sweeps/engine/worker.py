@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -259,6 +259,15 @@ class _Checkpoints:
         content = buffer.getvalue()
         self._store.write_file(self._key, CHECKPOINT, self._header(content) + b"\n" + content)
         self._last = time.monotonic()
+
+
+def delete_checkpoints(store: Store, ended: Iterable[str]) -> None:
+    """Delete the checkpoints of trainings that have a record.
+
+    A worker that is killed after it wrote the record leaves its checkpoint, and no later run resumes it.
+    """
+    for key in store.holding(CHECKPOINT) & {*ended}:
+        store.delete_file(key, CHECKPOINT)
 
 
 def _place(panel: Panel, device: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The network is the published one: its size by hand, its formula in plain numpy, Keras' first weights."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torch import nn
 
 from pm25 import model as pm25_model
 from pm25.model import Attention, BiLSTMAttention, initialise
-from pm25.settings import ModelSettings
+from pm25.settings import Fusion, ModelSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,7 +163,7 @@ def stirred(model: BiLSTMAttention, rng: np.random.Generator) -> BiLSTMAttention
     return model
 
 
-@pytest.mark.parametrize("fusion", [None, "hadamard", "concat", "film", "gated"])
+@pytest.mark.parametrize("fusion", [None, *get_args(Fusion)])
 @pytest.mark.parametrize("projection", [None, "norm_tanh"])
 @pytest.mark.parametrize("depth", [1, 3])
 def test_forward_is_the_published_formula(fusion, projection, depth):

@@ -4,7 +4,7 @@ import io
 import random
 from dataclasses import fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from pm25.metrics import SCORES, detailed, scores
 from pm25.model import build, initialise
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
-from pm25.settings import ModelSettings, TrainSettings
+from pm25.settings import Fusion, ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, GroupSplit, RandomSplit, SpatialSplit
 from pm25.trial import Result, Training
 from pm25.windows import Inputs, Windows
@@ -119,7 +119,7 @@ def test_an_embedding_goes_with_an_encoder_only(variant, fusion, head):
         trial.run(cell(variant, fusion, head=head), world(), embedding=EMBEDDING)
 
 
-@pytest.mark.parametrize("fusion", ["hadamard", "concat", "film", "gated"])
+@pytest.mark.parametrize("fusion", get_args(Fusion))
 def test_the_matched_head_is_an_encoder_arm_that_cannot_tell_places_apart(fusion):
     constant = np.ones((SITES, trial.MATCHED_DIM), np.float32)
     matched = trial.run(cell("none", fusion, head="matched"), world())

@@ -43,11 +43,11 @@ def test_sixty_tasks_are_to_be_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_four_pretended_gpus_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, number in (("TRIALS", 2), ("FOLDS", 2), ("SEEDS", 1)):
-        monkeypatch.setattr(bench_busy, name, number)
+def test_a_run_on_two_pretended_gpus_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("GPUS", 2), ("ARMS", ("none", "sincos")), ("TRIALS", 2), ("FOLDS", 2), ("SEEDS", 1)):
+        monkeypatch.setattr(bench_busy, name, value)
     busy, to_the_end = bench_busy.run(tmp_path)
-    assert busy.detail.startswith("6 search trials and 6 cells of 1.0 to ")
+    assert busy.detail.startswith("4 search trials and 4 cells of 1.0 to ")
     assert 0.5 < to_the_end.value < busy.value <= 1
     assert busy.at_least
-    assert len(list((tmp_path / "busy" / "busy" / "cells").iterdir())) == 6
+    assert len(list((tmp_path / "busy" / "busy" / "cells").iterdir())) == 4

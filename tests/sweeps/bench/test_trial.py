@@ -18,6 +18,12 @@ from sweeps.bench.engine import trivial
 from sweeps.bench.harness import peak_mb
 from sweeps.store.records import Store
 
+UNDRAWN = """
+from matplotlib.figure import Figure
+Figure.savefig = lambda self, file, **_: file.write(b"<svg></svg>")
+"""
+"""Code that makes figures without drawing them, which takes most of a report's time."""
+
 
 def test_a_small_child_of_a_large_process_is_small() -> None:
     large = bytearray(400 * 2**20)
@@ -49,17 +55,17 @@ def test_the_engine_is_measured_beside_plain_ray_tune(
 ) -> None:
     monkeypatch.setattr(engine, "ROUNDS", 1)
     monkeypatch.setattr(engine, "LISTED", 12)
-    found = {row.what: row for row in engine.run((4,), tmp_path)}
+    found = {row.what: row for row in engine.run((2,), tmp_path)}
     assert [*found] == [
-        "engine over plain Ray Tune, 4 cells",
-        "driver's memory, 4 cells",
-        "restart on 4 finished cells",
+        "engine over plain Ray Tune, 2 cells",
+        "driver's memory, 2 cells",
+        "restart on 2 finished cells",
         "sweep status, 12 finished cells",
         "sweep export, 12 finished cells",
     ]
     assert all(row.value > 0 for row in found.values())
-    assert found["driver's memory, 4 cells"].value < 400
-    assert len(list(tmp_path.glob("own-4-0/engine/cells/*/result.json"))) == 5
+    assert found["driver's memory, 2 cells"].value < 400
+    assert len(list(tmp_path.glob("own-2-0/engine/cells/*/result.json"))) == 3
     assert (tmp_path / "cells.parquet").exists()
 
 
@@ -68,6 +74,7 @@ def test_the_report_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     size = report.Size(100, 50, 60, 2048)
     monkeypatch.setattr(report, "SITES", 60)
     monkeypatch.setattr(report, "SIZES", (size, size._replace(cells=200, predictions=0)))
+    monkeypatch.setattr(report, "REPORT", UNDRAWN + report.REPORT)
     found = {row.what: row for row in report.run(tmp_path)}
     assert [*found] == [
         "report of 100 cells with 50 predictions each",

@@ -13,9 +13,21 @@ import pytest
 
 import sweeps.analysis
 from sweeps.engine import worker
+from sweeps.engine.scheduler import Scheduler
 from sweeps.spec import study_file
+from sweeps.state import StudyState
 from sweeps.store.records import Store
-from tests.sweeps.cli.commands import Sweep, by_key, check_refused, fail, said, study_keys, toy_keys, tree
+from tests.sweeps.cli.commands import (
+    Sweep,
+    by_key,
+    check_refused,
+    done_keys,
+    fail,
+    said,
+    study_keys,
+    toy_keys,
+    tree,
+)
 
 
 def test_status_as_json_has_exactly_this_shape(sweep: Sweep, toy: Path) -> None:
@@ -220,6 +232,26 @@ def test_a_run_does_what_is_missing_and_nothing_else(sweep: Sweep, toy: Path, he
     assert ended.status == 0
     assert "4 of 4 cells done, 0 failed, 0 missing" in ended.out
     assert len(here) == 2
+
+
+def test_a_run_deletes_the_checkpoints_of_what_has_ended(sweep: Sweep, toy: Path, here: list[str]) -> None:
+    """A worker that was killed after it wrote a record has left the checkpoint."""
+    space = "{train.learning_rate: {float: [0.001, 0.01]}}"
+    search = f"search={{trials: 1, space: {space}, split: [{{kind: random}}]}}"
+    sets = ("--set", search, "--set", "design.variant=none")
+    searched = StudyState(str(toy), sets[1::2])
+    task = Scheduler(searched).next()
+    assert task is not None
+    cells, trials = searched.store, searched.store.search
+    worker.record_loss({"key": task.key, **task.more, **worker.NOTHING_SPENT}, trials, "the worker died")
+    for store, key in ((cells, done_keys(toy)[0]), (cells, "of-another-study"), (trials, task.key)):
+        store.write_file(key, worker.CHECKPOINT, b"epoch 1")
+    sweep("run", toy)
+    assert cells.holding(worker.CHECKPOINT) == {"of-another-study"}
+    assert trials.holding(worker.CHECKPOINT) == {task.key}
+    sweep("run", toy, *sets)
+    assert trials.holding(worker.CHECKPOINT) == set()
+    assert cells.holding(worker.CHECKPOINT) == {"of-another-study"}
 
 
 def test_a_limit_is_kept_and_missing_cells_are_no_failure(sweep: Sweep, toy: Path, here: list[str]) -> None:

@@ -21,7 +21,7 @@ STUDY = {
     "data": {"synthetic": {"sites": 24, "days": 60}},
     "design": {
         "variant": ["none", "latlon", "geoclip"],
-        "fusion": ["hadamard", "concat"],
+        "fusion": ["hadamard"],
         "split": [{"kind": "random", "folds": 2, "fold": 0}],
         "seed": [0, 1],
     },
@@ -75,130 +75,104 @@ class Sweep:
             )
 
 
-def test_a_study_runs_resumes_grows_and_reports(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path)
-    _, err = sweep("run", "tiny.yaml", "--limit", "3")
-    assert "warning" not in err.lower()
-    assert sweep.counts() == {"total": 8, "done": 3, "failed": 0, "missing": 5}
-    first = sweep.records()
-
-    out, err = sweep("run", "tiny.yaml")
-    assert "warning" not in (out + err).lower()
-    assert "8 of 8 cells done" in out
-    after = sweep.records()
-    assert len(after) == 8
-    assert {path: after[path] for path in first} == first, "a recorded cell ran again"
-    keys = sorted(path.parent.name for path in after)
-    assert sweep.runs() == [(key, "FINISHED") for key in keys]
-
-    grown = Sweep(tmp_path, design={**STUDY["design"], "seed": [0, 1, 2]})  # type: ignore[dict-item]
-    grown("run", "tiny.yaml")
-    assert grown.counts() == {"total": 12, "done": 12, "failed": 0, "missing": 0}
-    assert {path: grown.records()[path] for path in after} == after
-    assert len(grown.runs()) == 12
-    assert grown.weights() == grown.winners()
-    assert len(grown.weights()) == 4  # arms
-
-    out, _ = grown("run", "tiny.yaml")  # nothing is left to do
-    assert "12 of 12 cells done" in out
-    assert len(grown.runs()) == 12
-
-    grown("report", "tiny.yaml", "-o", "report")
-    assert "GeoCLIP" in (tmp_path / "report" / "index.html").read_text()
-
-
-def test_same_seed_same_bytes_in_another_run(tmp_path: Path) -> None:
-    found = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        sweep = Sweep(tmp_path / name)
-        sweep("run", "tiny.yaml", "--limit", "2")
-        found.append(
-            {path.parent.name: json.loads(text)["metrics"] for path, text in sweep.records().items()}
-        )
-    assert found[0] == found[1]
-
-
-def test_a_killed_driver_loses_nothing_that_was_recorded(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
+def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path) -> None:
+    long = {"train": {"max_epochs": 30, "patience": 30}, "checkpoint_seconds": 0}
+    seeds = [*range(5)]
+    sweep = Sweep(tmp_path, **long, design={**STUDY["design"], "seed": seeds[:4]})  # type: ignore[dict-item]
     driver = sweep.start("run", "tiny.yaml")
-    wait_for(lambda: len(sweep.records()) >= 3)
+    wait_for(lambda: sweep.records())
+    _, err = sweep("run", "tiny.yaml", status=2)  # a second driver
+    assert f"process {driver.pid} on host" in err.strip().splitlines()[-1]
+    wait_for(lambda: list(tmp_path.glob("results/tiny/cells/*/checkpoint.pt")))
+    for worker in workers_of(driver.pid):
+        worker.kill()
+    before = sweep.records()
+    wait_for(lambda: len(sweep.records()) > len(before))  # the run goes on
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, err
+    assert err.strip()
+    assert "Traceback" not in err
+
+    interrupted = sweep.records()
+    driver = sweep.start("run", "tiny.yaml")
+    wait_for(lambda: len(sweep.records()) > len(interrupted))
     workers = workers_of(driver.pid)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate(timeout=60)
     # Ray's workers end with their driver, so the restart does not race with them.
     assert workers
     assert not psutil.wait_procs(workers, timeout=60)[1]
-    kept = sweep.records()
-    assert 3 <= len(kept) < 8
+    killed = sweep.records()
+    assert {path: killed[path] for path in interrupted} == interrupted, "a recorded cell ran again"
+    assert len(killed) < 12
 
-    sweep("run", "tiny.yaml")
-    after = sweep.records()
-    assert len(after) == 8
-    assert {path: after[path] for path in kept} == kept, "a recorded cell ran again"
-    assert sweep.runs() == [(path.parent.name, "FINISHED") for path in sorted(after)]
+    grown = Sweep(tmp_path, **long, design={**STUDY["design"], "seed": seeds})  # type: ignore[dict-item]
+    out, err = grown("run", "tiny.yaml")  # at once, for the driver that has the lock is dead
+    assert "warning" not in (out + err).lower()
+    assert "15 of 15 cells done" in out
+    after = grown.records()
+    assert len(after) == 15
+    assert {path: after[path] for path in killed} == killed, "a recorded cell ran again"
+    assert grown.counts() == {"total": 15, "done": 15, "failed": 0, "missing": 0}
+    assert grown.runs() == [(path.parent.name, "FINISHED") for path in sorted(after)]
+    assert len(grown.weights()) == 3  # arms
+    assert grown.weights() == grown.winners()
+    assert any(json.loads(text).get("resumed", 0) > 0 for text in after.values())
+    assert not list(tmp_path.glob("results/tiny/cells/*/checkpoint.pt"))
+    # Resumed or not, in another process: the same seed gives the same bytes.
+    assert grown("verify", "tiny.yaml")[0].count("bitwise equal") == 15
 
-
-def test_a_killed_worker_has_its_cell_run_again(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
-    driver = sweep.start("run", "tiny.yaml")
-    wait_for(lambda: sweep.records())
-    workers_of(driver.pid)[0].kill()
-    out, err = driver.communicate(timeout=180)
-    assert driver.returncode == 0, err
-    assert "8 of 8 cells done" in out
-    assert [status for _, status in sweep.runs()] == ["FINISHED"] * 8
-
-
-def test_failures_are_results_and_are_retried_on_request(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, train={"max_epochs": 1, "learning_rate": 1e30, "clip_norm": None})
-    out, err = sweep("run", "tiny.yaml", "--limit", "2", status=1)
-    assert "2 failed" in out
-    assert "Diverged" in err
-    assert sweep.counts() == {"total": 8, "done": 0, "failed": 2, "missing": 6}
-    assert [status for _, status in sweep.runs()] == ["FAILED"] * 2
-    before = sweep.records()
-    out, _ = sweep("run", "tiny.yaml", "--limit", "1", status=1)
-    assert {path: sweep.records()[path] for path in before} == before, "a failure is not tried again unasked"
-
-    assert "3 failed cells" in sweep("retry", "tiny.yaml")[0]
-    assert sweep.counts()["missing"] == 8
-    sweep("run", "tiny.yaml", "--limit", "3", status=1)
-    assert [status for _, status in sweep.runs()] == ["FAILED"] * 3, "an earlier attempt is still in MLflow"
+    out, _ = grown("run", "tiny.yaml")  # nothing is left to do
+    assert "15 of 15 cells done" in out
+    assert grown.records() == after
+    assert len(grown.runs()) == 15
+    grown("report", "tiny.yaml", "-o", "report")
+    assert "GeoCLIP" in (tmp_path / "report" / "index.html").read_text()
 
 
-def test_interrupt_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, train={"max_epochs": 25, "patience": 25})
-    driver = sweep.start("run", "tiny.yaml")
-    wait_for(lambda: sweep.records())
-    driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert err.strip()
-    assert "Traceback" not in err
-    kept = sweep.records()
-    driver = sweep.start("run", "tiny.yaml")
-    wait_for(lambda: len(sweep.records()) > len(kept))
-    driver.terminate()  # as a batch system ends a job
-    _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 143, err
-    sweep("run", "tiny.yaml")
-    after = sweep.records()
-    assert len(after) == 8
-    assert {path: after[path] for path in kept} == kept
+def test_equal_failures_end_the_run_and_are_retried_on_request(tmp_path: Path) -> None:
+    design = {**STUDY["design"], "variant": ["none", "latlon"], "seed": [*range(12)]}  # type: ignore[dict-item]
+    wild = {"max_epochs": 1, "learning_rate": 1e30, "clip_norm": None}
+    sweep = Sweep(tmp_path, design=design, train=wild, max_equal_failures=3)
+    out, err = sweep("run", "tiny.yaml", status=1)
+    assert "stopped: 3 equal failures in this run, Diverged: training loss" in err
+    counts = sweep.counts()
+    failed = counts["failed"]
+    assert 3 <= failed < 24
+    assert counts == {"total": 24, "done": 0, "failed": failed, "missing": 24 - failed}
+    assert f"{failed} failed" in out
+    assert [status for _, status in sweep.runs()] == ["FAILED"] * failed
+    out, _ = sweep("run", "tiny.yaml", "--dry-run")
+    assert len(out.splitlines()) == 1 + 24 - failed, "a failure is not tried again unasked"
+
+    assert f"{failed} failed cells" in sweep("retry", "tiny.yaml")[0]
+    assert sweep.counts()["missing"] == 24
+    sweep("run", "tiny.yaml", "--limit", "2", status=1)
+    assert [status for _, status in sweep.runs()] == ["FAILED"] * 2, "an earlier attempt is still in MLflow"
 
 
-def test_a_tracking_server_that_is_down_costs_no_training(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, tracking="http://127.0.0.1:9")
-    _, err = sweep("run", "tiny.yaml", "--limit", "2")
+def test_part_of_a_study_within_a_budget_and_without_a_tracking_server(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, tracking="http://127.0.0.1:9", budget={"cells": 1})
+    out, _ = sweep("run", "tiny.yaml", "--only", "variant=latlon", "--dry-run")
+    assert [line.split()[1] for line in out.splitlines()[1:]] == ["latlon"] * 2
+    assert not sweep.records()
+    _, err = sweep("run", "tiny.yaml", "--only", "variant=latlo", status=2)
+    assert "latlon" in err
+
+    _, err = sweep("run", "tiny.yaml", "--only", "variant=latlon")
+    assert "budget.cells 1 is used up" in err
     assert "sweep sync" in err
-    assert sweep.counts()["done"] == 2
+    counts = sweep.counts()
+    assert 1 <= counts["done"] <= 2
+    assert counts["failed"] == 0
+    assert {json.loads(text)["cell"]["variant"] for text in sweep.records().values()} == {"latlon"}
     _, err = sweep("sync", "tiny.yaml", status=2)
     assert len(err.strip().splitlines()) == 1
     uri = f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}"
     for _ in range(2):  # the second finds nothing to do
         sweep("sync", "tiny.yaml", "--set", f"tracking={uri}")
-        assert [status for _, status in sweep.runs()] == ["FINISHED"] * 2
+        assert [status for _, status in sweep.runs()] == ["FINISHED"] * counts["done"]
 
 
 def test_more_than_any_node_has_is_said_before_anything_starts(tmp_path: Path) -> None:
@@ -225,103 +199,47 @@ def test_search_and_grid_are_one_run_without_a_barrier(tmp_path: Path) -> None:
         "seed": 100,
         "enqueue": [{"model.width": 8}],
     }
+    short = Sweep(tmp_path, design=design, search={**search, "trials": 2}, train={"max_epochs": 6})
+    driver = short.start("run", "tiny.yaml")
+    wait_for(lambda: short.records())
+    # No barrier: some arm's cells are done before the last arm's search is over.
+    assert len(list(tmp_path.glob("results/tiny/search/*/result.json"))) < 8
+    driver.terminate()  # as a batch system ends a job
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 143, err
+    before = {p: p.read_bytes() for p in tmp_path.glob("results/tiny/*/*/result.json")}
+    old = set(short.records())
+
+    # More trials: those that are there stay, and only arms that choose otherwise run their cells again.
     sweep = Sweep(tmp_path, design=design, search=search, train={"max_epochs": 6})
     out, err = sweep("run", "tiny.yaml")
     assert "warning" not in (out + err).lower()
+    assert {p: p.read_bytes() for p in before} == before
     trials = [json.loads(p.read_text()) for p in tmp_path.glob("results/tiny/search/*/result.json")]
-    cells = [json.loads(text) for text in sweep.records().values()]
-    assert (len(trials), len(cells)) == (16, 12)
     status = json.loads(sweep("status", "tiny.yaml", "--json")[0])
     assert status["search"] == {"total": 16, "done": 16, "failed": 0}
+    assert status["cells"] == {"total": 12, "done": 12, "failed": 0, "missing": 0}
 
+    cells = {path: json.loads(text) for path, text in sweep.records().items()}
     for arm in arms:
         own = sorted((t for t in trials if t["arm"] == arm), key=lambda t: t["number"])
         assert [t["number"] for t in own] == [0, 1, 2, 3]
         assert own[0]["params"]["model.width"] == 8
-        best = min(own, key=lambda t: t["scores"]["wr"]["rmse"])
-        grid = [c for c in cells if (c["cell"]["variant"], c["cell"].get("fusion")) == _variant(arm)]
+        best = min(own, key=lambda t: t["scores"]["wr"]["rmse"])["params"]
+        grid = {
+            path: c
+            for path, c in cells.items()
+            if (c["cell"]["variant"], c["cell"].get("fusion")) == _variant(arm) and c["tuned"] == best
+        }
         assert len(grid) == 3
-        assert all(c["cell"]["model"]["width"] == best["params"]["model.width"] for c in grid)
-        assert all(c["tuned"] == best["params"] for c in grid)
-        assert max(t["ended"] for t in own) <= min(c["started"] for c in grid), (
-            "a cell came before its settings"
-        )
-    # No barrier: some arm's cells are done before the last arm's search is over.
-    assert min(c["ended"] for c in cells) < max(t["ended"] for t in trials)
-
-    before = {p: p.read_bytes() for p in tmp_path.glob("results/tiny/*/*/result.json")}
-    sweep("run", "tiny.yaml")
-    assert {p: p.read_bytes() for p in before} == before
-    # Two trials more: those that are there stay, and only arms that choose otherwise run their cells again.
-    Sweep(tmp_path, design=design, search={**search, "trials": 6}, train={"max_epochs": 6})(
-        "run", "tiny.yaml"
-    )
-    assert {p: p.read_bytes() for p in before} == before
-    assert len(list(tmp_path.glob("results/tiny/search/*/result.json"))) == 24
+        assert all(c["cell"]["model"]["width"] == best["model.width"] for c in grid.values())
+        new = [c["started"] for path, c in grid.items() if path not in old]
+        assert max(t["ended"] for t in own) <= min(new, default="9"), "a cell came before its settings"
 
 
 def _variant(arm: str) -> tuple[str, str | None]:
     variant, _, fusion = arm.partition("-")
     return variant, fusion or None
-
-
-def test_a_second_driver_is_told_who_runs_the_study(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, train={"max_epochs": 40, "patience": 40})
-    driver = sweep.start("run", "tiny.yaml")
-    wait_for(lambda: sweep.records())
-    _, err = sweep("run", "tiny.yaml", status=2)
-    assert f"process {driver.pid} on host" in err.strip().splitlines()[-1]
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=60)
-    assert "8 of 8 cells done" in sweep("run", "tiny.yaml")[0]  # at once, for that process is dead
-
-
-def test_a_cell_goes_on_from_its_last_epoch_to_the_same_bytes(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir(), broken.mkdir()
-    settings = {"train": {"max_epochs": 80, "patience": 80}, "checkpoint_seconds": 0}
-    Sweep(whole, **settings)("run", "tiny.yaml", "--limit", "1")
-    sweep = Sweep(broken, **settings)
-    driver = sweep.start("run", "tiny.yaml", "--limit", "1")
-    wait_for(lambda: list(broken.glob("results/tiny/cells/*/checkpoint.pt")))
-    workers_of(driver.pid)[0].kill()
-    _, err = driver.communicate(timeout=180)
-    assert driver.returncode == 0, err
-    (expected,), (found,) = Sweep(whole).records().values(), sweep.records().values()
-    assert json.loads(found)["resumed"] > 0
-    assert json.loads(found)["metrics"] == json.loads(expected)["metrics"]
-    assert not list(broken.glob("results/tiny/cells/*/checkpoint.pt"))
-    predictions = [
-        next(d.glob("results/tiny/cells/*/predictions.parquet")).read_bytes() for d in (whole, broken)
-    ]
-    assert predictions[0] == predictions[1]
-
-
-def test_equal_failures_end_the_run_and_so_does_a_budget(tmp_path: Path) -> None:
-    design = {**STUDY["design"], "seed": [*range(6)]}  # type: ignore[dict-item]
-    wild = {"max_epochs": 1, "learning_rate": 1e30, "clip_norm": None}
-    sweep = Sweep(tmp_path, design=design, train=wild, max_equal_failures=3)
-    _, err = sweep("run", "tiny.yaml", status=1)
-    assert "stopped: 3 equal failures in this run, Diverged: training loss" in err
-    assert 3 <= sweep.counts()["failed"] < 24
-    (tmp_path / "budget").mkdir()
-    sweep = Sweep(tmp_path / "budget", budget={"cells": 2})
-    _, err = sweep("run", "tiny.yaml")
-    assert "budget.cells 2 is used up" in err
-    assert 2 <= sweep.counts()["done"] < 8
-    assert sweep.counts()["failed"] == 0
-
-
-def test_only_and_dry_run(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path)
-    out, _ = sweep("run", "tiny.yaml", "--only", "variant=latlon", "--dry-run")
-    assert [line.split()[1] for line in out.splitlines()[1:]] == ["latlon"] * 2
-    assert not sweep.records()
-    sweep("run", "tiny.yaml", "--only", "variant=latlon")
-    assert {json.loads(text)["cell"]["variant"] for text in sweep.records().values()} == {"latlon"}
-    assert sweep.counts() == {"total": 8, "done": 2, "failed": 0, "missing": 6}
-    _, err = sweep("run", "tiny.yaml", "--only", "variant=latlo", status=2)
-    assert "latlon" in err
 
 
 def test_seeds_that_a_look_asks_for_are_run_in_the_same_run(tmp_path: Path) -> None:

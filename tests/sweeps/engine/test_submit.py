@@ -44,13 +44,13 @@ TOY = {
     "design": {
         "variant": ["none", "latlon", "sincos"],
         "split": [{"kind": "random", "folds": 2, "fold": 0}],
-        "seed": [0, 1],
+        "seed": [0],
     },
     "model": {"width": 8, "depth": 1, "attention_units": 8},
     "train": {"max_epochs": 20, "patience": 20},
     "keep_weights": False,
 }
-CELLS = 6
+CELLS = 3
 LONG = {**TOY, "study": "long", "train": {"max_epochs": 100_000, "patience": 100_000}}
 
 
@@ -499,10 +499,13 @@ class Head:
         ports |= {"ray-client-server-port": free_port(), "min-worker-port": 0, "max-worker-port": 0}
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
         command += [f"--{name}={number}" for name, number in ports.items()]
-        command += ["--num-cpus=2", "--num-gpus=0", f"--object-store-memory={100 * 2**20}"]
+        command += ["--num-cpus=1", "--num-gpus=0", f"--object-store-memory={100 * 2**20}"]
+        command += ["--no-monitor", "--include-log-monitor=false"]
         command += ["--dashboard-host=127.0.0.1", f"--temp-dir={self._folder}/r", "--disable-usage-stats"]
         # Its `python` is the environment's, and the code that it has installed is not the client's.
         environment = self.environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        # No idle workers: they lack the job's code, so no training could use them.
+        environment |= {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
         environment.pop("PYTHONPATH", None)
         with (self._folder / "log").open("w") as log:
             self._process = subprocess.Popen(

@@ -884,6 +884,31 @@ def test_a_trial_that_diverges_is_a_failure_with_what_it_spent(
     assert store.read_file(KEY, "checkpoint.pt") is None
 
 
+@pytest.mark.parametrize("kind", ["cell", "trial"])
+def test_a_worker_that_is_killed_after_its_record_leaves_a_checkpoint_to_delete(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    store = Store(str(tmp_path), "toy") if kind == "cell" else search_store(tmp_path)
+    store.write_file("unfinished", worker.CHECKPOINT, b"epoch 1")
+
+    def train() -> Record:
+        if kind == "cell":
+            return worker.train_and_record(cell(), KEY, panel, store, checkpoint_seconds=0)
+        return trained(search_trial(panel, store, placements(), checkpoint_seconds=0))
+
+    def die(self: Store, key: str, name: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete_file", die)
+        with pytest.raises(Killed):
+            train()
+    assert store.record(KEY) is not None
+    assert store.holding(worker.CHECKPOINT) == {KEY, "unfinished"}
+    worker.delete_checkpoints(store, [KEY, "never checkpointed"])
+    assert store.holding(worker.CHECKPOINT) == {"unfinished"}
+
+
 def test_a_point_at_which_training_diverges_at_once(panel: Panel, tmp_path: Path) -> None:
     store = search_store(tmp_path)
     made = search_trial(panel, store, placements(learning_rate=1e30))

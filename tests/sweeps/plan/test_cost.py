@@ -5,7 +5,7 @@ import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
@@ -122,7 +122,7 @@ def test_operations_of_a_tiny_network() -> None:
     assert shape(units=(1, 3)).flops == 2 * two
 
 
-@pytest.mark.parametrize("fusion", [None, "hadamard", "concat", "film", "gated"])
+@pytest.mark.parametrize("fusion", [None, *get_args(Fusion)])
 @pytest.mark.parametrize("projection", [None, "norm_tanh"])
 def test_parameters_are_the_networks(fusion: Fusion | None, projection: Any) -> None:
     settings = ModelSettings(width=6, depth=2, attention_units=5, projection=projection if fusion else None)

@@ -17,18 +17,21 @@ import pytest
 import requests
 import yaml
 
+from sweeps.driver import sync
+from sweeps.state import StudyState
 from tests import processes
 
 pytestmark = pytest.mark.slow
 
-CELLS = 45
+BEFORE, DURING, CELLS = 6, 10, 24
+"""Cells that end before the server dies; while it is down; in all."""
 STUDY = {
     "study": "outage",
-    "data": {"synthetic": {"sites": 24, "days": 60}},
+    "data": {"synthetic": {"sites": 16, "days": 40}},
     "design": {
-        "variant": ["none", "latlon", "sincos"],
+        "variant": ["none", "latlon"],
         "split": [{"kind": "random", "folds": 2, "fold": 0}],
-        "seed": [*range(CELLS // 3)],
+        "seed": [*range(CELLS // 2)],
     },
     "model": {"width": 8, "depth": 1, "attention_units": 8},
     "train": {"max_epochs": 40, "patience": 40},
@@ -45,22 +48,17 @@ class Server:
         self.wait()
 
     def start(self) -> None:
-        command = [
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self._port),
-            "--workers",
-            "1",
-        ]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder}/served.db"]
+        command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/served.db"]
         command += ["--artifacts-destination", str(self._folder / "served")]
         with (self._folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *command], stdout=log, stderr=log, cwd=self._folder, start_new_session=True
+                [sys.executable, *command],
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                start_new_session=True,
             )
 
     def wait(self) -> None:
@@ -107,12 +105,9 @@ def runs(server: Server) -> list[tuple[str, str, str]]:
 
 
 def test_a_server_that_dies_for_a_third_of_a_sweep(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "outage.yaml").write_text(yaml.safe_dump({**STUDY, "tracking": server.uri}))
-
-    def start(verb: str) -> "subprocess.Popen[str]":
-        return processes.sweep(tmp_path, verb, "outage.yaml", log=tmp_path / "log")
-
-    driver = start("run")
+    study = tmp_path / "outage.yaml"
+    study.write_text(yaml.safe_dump({**STUDY, "tracking": server.uri, "storage": str(tmp_path / "results")}))
+    driver = processes.sweep(tmp_path, "run", study.name, log=tmp_path / "log")
 
     def until_ended(count: int) -> float:
         while len(list(tmp_path.glob("results/outage/cells/*/result.json"))) < count:
@@ -120,18 +115,18 @@ def test_a_server_that_dies_for_a_third_of_a_sweep(server: Server, tmp_path: Pat
             time.sleep(0.02)
         return time.time()
 
-    until_ended(CELLS // 4)
+    until_ended(BEFORE)
     server.kill()
     down = time.time()
-    back = until_ended(CELLS // 4 + CELLS // 3)
+    back = until_ended(BEFORE + DURING)
     server.start()
     assert driver.wait(180) == 0, (tmp_path / "log").read_text()[-3000:]
     server.wait()
-    assert start("sync").wait(120) == 0, (tmp_path / "log").read_text()[-3000:]
+    sync(StudyState(str(study)))
 
     records = ended(tmp_path)
     assert {record["state"] for record in records} == {"done"}
-    arms = [("arm", arm, "FINISHED") for arm in ("lat/lon", "none", "sin/cos")]
+    arms = [("arm", arm, "FINISHED") for arm in ("lat/lon", "none")]
     cells = [("cell", str(record["key"]), "FINISHED") for record in records]
     assert len(cells) == CELLS
     assert runs(server) == sorted([*arms, *cells])
@@ -140,6 +135,6 @@ def test_a_server_that_dies_for_a_third_of_a_sweep(server: Server, tmp_path: Pat
     gaps = {b: b - a for a, b in itertools.pairwise(stamps)}
     during = [gap for stamp, gap in gaps.items() if down < stamp < back]
     before = [gap for stamp, gap in gaps.items() if stamp < down]
-    assert len(during) > CELLS // 4
-    assert max(during) < (back - down) / 2, "a pause as long as the outage"
+    assert len(during) > DURING // 2
+    assert max(during) < max(5, (back - down) / 2), "a pause as long as the outage"
     assert statistics.median(during) < 2 * statistics.median(before), "slower than with the server"

@@ -47,7 +47,7 @@ def planned(*records: Record) -> Any:
     """Stand-in for a study state as `TrackingProcess.plan` reads it: these cells and no searches."""
     cells = {record["key"]: Cell.model_validate(record["cell"]) for record in records}
     study = SimpleNamespace(analysis=Analysis(), claims=(), design=SimpleNamespace(looks=()))
-    return SimpleNamespace(cells=cells, waiting=[], searched=list, study=study)
+    return SimpleNamespace(cells=cells, waiting=[], search_summaries=list, study=study)
 
 
 def finished(*records: Record) -> list[tuple[str, str]]:
@@ -62,45 +62,39 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.mark.slow
-def test_all_that_is_handed_in_is_written_by_the_end(store: Store) -> None:
-    before, during = [stored(store, seed) for seed in (0, 1)], [stored(store, seed) for seed in (2, 3)]
-    with TrackingProcess(store, None, before) as made:
-        for record in during:
-            made.add(record)
-        made.plan(planned(*before, *during))
-        made.describe("RMSE 5")
-    assert made.behind == ""
-    assert runs(store) == finished(*before, *during)
-    with sqlite3.connect(Path(store.storage) / "mlflow.db") as database:
-        counts = database.execute("select value from latest_metrics where key in ('n', 'n_expected')")
-        assert counts.fetchall() == [(4.0,), (4.0,)]
-        notes = database.execute("select value from experiment_tags where key = 'mlflow.note.content'")
-        assert notes.fetchall() == [("RMSE 5",)]
-
-    with TrackingProcess(
-        store, None, [*before, *during]
-    ) as made:  # nothing is new, and nothing was asked of it
-        pass
-    assert made.behind == ""
-    assert runs(store) == finished(*before, *during)
-
-
-@pytest.mark.slow
-def test_a_killed_writer_is_told_and_made_up_for(store: Store) -> None:
-    first, second = stored(store, 0), stored(store, 1)
+def test_all_is_written_by_the_end_although_a_process_was_killed(store: Store) -> None:
+    first, second, *during = [stored(store, seed) for seed in range(4)]
     with TrackingProcess(store, None, []) as made:
         made.add(first)
         made._process.kill()
         made._process.wait()
         made.add(second)
     assert made.behind == "its process ended with -9"
+
     with TrackingProcess(store, None, [first, second]) as made:
-        pass
-    assert runs(store) == finished(first, second)
+        for record in during:
+            made.add(record)
+        made.plan(planned(first, second, *during))
+        made.describe("RMSE 5")
+    assert made.behind == ""
+    assert runs(store) == finished(first, second, *during)
+    with sqlite3.connect(Path(store.storage) / "mlflow.db") as database:
+        counts = database.execute("select value from latest_metrics where key in ('n', 'n_expected')")
+        assert counts.fetchall() == [(4.0,), (4.0,)]
+        notes = database.execute("select value from experiment_tags where key = 'mlflow.note.content'")
+        assert notes.fetchall() == [("RMSE 5",)]
+
+    with TrackingProcess(store, None, [first, second, *during]) as made:
+        pass  # nothing is new, and no summary is sent
+    assert made.behind == ""
+    assert runs(store) == finished(first, second, *during)
 
 
 @pytest.mark.slow
-def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(store: Store) -> None:
+def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "OPENS_S", 120)  # on a busy machine, MLflow's import takes long
     (Path(store.storage) / "file").touch()
     uri = f"sqlite:///{store.storage}/file/mlflow.db"
     made = TrackingProcess(store, uri, [])
@@ -110,27 +104,39 @@ def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(store: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("needed", [False, True])
-def test_a_server_that_does_not_answer_is_refused_only_where_it_is_needed(
-    store: Store, needed: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_does_not_answer_is_refused_where_it_is_needed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(process, "OPENS_S", 120)
     made = TrackingProcess(store, "http://127.0.0.1:9", [])
-    with made:
-        if needed:
-            with refuses("tracking", "", "http://127.0.0.1:9", "--require-tracking"):
-                made.opened(needed=True)
-        else:
-            made.opened()
+    with made, refuses("tracking", "", "http://127.0.0.1:9", "--require-tracking"):
+        made.opened(needed=True)
     assert made.behind
 
 
+@pytest.mark.parametrize("needed", [False, True])
+def test_a_server_that_cannot_be_reached_is_refused_only_where_it_is_needed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, needed: bool
+) -> None:
+    code = 'print(\'["open", "no route to it"]\'); print(\'["closed", "no route to it"]\')'
+    monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, code))
+    with TrackingProcess(store, "http://127.0.0.1:9", []) as made:
+        if needed:
+            with refuses("tracking", "", "no route to it", "--require-tracking"):
+                made.opened(needed=True)
+        else:
+            made.opened()
+    assert made.behind == "no route to it"
+
+
 @pytest.mark.slow
-def test_it_ends_with_its_driver(store: Store) -> None:
+def test_it_ends_with_its_driver(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     code = (
         "import sys, time; from sweeps.store.records import Store\n"
         "from sweeps.tracking.process import TrackingProcess\n"
-        f"made = TrackingProcess(Store({store.storage!r}, 'toy'), None, [])\n"
+        f"made = TrackingProcess(Store({store.storage!r}, 'toy'), 'http://127.0.0.1:9', [])\n"
         "made.opened(); print(made._process.pid, flush=True); time.sleep(60)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
