@@ -3,16 +3,20 @@
 import functools
 import hashlib
 import json
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 import pm25
 from pm25.errors import SettingError
 from pm25.neighbours import NeighbourSettings
-from pm25.protocol import Protocol
+from pm25.protocol import Protocol, training_settings, with_paper_defaults
 from pm25.settings import CONTROLS, ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
-from pm25.splits import AnySplit, Split
+from pm25.splits import AnySplit, PeriodSplit, Reserve, Split, SplitSettings
+
+CellSplit = Annotated[Split, AfterValidator(lambda split: split.in_cell())]
+"""A split without its number of repeats, with which cells of one fold in two studies are equal."""
 
 
 class Tuning(Settings):
@@ -26,7 +30,7 @@ class Tuning(Settings):
     (nested validation).
     """
 
-    split: Split | None = None
+    split: CellSplit | None = None
     fold: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -48,7 +52,7 @@ class Cell(Settings):
 
     variant: Variant
     fusion: Fusion | None = None
-    split: Split
+    split: CellSplit
     fold: int = Field(ge=0)
     seed: Seed
     window: PositiveInt = 21
@@ -59,8 +63,21 @@ class Cell(Settings):
     neighbours: NeighbourSettings | None = None
     tuning: Tuning | None = None
     """Set for a training of a search, which is scored on validation samples and has no test set."""
+    reserve: Reserve | None = None
+    """Sites for the search alone: a search only knows these, and no other cell is tested there."""
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_protocol(cls, value: Any) -> Any:
+        """Fill in the training settings that depend on the protocol."""
+        if not isinstance(value, Mapping) or value.get("protocol") != "paper":
+            return value
+        train = value.get("train", {})
+        if isinstance(train, TrainSettings):
+            return {**value, "train": training_settings("paper", train)}
+        return {**value, "train": with_paper_defaults(train)} if isinstance(train, Mapping) else value
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Cell":
@@ -80,10 +97,11 @@ class Cell(Settings):
                 "leave fusion out",
             )
         every_split = [self.split, *([self.tuning.split] if self.tuning and self.tuning.split else [])]
-        if self.neighbours is not None and any(split.kind == "temporal" for split in every_split):
+        in_time = next((split for split in every_split if isinstance(split, PeriodSplit)), None)
+        if self.neighbours is not None and in_time is not None:
             raise SettingError(
                 "neighbours",
-                "no training monitor reports on the test days of a temporal split",
+                f"no training monitor reports on the test days of split {in_time.label}",
                 "leave neighbours out, or take another split",
             )
         if self.model.projection is not None and not fused:
@@ -100,6 +118,8 @@ class Cell(Settings):
             )
         if self.protocol == "paper" and self.tuning is not None:
             raise SettingError("tuning", "protocol paper has no search", "set protocol: strict")
+        if self.protocol == "paper" and self.reserve is not None:
+            raise SettingError("reserve", "protocol paper has no search", "set protocol: strict")
         _check_fold(self.split, self.fold)
         return self
 
@@ -114,6 +134,12 @@ class Cell(Settings):
         return self.variant in CONTROLS or self.head is not None
 
     @property
+    def numerics(self) -> int:
+        """Version of the code's numbers in the key, at which those of a cell like this last moved."""
+        unmoved = self.protocol == "strict" and self.train.loss == "huber"
+        return pm25.HUBER_NUMERICS if unmoved else pm25.NUMERICS
+
+    @property
     def label(self) -> str:
         """Name for readers. Two different cells may share it; the key is unique."""
         arm = "-".join(filter(None, (self.variant, self.head, self.fusion)))
@@ -121,12 +147,16 @@ class Cell(Settings):
         return f"{arm} {self.split.label} fold {self.fold} seed {self.seed}{tuning}"
 
     def resolved(self) -> dict[str, Any]:
-        """Return the cell as plain JSON values, without the optional fields that are not set."""
+        """Return the cell as plain JSON values.
+
+        Optional fields that are not set are left out, and so are numbers of origins and deals. The loss
+        `huber` is left out too, because its delta implies it.
+        """
         return _without_unset(self, self.model_dump(mode="json"))
 
     def key(self, data_fingerprint: str, encoder_fingerprint: str | None = None) -> str:
         """Hash everything that can change the numbers of this training (20 hexadecimal digits)."""
-        identity = {"cell": self.resolved(), "data": data_fingerprint, "numerics": pm25.NUMERICS}
+        identity = {"cell": self.resolved(), "data": data_fingerprint, "numerics": self.numerics}
         if self.variant in ENCODERS:
             identity["encoder"] = encoder_fingerprint
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -134,14 +164,18 @@ class Cell(Settings):
 
 
 def _check_fold(split: AnySplit, fold: int) -> None:
-    if fold >= split.folds:
+    if fold >= split.n_folds:
         raise SettingError(
-            "fold", f"fold {fold} does not exist", f"take one of {split.label}, from 0 to {split.folds - 1}"
+            "fold", f"fold {fold} does not exist", f"take one of {split.label}, from 0 to {split.n_folds - 1}"
         )
 
 
 def _without_unset(settings: Settings, plain: dict[str, Any]) -> dict[str, Any]:
-    """Delete from `plain` every field that is None by default and was not set, in nested blocks too."""
+    """Delete from `plain` the fields that `Cell.resolved` leaves out, in nested blocks too."""
+    if isinstance(settings, SplitSettings) and settings.repeated_by is not None:
+        del plain[settings.repeated_by]
+    if isinstance(settings, TrainSettings) and settings.loss == "huber":
+        del plain["loss"]
     for name, optional in _fields(type(settings)):
         value = getattr(settings, name)
         if isinstance(value, Settings):

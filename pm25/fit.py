@@ -1,4 +1,4 @@
-"""The training loop: Huber loss, Adam, staircase learning rate, early stopping on the validation loss.
+"""The training loop: loss, Adam, staircase learning rate, early stopping on the validation loss.
 
 Where to look, all in `Fit`:
 
@@ -39,9 +39,9 @@ class Epoch:
     epoch: int
     """Number of the epoch, from 1."""
     train_loss: float
-    """Mean Huber loss over the training samples, each at its own step."""
+    """Mean loss over the training samples, each at its own step."""
     validation_loss: float
-    """Mean Huber loss over the validation samples after the epoch."""
+    """Mean loss over the validation samples after the epoch."""
     learning_rate: float
     """Learning rate of the last step."""
     validation_rmse: float
@@ -72,7 +72,7 @@ class Fit:
         self._model, self._train, self._validation = model, train, validation
         self._settings, self._order, self._to_ugm3 = settings, order, to_ugm3
         self._restore_best = restore_best
-        self._loss = nn.HuberLoss(delta=settings.huber_delta)
+        self._loss = loss_function(settings)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         # Keras' epsilon; one fused kernel per step on the CPU as on a GPU.
         self._optimiser = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=1e-7, fused=True)
@@ -201,6 +201,20 @@ class Fit:
             yield
             state = torch.cuda.get_rng_state(self._device) if cuda else torch.get_rng_state()
             self._dropout[self._device.type] = state
+
+
+def loss_function(settings: TrainSettings) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return the mean loss of scaled predictions and targets.
+
+    The squared error is halved, so that it equals the Huber loss at errors below `huber_delta`. Losses then
+    differ in the large errors alone, and not in how often `clip_norm` applies.
+    """
+    if settings.loss == "huber":
+        assert settings.huber_delta is not None
+        return nn.HuberLoss(delta=settings.huber_delta)
+    if settings.loss == "absolute":
+        return nn.L1Loss()
+    return lambda predicted, target: 0.5 * nn.functional.mse_loss(predicted, target)
 
 
 def best_epoch(history: list[Epoch]) -> int:

@@ -8,10 +8,10 @@ import numpy as np
 from pm25.panel import Panel
 from pm25.splits import (
     AnySplit,
+    PeriodSplit,
     RandomSplit,
     RegionSplit,
     SplitIndices,
-    TemporalSplit,
     nearest_site_km,
     regions,
 )
@@ -26,13 +26,15 @@ def audit(
     panel: Panel,
     window: int,
     *,
+    fold: int,
     fitted: Mapping[str, np.ndarray],
     encoder_trained_on_target: bool,
 ) -> dict[str, Any]:
     """Measure what training shares with the test set, and compare it with what the split promises.
 
-    `fitted` holds the samples (flat indices) on which something was fitted, by name. The result has JSON
-    values. Held-out samples are those of the test set and of the within-region test set. For every split:
+    `indices` are those of `fold`. `fitted` holds the samples (flat indices) on which something was fitted, by
+    name. The result has JSON values. Held-out samples are those of the test set and of the within-region test
+    set. For every split:
 
     - `train_sites`, `test_sites`: numbers of sites;
     - `shared_samples`: samples in more than one set;
@@ -52,7 +54,7 @@ def audit(
     - `gap_days`: days between the last training or validation day and the first test day.
 
     `failed` lists the values that break the split's promise. A random split promises that no sample is in
-    two sets, and a temporal split promises its gap. All others promise that no site is in two sets.
+    two sets, and a split in time promises its gap. All others promise that no site is in two sets.
     """
     days = len(panel.dates)
     held_out = indices.test if indices.wr is None else np.concatenate([indices.test, indices.wr])
@@ -86,7 +88,7 @@ def audit(
         must_be_zero.add(f"fitted_{name}_test")
 
     promises = []
-    if isinstance(split, TemporalSplit):
+    if isinstance(split, PeriodSplit):
         seen = int((np.concatenate([indices.train, indices.validation]) % days).max())
         found["gap_days"] = int((indices.test % days).min()) - seen - 1
         promises.append(("gap_days", found["gap_days"] >= max(window - 1, split.gap_days or 0)))
@@ -100,7 +102,7 @@ def audit(
             found["shared_sites_within"] = int(np.isin(wr_sites, train_sites).sum())
             taking_part = np.flatnonzero(np.isfinite(panel.target[:, window - 1 :]).any(axis=1))
             region = np.full(len(panel.site_id), -1)
-            region[taking_part] = regions(split, panel, taking_part)
+            region[taking_part] = regions(split, panel, taking_part, split.position(fold).repeat)
             others = np.union1d(seen_sites, wr_sites)
             found["shared_regions"] = len(np.intersect1d(region[test_sites], region[others]))
             must_be_zero |= {"shared_sites_within", "shared_regions"}
@@ -118,6 +120,7 @@ def audit_or_failure(
     panel: Panel,
     window: int,
     *,
+    fold: int,
     fitted: Mapping[str, np.ndarray],
     encoder_trained_on_target: bool,
 ) -> dict[str, Any]:
@@ -128,6 +131,7 @@ def audit_or_failure(
             indices,
             panel,
             window,
+            fold=fold,
             fitted=fitted,
             encoder_trained_on_target=encoder_trained_on_target,
         )

@@ -40,11 +40,16 @@ METRICS: dict[str, Metric] = {
     "r2": Metric("R²", "", "higher", 3),
     "mae": Metric("MAE", "µg/m³", "lower", 2),
     "mbe": Metric("MBE", "µg/m³", "nearer zero", 2),
+    "site_rmse": Metric("RMSE by monitor", "µg/m³", "lower", 2),
     "tail_rmse": Metric("RMSE of the tail", "µg/m³", "lower", 1),
     "tail_recall": Metric("recall", "", "higher", 3),
     "tail_precision": Metric("precision", "", "higher", 3),
 }
-"""Scores that tables and figures show, by the name of their column."""
+"""Scores that tables and figures show, by the name of their column.
+
+`site_rmse` is the mean over monitors of each monitor's RMSE. It is computed from stored predictions
+(`sweeps.analysis.inference.with_site_rmse`), so results of every age have it.
+"""
 
 SCORES = ("rmse", "r2", "mae", "mbe")
 """Metrics of every evaluation set, as `scores` returns them."""
@@ -63,7 +68,7 @@ MAPE_FROM_UGM3 = 1.0
 """Smallest truth (ug/m3) in the percentage error. In clean air monitors measure values around zero."""
 
 SITE_SAMPLES = 20
-"""Fewest samples with which a site gets an R2."""
+"""Fewest samples with which a site gets an R2, and an RMSE of its own in `site_rmse`."""
 
 KM_EDGES: tuple[int, ...] = (0, 25, 50, 100, 250)
 """Lower edges of the bins of distance to the nearest training site, in km."""

@@ -236,7 +236,7 @@ def check(
         notices.append(Problem("pm25", f"{silent} sites have no observation and are not used"))
     outside = ~inside_conus(lat, lon)
     if outside.any() and not misplaced:
-        what = f"{len(np.unique(code[outside]))} sites outside CONUS are left out of checkerboard splits"
+        what = f"{len(np.unique(code[outside]))} sites outside CONUS are left out of checkerboards and blocks"
         notices.append(Problem("lat, lon", what))
     return Check(problems, notices, counts)
 
@@ -479,6 +479,11 @@ def _first_of(code: np.ndarray, sites: int) -> np.ndarray:
     first = np.empty(sites, np.int64)
     first[code[::-1]] = np.arange(len(code))[::-1]
     return first
+
+
+def is_calendar(channel: str, values: np.ndarray, dates: np.ndarray) -> bool:
+    """Return True if `values` (sites, days) are those that the date gives for a channel of this name."""
+    return channel in CALENDAR and bool((values == _calendar(channel, dates).astype(np.float32)).all())
 
 
 def _calendar(channel: str, dates: np.ndarray) -> np.ndarray:

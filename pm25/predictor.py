@@ -4,6 +4,7 @@ A folder written by `Predictor.save` contains the encoder's weights, so only thi
 it. MLflow loads it with `_load_pyfunc`, the only function of this package that is meant for MLflow.
 """
 
+import json
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -146,7 +147,7 @@ class Predictor:
         """Write model.pt, cell.json and, for an encoder arm, encoder.json and encoder.bin into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({"weights": self._weights, "scaling": self._scaling}, folder / "model.pt")
-        (folder / "cell.json").write_text(self.cell.model_dump_json(indent=1))
+        (folder / "cell.json").write_text(json.dumps(self.cell.resolved(), indent=1))
         if self._source is not None:
             self._source.write(folder)
 

@@ -7,12 +7,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Scaler:
-    """Mean and standard deviation of each channel of the inputs."""
+    """Affine scale of each channel of the inputs: (value - mean) / std."""
 
     mean: np.ndarray
-    """(channels,) float64."""
+    """Value that becomes 0: the mean, or the middle of the range (`fit_range`); (channels,) float64."""
     std: np.ndarray
-    """(channels,) float64."""
+    """Unit: the standard deviation, or half of the range (`fit_range`); (channels,) float64."""
 
     @classmethod
     def fit(cls, values: np.ndarray, weight: np.ndarray) -> "Scaler":
@@ -30,8 +30,22 @@ class Scaler:
             std = np.sqrt((weight * (values - mean) ** 2).sum(axis=0) / count)
         return cls(mean, np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0))
 
+    @classmethod
+    def fit_range(cls, values: np.ndarray, weight: np.ndarray) -> "Scaler":
+        """Fit a scale to -1 .. 1 on the rows of `values (n, channels)` with a positive weight.
+
+        NaN is ignored. A constant channel becomes -1, as in scikit-learn's MinMaxScaler. A channel without
+        any value has mean NaN.
+        """
+        used = values[weight > 0].astype(np.float64)
+        missing = ~np.isfinite(used)
+        low = np.where(missing, np.inf, used).min(axis=0, initial=np.inf)
+        high = np.where(missing, -np.inf, used).max(axis=0, initial=-np.inf)
+        half = np.where(high > low, (high - low) / 2, 0.5)
+        return cls(np.where(np.isfinite(low), low + half, np.nan), half)
+
     def transform(self, values: np.ndarray) -> np.ndarray:
-        """Standardise `values (n, channels)` to float32; a missing value becomes 0, the training mean."""
+        """Scale `values (n, channels)` to float32; a missing value becomes 0, the mean of the scale."""
         scaled = values.astype(np.float32)
         scaled -= self.mean.astype(np.float32)
         scaled /= self.std.astype(np.float32)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from pm25.errors import SettingError
 
 Variant = Literal["none", "latlon", "sincos", "geoclip", "satclip", "table", "random", "shuffled"]
 """How the model receives the location: nothing, raw coordinates, their sines and cosines, or an embedding.
@@ -21,6 +23,9 @@ ENCODERS: frozenset[str] = frozenset({"geoclip", "satclip", "table", "random", "
 
 CONTROLS: frozenset[str] = frozenset({"random", "shuffled"})
 """Variants whose embedding carries no information on where a place is."""
+
+Loss = Literal["squared", "huber", "absolute"]
+"""Loss of a training. `squared` is half the squared error, the Huber loss without its linear part."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 """Fraction of a total, between 0 and 1, both excluded."""
@@ -57,8 +62,15 @@ class ModelSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """Settings of the training: Huber loss on the scaled target, Adam, staircase decay, early stopping."""
+    """Settings of the training: loss on the scaled target, Adam, staircase decay, early stopping.
 
+    The target is scaled by the standard deviation of the training targets, under protocol `paper` by the
+    largest target.
+    """
+
+    loss: Loss = "squared"
+    """Loss of training and early stopping: `squared` (the published objective), `huber` or `absolute`.
+    Default: `squared`, or `huber` if `huber_delta` is given or the protocol is `paper`."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of the first `decay_steps` steps."""
     decay: float = Field(0.8, gt=0, le=1)
@@ -73,14 +85,39 @@ class TrainSettings(Settings):
     """Epochs without a lower validation loss after which training stops; the best weights are kept."""
     target: Literal["log1p"] | None = None
     """Transform of the target before it is standardised: None, or sign(y) log(1 + |y|) for smoke peaks."""
-    huber_delta: PositiveFloat = 1.0
-    """Error at which the Huber loss becomes linear, in standard deviations of the training target."""
+    huber_delta: PositiveFloat | None = None
+    """Error at which the loss `huber` becomes linear, in units of the scaled target: standard deviations of
+    the training targets, or largest targets under protocol `paper`. Default: 1; other losses have none."""
     clip_norm: PositiveFloat | None = 1.0
-    """Largest norm of the gradient; None turns clipping off."""
+    """Largest norm of the gradient; null turns clipping off. Default: 1, or null under protocol `paper`."""
     max_windows: PositiveInt | None = None
     """Most training windows; a larger training set is subsampled with the cell's seed."""
     max_validation_windows: PositiveInt | None = None
     """Most validation windows; a larger validation set is subsampled with the cell's seed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _delta_means_huber(cls, value: Any) -> Any:
+        """Fill in the loss of a given delta, and the delta of loss `huber`.
+
+        Cells that were stored before there was a choice of losses have a delta and no loss.
+        """
+        if not isinstance(value, Mapping):
+            return value
+        delta = value.get("huber_delta")
+        if "loss" not in value and delta is not None:
+            return {**value, "loss": "huber"}
+        return {**value, "huber_delta": 1.0} if value.get("loss") == "huber" and delta is None else value
+
+    @model_validator(mode="after")
+    def _delta_has_its_loss(self) -> "TrainSettings":
+        if self.loss != "huber" and self.huber_delta is not None:
+            raise SettingError(
+                "huber_delta",
+                f"{self.huber_delta:g} is given, but loss {self.loss} has no delta",
+                "leave huber_delta out, or set loss: huber",
+            )
+        return self
 
 
 def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

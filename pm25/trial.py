@@ -2,7 +2,7 @@
 
 The steps, in order, and where they are:
 
-1. split: `_split` cuts the samples into train, validation and test (`pm25.splits`);
+1. split: `cut_cell` cuts the samples into train, validation and test (`pm25.samples`, `pm25.splits`);
 2. scaling: `prepare` fits the scalers on the training samples (`pm25.scaling`, `pm25.windows`);
 3. network: `prepare` builds it and draws its first weights (`pm25.model`);
 4. training: `Training.epoch` runs one epoch of `pm25.fit.Fit`, which has the training step, the
@@ -29,6 +29,7 @@ from pm25.leakage import audit_or_failure, distance_to_training_km
 from pm25.metrics import detailed, scores
 from pm25.model import BiLSTMAttention, initialise, network
 from pm25.panel import Panel
+from pm25.samples import cut_cell
 from pm25.scaling import TargetScale
 from pm25.settings import ENCODERS
 from pm25.windows import Inputs, Windows
@@ -112,7 +113,7 @@ def prepare(
     See `Training` for the arguments. Raises InputError if the panel does not allow this training.
     """
     protocol.refuse_leaks(panel, cell.protocol)
-    panel, indices = _split(cell, panel)
+    panel, indices = cut_cell(cell, panel)
     paper = cell.protocol == "paper"
     # Independent streams, so that equal seeds mean equal samples and order in every arm.
     subsample_seed, _, weights_seed, _, _ = _seeds(cell)
@@ -131,6 +132,7 @@ def prepare(
         torch.device(device),
         embedding=_embedding(cell, panel, embedding),
         more=_neighbour_channels(cell, panel, indices),
+        by_range=paper,
     )
     target = panel.target.reshape(-1)
     if paper:
@@ -149,7 +151,7 @@ def raw_windows(cell: Cell, panel: Panel, flat: np.ndarray) -> tuple[tuple[str, 
     The windows are (n, window, channels) float32, oldest day first, in the channels' own units, with NaN
     for missing values.
     """
-    panel, indices = _split(cell, panel)
+    panel, indices = cut_cell(cell, panel)
     more = _neighbour_channels(cell, panel, indices)
     days = len(panel.dates)
     site, day = flat // days, flat[:, None] % days + np.arange(1 - cell.window, 1)
@@ -284,26 +286,6 @@ def run(
     return training.result()
 
 
-def _split(cell: Cell, panel: Panel) -> tuple[Panel, splits.SplitIndices]:
-    """Cut the samples, and return them with the panel whose targets the cell may know."""
-    indices = splits.cut(cell.split, cell.fold, panel, cell.window)
-    if cell.protocol == "paper":
-        return panel, protocol.paper_indices(indices, panel)
-    if cell.tuning is None:
-        return panel, indices
-    # A search must not know the samples on which its arm will be tested, so all targets outside the
-    # training side are removed first. Targets before the first possible sample belong to no sample.
-    side = np.sort(np.concatenate([indices.train, indices.validation]))
-    panel = replace(
-        panel,
-        target=neighbours.known_targets(panel, side, cell.window),
-        name=f"{panel.name}, training side of {cell.split.label} fold {cell.fold}",
-    )
-    if cell.tuning.split is not None:
-        return panel, splits.cut(cell.tuning.split, cell.tuning.fold, panel, cell.window)
-    return panel, splits.SplitIndices(indices.train, indices.validation, test=indices.validation, wr=None)
-
-
 def _neighbour_samples(cell: Cell, indices: splits.SplitIndices) -> np.ndarray:
     """Samples whose targets the neighbour feature uses."""
     if cell.protocol == "paper":
@@ -324,9 +306,10 @@ def _neighbour_channels(cell: Cell, panel: Panel, indices: splits.SplitIndices) 
 
 def _audit(prepared: Prepared, trained_on_target: bool) -> dict[str, Any]:
     """Audit what training shares with the scored samples, against the promise of the split that cut them."""
-    cell, split, indices = prepared.cell, prepared.cell.split, prepared.indices
+    cell, indices = prepared.cell, prepared.indices
+    split, fold = cell.split, cell.fold
     if cell.tuning is not None and cell.tuning.split is not None:
-        split = cell.tuning.split
+        split, fold = cell.tuning.split, cell.tuning.fold
     elif cell.tuning is not None:
         indices = replace(indices, validation=indices.validation[:0])  # these samples are the scored ones
         if isinstance(split, splits.RegionSplit | splits.SpatialSplit):
@@ -337,12 +320,18 @@ def _audit(prepared: Prepared, trained_on_target: bool) -> dict[str, Any]:
         indices,
         prepared.panel,
         cell.window,
+        fold=fold,
         fitted=prepared.fitted,
         encoder_trained_on_target=trained_on_target,
     )
     found["failed"] += [
         f"channel_{name}" for name in protocol.LEAKING_CHANNELS if name in prepared.panel.channels
     ]
+    if cell.reserve is not None and cell.tuning is None:
+        reserved = splits.reserved_sites(cell.reserve, prepared.panel, cell.window)
+        held_out = [part for part in (indices.test, indices.wr) if part is not None]
+        found["reserved_test"] = int(reserved[np.concatenate(held_out) // len(prepared.panel.dates)].sum())
+        found["failed"] += ["reserved_test"] * (found["reserved_test"] > 0)
     return found
 
 

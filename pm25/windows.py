@@ -22,7 +22,7 @@ class Inputs:
     `fitted (n,)` holds the samples (flat indices) on which the scalers are fitted. Channels are fitted on
     all days of these samples' windows, place channels on the samples themselves. `embedding` has the shape
     (sites, d), or (sites, 12, d) if it changes with the month. `more` holds further channels by name, each
-    (sites, days).
+    (sites, days). `by_range` scales channels to the range -1 to 1 in place of standardising them.
 
     Raises InputError if a channel has no value in the windows of `fitted`.
     """
@@ -37,6 +37,7 @@ class Inputs:
         *,
         embedding: np.ndarray | None = None,
         more: Mapping[str, np.ndarray] | None = None,
+        by_range: bool = False,
     ) -> None:
         sites, days = panel.target.shape
         self.days, self.device = days, device
@@ -44,7 +45,8 @@ class Inputs:
         added = [channel[:, :, None] for channel in (more or {}).values()]
         features = np.concatenate([panel.features, *added], axis=2) if added else panel.features
         values = features.reshape(sites * days, -1)
-        scaler = Scaler.fit(values, windows_per_day(fitted, sites, days, window))
+        fit = Scaler.fit_range if by_range else Scaler.fit
+        scaler = fit(values, windows_per_day(fitted, sites, days, window))
         for name, mean in zip(self.channels, scaler.mean, strict=True):
             if np.isnan(mean):
                 problem, fix = "no value in any training window", "leave the channel out of data.channels"
@@ -60,7 +62,7 @@ class Inputs:
         place = place_channels(panel.lat, panel.lon, variant)
         self._place = None
         if place is not None:
-            self.place_scaler = Scaler.fit(place, per_site)
+            self.place_scaler = fit(place, per_site)
             self._place = torch.from_numpy(self.place_scaler.transform(place)).to(device)
         self._embedding = self._month = None
         self.embedding_dim = 0

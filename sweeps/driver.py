@@ -2,7 +2,8 @@
 
 `train` is what `sweep run` does, in this order:
 
-1. `WeightRetention.tidy` deletes stored weights of cells that are not the best of their arm.
+1. `declarations.declare` stores what the study declares, unless nothing is trained. `WeightRetention.tidy`
+   deletes stored weights of cells that are not the winners of their arm.
 2. `TrackingProcess` starts the process that writes to MLflow. Ray is imported meanwhile.
 3. The tracking process receives earlier records and the grid (`plan`); `OptunaJournal.write` adds trials.
 4. `ray_tune.run` trains the search trials and cells that the `Scheduler` returns, until none is left.
@@ -20,6 +21,7 @@ from sweeps.engine import worker
 from sweeps.engine.progress import RunProgress
 from sweeps.engine.scheduler import Scheduler
 from sweeps.state import StudyState
+from sweeps.store import declarations
 from sweeps.store.records import Record
 from sweeps.tracking.process import TrackingProcess
 from sweeps.tracking.winners import WeightRetention
@@ -44,6 +46,8 @@ def train(
     ends. `address` and `wait_for_nodes` are those of `ray_tune.run`. With `needs_tracking`, a tracking server
     that does not answer at the start raises InputError; so does any other input that cannot be used.
     """
+    if scheduler.total:
+        declarations.declare(state.study, state.store)
     records = state.records()
     retention = WeightRetention(state.study, state.store)
     retention.tidy(state.cells, records)
@@ -92,6 +96,7 @@ def sync(state: StudyState) -> tuple[int, str]:
 
     Raises InputError if one of them cannot be written.
     """
+    from sweeps.analysis import artifacts
     from sweeps.engine.optuna_study import OptunaJournal
     from sweeps.report import data, write
     from sweeps.tracking import parent_metrics, winners
@@ -101,13 +106,16 @@ def sync(state: StudyState) -> tuple[int, str]:
     records = state.records()
     rows = state.rows(records)
     written = tracker.sync([*records.values(), *state.trials()])
-    searches = {(arm, None): counts for arm, counts in state.search_summaries()}
-    declared = state.study.analysis, state.study.claims, state.study.design.looks
+    searches: parent_metrics.Aggregates = {
+        (arm, None): dict(counts) for arm, counts in state.search_summaries()
+    }
+    sums = artifacts.predictions(state.store, rows)
+    statuses = state.declared(records).contrasts
+    declared = state.study.analysis, state.study.claims, state.study.design.looks, sums, statuses
     tracker.answer(parent_metrics.of_rows(rows, *declared) | searches)
     tracker.show(parent_metrics.pictures(state.store, rows, *declared))
-    tracker.describe(
-        write.markdown_summary(data.gather_report_data(state, records=records, rows=rows, brief=True))
-    )
+    brief = data.gather_report_data(state, records=records, rows=rows, predicted=sums, brief=True)
+    tracker.describe(write.markdown_summary(brief))
     for winner in winners.winners(state, records):
         tracker.register(winner, winners.example(state, winner))
     journal = OptunaJournal(state.store)

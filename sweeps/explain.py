@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-import pm25
 from pm25 import encoders
 from pm25.cell import Cell
 from pm25.errors import InputError
@@ -15,7 +14,7 @@ from pm25.settings import ENCODERS, dotted
 from pm25.splits import GroupSplit
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
-from sweeps.store.records import Record
+from sweeps.store.records import Record, failed_checks
 
 NOT_SET = "not set"
 """Value of a setting that one of two keys leaves out because it does not apply there or is the default."""
@@ -101,7 +100,7 @@ class Explanation:
                 for name in ("ended", "host", "device", "seconds", "error")
                 if name in record
             },
-            **({"marked": record["audit"].get("failed", [])} if "audit" in record else {}),
+            **({"marked": failed_checks(record)} if "audit" in record else {}),
             "relative": None
             if relative is None
             else {
@@ -128,7 +127,7 @@ class Explanation:
             machine += f" ({record['device']})" if "device" in record else ""
             duration = f", {record['seconds']:g} s" if "seconds" in record else ""
             lines.append(f"  ended   {record['ended']}{machine}{duration}")
-        if audit_failed := record.get("audit", {}).get("failed"):
+        if audit_failed := failed_checks(record):
             lines.append(f"  audit   failed: {'; '.join(audit_failed)}")
         if "error" in record:
             lines.append(f"  error   {record['error']['type']}: {record['error']['message']}")
@@ -234,7 +233,7 @@ def _asked_parts(state: StudyState, cells: Iterable[Cell]) -> Iterator[dict[str,
                 options = state.study.encoder_options(cell.variant)
                 fingerprints[cell.variant] = encoders.fingerprint(cell.variant, **options)
             parts["encoder"] = fingerprints[cell.variant]
-        yield parts | {"numerics": pm25.NUMERICS}
+        yield parts | {"numerics": cell.numerics}
 
 
 def _stored_parts(record: Record) -> dict[str, Any]:
@@ -247,8 +246,8 @@ def _stored_parts(record: Record) -> dict[str, Any]:
 
 def _tuned(state: StudyState, cell: Cell) -> Collection[str]:
     """Return the names of the cell's settings that the search of its arm chooses."""
-    arm = Arm.of(cell)
-    return state.searches[arm].space if arm in state.searches else ()
+    scope = state.study.scope(cell)
+    return state.searches[scope].space if scope in state.searches else ()
 
 
 def _differences(

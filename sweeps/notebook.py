@@ -68,16 +68,19 @@ class OpenStudy:
     def contrasts(self, metric: str | None = None) -> pd.DataFrame:
         """Return one row per comparison of two arms: each arm against 'none', and the pairs of the claims.
 
-        `metric` is rmse, r2, mae or mbe; without it, the study's primary metric (`analysis.metric`).
+        `metric` is rmse, r2, mae, mbe or site_rmse, the mean over monitors of their RMSE. Without it, the
+        study's primary metric is taken (`analysis.metric`).
 
         Columns (the most used ones):
 
         - arm, other, split, part ('test', 'wr' or the gap 'OoR − WR'), regime, metric, fold
-        - n_pairs, n_units (test sets), n_seeds, mean_arm, mean_other
-        - diff: arm minus other; low, high: its interval of level 1 - alpha
+        - estimand: what the difference is carried over to; unit, n_units: the independent unit of its test
+        - n_pairs, n_seeds, mean_arm, mean_other
+        - diff: arm minus other; low, high: its interval of level 1 - alpha; test, se, df
         - p, p_adjusted (Holm's method over the declared contrasts), declared, verdict
+        - declared_at, changed: time of the declaration, and what changed after the first result
         - p_better, p_equal, p_worse: posterior probabilities
-        - boot_low, boot_high: bootstrap interval over sites, or over blocks of sites
+        - sensitivity: other tests of the same difference; untested: why there is no test
         - keys_arm, keys_other: the keys of the cells behind the row
 
         The values are those of the report's contrasts.csv.
@@ -86,24 +89,31 @@ class OpenStudy:
         """
         study = self.study
         metric = study.analysis.metric if metric is None else metric
-        if metric not in SCORES:
-            raise InputError("contrasts", "metric", f"{metric!r} is not a metric", f"give {_either(SCORES)}")
+        known = (*SCORES, "site_rmse")
+        if metric not in known:
+            raise InputError("contrasts", "metric", f"{metric!r} is not a metric", f"give {_either(known)}")
         rows, records = self._rows_and_records()
         sums = artifacts.predictions(self.state.store, rows)
         looks = study.design.looks
-        return inference.contrasts(rows, study.analysis, study.claims, metric, sums, looks, records)
+        statuses = self.state.declared(records).contrasts
+        return inference.contrasts(
+            rows, study.analysis, study.claims, metric, sums, looks, records, statuses=statuses
+        )
 
     def claims(self) -> pd.DataFrame:
         """Return one row per claim of the study, in the order of its file.
 
         Columns: claim (its text), then those of `contrasts`. The verdict is on the claim: 'supported',
-        'refuted', 'undecided', 'too few' (test sets for a test) or 'no cells'. A study without claims has
-        no rows.
+        'refuted', 'undecided', 'too few' (units for a test), 'no cells', or 'tuned on test' (the search has
+        used the test samples). It is 'exploratory' if the claim was declared or changed after the first
+        result (column changed). A study without claims has no rows.
         """
         study = self.study
         rows, records = self._rows_and_records()
         sums = artifacts.predictions(self.state.store, rows)
-        return inference.claims(rows, study.analysis, study.claims, sums, study.design.looks, records)
+        statuses = self.state.declared(records).contrasts
+        looks = study.design.looks
+        return inference.claims(rows, study.analysis, study.claims, sums, looks, records, statuses=statuses)
 
     def predictions(self, key: str | None = None, **fields: Any) -> pd.DataFrame:
         """Return the stored predictions of done cells, one row per scored sample.

@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pm25 import protocol, splits
+from pm25 import samples
 from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.splits import SplitIndices
+from sweeps.analysis import declarations
+from sweeps.analysis.declarations import History
 from sweeps.analysis.sequential import Looks
 from sweeps.spec import study_file
-from sweeps.spec.design import AdaptiveSeeds, Arm
+from sweeps.spec.design import FoldArm, Scope
 from sweeps.spec.study import Study
+from sweeps.store import declarations as stored_declarations
 from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
@@ -47,11 +50,12 @@ class StudyState:
         self.key = self.study.keys(self.panel)
         """Function that computes the key of a cell."""
         self._embedded: dict[str, Embedded] = {}
+        self._overlap: dict[tuple[str, int], float] | None = None
         self.refresh()
 
     def refresh(self) -> None:
         """Read the store again, to find the settings that searches chose and the seeds that are needed."""
-        self.searches: dict[Arm, ArmTrials] = search_trials.read(self.study, self.store, self.key)
+        self.searches: dict[Scope, ArmTrials] = search_trials.read(self.study, self.store, self.key)
         tuned = search_trials.tuned(self.searches)
         self.cells: dict[str, Cell] = {}
         """Cells whose settings are known, by key, in the order of the grid."""
@@ -62,7 +66,7 @@ class StudyState:
         self.grid: list[Cell] = self._asked_for(self.study.cells(tuned), searching)
         """All cells of the study, in the order of the grid."""
         for place, cell in enumerate(self.grid):
-            if Arm.of(cell) in searching:
+            if self.study.scope(cell) in searching:
                 self.waiting.append(cell)
                 waiting.append(place)
             else:
@@ -70,19 +74,20 @@ class StudyState:
                 known.append(place)
         self._places = [*known, *waiting]
 
-    def _asked_for(self, cells: list[Cell], searching: Collection[Arm]) -> list[Cell]:
-        """Return the cells that are needed. With adaptive seeds, this depends on the recorded results."""
+    def _asked_for(self, cells: list[Cell], searching: Collection[Scope]) -> list[Cell]:
+        """Return the cells that are needed. With an adaptive design, this depends on the recorded results."""
         self.looks: Looks | None = None
-        if not isinstance(self.study.design.seed, AdaptiveSeeds):
+        if not self.study.design.looks.adaptive:
             return cells
-        keyed = {self.key(cell): cell for cell in cells if Arm.of(cell) not in searching}
+        keyed = {self.key(cell): cell for cell in cells if self.study.scope(cell) not in searching}
         records = self.store.records(keyed)
-        self.looks = looks = Looks(self.study, ((keyed[key], record) for key, record in records.items()))
+        ended = ((keyed[key], record) for key, record in records.items())
+        self.looks = looks = Looks(self.study, self.store, ended)
         return [cell for cell in cells if looks.asks_for(cell)]
 
     @property
     def further(self) -> int:
-        """Largest number of cells that adaptive seeds can still add; 0 where the seeds are listed."""
+        """Largest number of cells that adaptive seeds and repeats can still add; 0 without them."""
         return self.looks.further if self.looks is not None else 0
 
     def split_indices(self) -> dict[tuple[str, int], SplitIndices]:
@@ -90,30 +95,36 @@ class StudyState:
 
         Raises InputError for a fold with an empty training, validation or test set.
         """
-        cuts = {
-            (factor.split.label, fold): splits.cut(factor.split, fold, self.panel, self.study.window)
+        return {
+            (factor.split.label, fold): self.study.cut(factor.split, fold, self.panel)
             for factor in self.study.design.split
             for fold in factor.folds
         }
-        if self.study.protocol == "paper":
-            return {place: protocol.paper_indices(parts, self.panel) for place, parts in cuts.items()}
-        return cuts
 
     def overlap_with_search(self) -> dict[tuple[str, int], float]:
-        """Return the fraction of each test set whose samples a search trial trains or validates on.
+        """Return the fraction of each test set whose samples are trained on or scored by its own search.
 
         A search sees no test sample of its own folds. It may see test samples of other folds and splits, and
-        then its settings were chosen with them. The fraction is the same for every arm.
+        then its settings were chosen with them. The fraction is the same for every arm. If that of the
+        within-region test set is larger, it is returned.
         """
-        if self.study.search is None:
-            return {}
-        sides = [
-            splits.cut(placement.split, fold, self.panel, self.study.window)
-            for placement in self.study.search.split
-            for fold in placement.folds
-        ]
-        seen = np.unique(np.concatenate([part for cut in sides for part in (cut.train, cut.validation)]))
-        return {place: float(np.isin(cut.test, seen).mean()) for place, cut in self.split_indices().items()}
+        if self._overlap is None:
+            self._overlap = {} if self.study.search is None else self._measure_overlap()
+        return self._overlap
+
+    def _measure_overlap(self) -> dict[tuple[str, int], float]:
+        arm, seen, found = self.study.arms()[0], dict[Scope, np.ndarray](), {}
+        nested = self.study.search is not None and self.study.search.nested
+        for (label, fold), indices in self.split_indices().items():
+            scope: Scope = FoldArm(arm, label, fold) if nested else arm
+            if scope not in seen:
+                trainings = search_trials.trainings(self.study, scope, {})
+                without_seeds = dict.fromkeys(cell.model_copy(update={"seed": 0}) for cell in trainings)
+                used = [samples.trained_or_scored(cell, self.panel) for cell in without_seeds]
+                seen[scope] = np.unique(np.concatenate(used))
+            parts = [indices.test] if indices.wr is None else [indices.test, indices.wr]
+            found[label, fold] = max(float(np.isin(part, seen[scope]).mean()) for part in parts)
+        return found
 
     def records(self) -> dict[str, Record]:
         """Return the records of the cells that have ended, by key.
@@ -121,11 +132,15 @@ class StudyState:
         Their fields about the search describe the search as it is now.
         """
         found = self.store.records(self.cells)
-        tuning = {arm: self.tuning(arm) for arm in self.study.arms()}
+        tuning: dict[tuple[Scope, str, int], dict[str, Any]] = {}
         for key, record in found.items():
             for name in TUNING:
                 record.pop(name, None)
-            record |= tuning[Arm.of(self.cells[key])]
+            cell = self.cells[key]
+            place = self.study.scope(cell), cell.split.label, cell.fold
+            if place not in tuning:
+                tuning[place] = self.tuning(cell)
+            record |= tuning[place]
         return found
 
     def trials(self) -> list[Record]:
@@ -138,6 +153,15 @@ class StudyState:
         states += ["missing"] * len(self.waiting)
         counts = {state: states.count(state) for state in ("done", "failed", "missing")}
         return {"total": len(states), **counts}
+
+    def declared(self, records: Mapping[str, Record]) -> History:
+        """Compare the declared claims and settings with those that runs have stored.
+
+        `records` are those of `records()`. Raises InputError for a damaged file of declarations.
+        """
+        stored, present = stored_declarations.read(self.store), stored_declarations.content(self.study)
+        results = self.cell_counts(records)["done"], self.trial_counts()["done"]
+        return declarations.history(stored, present, *results)
 
     def trial_counts(self) -> dict[str, int]:
         """Count the search trials: `total`, `done` and `failed`; pruned trials count as done."""
@@ -154,15 +178,17 @@ class StudyState:
         failed = [record for record in self.trials() if record["state"] == "failed"]
         return [record["key"] for record in failed if record["error"]["type"] != "Diverged"]
 
-    def tuning(self, arm: Arm) -> dict[str, Any]:
-        """Return the fields of a record about the search that chose the arm's settings; empty without one."""
-        trials = self.searches.get(arm)
+    def tuning(self, cell: Cell) -> dict[str, Any]:
+        """Return the fields of a record about the search that chose a cell's settings; empty without one."""
+        trials = self.searches.get(self.study.scope(cell))
         best = trials.best() if trials is not None else None
         if trials is None or best is None:
             return {}
         declared = {"trials": trials.search.trials, "epochs": trials.search.epochs}
         spent = {"trials": len(trials.ended), "epochs": trials.epochs}
-        return {"tuned": best["params"], "search": declared, "searched": {"trial": best["key"], **spent}}
+        share = self.overlap_with_search()[cell.split.label, cell.fold]
+        searched = {"trial": best["key"], **spent, "test_share": share}
+        return {"tuned": best["params"], "search": declared, "searched": searched}
 
     def embedded(self, cell: Cell) -> "Embedded | None":
         """Return the vectors of the cell's encoder for the places of the panel, computed once per encoder.
@@ -180,18 +206,20 @@ class StudyState:
         return self._embedded[name]
 
     def search_summaries(self) -> list[tuple[str, dict[str, float]]]:
-        """Return, for every arm with a search, its label in tables and its numbers of trials.
+        """Return, for every arm with a search, its label in tables and its numbers of trials over all folds.
 
         `n` trials were done or pruned, `n_failed` failed, and `n_expected` were declared.
         """
         from sweeps.analysis import labels
 
-        found = []
-        for arm, trials in self.searches.items():
+        found: dict[str, dict[str, float]] = {}
+        for trials in self.searches.values():
             failed = sum(record["state"] == "failed" for record in trials.ended)
             count = {"n": len(trials.ended) - failed, "n_failed": failed, "n_expected": trials.search.trials}
-            found.append((labels.arm(arm.variant, arm.fusion), {k: float(v) for k, v in count.items()}))
-        return found
+            total = found.setdefault(labels.of_arm(trials.arm), dict.fromkeys(count, 0.0))
+            for name, number in count.items():
+                total[name] += number
+        return [*found.items()]
 
     def data(self) -> dict[str, Any]:
         """Return the description of the data set for MLflow: name, source, schema and profile."""

@@ -142,14 +142,15 @@ def sections(model: type[BaseModel], path: str) -> Iterator[str]:
     yield f"### `{path}`" if path else "### Top level"
     yield own
     is_split = "split" in fields and model.__name__ in ("SplitFactor", "Placement")
-    yield "\n".join(keys(model, frozenset({"split"}) if is_split else frozenset()))
+    of_trials = frozenset({"origins", "deals"} if model.__name__ == "Placement" else ())
+    yield "\n".join(keys(model, of_trials | {"split"} if is_split else frozenset()))
     seen: set[type[BaseModel]] = set()
     for name, info in fields.items():
         key = info.alias or name
         found = [block for block in dict.fromkeys(blocks(info.annotation)) if block not in seen]
         for block in found:
             seen.add(block)
-            if (is_split and name == "inner") or path == "search.per_arm":
+            if (is_split and name in of_trials | {"inner"}) or path == "search.per_arm":
                 continue  # described where they first appear
             below = path if is_split and name == "split" else f"{path}.{key}".lstrip(".")
             kind = block.model_fields.get("kind")

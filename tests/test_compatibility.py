@@ -16,7 +16,9 @@ from sweeps.spec import study_file
 from sweeps.spec.study import Study
 from sweeps.state import StudyState
 from sweeps.store import search_trials
+from sweeps.store.records import TUNED_ON_TEST
 from tests import processes
+from tests.errors import refuses
 
 STORE = Path(__file__).parent / "data" / "store-0.1.0.tar.xz"
 """A study of 12 cells and 6 search trials with its MLflow database, written by commit 77b705a.
@@ -27,6 +29,9 @@ It holds `panel.parquet`, `tiny.yaml`, the study's folder `tiny/`, `mlflow.db`, 
 WRITTEN_IN = "/tmp/old/results"
 """Folder in which the store was written; MLflow keeps it in its database."""
 
+HUBER = "train.loss=huber"
+"""The loss of 0.1.0, which had no other. The default has changed since."""
+
 REAL = Path(__file__).parents[2] / "shared" / "data" / "conus_daily_2021.parquet"
 
 KEYS = {
@@ -35,6 +40,26 @@ KEYS = {
     "paper2025": (910, "c981380d6c29268f275be9432f1d076d0948250b64a37c9683808b57c22a0671"),
 }
 """Number and hash of a study's keys, with 'data' and 'encoder' as the fingerprints of data and encoder."""
+
+_TEN_FOLDS = "{kind: random, folds: 10}, {kind: spatial, folds: 10}"
+_BOARDS = ", ".join(f"{{kind: checkerboard, degrees: {degrees}}}" for degrees in (8, 16, 30))
+DESIGNS = {
+    "demo": [
+        "design.variant=[none, latlon, sincos, geoclip]",
+        "design.fusion=[hadamard, concat]",
+        "design.split=[{kind: random, folds: 5, fold: [0]}, {kind: checkerboard, degrees: 16}]",
+        "design.seed=[0, 1]",
+        "model={width: 32, attention_units: 32}",
+        "train={learning_rate: 0.003, max_epochs: 8, max_windows: 4000, max_validation_windows: 1000}",
+        HUBER,
+        "claims=[]",
+    ],
+    "quick": [
+        "design.split=[{kind: random}, {kind: spatial}, {kind: checkerboard, degrees: 16}]",
+    ],
+    "paper2025": [f"design.split=[{_TEN_FOLDS}, {_BOARDS}]", "design.seed=[0, 1, 2, 3, 4]"],
+}
+"""Designs of 0.1.0, whose checkerboards had a single origin, as overrides."""
 
 
 def every_cell(study: Study) -> list[Cell]:
@@ -45,14 +70,15 @@ def every_cell(study: Study) -> list[Cell]:
 
 @pytest.mark.parametrize("name", KEYS)
 def test_keys_are_those_of_0_1_0(name: str) -> None:
-    overrides = [] if name == "demo" else ["data.table=panel.parquet"]
-    keys = [cell.key("data", "encoder") for cell in every_cell(study_file.load(name, overrides))]
+    overrides = [HUBER, "search.reserve=null" if name == "demo" else "data.table=panel.parquet"]
+    study = study_file.load(name, [*overrides, *DESIGNS.get(name, [])])
+    keys = [cell.key("data", "encoder") for cell in every_cell(study)]
     assert (len(keys), hashlib.sha256("\n".join(keys).encode()).hexdigest()) == KEYS[name]
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data")
 def test_keys_on_the_table_of_2021_are_those_of_0_1_0() -> None:
-    study = study_file.load("quick", [f"data.table={REAL}"])
+    study = study_file.load("quick", [f"data.table={REAL}", HUBER, *DESIGNS["quick"]])
     key = study.keys(study.panel())
     keys = "\n".join(map(key, study.cells()))
     assert (
@@ -63,9 +89,16 @@ def test_keys_on_the_table_of_2021_are_those_of_0_1_0() -> None:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """The unpacked store, whose MLflow database is told its new folder."""
+    """The unpacked store, whose MLflow database is told its new folder.
+
+    Its study file has a key of 0.1.0 that is refused today, and says so.
+    """
     with tarfile.open(STORE) as archive:
         archive.extractall(tmp_path, filter="data")
+    study = tmp_path / "tiny.yaml"
+    with refuses("tiny.yaml", "analysis.bootstrap", "remove"):
+        study_file.load(str(study))
+    study.write_text(study.read_text().replace("analysis: {bootstrap: 100}\n", ""))
     results = tmp_path / "results"
     results.mkdir()
     for name in ("tiny", "mlflow.db"):
@@ -79,6 +112,14 @@ def old(tmp_path: Path) -> Path:
     return tmp_path
 
 
+_ARMS = ["split", "part", "regime", "metric"]
+SAME = {
+    "means": ["arm", *_ARMS, "mean", "sd", "iqm", "n", "n_expected", "n_failed", "n_missing"],
+    "contrasts": ["arm", "other", *_ARMS, "diff", "n_pairs", "n_seeds", "keys_arm", "keys_other"],
+}
+"""Columns of the report whose meaning is that of 0.1.0."""
+
+
 def sweep(*arguments: str) -> None:
     """Run a command in this process, where warnings are errors."""
     ended = CliRunner().invoke(cli, arguments, catch_exceptions=False)
@@ -86,23 +127,54 @@ def sweep(*arguments: str) -> None:
 
 
 def test_an_old_store_is_complete(old: Path) -> None:
-    state = StudyState(str(old / "tiny.yaml"))
+    state = StudyState(str(old / "tiny.yaml"), [HUBER])
     assert {record["state"] for record in state.records().values()} == {"done"}
     assert len(state.records()) == len(state.grid) == 12
     assert len(state.trials()) == 6
+
+
+def test_an_old_store_has_no_cell_of_the_new_loss(old: Path) -> None:
+    state = StudyState(str(old / "tiny.yaml"))
+    assert {cell.train.loss for cell in state.grid} == {"squared"}
+    assert not state.records()
+    assert not state.trials()
 
 
 @pytest.mark.slow
 def test_an_old_store_reports_the_same_numbers(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(old)
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg></svg>"))  # takes most
-    sweep("report", "tiny.yaml", "-o", "report")
-    for name in ("means", "contrasts", "claims", "cells"):
-        before, after = pd.read_csv(old / f"{name}.csv"), pd.read_csv(old / "report" / f"{name}.csv")
-        pd.testing.assert_frame_equal(before, after[before.columns], rtol=1e-9)
-    sweep("export", "tiny.yaml", "cells_now.csv")
-    before, after = pd.read_csv(old / "export.csv"), pd.read_csv(old / "cells_now.csv")
-    pd.testing.assert_frame_equal(before, after, rtol=1e-12)
+    sweep("report", "tiny.yaml", "--set", HUBER, "-o", "report")
+    names = ("means", "contrasts", "claims", "cells")
+    before = {name: pd.read_csv(old / f"{name}.csv") for name in names}
+    after = {name: pd.read_csv(old / "report" / f"{name}.csv") for name in names}
+    columns = before["cells"].columns.drop("marked")
+    pd.testing.assert_frame_equal(before["cells"][columns], after["cells"][columns], rtol=1e-9)
+    # Its search has used test samples, which the audit of 0.1.0 did not ask.
+    assert set(after["cells"]["marked"].dropna()) == {TUNED_ON_TEST}
+    # Scores within region are now those of all predictions together, and the unpaired gap is gone.
+    for name in ("means", "contrasts"):
+        was, now = (
+            frame[(frame["part"] != "gap") & frame["metric"].isin(before[name]["metric"])].reset_index(
+                drop=True
+            )
+            for frame in (before[name], after[name])
+        )
+        same = [column for column in SAME[name] if column not in ("mean", "diff")]
+        pd.testing.assert_frame_equal(was[same], now[same], rtol=1e-9)
+        board = was["split"] == "checkerboard-16"
+        score = "mean" if name == "means" else "diff"
+        pd.testing.assert_series_equal(was.loc[board, score], now.loc[board, score], rtol=1e-9)
+    board = after["contrasts"]["split"] == "checkerboard-16"
+    assert board.any()
+    verdicts = after["contrasts"].loc[board, "verdict"].dropna()  # a bias has none
+    assert set(verdicts) == {"too few"}, "one origin is no test"
+    assert after["contrasts"].loc[board, "untested"].str.contains("{kind: checkerboards", regex=False).all()
+    assert list(after["claims"]["claim"]) == list(before["claims"]["claim"])
+    assert list(after["claims"]["verdict"]) == ["tuned on test"]
+    sweep("export", "tiny.yaml", "cells_now.csv", "--set", HUBER)
+    was, now = (pd.read_csv(old / name) for name in ("export.csv", "cells_now.csv"))
+    pd.testing.assert_frame_equal(was[columns := was.columns.drop("marked")], now[columns], rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -111,8 +183,8 @@ def test_an_old_store_and_its_mlflow_database_resume(old: Path) -> None:
     cells = sorted((old / "results" / "tiny" / "cells").iterdir())
     kept = {path: (path / "result.json").read_bytes() for path in cells[1:]}
     (cells[0] / "result.json").unlink()
-    processes.run_sweep(old, "run", "tiny.yaml", python=("-W", "error", "-m", "sweeps"))
-    state = StudyState(str(old / "tiny.yaml"))
+    processes.run_sweep(old, "run", "tiny.yaml", "--set", HUBER, python=("-W", "error", "-m", "sweeps"))
+    state = StudyState(str(old / "tiny.yaml"), [HUBER])
     assert state.cell_counts(state.records())["done"] == 12
     assert {path: (path / "result.json").read_bytes() for path in kept} == kept
     with sqlite3.connect(old / "results" / "mlflow.db") as database:

@@ -7,7 +7,8 @@ Days are t. The true concentration in ug/m3 is a background times the accumulati
 
 - place(s): broad bumps (Ohio valley, Southeast, Central Valley +; mountain West, Maine -), an urban kernel
   of 25 km, a Gaussian field of 150 km (sd 0.16) and a nugget (sd 0.06).
-  Neighbouring sites predict it; a far region does not.
+  Neighbouring sites predict it; a far region does not. With a gradient g it has the term g (lon + 96) / 15
+  too, which sites in other regions predict as well. By default g is 0.
 - season(s, t) = (0.10 west - 0.08 east) cos(2 pi (day of year - 15) / 365.25).
   It stands for winter inversions and summer haze.
 - heat(s, t) = T'(s, t) times (+0.045 east in summer, -0.060 west in winter).
@@ -145,20 +146,25 @@ def synthesize(
     seed: int = 0,
     start: str = "2021-01-01",
     with_truth: bool = False,
+    gradient: float = 0.0,
 ) -> pd.DataFrame:
     """Make a synthetic panel table with one row per site and day, by site, then by day.
 
     The columns are site_id, date, lat, lon (degrees), pm25 (ug/m3; NaN = not observed), elev_m, and the
     channels: crn_tmax_c, crn_tmin_c, crn_prcp_mm, crn_solar_mj_m2, crn_rh_avg (%), wind_speed_ms, smoke (0
     to 3). With `with_truth` there is also pm25_true (ug/m3, every day). The module's docstring has the
-    equations. The same arguments give the same bytes. Raises InputError for fewer than 8 sites or 21 days
-    (one window), a negative seed, and a `start` that is not a date.
+    equations, and `gradient` is g in place(s). The same arguments give the same bytes.
+
+    Raises InputError for fewer than 8 sites or 21 days (one window), and for a negative seed. It is raised
+    too for a `gradient` beyond -2 to 2, and for a `start` that is not a date.
     """
     if sites < 8:
         problem = f"{sites} are too few for training, validation and test"
         raise InputError("synthetic", "sites", problem, "give 8 or more")
     if days < 21:
         raise InputError("synthetic", "days", f"{days} is shorter than one 21-day window", "give 21 or more")
+    if not -2 <= gradient <= 2:
+        raise InputError("synthetic", "gradient", f"{gradient} is not in -2..2", "give a smaller slope")
     if seed < 0:
         raise InputError("synthetic", "seed", f"{seed} is negative", "give 0 or more")
     try:
@@ -176,7 +182,7 @@ def synthesize(
     day_of_year = long_dates.day_of_year.to_numpy(np.float64)
 
     weather, anomaly, cloud = _weather(for_weather, lat, lon, elev_m, day_of_year)
-    background = _background(for_air, lat, lon, day_of_year, anomaly, weather)[:, SPIN_UP_DAYS:]
+    background = _background(for_air, lat, lon, day_of_year, anomaly, weather, gradient)[:, SPIN_UP_DAYS:]
     smoke_ugm3, aloft = _fires(for_fires, lat, lon, dates)
     truth = background + smoke_ugm3
     noise, offset = for_monitors.standard_normal((2, sites, days))
@@ -342,6 +348,7 @@ def _background(
     day_of_year: Floats,
     anomaly: Floats,
     weather: dict[str, Floats],
+    gradient: float,
 ) -> Floats:
     """Compute the concentration without smoke, ug/m3, (sites, days): the module's equation without S."""
     winter = np.cos(2 * np.pi * (day_of_year - 15) / 365.25)
@@ -350,7 +357,7 @@ def _background(
     season = (0.10 * west - 0.08 * east) * winter
     heat = anomaly * (0.045 * east * np.maximum(-winter, 0) - 0.060 * west * np.maximum(winter, 0))
     haze = 0.32 * _moving_field(rng, lat, lon, len(day_of_year), length_km=400, memory=0.88, drift_km=200)
-    place = _place_effect(rng, lat, lon)[:, None]
+    place = (_place_effect(rng, lat, lon) + gradient * (lon + 96) / 15)[:, None]
 
     washout = 0.30 * (1 - np.exp(-weather["crn_prcp_mm"] / 4))
     kept = np.exp(-(0.04 + 0.09 * weather["wind_speed_ms"] + washout))

@@ -7,7 +7,7 @@ read once and becomes sums by site and counts on a fixed grid, which add up over
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +20,8 @@ import pyarrow.parquet
 
 from pm25.errors import InputError
 from pm25.metrics import EXCEEDANCE_UGM3
-from sweeps.analysis import labels
+from sweeps.analysis import episodes, labels
+from sweeps.analysis.episodes import CellEpisodes, Episode
 from sweeps.store.records import READERS, Store
 
 COLUMNS = ("n", "e", "abs_e", "e2", "y", "y2")
@@ -40,7 +41,16 @@ DENSITY_EDGES = BEND_UGM3 * np.sinh(
 CALIBRATION_EDGES = np.array([0, 2, 4, 6, 8, 10, 12.5, 15, 20, 25, 30, EXCEEDANCE_UGM3, 45, 60, 80, 120, 200])
 """Edges of bins of predicted values, in ug/m3, the lower edge included; the bins at the ends are open."""
 
-_READ = ["part", "site_id", "lat", "lon", "truth", "prediction"]
+ERROR_EDGES = np.geomspace(1e-3, 1e4, 701)
+"""Edges of bins of the absolute error, in ug/m3, each 2.3 % wide; the bins at the ends are open."""
+
+MONITORS = 10
+"""Number of monitors whose share of the squared error is reported."""
+
+_READ = ["part", "site_id", "lat", "lon", "date", "truth", "prediction"]
+
+BY_DAY = ("random", "temporal", "rolling")
+"""Kinds of splits whose test sums up days."""
 
 
 class Tail(NamedTuple):
@@ -49,6 +59,23 @@ class Tail(NamedTuple):
     observed: int
     predicted: int
     both: int
+
+
+class Leverage(NamedTuple):
+    """Shares of the squared error that few samples hold."""
+
+    n: int
+    """Number of predictions."""
+    top_permille: float
+    """Share of the .1 % of the predictions with the largest errors."""
+    top_percent: float
+    """Share of the 1 % of the predictions with the largest errors."""
+    monitors: float
+    """Share of the 10 monitors (`MONITORS`) with the largest sums."""
+    week: float
+    """Share of the week, from Monday to Sunday, with the largest sum."""
+    week_first: str
+    """First day of that week, such as 2021-07-12."""
 
 
 class PredictionGroup(NamedTuple):
@@ -66,14 +93,19 @@ class _Pool:
     density: np.ndarray
     calibration: np.ndarray
     tail: np.ndarray
+    errors: np.ndarray
+    """(bins, 2), number and sum of squares of the errors in the bins of `ERROR_EDGES`."""
+    weeks: dict[int, float]
+    """Sum of the squared errors by week, counted from the Monday before 1970-01-01."""
 
     @classmethod
     def empty(cls) -> _Pool:
         side = len(DENSITY_EDGES) - 1
         bins = len(CALIBRATION_EDGES) + 1
-        return cls(np.zeros((side, side), np.int64), np.zeros((bins, 3)), np.zeros(3, np.int64))
+        errors = np.zeros((len(ERROR_EDGES) - 1, 2))
+        return cls(np.zeros((side, side), np.int64), np.zeros((bins, 3)), np.zeros(3, np.int64), errors, {})
 
-    def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
+    def add(self, truth: np.ndarray, prediction: np.ndarray, day: np.ndarray) -> None:
         side, bins = len(self.density), len(self.calibration)
         place = _density_bin(truth) * side + _density_bin(prediction)
         self.density += np.bincount(place, minlength=side * side).reshape(side, side)
@@ -82,6 +114,25 @@ class _Pool:
             self.calibration[:, column] += np.bincount(bin_, weights, minlength=bins)
         high, predicted_high = truth >= EXCEEDANCE_UGM3, prediction >= EXCEEDANCE_UGM3
         self.tail += [high.sum(), predicted_high.sum(), (high & predicted_high).sum()]
+        square = (prediction - truth) ** 2
+        size = _error_bin(square)
+        for column, weights in enumerate((None, square)):
+            self.errors[:, column] += np.bincount(size, weights, minlength=len(self.errors))
+        week = episodes.of_samples(day, day, day, everywhere=True)[:, 0]
+        for number, total in enumerate(np.bincount(week - week.min(), square), int(week.min())):
+            self.weeks[number] = self.weeks.get(number, 0.0) + float(total)
+
+    def share_of_largest(self, share: float) -> float:
+        """Return the share of the squared error that the largest errors hold, a `share` of all predictions.
+
+        A bin that is needed in part counts by its mean.
+        """
+        n, square = self.errors[::-1].T
+        wanted = share * n.sum()
+        before = np.cumsum(n) - n
+        used = np.clip(wanted - before, 0, n)
+        with np.errstate(invalid="ignore"):  # empty bins
+            return float(np.where(n > 0, used / n * square, 0).sum() / square.sum())
 
 
 class Predicted:
@@ -97,11 +148,15 @@ class Predicted:
         lat: np.ndarray,
         lon: np.ndarray,
         sums: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]],
+        days: Mapping[str, tuple[np.ndarray, np.ndarray]],
         pools: Mapping[PredictionGroup, _Pool],
         cells: pd.DataFrame,
+        store: Store,
     ) -> None:
         self.site_id, self.lat, self.lon = site_id, lat, lon
-        self._sums, self._pools, self._cells = sums, pools, cells
+        self._sums, self._days, self._pools, self._cells = sums, days, pools, cells
+        self._store = store
+        self._by_episode: dict[tuple[str, str, bool], CellEpisodes | None] = {}
 
     def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
         """Look up the sums of one cell: site index (m,) int32 and totals (m, 6) float64, as in `COLUMNS`.
@@ -110,6 +165,13 @@ class Predicted:
         sites, `rmse = sqrt(e2 / n)`, `mae = abs_e / n`, `mbe = e / n`, `r2 = 1 - e2 / (y2 - y^2 / n)`.
         """
         return self._sums.get((key, part))
+
+    def by_day(self, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Look up the sums of a cell's test set by day: days since 1970 (m,) and totals (m, 6).
+
+        The result is None for a cell without predictions, and for kinds of splits not in `BY_DAY`.
+        """
+        return self._days.get(key)
 
     def arms(self, split: str, part: str = "test") -> list[str]:
         """List the arms that have predictions on one evaluation set of a split."""
@@ -182,6 +244,68 @@ class Predicted:
         """Count the exceedances among the pooled samples."""
         return Tail(*map(int, self._pools[PredictionGroup(arm, split, "test")].tail))
 
+    def leverage(self) -> pd.DataFrame:
+        """Share the squared error out to few samples: arm, split, part and the columns of `Leverage`.
+
+        There is a line for every arm and evaluation set of a split, over its pooled folds and seeds.
+        """
+        lines = []
+        for group, pool in self._pools.items():
+            square = self._totals(self._keys(group.arm, group.split), group.part)[:, 3]
+            total = square.sum()
+            if total == 0:
+                continue
+            week = max(pool.weeks, key=lambda number: pool.weeks[number])
+            first = episodes.Episode(episodes.WEEK, week, 0, 0).first
+            found = Leverage(
+                int(pool.errors[:, 0].sum()),
+                pool.share_of_largest(0.001),
+                pool.share_of_largest(0.01),
+                float(np.sort(square)[-MONITORS:].sum() / total),
+                pool.weeks[week] / total,
+                str(first),
+            )
+            lines.append({**group._asdict(), **found._asdict()})
+        return pd.DataFrame(lines, columns=[*PredictionGroup._fields, *Leverage._fields])
+
+    def by_episode(
+        self, keys: Sequence[str], part: str = "test", *, everywhere: bool
+    ) -> dict[str, CellEpisodes] | None:
+        """Read the sums of cells by episode (`sweeps.analysis.episodes`); None if a cell has no predictions.
+
+        The files are read again, each once.
+        """
+        new = [key for key in dict.fromkeys(keys) if (key, part, everywhere) not in self._by_episode]
+        for key, table in zip(new, _tables(self._store, new), strict=True):
+            samples = _Samples.of(table, part)
+            self._by_episode[key, part, everywhere] = None if samples is None else samples.sums(everywhere)
+        found = {key: self._by_episode[key, part, everywhere] for key in keys}
+        return {key: sums for key, sums in found.items() if sums} if all(found.values()) else None
+
+    def without(self, keys: Sequence[str], episode: Episode, part: str = "test") -> Predicted:
+        """Read the cells again, and sum up their predictions of one evaluation set beside an episode.
+
+        A cell that has no predictions beside the episode has none in the result.
+        """
+        number = {name: i for i, name in enumerate(self.site_id.tolist())}
+        sums: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+        days: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        keys = list(dict.fromkeys(keys))
+        for key, table in zip(keys, _tables(self._store, keys), strict=True):
+            samples = _Samples.of(table, part)
+            if samples is None:
+                continue
+            samples = samples.without(episode)
+            if not len(samples.day):
+                continue
+            sites, site = np.unique(samples.site, return_inverse=True)
+            index = np.array([number[name] for name in sites], np.int32)
+            sums[key, part] = index, _totals(site, samples.truth, samples.prediction, len(sites))
+            if (key in self._days) and part == "test":
+                day, at = np.unique(samples.day, return_inverse=True)
+                days[key] = day, _totals(at, samples.truth, samples.prediction, len(day))
+        return Predicted(self.site_id, self.lat, self.lon, sums, days, {}, self._cells, self._store)
+
     def _keys(self, arm: str, split: str) -> dict[tuple[int, int], str]:
         cells = self._cells[(self._cells["arm"] == arm) & (self._cells["split"] == split)]
         return {
@@ -198,6 +322,44 @@ class Predicted:
         return totals
 
 
+class _Samples(NamedTuple):
+    """Predictions of one evaluation set of a cell, an array per column (n,)."""
+
+    site: np.ndarray
+    """Names of the sites."""
+    lat: np.ndarray
+    lon: np.ndarray
+    day: np.ndarray
+    """Days since 1970."""
+    truth: np.ndarray
+    prediction: np.ndarray
+
+    @classmethod
+    def of(cls, table: pa.Table | None, part: str) -> _Samples | None:
+        """Take the samples of one evaluation set from a table; None without any."""
+        if table is None:
+            return None
+        parts, part_of = _coded(table["part"])
+        chosen = part_of == (parts.index(part) if part in parts else -1)
+        if not chosen.any():
+            return None
+        sites, site = _coded(table["site_id"])
+        numbers = (table[name].to_numpy() for name in ("lat", "lon", "truth", "prediction"))
+        lat, lon, truth, prediction = (values[chosen].astype("float64") for values in numbers)
+        return cls(np.array(sites)[site[chosen]], lat, lon, _days(table)[chosen], truth, prediction)
+
+    def sums(self, everywhere: bool) -> CellEpisodes:
+        """Add up the samples by episode."""
+        numbers = episodes.of_samples(self.day, self.lat, self.lon, everywhere=everywhere)
+        found, at = np.unique(numbers, axis=0, return_inverse=True)
+        return CellEpisodes(found, _totals(at.reshape(-1), self.truth, self.prediction, len(found)))
+
+    def without(self, episode: Episode) -> _Samples:
+        """Return the samples that are not of an episode."""
+        rest = ~episodes.inside(episode, self.day, self.lat, self.lon)
+        return _Samples(*(values[rest] for values in self))
+
+
 def predictions(store: Store, rows: pd.DataFrame) -> Predicted | None:
     """Read the predictions of the done cells of `rows`, each file once; None if no cell has a file.
 
@@ -205,19 +367,23 @@ def predictions(store: Store, rows: pd.DataFrame) -> Predicted | None:
     memory a cell takes 52 bytes for each of its sites. Raises InputError for a file that is not such a table.
     """
     cells = labels.with_arm(rows)
-    cells = cells.loc[cells["state"] == "done", ["key", "arm", "split", "fold", "seed"]]
+    cells = cells.loc[cells["state"] == "done", ["key", "arm", "split", "kind", "fold", "seed"]]
     number: dict[str, int] = {}
     place: list[tuple[float, float]] = []
     sums: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+    days: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     pools: dict[PredictionGroup, _Pool] = {}
-    keys = cells["key"].tolist()
-    for arm, split, key, table in zip(cells["arm"], cells["split"], keys, _tables(store, keys), strict=True):
+    keys, tables = cells["key"].tolist(), _tables(store, cells["key"].tolist())
+    for arm, split, kind, key, table in zip(
+        cells["arm"], cells["split"], cells["kind"], keys, tables, strict=True
+    ):
         if table is None or not table.num_rows:
             continue
         parts, part = _coded(table["part"])
         sites, site = _coded(table["site_id"])
         lat, lon = (table[name].to_numpy() for name in ("lat", "lon"))
         truth, prediction = (table[name].to_numpy().astype("float64") for name in ("truth", "prediction"))
+        days_of = _days(table)
         if any(name not in number for name in sites):
             _, first = np.unique(site, return_index=True)
             for i in first:
@@ -229,10 +395,18 @@ def predictions(store: Store, rows: pd.DataFrame) -> Predicted | None:
             own_site, own_truth, own_prediction = site[chosen], truth[chosen], prediction[chosen]
             if not len(own_site):
                 continue
-            totals = _by_site(own_site, own_truth, own_prediction, len(sites))
+            totals = _totals(own_site, own_truth, own_prediction, len(sites))
             seen = np.flatnonzero(totals[:, 0])
             sums[key, name] = index[seen], totals[seen]
-            pools.setdefault(PredictionGroup(arm, split, name), _Pool.empty()).add(own_truth, own_prediction)
+            if name == "test" and kind in BY_DAY:
+                day = days_of[chosen]
+                start = int(day.min())
+                by_day = _totals(day - start, own_truth, own_prediction, int(day.max()) - start + 1)
+                some = np.flatnonzero(by_day[:, 0])
+                days[key] = some + start, by_day[some]
+            pools.setdefault(PredictionGroup(arm, split, name), _Pool.empty()).add(
+                own_truth, own_prediction, days_of[chosen]
+            )
     if not sums:
         return None
     names = np.array(list(number))
@@ -242,7 +416,7 @@ def predictions(store: Store, rows: pd.DataFrame) -> Predicted | None:
     for at, (index, totals) in sums.items():
         sums[at] = new[index], totals
     lat, lon = np.array(place)[order].T
-    return Predicted(names[order], lat, lon, sums, pools, cells)
+    return Predicted(names[order], lat, lon, sums, days, pools, cells, store)
 
 
 def _tables(store: Store, keys: list[str]) -> Iterator[pa.Table | None]:
@@ -278,11 +452,24 @@ def _coded(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
     return array.dictionary.to_pylist(), array.indices.to_numpy()
 
 
-def _by_site(site: np.ndarray, truth: np.ndarray, prediction: np.ndarray, sites: int) -> np.ndarray:
-    """Add up samples by site: (sites, 6), as in `COLUMNS`."""
+def _totals(group: np.ndarray, truth: np.ndarray, prediction: np.ndarray, groups: int) -> np.ndarray:
+    """Add up samples by their group, a site or a day: (groups, 6), as in `COLUMNS`."""
     error = prediction - truth
     weights = (None, error, np.abs(error), error**2, truth, truth**2)
-    return np.stack([np.bincount(site, w, minlength=sites).astype("float64") for w in weights], axis=1)
+    return np.stack([np.bincount(group, w, minlength=groups).astype("float64") for w in weights], axis=1)
+
+
+def _days(table: pa.Table) -> np.ndarray:
+    """Return the days of a table's rows, since 1970."""
+    return np.asarray(table["date"].cast(pa.int32()).to_numpy())
+
+
+def _error_bin(square: np.ndarray) -> np.ndarray:
+    """Find the bin of `ERROR_EDGES` of each squared error (n,)."""
+    bins = len(ERROR_EDGES) - 1
+    low, high = 2 * np.log(ERROR_EDGES[[0, -1]])
+    place = (np.log(np.maximum(square, ERROR_EDGES[0] ** 2)) - low) * (bins / (high - low))
+    return np.clip(place.astype(np.int64), 0, bins - 1)
 
 
 def _density_bin(values: np.ndarray) -> np.ndarray:

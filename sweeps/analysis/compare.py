@@ -15,7 +15,7 @@ from pm25.metrics import METRICS
 from pm25.text import counted
 from sweeps.analysis import comparability, labels
 from sweeps.spec.study import Study
-from sweeps.store.records import Record
+from sweeps.store.records import Record, Store
 
 PLACE = ["arm", "split", "regime", "fold", "seed"]
 """Columns that match the cells of two studies, whatever their keys."""
@@ -33,8 +33,9 @@ CAUSES_SHOWN = 3
 CHANGES_SHOWN = 3
 
 _CONTRAST = ["arm", "other", "split", "part", "regime", "metric", "fold"]
-_CONTRAST_VALUES = ["diff", "low", "high", "p_adjusted", "declared", "n_pairs", "verdict"]
-_CLAIM_VALUES = ["split", "part", "metric", "diff", "p_adjusted", "n_pairs", "verdict"]
+_TEST_VALUES = ["estimand", "unit", "n_units", "df", "test"]
+_CONTRAST_VALUES = ["diff", "low", "high", "p_adjusted", "declared", "n_pairs", *_TEST_VALUES, "verdict"]
+_CLAIM_VALUES = ["split", "part", "metric", "diff", "p_adjusted", "n_pairs", *_TEST_VALUES, "verdict"]
 
 
 class Inferred(NamedTuple):
@@ -156,13 +157,20 @@ class Comparison:
         }
 
 
-def inferred(study: Study, rows: pd.DataFrame) -> Inferred:
-    """Draw the conclusions of a study from its rows, by its own analysis settings."""
-    from sweeps.analysis import inference
+def inferred(study: Study, rows: pd.DataFrame, store: Store) -> Inferred:
+    """Draw the conclusions of a study from its rows and predictions, by its own analysis settings."""
+    from sweeps.analysis import artifacts, declarations, inference
+    from sweeps.store import declarations as stored
 
-    analysis, declared, looks = study.analysis, study.claims, study.design.looks
-    contrasts = inference.contrasts(rows, analysis, declared, analysis.metric, looks=looks)
-    return Inferred(analysis.metric, contrasts, inference.claims(rows, analysis, declared, looks=looks))
+    analysis, declared = study.analysis, study.claims
+    how = artifacts.predictions(store, rows), study.design.looks
+    done = int((rows["state"] == "done").sum())
+    statuses = declarations.history(stored.read(store), stored.content(study), done, 0).contrasts
+    contrasts = inference.contrasts(
+        rows, analysis, declared, analysis.metric, *how, statuses=statuses, sensitivity=False
+    )
+    claims = inference.claims(rows, analysis, declared, *how, statuses=statuses)
+    return Inferred(analysis.metric, contrasts, claims)
 
 
 def compare(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> Comparison:
@@ -303,7 +311,8 @@ def conclusions(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """Put the contrasts of both studies side by side, one line for each that either has.
 
     Columns: arm, other, split, part, regime, metric, fold. Then diff (arm - other), low, high, p_adjusted,
-    declared, n_pairs and verdict, of A (`_a`) and of B (`_b`); a study without the contrast has none.
+    declared, n_pairs, estimand, unit, n_units, df, test and verdict, of A (`_a`) and of B (`_b`); a study
+    without the contrast has none.
     changed: both studies have a verdict, and they differ. turned: the differences have opposite signs.
     """
     frame = _side_by_side(a, b, _CONTRAST, _CONTRAST_VALUES)

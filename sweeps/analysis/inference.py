@@ -1,20 +1,21 @@
-"""Means, paired contrasts with their tests, ranks and verdicts on claims, from a study's table of results.
+"""Means, paired contrasts with their tests, and verdicts on claims, from a study's table of results.
 
 A p-value of `contrasts` comes about in six steps:
 
 1. `grids` arranges the rows of a split (`results.rows`, one per cell) as scores (arms, folds, seeds).
-2. `judgement.paired_scores` subtracts the scores of two arms, fold by fold and seed by seed.
-3. `units.unit_means` averages the differences over seeds. One number is left per fold, the unit of the test.
-4. `statistics.corrected_t` tests that the mean over units is zero, with a variance that is corrected for
-   shared training samples (Nadeau and Bengio 2003). `statistics.wilcoxon` is the alternative.
-5. With adaptive seeds, `_seeds_judged` takes the seeds of the look at which the contrast stopped. The p-value
-   is then multiplied by the number of looks. This is the column `p`.
-6. `_adjust` adjusts p by Holm's method (`statistics.holm`) over the declared contrasts (`claims.declared`)
-   that have enough planned units. This is `p_adjusted`.
+2. `judgement.paired_scores` subtracts the scores of two arms, fold by fold and seed by seed, and averages
+   them over seeds. `_sample` adds up the stored predictions of the same cells by monitor and by day.
+3. `estimands.compare` makes the tests that belong to the kind of the split.
+4. With adaptive seeds or repeats, `_judged` takes the cells of the look at which the contrast stopped. The
+   p-value is then multiplied by the number of looks. This is the column `p`.
+5. `_adjust` adjusts p by Holm's method (`statistics.holm`) over the declared contrasts (`claims.declared`)
+   that have enough planned units. This is `p_adjusted`. Contrasts of cells that were tuned on their own test
+   samples are not declared.
+6. `judgement.verdict` makes the verdict from `p_adjusted` and from a test of equivalence within the region of
+   practical equivalence, adjusted in the same way.
 
-The verdict comes from one-sided tests against a region of practical equivalence (`statistics.shifted` and
-`statistics.decided`), adjusted in the same way. Contrasts that nobody declared are exploratory: they have
-intervals and p, but no `p_adjusted`.
+Contrasts that nobody declared are exploratory: they have intervals and p, but no `p_adjusted`. So are those
+that were declared after results, and those declared under other settings (`declarations.Status`).
 """
 
 from __future__ import annotations
@@ -22,49 +23,80 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 
-from pm25.metrics import METRICS
-from sweeps.analysis import comparability, judgement, labels, resampling, statistics, units
+from pm25.metrics import METRICS, SITE_SAMPLES
+from sweeps.analysis import comparability, episodes, estimands, judgement, labels, next_look, statistics
+from sweeps.analysis.declarations import Status
+from sweeps.analysis.episodes import CellEpisodes, Episode
+from sweeps.analysis.estimands import Evidence, Sample, Totals
 from sweeps.analysis.judgement import GAP, PairedScores, has_direction
 from sweeps.analysis.labels import regime_of
-from sweeps.analysis.resampling import Resampled, Sums
+from sweeps.analysis.next_look import State
 from sweeps.spec.claims import NONE, Analysis, Claim, Contrast
 from sweeps.spec.claims import declared as declared_contrasts
-from sweeps.spec.design import Arm
-from sweeps.store.records import Record
+from sweeps.spec.design import NO_LADDERS, Arm, Ladders, SplitLadder
+from sweeps.store.records import TUNED_ON_TEST, Record
 
 _MEANS: dict[str, str] = {
     **dict.fromkeys(("arm", "variant", "fusion", "split", "part", "regime", "metric"), "str"),
     **dict.fromkeys(("mean", "sd", "low", "high", "iqm"), "float64"),
     **dict.fromkeys(("n", "n_units", "n_seeds", "n_expected", "n_failed", "n_missing", "n_marked"), "int64"),
-    **dict.fromkeys(("rank", "boot_low", "boot_high"), "float64"),
+    "pooled": "bool",
 }
 _CONTRASTS: dict[str, str] = {
     **dict.fromkeys(("arm", "other", "split", "part", "regime", "metric"), "str"),
     "fold": "Int64",
+    **dict.fromkeys(("estimand", "unit"), "str"),
     **dict.fromkeys(("n_pairs", "n_units", "n_seeds", "n_better"), "int64"),
-    **dict.fromkeys(("mean_arm", "mean_other", "diff", "low", "high"), "float64"),
+    **dict.fromkeys(("mean_arm", "mean_other", "diff", "low", "high", "se", "df"), "float64"),
     "test": "str",
     "p": "float64",
     "declared": "bool",
+    **dict.fromkeys(("declared_at", "changed"), "str"),
     **dict.fromkeys(("p_adjusted", "rope", "p_better", "p_equal", "p_worse"), "float64"),
-    "verdict": "str",
+    **dict.fromkeys(("verdict", "untested", "sensitivity"), "str"),
     "more_seeds": "Int64",
     "looks": "int64",
-    **dict.fromkeys(("boot_low", "boot_high"), "float64"),
-    "n_clusters": "Int64",
-    **dict.fromkeys(("unfair", "tuned", "keys_arm", "keys_other"), "str"),
+    **dict.fromkeys(("unfair", "tuned", "marked", "keys_arm", "keys_other"), "str"),
+    "without": "str",
+    **dict.fromkeys(("without_diff", "without_low", "without_high"), "float64"),
+    **dict.fromkeys(("without_p", "without_p_adjusted"), "float64"),
+    "without_verdict": "str",
 }
-_RANKING: dict[str, str] = {
-    **dict.fromkeys(("split", "part", "regime", "metric", "arm"), "str"),
-    **dict.fromkeys(("mean_rank", "critical_difference", "friedman_p"), "float64"),
-    "n_units": "int64",
-}
-TESTS = {"corrected_t": "corrected t", "wilcoxon": "Wilcoxon"}
+
+
+class Sums(Protocol):
+    """Sums over stored predictions by cell (`artifacts.Predicted`)."""
+
+    lat: np.ndarray
+    lon: np.ndarray
+
+    def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+        """Look up the sums of one cell by site: site index (m,) and totals (m, 6)."""
+
+    def by_day(self, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Look up the sums of one cell by day: days since 1970 (m,) and totals (m, 6)."""
+
+
+@runtime_checkable
+class StoredPredictions(Sums, Protocol):
+    """Sums over stored predictions that can be read again without an episode (`artifacts.Predicted`)."""
+
+    def leverage(self) -> pd.DataFrame:
+        """Return the shares of the squared error that few samples hold (`artifacts.Leverage`)."""
+
+    def by_episode(
+        self, keys: Sequence[str], part: str = "test", *, everywhere: bool
+    ) -> dict[str, CellEpisodes] | None:
+        """Read the sums of cells by episode; None if a cell has no predictions."""
+
+    def without(self, keys: Sequence[str], episode: Episode, part: str = "test") -> Sums:
+        """Read the sums of cells beside an episode."""
 
 
 class Grid(NamedTuple):
@@ -72,14 +104,26 @@ class Grid(NamedTuple):
 
     split: str
     regime: str
-    overlap: float
-    """Ratio n_test / n_train of the split (`units.overlap`)."""
+    kind: str
+    """Kind of the split."""
+    parts_of_deal: int
+    """Folds into which one deal divides the samples."""
+    units: np.ndarray
+    """(folds,), independent unit of each fold."""
     arms: list[Arm]
     folds: list[int]
     seeds: list[int]
     row: np.ndarray
     """Position of each cell's row in `rows`; -1 where the study has no such cell."""
     rows: pd.DataFrame
+
+    @property
+    def repeats(self) -> np.ndarray:
+        """(folds,), origin or deal of each fold; 0 in a split without them."""
+        if self.kind == "checkerboards":
+            return self.units
+        deals = np.array(self.folds, np.int64) // self.parts_of_deal
+        return deals if self.kind == "blocks" else np.zeros_like(deals)
 
     def column(self, name: str, fill: Any) -> np.ndarray:
         """Arrange one column of the rows, with `fill` where a cell does not exist."""
@@ -90,12 +134,19 @@ class Grid(NamedTuple):
         """Arrange the scores of one evaluation set, with NaN where a cell has no number."""
         if part == GAP:
             return self.scores("test", metric) - self.scores("wr", metric)
-        return self.column(f"{part}_{metric}", math.nan).astype(np.float64)
+        name = f"{part}_{metric}"
+        if part == "wr" and name not in self.rows:  # a score of high values, without any within region
+            return np.full(self.row.shape, math.nan)
+        return self.column(name, math.nan).astype(np.float64)
 
     @property
     def parts(self) -> list[str]:
-        """Evaluation sets of the split; one of regions has a within-region set, and so a gap, too."""
-        return ["test", "wr", GAP] if self.regime == labels.OOR else ["test"]
+        """Evaluation sets of the split; one of regions has a within-region set too."""
+        if self.regime != labels.OOR:
+            return ["test"]
+        # Held-out sites of a rotation are those that other folds test, so their gap is paired.
+        rotates = self.kind == "checkerboards" and "-rotate" in self.split
+        return ["test", "wr", GAP] if rotates else ["test", "wr"]
 
 
 def grids(rows: pd.DataFrame) -> dict[str, Grid]:
@@ -113,47 +164,79 @@ def grids(rows: pd.DataFrame) -> dict[str, Grid]:
             np.searchsorted(folds, group["fold"]),
             np.searchsorted(seeds, group["seed"]),
         ] = np.arange(len(group))
-        overlap = units.overlap(int(group["folds"].iloc[0]))
-        regime = str(group["regime"].iloc[0])
-        found[str(split)] = Grid(str(split), regime, overlap, arms, folds, seeds, row, group)
+        unit_of = dict(zip(group["fold"], group["unit"], strict=True))
+        found[str(split)] = Grid(
+            str(split),
+            str(group["regime"].iloc[0]),
+            str(group["kind"].iloc[0]),
+            int(group["folds"].iloc[0]),
+            np.array([int(unit_of[fold]) for fold in folds]),
+            arms,
+            folds,
+            seeds,
+            row,
+            group,
+        )
     return found
 
 
+def with_site_rmse(rows: pd.DataFrame, sums: Sums | None) -> pd.DataFrame:
+    """Add the columns test_site_rmse and wr_site_rmse to a study's rows, unless they are there.
+
+    A cell's score is the mean over monitors of the monitor's RMSE, in ug/m3. Monitors with fewer than 20 test
+    samples in the cell (`SITE_SAMPLES`) do not count. It is NaN without such monitors or without predictions.
+    """
+    if "test_site_rmse" in rows:
+        return rows
+    scores = {part: [_site_rmse(sums, key, part) for key in rows["key"]] for part in ("test", "wr")}
+    return rows.assign(**{f"{part}_site_rmse": values for part, values in scores.items()})
+
+
+def _site_rmse(sums: Sums | None, key: str, part: str) -> float:
+    found = sums.of(key, part) if sums is not None and key else None
+    if found is None:
+        return math.nan
+    return float(
+        statistics.score(statistics.one_per_monitor(found[1], SITE_SAMPLES).sum(axis=0), "site_rmse")
+    )
+
+
 def means(
-    rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse", sums: Sums | Resampled | None = None
+    rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse", sums: Sums | None = None
 ) -> pd.DataFrame:
     """Average every arm on every split and evaluation set: one line each, in the order of the rows.
 
     Numbers are in the metric's unit. Columns, beside those that name the line:
 
-    - mean, sd (ddof 1), iqm (interquartile mean): over the `n` cells that have a number.
+    - mean: the score of all predictions together where `pooled` is True, otherwise a mean over cells.
+    - sd (ddof 1), iqm (interquartile mean): over the `n` cells that have a number.
     - n_units, n_seeds: folds and seeds that have a number. n_expected, n_failed, n_missing, n_marked: cells
       of the study, those that failed, those not run, and those whose audit failed.
-    - low, high: interval of level 1 - alpha that leaves out what folds do to all arms alike
-      (`statistics.paired_intervals`). Only arms that have all their cells have one.
-    - rank: mean rank over units among these arms, 1 the best.
-    - boot_low, boot_high: percentile interval of the mean over resampled clusters (`resampling.Resampled`).
+    - low, high: interval of level 1 - alpha, from the variance that the split's test uses (`estimands`). Only
+      arms that have all their cells have one.
     """
-    resampled = sums if isinstance(sums, Resampled) else Resampled(rows, analysis, metric, sums)
+    rows = with_site_rmse(rows, sums) if metric == "site_rmse" else rows
     lines: list[dict[str, Any]] = []
     for grid in grids(rows).values():
         state, audit_failed = grid.column("state", ""), grid.column("marked", "") != ""
+        every_key = grid.column("key", "")
         for part in grid.parts:
             scores = grid.scores(part, metric)
             seen, planned = np.isfinite(scores), grid.row >= 0
-            by_unit = _unit_means(scores)
-            complete = _complete(seen, planned)
-            bounds = np.full((len(grid.arms), 2), math.nan)
-            bounds[complete] = statistics.paired_intervals(
-                by_unit[complete], grid.overlap, 1 - analysis.alpha
-            )
-            rank = np.full(len(grid.arms), math.nan)
-            if complete.any() and part != GAP:
-                rank[complete] = statistics.ranks(_losses(by_unit[complete].T, metric)).mean
+            complete = _complete(seen, planned, grid.repeats)
             for i, arm in enumerate(grid.arms):
                 own = scores[i][seen[i]]
                 first = grid.rows.iloc[grid.row[i][planned[i]][0]]
-                keys = grid.column("key", "")[i][seen[i]]
+                mean, pooled, low, high = own.mean() if len(own) else math.nan, False, math.nan, math.nan
+                if complete[i]:
+                    keys = every_key[i][seen[i]]
+                    sample = _sample(grid, part, metric, scores[i], keys, None, sums, analysis.block_degrees)
+                    result = estimands.compare(
+                        sample, part, level=1 - analysis.alpha, sensitivity=False
+                    ).result
+                    low, high = result.low, result.high
+                    pooled = estimands.is_pooled(grid.kind, part) and sample.arm is not None
+                    mean = estimands.pooled(sample) if pooled else mean
                 lines.append(
                     {
                         "arm": labels.of_arm(arm),
@@ -163,10 +246,10 @@ def means(
                         "part": part,
                         "regime": regime_of(grid.regime, part),
                         "metric": metric,
-                        "mean": own.mean() if len(own) else math.nan,
+                        "mean": mean,
                         "sd": own.std(ddof=1) if len(own) > 1 else math.nan,
-                        "low": bounds[i, 0],
-                        "high": bounds[i, 1],
+                        "low": low,
+                        "high": high,
                         "iqm": statistics.interquartile_mean(own),
                         "n": len(own),
                         "n_units": int(seen[i].any(axis=1).sum()),
@@ -175,8 +258,7 @@ def means(
                         "n_failed": int((state[i] == "failed").sum()),
                         "n_missing": int((planned[i] & ~np.isin(state[i], ["done", "failed"])).sum()),
                         "n_marked": int(audit_failed[i].sum()),
-                        "rank": rank[i],
-                        **resampling.percentiles(resampled.mean(keys, part), analysis.alpha),
+                        "pooled": pooled,
                     }
                 )
     return pd.DataFrame(lines, columns=list(_MEANS)).astype(_MEANS)
@@ -187,43 +269,81 @@ def contrasts(
     analysis: Analysis,
     claims: Sequence[Claim] = (),
     metric: str = "rmse",
-    sums: Sums | Resampled | None = None,
-    looks: Sequence[int] = (),
+    sums: Sums | None = None,
+    looks: Ladders = NO_LADDERS,
     records: Mapping[str, Record] | None = None,
     also: Sequence[Contrast] = (),
+    *,
+    statuses: Mapping[Contrast, Status] = MappingProxyType({}),
+    sensitivity: bool = True,
+    episode: bool = False,
 ) -> pd.DataFrame:
     """Test every arm against 'none' on every evaluation set, then the claims' pairs, then those of `also`.
 
     The frame has one line per contrast of `metric`. The declared family (`claims.declared`) is adjusted
-    together, whatever the metric of its members; a contrast of `also` is not declared. Columns:
+    together, whatever the metric of its members; a contrast of `also` is not declared. A contrast with a cell
+    that was tuned on its own test samples leaves the family and is exploratory. `statuses`
+    (`declarations.history`) leave exploratory contrasts out of the family and keep withdrawn ones in it.
+    Columns:
 
-    - diff, mean_arm, mean_other: arm minus other over (fold, seed) pairs, seeds averaged within folds, and
-      the two means. low, high: interval of `diff` of level 1 - alpha by the study's test.
+    - estimand, unit, n_units: what the difference is carried over to, the independent unit of its test, and
+      how many there are (`estimands`).
+    - diff, mean_arm, mean_other: arm minus other, and the two means, over the (fold, seed) pairs. The
+      difference is that of the pooled scores where these are tested. low, high, se, df, test: interval of
+      `diff` of level 1 - alpha, standard error, degrees of freedom and name of the test that decides.
     - p: two-sided p-value of no difference. p_adjusted: adjusted by Holm's method over the declared family;
       NaN for other contrasts. The family is the planned one: a contrast that lost its cells still counts.
+    - declared: True for the family. declared_at: time of the first declaration with the contrast. changed:
+      what changed after results, when, and after how many; '' if it was declared before the first result.
+    - sensitivity: other tests of the same difference with their p-values, which decide nothing.
     - rope: half-width of the region of practical equivalence (`judgement.paired_scores`). p_better, p_equal,
       p_worse: posterior probabilities of the three regions (`statistics.posterior`).
-    - verdict: 'better', 'worse', 'equal', 'undecided', or 'too few' units. Gaps and biases have '' and no
-      rope, because lower is not better for them.
+    - verdict: 'better', 'worse', 'equal', 'undecided', or 'too few' where nothing could be tested, for the
+      reason in `untested`. Gaps and biases have '' and no rope, because lower is not better for them.
     - more_seeds: fewest further seeds that would decide the contrast at its present mean; <NA> where it is
-      decided, where no number of seeds would, and with a single seed.
-    - looks: number of looks at the data. `looks`, the argument, gives the seeds at each with adaptive seeds.
-      The contrast is judged where its seeds stopped, or at the last complete look.
-    - boot_low, boot_high, n_clusters: percentile interval of `diff` over resampled clusters, and how many
-      there are; no interval of a single cluster.
-    - n_pairs, n_units, n_seeds; n_better: pairs in which the arm is better, for a bias the nearer to zero.
+      decided, where no number of seeds would, and with a single seed. It is <NA> too where the unit is
+      neither a fold nor an origin.
+    - looks: number of looks at the data. `looks`, the argument, has the numbers of seeds and repeats at which
+      contrasts may be looked at. The contrast is judged where it stopped, or at its last complete look.
+    - n_pairs, n_seeds; n_better: pairs in which the arm is better, for a bias the nearer to zero.
     - tuned, and the column of confounded pairs: what differs in the pairs, among tuned settings and beyond
       the declared factor (`comparability.summary`). Pairs without 'none' are compared by `records`, or
       without these through their differences from 'none'.
+    - marked: the checks that cells of the contrast failed, '' for none.
     - keys_arm, keys_other: keys of the cells of the pairs.
+    - without: the most influential episode (`episodes`), by dates and place, of a declared contrast that was
+      tested; '' for others, and unless `episode` is True. without_diff, without_low, without_high, without_p,
+      without_p_adjusted, without_verdict: the same test of the same cells without this episode. Its p is
+      adjusted among the p of the other contrasts, which keep all samples.
+
+    `sums` are the stored predictions (`artifacts.predictions`). Without them, the tests that need monitors or
+    days are not made. The tests beside those that decide are made with `sensitivity`.
     """
+    asked_for = (metric, *(claim.metric for claim in claims), *(contrast.metric for contrast in statuses))
+    if "site_rmse" in asked_for:
+        rows = with_site_rmse(rows, sums)
     splits = grids(rows)
-    family = dict.fromkeys(
-        declared_contrasts(claims, analysis, {label: grid.arms for label, grid in splits.items()})
+    asked = dict.fromkeys(
+        [
+            *declared_contrasts(claims, analysis, {label: grid.arms for label, grid in splits.items()}),
+            *(contrast for contrast in statuses if _has_cells(contrast, splits)),
+        ]
     )
-    every = dict.fromkeys([*_against_none(splits.values(), metric), *family, *also])
+    late = {contrast for contrast, status in statuses.items() if status.exploratory}
+    marks = {one: _marks(one, splits[one.split]) for one in asked}
+    family = {one: None for one in asked if one not in late and TUNED_ON_TEST not in marks[one]}
+    every = dict.fromkeys([*_against_none(splits.values(), metric), *asked, *also])
     outcomes = [
-        _judge(contrast, splits[contrast.split], analysis, looks, len(family) if contrast in family else 0)
+        _judge(
+            contrast,
+            splits[contrast.split],
+            analysis,
+            looks.of(contrast.split),
+            len(family) if contrast in family else 0,
+            sums,
+            sensitivity=sensitivity and contrast.metric == metric,
+            episode=episode and contrast.metric == metric and contrast in family,
+        )
         for contrast in every
     ]
     _adjust([one for one in outcomes if one.contrast in family and one.planned], analysis, family=True)
@@ -232,7 +352,6 @@ def contrasts(
             _adjust([one], analysis, family=False)
         if not has_direction(one.contrast.part, one.contrast.metric):
             one.columns |= {"verdict": "", "more_seeds": None}
-    resampled = sums if isinstance(sums, Resampled) else Resampled(rows, analysis, metric, sums)
     texts = _texts(rows, records)
     lines = []
     for one in outcomes:
@@ -240,17 +359,16 @@ def contrasts(
         if contrast.metric != metric:
             continue
         undeclared, tuned = ([found[i] for found in map(texts, pairs)] for i in (0, 1))
-        drawn = resampled.difference(pairs, list(one.weights), contrast.part)
         lines.append(
             {
                 **_names(contrast),
                 "regime": regime_of(splits[contrast.split].regime, contrast.part),
                 "declared": contrast in family,
+                **_declaration(statuses.get(contrast)),
                 **one.columns,
-                **resampling.percentiles(drawn, analysis.alpha),
-                "n_clusters": resampled.clusters(pairs, contrast.part),
                 "unfair": "; ".join(comparability.summary(undeclared)),
                 "tuned": "; ".join(comparability.summary(tuned)),
+                "marked": "; ".join(_marks(contrast, splits[contrast.split])),
                 "keys_arm": "; ".join(key for key, _ in pairs),
                 "keys_other": "; ".join(key for _, key in pairs),
             }
@@ -263,16 +381,19 @@ def claims(
     analysis: Analysis,
     declared: Sequence[Claim],
     sums: Sums | None = None,
-    looks: Sequence[int] = (),
+    looks: Ladders = NO_LADDERS,
     records: Mapping[str, Record] | None = None,
+    *,
+    statuses: Mapping[Contrast, Status] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Judge every claim: one line each, with its text and the columns of its contrast (`contrasts`).
 
     The verdict is on the claim: 'supported' (better), 'refuted' (worse, or practically equal), 'undecided',
-    'too few' or 'no cells'.
+    'too few', 'no cells' or 'tuned on test'. The last one is that of cells that were tuned on their own test
+    samples. Another claim that takes no part in the declared family is 'exploratory'.
     """
     by_metric: dict[str, pd.DataFrame] = {
-        metric: contrasts(rows, analysis, declared, metric, sums, looks, records)
+        metric: contrasts(rows, analysis, declared, metric, sums, looks, records, statuses=statuses)
         for metric in dict.fromkeys(claim.metric for claim in declared)
     }
     return claims_of(by_metric, declared)
@@ -288,47 +409,19 @@ def claims_of(by_metric: Mapping[str, pd.DataFrame], declared: Sequence[Claim]) 
         same = (frame[["arm", "other", "split", "part"]] == [names[n] for n in _PLACE]).all(axis=1)
         same &= frame["fold"].isna() if fold is None else frame["fold"].eq(fold).fillna(False)
         line = frame[same]
-        if line.empty or not line["n_pairs"].iloc[0]:
-            lines.append({**_absent(claim.contrast), "claim": claim.claim, "verdict": "no cells"})
+        first: dict[str, Any] = {str(name): v for name, v in line.iloc[0].items()} if len(line) else {}
+        if not first.get("n_pairs"):
+            known = {name: first[name] for name in ("declared", "declared_at", "changed") if first}
+            lines.append({**_absent(claim.contrast), **known, "claim": claim.claim, "verdict": "no cells"})
             continue
-        first: dict[str, Any] = {str(name): value for name, value in line.iloc[0].items()}
-        verdict = outcomes.get(first["verdict"], first["verdict"])
-        lines.append({**first, "claim": claim.claim, "verdict": verdict})
+        found = {name: outcomes.get(first[name], first[name]) for name in ("verdict", "without_verdict")}
+        if TUNED_ON_TEST in first["marked"].split("; "):
+            found["verdict"] = "tuned on test"
+        elif not first["declared"] and found["verdict"] != "too few":
+            found["verdict"] = "exploratory"
+        lines.append({**first, "claim": claim.claim, **found})
     kinds = {"claim": "str", **_CONTRASTS}
     return pd.DataFrame(lines, columns=list(kinds)).astype(kinds)
-
-
-def ranking(rows: pd.DataFrame, analysis: Analysis, metric: str = "rmse") -> pd.DataFrame:
-    """Rank the arms that have all their cells, per split and evaluation set.
-
-    Columns: mean_rank over units, 1 the best; Nemenyi's critical_difference; friedman_p, the p-value of
-    equal ranks; n_units (`statistics.ranks`).
-    """
-    lines = []
-    for grid in grids(rows).values():
-        for part in [part for part in grid.parts if part != GAP]:
-            scores = grid.scores(part, metric)
-            complete = _complete(np.isfinite(scores), grid.row >= 0)
-            if complete.sum() < 2:
-                continue
-            by_unit = _unit_means(scores)[complete]
-            found = statistics.ranks(_losses(by_unit.T, metric), analysis.alpha)
-            arms = [arm for arm, every in zip(grid.arms, complete, strict=True) if every]
-            for arm, rank in zip(arms, found.mean, strict=True):
-                lines.append(
-                    {
-                        "split": grid.split,
-                        "part": part,
-                        "regime": regime_of(grid.regime, part),
-                        "metric": metric,
-                        "arm": labels.of_arm(arm),
-                        "mean_rank": rank,
-                        "critical_difference": found.critical_difference,
-                        "friedman_p": found.friedman_p,
-                        "n_units": by_unit.shape[1],
-                    }
-                )
-    return pd.DataFrame(lines, columns=list(_RANKING)).astype(_RANKING)
 
 
 _PLACE = ("arm", "other", "split", "part")
@@ -344,6 +437,30 @@ def _against_none(splits: Iterable[Grid], metric: str) -> list[Contrast]:
         for arm in grid.arms
         if arm != NONE
     ]
+
+
+def _has_cells(contrast: Contrast, splits: Mapping[str, Grid]) -> bool:
+    """Return True if the study has both arms, the fold and the evaluation set of a contrast."""
+    grid = splits.get(contrast.split)
+    if grid is None or contrast.part not in grid.parts:
+        return False
+    has_fold = contrast.fold is None or contrast.fold in grid.folds
+    return has_fold and {contrast.arm, contrast.other} <= {*grid.arms}
+
+
+def _declaration(status: Status | None) -> dict[str, Any]:
+    """Columns about the declaration of a contrast."""
+    if status is None:
+        return {"declared_at": "", "changed": ""}
+    return {"declared_at": status.declared_at, "changed": status.changed}
+
+
+def _marks(contrast: Contrast, grid: Grid) -> list[str]:
+    """List the checks that cells of a contrast failed, each once."""
+    arms = [grid.arms.index(arm) for arm in (contrast.arm, contrast.other)]
+    folds = [i for i, fold in enumerate(grid.folds) if contrast.fold in (None, fold)]
+    texts = grid.column("marked", "")[np.ix_(arms, folds)].reshape(-1).tolist()
+    return _ordered(check for text in texts for check in text.split("; ") if check)
 
 
 def _names(contrast: Contrast) -> dict[str, Any]:
@@ -368,113 +485,315 @@ class _Outcome:
 
     contrast: Contrast
     scores: PairedScores
+    evidence: Evidence
+    grid: Grid
+    """Grid of the contrast's folds."""
     pairs: list[tuple[str, str]]
     """Keys of the two cells of every pair."""
-    weights: np.ndarray
-    """(pairs,), weight of each pair in the mean over units."""
-    overlap: float
     looks: int
     planned: bool
     """True if the study asks for enough units to test the contrast."""
+    without: tuple[Episode, PairedScores, Evidence] | None
+    """The most influential episode, and the pairs and tests without it; None where it was not asked for."""
     columns: dict[str, Any]
-    shifted: statistics.Shifted | None = None
-    """One-sided p-values of one look; None without a verdict."""
 
 
-def _judge(contrast: Contrast, grid: Grid, analysis: Analysis, looks: Sequence[int], family: int) -> _Outcome:
-    """Test one contrast by itself; `family` is the size of its family, 0 if it is not declared."""
+class _Pair(NamedTuple):
+    """Two arms on the folds of one contrast, as arrays (folds, seeds)."""
+
+    grid: Grid
+    """Grid of the contrast's folds alone."""
+    arm: np.ndarray
+    other: np.ndarray
+    keys_arm: np.ndarray
+    keys_other: np.ndarray
+    planned: np.ndarray
+    """True where the study has a cell of both arms."""
+    ended: np.ndarray
+    """True where both cells have ended."""
+
+    def at(self, state: State) -> _Pair:
+        """Return the pair with the cells of one look alone."""
+        grid, folds = self.grid, np.arange(len(self.grid.folds))
+        if state.repeats is not None:
+            folds = np.flatnonzero(grid.repeats < state.repeats)
+        grid = grid._replace(folds=[grid.folds[i] for i in folds], units=grid.units[folds])
+        return _Pair(grid, *(values[folds, : state.seeds] for values in self[1:]))
+
+    def complete(self, state: State) -> bool:
+        """Return True if all cells of a look have ended; the pair is that of the look."""
+        lacking = state.repeats is not None and len(np.unique(self.grid.repeats)) < state.repeats
+        lacking |= state.seeds is not None and self.ended.shape[1] < state.seeds
+        return not lacking and bool(self.ended.all())
+
+
+def _pair(contrast: Contrast, grid: Grid) -> _Pair:
     a, b = grid.arms.index(contrast.arm), grid.arms.index(contrast.other)
     folds = [i for i, fold in enumerate(grid.folds) if contrast.fold in (None, fold)]
-    values = grid.scores(contrast.part, contrast.metric)
-    arm, other = values[a][folds], values[b][folds]
-    row_arm, row_other = grid.row[a][folds], grid.row[b][folds]
-    if looks:
-        ended = np.isin(grid.column("state", ""), ["done", "failed"])
-        complete = (ended[a][folds] & ended[b][folds]).all(axis=0)
-        seeds = _seeds_judged(contrast, arm, other, complete, grid.overlap, analysis, looks, family)
-        arm, other, row_arm, row_other = (x[:, :seeds] for x in (arm, other, row_arm, row_other))
-    scores = judgement.paired_scores(contrast, arm, other, analysis)
-    differences, by_unit = scores.differences, scores.units
+    values, keys = grid.scores(contrast.part, contrast.metric), grid.column("key", "")
+    ended = np.isin(grid.column("state", ""), ["done", "failed"])
+    return _Pair(
+        grid._replace(folds=[grid.folds[i] for i in folds], units=grid.units[folds]),
+        values[a][folds],
+        values[b][folds],
+        keys[a][folds],
+        keys[b][folds],
+        (grid.row[a][folds] >= 0) & (grid.row[b][folds] >= 0),
+        ended[a][folds] & ended[b][folds],
+    )
+
+
+def evidence(
+    contrast: Contrast, rows: pd.DataFrame, analysis: Analysis, looks: int, sums: Sums | None
+) -> tuple[PairedScores, Evidence]:
+    """Test one contrast on all seeds of `rows`, at one of `looks`: its paired scores and the tests."""
+    rows = with_site_rmse(rows, sums) if contrast.metric == "site_rmse" else rows
+    return _evidence(contrast, _pair(contrast, grids(rows)[contrast.split]), analysis, looks, sums)
+
+
+def _evidence(
+    contrast: Contrast,
+    pair: _Pair,
+    analysis: Analysis,
+    looks: int,
+    sums: Sums | None,
+    *,
+    sensitivity: bool = False,
+) -> tuple[PairedScores, Evidence]:
+    scores = judgement.paired_scores(contrast, pair.arm, pair.other, analysis)
+    paired = np.isfinite(scores.differences)
+    a_keys, b_keys = pair.keys_arm[paired], pair.keys_other[paired]
+    sample = _sample(
+        pair.grid,
+        contrast.part,
+        contrast.metric,
+        scores.differences,
+        a_keys,
+        b_keys,
+        sums,
+        analysis.block_degrees,
+    )
+    if sample.arm is not None and estimands.is_pooled(pair.grid.kind, contrast.part):
+        both = (estimands.pooled(sample._replace(arm=one, other=None)) for one in (sample.arm, sample.other))
+        scores = judgement.with_means(contrast, scores, next(both), next(both), analysis)
+    level = 1 - analysis.alpha / looks
+    return scores, estimands.compare(sample, contrast.part, level=level, sensitivity=sensitivity)
+
+
+def _judged(
+    contrast: Contrast,
+    every: _Pair,
+    analysis: Analysis,
+    ladder: SplitLadder,
+    family: int,
+    sums: Sums | None,
+) -> _Pair:
+    """Return the cells of the look at which a contrast stopped, or of its last complete look.
+
+    A declared contrast repeats the path that its cells were bought on. Another one has the complete state
+    with the most cells.
+    """
+    if ladder.looks == 1:
+        return every
+    if not family:
+        complete = [state for state in next_look.states(ladder) if every.at(state).complete(state)]
+        cells = (every.at(state) for state in complete or [next_look.first(ladder)])
+        return max(cells, key=lambda pair: pair.ended.size)
+    following: State | str = next_look.first(ladder)
+    assert isinstance(following, State)
+    pair = every.at(following)
+    while isinstance(following, State):
+        shown = every.at(following)
+        if not shown.complete(following):
+            break
+        pair, grid = shown, shown.grid
+        found = _evidence(contrast, pair, analysis, ladder.looks, sums)
+        place = grid.kind, grid.parts_of_deal, grid.units
+        following = next_look.following(contrast, following, ladder, *place, *found, analysis, family)
+    return pair
+
+
+def _judge(
+    contrast: Contrast,
+    grid: Grid,
+    analysis: Analysis,
+    ladder: SplitLadder,
+    family: int,
+    sums: Sums | None,
+    *,
+    sensitivity: bool,
+    episode: bool,
+) -> _Outcome:
+    """Test one contrast by itself; `family` is the size of its family, 0 if it is not declared."""
+    n_looks = ladder.looks
+    pair = _judged(contrast, _pair(contrast, grid), analysis, ladder, family, sums)
+    scores, tested = _evidence(contrast, pair, analysis, n_looks, sums, sensitivity=sensitivity)
+    differences, result = scores.differences, tested.result
     paired = np.isfinite(differences)
-    keys = grid.rows["key"].to_numpy()
-    better = differences > 0 if METRICS[contrast.metric].better == "higher" else differences < 0
+    better: np.ndarray = differences < 0
+    if METRICS[contrast.metric].better == "higher":
+        better = differences > 0
     if METRICS[contrast.metric].better == "nearer zero" and contrast.part != GAP:
-        better = np.abs(arm) < np.abs(other)
-    planned = int(((row_arm >= 0) & (row_other >= 0)).any(axis=1).sum())
-    n_looks = max(len(looks), 1)
+        better = np.abs(pair.arm) < np.abs(pair.other)
+    planned: np.ndarray = np.any(pair.planned, axis=1)
+    estimand = estimands.of(grid.kind, contrast.part)
+    may_be_tested = judgement.may_be_tested(grid.kind, contrast.part, pair.grid.units[planned])
+    untested = tested.untested
+    if untested and may_be_tested and paired.sum() < pair.planned.sum():  # the design is large enough
+        untested = f"{untested.partition(': {')[0]}; some cells are missing or failed"
     outcome = _Outcome(
         contrast,
         scores,
-        pairs=[*zip(keys[row_arm[paired]], keys[row_other[paired]], strict=True)],
-        weights=(paired / np.maximum(paired.sum(axis=1, keepdims=True), 1))[paired] / max(len(by_unit), 1),
-        overlap=grid.overlap,
+        tested,
+        pair.grid,
+        pairs=[*zip(pair.keys_arm[paired], pair.keys_other[paired], strict=True)],
         looks=n_looks,
-        planned=not judgement.too_few(planned, analysis, n_looks),
+        planned=judgement.may_be_tested(grid.kind, contrast.part, _most_units(pair.grid, planned, ladder)),
+        without=_without(contrast, pair, analysis, n_looks, sums) if episode and tested.tests else None,
         columns={
+            "estimand": estimand.name,
+            "unit": estimand.unit,
             "n_pairs": int(paired.sum()),
-            "n_units": len(by_unit),
+            "n_units": tested.units,
             "n_seeds": int(paired.any(axis=0).sum()),
             "n_better": int(better[paired].sum()),
             "mean_arm": scores.mean_arm,
             "mean_other": scores.mean_other,
-            "diff": float(by_unit.mean()) if len(by_unit) else math.nan,
-            "test": TESTS[analysis.test],
+            "diff": result.estimate,
+            "low": result.low,
+            "high": result.high,
+            "se": result.se,
+            "df": result.df,
+            "test": result.name,
+            "p": min(1.0, n_looks * result.p) if math.isfinite(result.p) else math.nan,
+            "p_adjusted": math.nan,
             "rope": scores.rope,
+            "p_better": math.nan,
+            "p_equal": math.nan,
+            "p_worse": math.nan,
+            "verdict": "too few" if untested else "",
+            "untested": untested,
+            "sensitivity": "; ".join(f"{one.name}: p = {one.p:.3g}" for one in tested.sensitivity),
+            "more_seeds": None,
             "looks": n_looks,
+            "without": "",
+            **dict.fromkeys((f"without_{name}" for name in ("diff", "low", "high", "p")), math.nan),
+            "without_p_adjusted": math.nan,
+            "without_verdict": "",
         },
     )
-    _test(outcome, analysis)
+    if tested.tests and has_direction(contrast.part, contrast.metric):
+        below, inside, above = statistics.posterior(result, scores.rope)
+        lower, higher = ("p_better", "p_worse")[:: 1 if METRICS[contrast.metric].better == "lower" else -1]
+        outcome.columns |= {lower: below, "p_equal": inside, higher: above}
     return outcome
 
 
-def _seeds_judged(
-    contrast: Contrast,
-    arm: np.ndarray,
-    other: np.ndarray,
-    complete: np.ndarray,
-    overlap: float,
-    analysis: Analysis,
-    looks: Sequence[int],
-    family: int,
-) -> int:
-    """Find how many seeds judge a contrast: those of the look where it stopped, or of the last complete look.
-
-    `complete (seeds,)` says which seeds have ended on every fold in both arms. Only a contrast of a `family`
-    stops (`judgement.stops`).
-    """
-    seeds = looks[0]
-    for seeds in (seeds for seeds in looks if seeds <= complete.size and complete[:seeds].all()):
-        scores = judgement.paired_scores(contrast, arm[:, :seeds], other[:, :seeds], analysis)
-        if family and judgement.stops(scores, overlap, analysis, len(looks), family):
-            break
-    return seeds
-
-
-def _test(outcome: _Outcome, analysis: Analysis) -> None:
-    """Add the interval, p and the posterior probabilities; NaN where there are too few units."""
-    contrast, scores, looks = outcome.contrast, outcome.scores, outcome.looks
-    outcome.columns |= dict.fromkeys(
-        ("low", "high", "p", "p_adjusted", "p_better", "p_equal", "p_worse"), math.nan
+def _without(
+    contrast: Contrast, pair: _Pair, analysis: Analysis, looks: int, sums: Sums | None
+) -> tuple[Episode, PairedScores, Evidence] | None:
+    """Test a contrast again without its most influential episode; None if there is none to leave out."""
+    if contrast.part == GAP or not isinstance(sums, StoredPredictions):
+        return None
+    paired = np.isfinite(pair.arm - pair.other)
+    folds, keys, others = np.nonzero(paired)[0], pair.keys_arm[paired], pair.keys_other[paired]
+    kind, part = pair.grid.kind, contrast.part
+    everywhere = kind == "random"
+    by_episode = sums.by_episode([*keys, *others], part, everywhere=everywhere)
+    if by_episode is None:
+        return None
+    found = episodes.most_influential(
+        [
+            episodes.Pair(int(fold), by_episode[key], by_episode[other])
+            for fold, key, other in zip(folds, keys, others, strict=True)
+        ],
+        contrast.metric,
+        pooled=estimands.is_pooled(kind, part),
+        everywhere=everywhere,
     )
-    outcome.columns |= {"verdict": "", "more_seeds": None}
-    if judgement.too_few(len(scores.units), analysis, looks):
-        outcome.columns["verdict"] = "too few"
-        return
-    level = 1 - analysis.alpha / looks
-    test = statistics.corrected_t(scores.units, outcome.overlap)
-    if analysis.test == "wilcoxon":
-        low, high = statistics.walsh_interval(scores.units, level)
-        p = statistics.wilcoxon(scores.units)
-    else:
-        low, high = statistics.interval(test, level)
-        p = test.p
-    outcome.columns |= {"low": low, "high": high, "p": min(1.0, looks * p)}
-    if not has_direction(contrast.part, contrast.metric):
-        return
-    below, inside, above = statistics.posterior(test, scores.rope)
-    better, worse = (below, above) if METRICS[contrast.metric].better == "lower" else (above, below)
-    outcome.columns |= {"p_better": better, "p_equal": inside, "p_worse": worse}
-    outcome.shifted = statistics.shifted(scores.units, outcome.overlap, scores.rope, analysis.test)
+    if found is None:
+        return None
+    rest = sums.without([*keys, *others], found, part)
+
+    def scores(keys: np.ndarray) -> np.ndarray:
+        values = np.full(paired.shape, math.nan)
+        values[paired] = [_cell_score(rest, key, part, contrast.metric) for key in keys]
+        return values
+
+    remaining = pair._replace(arm=scores(keys), other=scores(others))
+    return found, *_evidence(contrast, remaining, analysis, looks, rest)
+
+
+def _cell_score(sums: Sums, key: str, part: str, metric: str) -> float:
+    """Score of one cell from its sums; NaN without samples."""
+    if metric == "site_rmse":
+        return _site_rmse(sums, key, part)
+    found = sums.of(key, part)
+    return math.nan if found is None else float(statistics.score(found[1].sum(axis=0), metric))
+
+
+def _most_units(grid: Grid, planned: np.ndarray, ladder: SplitLadder) -> np.ndarray:
+    """Return the units of the planned folds (folds,), with those that may still be added."""
+    units: np.ndarray = grid.units[planned]
+    if not ladder.repeats or not len(units):
+        return units
+    of_repeat = len(np.unique(units)) // len(np.unique(grid.repeats[planned]))
+    return np.arange(of_repeat * ladder.repeats[-1])
+
+
+def _sample(
+    grid: Grid,
+    part: str,
+    metric: str,
+    scores: np.ndarray,
+    keys: np.ndarray,
+    others: np.ndarray | None,
+    sums: Sums | None,
+    block_degrees: float,
+) -> Sample:
+    """Collect the scores (folds, seeds) of one arm, or differences of two, with the sums of their cells."""
+    arm = _totals(keys, part, sums)
+    other = None if others is None else _totals(others, part, sums)
+    lacking = arm is None or (others is not None and other is None)
+    if metric == "site_rmse" and len(keys):
+        # The sums are over all seeds, so each sample is counted once for each.
+        least = SITE_SAMPLES * int(np.isfinite(scores).sum(axis=1).max())
+        arm, other = (
+            None if one is None else Totals(statistics.one_per_monitor(one.by_site, least), one.by_day[:0])
+            for one in (arm, other)
+        )
+    return Sample(
+        kind=grid.kind,
+        unit=grid.units,
+        parts=grid.parts_of_deal,
+        values=_fold_means(scores),
+        metric=metric,
+        lat=None if lacking or sums is None else sums.lat,
+        lon=None if lacking or sums is None else sums.lon,
+        arm=None if lacking else arm,
+        other=None if lacking else other,
+        block_degrees=block_degrees,
+    )
+
+
+def _totals(keys: np.ndarray, part: str, sums: Sums | None) -> Totals | None:
+    """Add up the stored predictions of cells; None if one has none, and for a gap."""
+    if sums is None or part == GAP or not len(keys):
+        return None
+    by_site, days = np.zeros((len(sums.lat), 6)), []
+    for key in keys:
+        if (found := sums.of(key, part)) is None:
+            return None
+        by_site[found[0]] += found[1]
+        if part == "test" and (of_days := sums.by_day(key)) is not None:
+            days.append(of_days)
+    if not days:
+        return Totals(by_site, np.zeros((0, 6)))
+    first = min(int(day[0]) for day, _ in days)
+    by_day = np.zeros((max(int(day[-1]) for day, _ in days) - first + 1, 6))
+    for day, totals in days:
+        by_day[day - first] += totals
+    return Totals(by_site, by_day)
 
 
 def _adjust(outcomes: list[_Outcome], analysis: Analysis, *, family: bool) -> None:
@@ -482,30 +801,65 @@ def _adjust(outcomes: list[_Outcome], analysis: Analysis, *, family: bool) -> No
 
     Outcomes that cannot be tested count with p = 1: cells that failed do not make the family smaller.
     """
-    tested = [(one, one.shifted) for one in outcomes if one.shifted is not None]
+    tested = [one for one in outcomes if one.evidence.tests]
     untested = [1.0] * (len(outcomes) - len(tested))
-    beyond, inside, adjusted = (
-        statistics.holm([*p, *untested])[: len(tested)]
-        for p in (
-            [min(1.0, 2 * one.looks * min(p.below, p.above)) for one, p in tested],
-            [min(1.0, one.looks * p.inside) for one, p in tested],
-            [one.columns["p"] for one, _ in tested],
-        )
-    )
-    for (one, p), beyond_p, inside_p, p_adjusted in zip(tested, beyond, inside, adjusted, strict=True):
-        below, above = (beyond_p / 2, 1.0) if p.below < p.above else (1.0, beyond_p / 2)
-        lower_is_better = METRICS[one.contrast.metric].better == "lower"
-        verdict = statistics.decided(
-            below, above, inside_p, analysis.alpha, smaller_is_better=lower_is_better
-        )
+    inside = [
+        min(1.0, one.looks * statistics.equivalence(one.evidence.tests, one.scores.rope))
+        if has_direction(one.contrast.part, one.contrast.metric)
+        else 1.0
+        for one in tested
+    ]
+    p_of = [one.columns["p"] for one in tested]
+    adjusted = statistics.holm([*p_of, *untested])
+    inside_adjusted = statistics.holm([*inside, *untested])
+    for at, (one, p, inside_p) in enumerate(zip(tested, adjusted, inside_adjusted, strict=False)):
+        verdict = judgement.verdict(one.contrast, one.evidence.result.estimate, p, inside_p, analysis.alpha)
         one.columns["verdict"] = verdict
+        if family and one.without is not None:
+            one.columns |= _columns_without(one, analysis, [p_of, inside], at, len(untested))
         if family:
-            one.columns["p_adjusted"] = p_adjusted
-        if verdict == "undecided" and analysis.test == "corrected_t":
+            one.columns["p_adjusted"] = p
+        if verdict == "undecided":
             level = analysis.alpha / one.looks / len(outcomes)
-            one.columns["more_seeds"] = statistics.more_seeds(
-                one.scores.differences, one.overlap, one.scores.rope, level
+            one.columns["more_seeds"] = judgement.more_seeds(
+                one.grid.kind,
+                one.contrast.part,
+                one.grid.units,
+                one.grid.parts_of_deal,
+                one.scores.differences,
+                one.scores.rope,
+                level,
             )
+
+
+def _columns_without(
+    one: _Outcome, analysis: Analysis, families: Sequence[list[float]], at: int, untested: int
+) -> dict[str, Any]:
+    """Judge a contrast without its episode, in its place `at` in the p-values of the family.
+
+    `families` are the p-values of no difference and those of equivalence; the `untested` ones are 1.
+    """
+    assert one.without is not None
+    episode, scores, found = one.without
+    result = found.result
+    p = inside = 1.0
+    if found.tests:
+        p = min(1.0, one.looks * result.p)
+        inside = min(1.0, one.looks * statistics.equivalence(found.tests, scores.rope))
+    adjusted, inside_adjusted = (
+        float(statistics.holm([*values[:at], value, *values[at + 1 :], *[1.0] * untested])[at])
+        for values, value in zip(families, (p, inside), strict=True)
+    )
+    verdict = judgement.verdict(one.contrast, result.estimate, adjusted, inside_adjusted, analysis.alpha)
+    return {
+        "without": episode.label,
+        "without_diff": result.estimate,
+        "without_low": result.low,
+        "without_high": result.high,
+        "without_p": p if found.tests else math.nan,
+        "without_p_adjusted": adjusted if found.tests else math.nan,
+        "without_verdict": verdict if found.tests else "too few",
+    }
 
 
 def _texts(
@@ -553,28 +907,28 @@ def _between(a: str, b: str) -> str:
     return "; ".join(texts)
 
 
-def _complete(seen: np.ndarray, planned: np.ndarray) -> np.ndarray:
-    """Select the arms that have a number in every planned cell and a cell in every fold.
+def _complete(seen: np.ndarray, planned: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+    """Select the arms that have a number in every planned cell and a cell in every fold of their repeats.
 
-    `seen` and `planned` are (arms, folds, seeds); the result is (arms,).
+    `seen` and `planned` are (arms, folds, seeds), and `repeats` (folds,) has the origin or deal of each fold.
+    The result is (arms,).
     """
     arms = len(planned)
     missing = (planned & ~seen).reshape(arms, -1)
-    every_fold: np.ndarray = np.all(np.any(planned, axis=2), axis=1)
+    has_cell: np.ndarray = np.any(planned, axis=2)
+    every_fold = np.any(has_cell, axis=1)
+    for repeat in np.unique(repeats):
+        of_repeat = has_cell[:, repeats == repeat]
+        every_fold &= of_repeat.all(axis=1) | ((repeat > 0) & ~of_repeat.any(axis=1))
     return ~np.any(missing, axis=1) & every_fold
 
 
-def _unit_means(scores: np.ndarray) -> np.ndarray:
-    """Average over seeds: (arms, folds, seeds) -> (arms, folds), NaN without a number."""
+def _fold_means(scores: np.ndarray) -> np.ndarray:
+    """Average over seeds: (folds, seeds) -> (folds,), NaN without a number."""
     seen = np.isfinite(scores)
-    count = seen.sum(axis=2)
-    total = np.where(seen, scores, 0).sum(axis=2)
+    count = seen.sum(axis=1)
+    total = np.where(seen, scores, 0).sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), math.nan)
-
-
-def _losses(scores: np.ndarray, metric: str) -> np.ndarray:
-    """Turn scores into losses, of which smaller ones are better."""
-    return -scores if METRICS[metric].better == "higher" else np.abs(scores)
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Judgement of one contrast: its pairs, its region of practical equivalence, and when its seeds stop.
+"""Judgement of one contrast: its pairs, its verdict, and when its seeds stop.
 
 Two rooms of code ask the same questions about a contrast. `inference` reports it from a table of results, and
 `sequential` decides from the records whether it gets more seeds. Both call the functions below, so a contrast
@@ -7,16 +7,27 @@ stops on the numbers that are reported. The module loads neither pandas nor scip
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from pm25.metrics import METRICS
-from sweeps.analysis.units import enough_units, unit_means
+from sweeps.analysis.units import (
+    MIN_FOLDS,
+    MIN_ORIGINS,
+    MIN_PERIODS,
+    overlap,
+    unit_means,
+)
 from sweeps.spec.claims import Analysis, Contrast
 
+if TYPE_CHECKING:
+    from sweeps.analysis.estimands import Evidence
+
 GAP = "gap"
-"""Evaluation set of a contrast that is about OoR minus WR of the same training."""
+"""Evaluation set of a contrast that is about OoR minus WR at the same monitors."""
+
+Verdict = Literal["better", "worse", "equal", "undecided", "too few"]
 
 
 class PairedScores(NamedTuple):
@@ -24,10 +35,8 @@ class PairedScores(NamedTuple):
 
     differences: np.ndarray
     """(folds, seeds), arm minus other; NaN where one of the two has no number."""
-    units: np.ndarray
-    """(units,), means of the differences over the seeds of each fold that has a pair."""
     mean_arm: float
-    """Mean over units of the first arm, over the pairs alone; NaN without pairs."""
+    """Score of the first arm, over the pairs alone; NaN without pairs."""
     mean_other: float
     rope: float
     """Half-width of the region of practical equivalence, in the metric's unit; NaN where no direction is
@@ -46,44 +55,113 @@ def has_direction(part: str, metric: str) -> bool:
 def paired_scores(contrast: Contrast, arm: np.ndarray, other: np.ndarray, analysis: Analysis) -> PairedScores:
     """Pair the scores `arm` and `other`, both (folds, seeds) with NaN for missing numbers.
 
-    The region of practical equivalence is `analysis.rope` itself for a metric without a unit, such as R2.
-    For a metric with a unit, such as RMSE, it is that share of the other arm's mean.
+    The two means are over folds, each with its seeds averaged.
     """
     differences = arm - other
     paired = np.isfinite(differences)
     mean_arm, mean_other = (_mean(unit_means(np.where(paired, scores, np.nan))) for scores in (arm, other))
+    return with_means(contrast, PairedScores(differences, 0, 0, 0), mean_arm, mean_other, analysis)
+
+
+def with_means(
+    contrast: Contrast, scores: PairedScores, mean_arm: float, mean_other: float, analysis: Analysis
+) -> PairedScores:
+    """Set the scores of both arms, and the region of practical equivalence that belongs to them.
+
+    The region is `analysis.rope` itself for a metric without a unit, such as R2. For a metric with a unit,
+    such as RMSE, it is that share of the other arm's score.
+    """
     rope = analysis.rope
     if METRICS[contrast.metric].relative_rope:
         rope *= abs(mean_other)
     if not has_direction(contrast.part, contrast.metric):
         rope = np.nan
-    return PairedScores(differences, unit_means(differences), mean_arm, mean_other, rope)
+    return PairedScores(scores.differences, mean_arm, mean_other, rope)
 
 
-def too_few(units: int, analysis: Analysis, looks: int) -> bool:
-    """Return True if this many units cannot decide anything at any of `looks`, with any number of seeds."""
-    return not enough_units(units, analysis.alpha / looks, analysis.test)
+def may_be_tested(kind: str, part: str, units: np.ndarray) -> bool:
+    """Return True if a contrast on folds of these `units (folds,)` has enough units to be tested.
 
-
-def stops(scores: PairedScores, overlap: float, analysis: Analysis, looks: int, family: int) -> bool:
-    """Apply the stopping rule of adaptive seeds (`statistics.stopped`) at one of `looks`.
-
-    `family` is the number of declared contrasts; `overlap` is that of the split (`units.overlap`). A contrast
-    with too few units stops at once.
+    `kind` is that of the split. Blocks of monitors and days are counted when the predictions are there.
     """
-    if too_few(len(scores.units), analysis, looks):
+    if part != "test" or kind in ("checkerboard", "checkerboards"):
+        return len(set(units.tolist())) >= MIN_ORIGINS
+    needed = {"spatial": 1, "temporal": MIN_PERIODS, "rolling": MIN_PERIODS}.get(kind, MIN_FOLDS)
+    return len(units) >= needed
+
+
+def verdict(contrast: Contrast, difference: float, p: float, inside: float, alpha: float) -> Verdict:
+    """Make the verdict on a contrast from its adjusted p-values.
+
+    `p` is the two-sided p-value of no difference. `inside` is that of a difference of at least the region of
+    practical equivalence (two one-sided tests, Schuirmann 1987). 'equal': the difference is inside the
+    region. 'better' and 'worse': the difference is not zero, and not known to be inside the region. The
+    chance of a false verdict of each kind is at most alpha.
+    """
+    if inside <= alpha:
+        return "equal"
+    if not p <= alpha or not has_direction(contrast.part, contrast.metric):  # a NaN decides nothing
+        return "undecided"
+    return "better" if (difference < 0) == (METRICS[contrast.metric].better == "lower") else "worse"
+
+
+def stops(
+    contrast: Contrast, scores: PairedScores, evidence: Evidence, analysis: Analysis, looks: int, family: int
+) -> bool:
+    """Return True if a contrast needs no further seeds: the stopping rule of adaptive seeds.
+
+    The contrast is judged by itself at level alpha / (looks x family), so that no contrast waits for another.
+    `family` is the number of declared contrasts. A contrast that cannot be tested stops at once, because more
+    seeds do not make more units.
+
+    Reported p-values are multiplied by `looks` and then adjusted by Holm's method. This is valid for any
+    stopping rule. The chance that p falls to x / looks at one of the looks is at most x, the sum of the
+    chances at each. So `looks` times the p at the stop is a valid p-value, and Holm's method needs no more.
+    The first step of Holm's method has the level used here, and its other steps are milder. So a contrast
+    that stopped here is decided in the report.
+    """
+    if not evidence.tests:
         return True
     from sweeps.analysis import statistics  # loads scipy, which no other command on the store needs
 
-    return statistics.stopped(
-        scores.differences,
-        overlap=overlap,
-        rope=scores.rope,
-        alpha=analysis.alpha,
-        looks=looks,
-        family=family,
-        test=analysis.test,
-    )
+    result = evidence.result
+    inside = statistics.equivalence(evidence.tests, scores.rope)
+    level = analysis.alpha / (looks * family)
+    return verdict(contrast, result.estimate, result.p, inside, level) != "undecided"
+
+
+def more_seeds(
+    kind: str,
+    part: str,
+    units: np.ndarray,
+    folds: int,
+    differences: np.ndarray,
+    rope: float,
+    level: float,
+) -> int | None:
+    """Predict how many further seeds would decide a contrast if its mean stayed (`statistics.more_seeds`).
+
+    `units (folds,)` are the units of the folds, `folds` those of one deal, and `differences` is (folds,
+    seeds). The result is None where the unit of the test is neither a fold nor an origin.
+    """
+    if part == "test" and kind in ("random", "spatial"):
+        return None
+    from sweeps.analysis import statistics
+
+    return statistics.more_seeds(*by_unit(kind, part, units, folds, differences), rope, level)
+
+
+def by_unit(
+    kind: str, part: str, units: np.ndarray, folds: int, differences: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Average `differences (folds, seeds)` over the folds of a unit: (units, seeds), and their overlap.
+
+    For the tests whose unit is a fold or an origin; `folds` are those of one deal.
+    """
+    if kind not in ("checkerboard", "checkerboards") and part == "test":
+        return differences, overlap(folds)
+    rows = [differences[units == unit] for unit in np.unique(units)]
+    return np.array([row.mean(axis=0) for row in rows]), 1.0  # NaN where a fold of the unit is missing
 
 
 def _mean(values: np.ndarray) -> float:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from pm25.metrics import METRICS, SCORES
 from pm25.settings import CONTROLS
+from pm25.splits import HOLDOUT_PARTS
 from sweeps.analysis.judgement import GAP
 from sweeps.spec.design import Arm
 
@@ -100,8 +101,8 @@ def regime_of(regime: str, part: str) -> str:
 
 
 def directions(rows: pd.DataFrame) -> pd.DataFrame:
-    """Select the OoR rows and make each held-out region a split of its own."""
-    cells = rows.loc[rows["regime"] == OOR]
+    """Select the OoR rows and make each held-out region a split of its own; not those of repeated splits."""
+    cells = rows.loc[(rows["regime"] == OOR) & ~rows["kind"].isin(["checkerboards", "blocks"])]
     labels = [direction(split, fold) for split, fold in zip(cells["split"], cells["fold"], strict=True)]
     cells = cells.assign(split=pd.Series(labels, index=cells.index, dtype="str"))
     return cells.iloc[sorted(range(len(cells)), key=lambda i: int(cells["fold"].iloc[i]))]
@@ -113,8 +114,22 @@ def direction(split: str, fold: int) -> str:
 
 
 def held_out(split: str, fold: int) -> str:
-    """Name the region that a fold of an OoR split holds out; on a checkerboard it is a colour."""
-    return f"{'colour' if split.startswith('checkerboard') else 'region'} {fold} held out"
+    """Name the region that a fold of an OoR split holds out.
+
+    It is a colour on a checkerboard, and a set of blocks in a split of blocks.
+    """
+    if split.startswith("checkerboards"):
+        half, part = divmod(fold, HOLDOUT_PARTS) if "-rotate" in split else (fold, None)
+        origin, colour = divmod(half, 2)
+        rotated = "" if part is None else f", part {part} within"
+        return f"origin {origin}, colour {colour} held out{rotated}"
+    kinds = {"checkerboard": "colour", "blocks": "blocks of fold"}
+    return f"{kinds.get(split.split('-')[0], 'region')} {fold} held out"
+
+
+def split_title(split: str) -> str:
+    """Name a split in tables and figures; a random split says that its result holds at these monitors."""
+    return "random, at these monitors" if split == "random" else split
 
 
 def number(value: float, metric: str, sign: bool = False) -> str:

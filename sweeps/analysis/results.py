@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-import pm25
-from pm25 import protocol, splits
+from pm25 import splits
 from pm25.cell import Cell
 from pm25.metrics import METRICS, SCORES
 from pm25.panel import Panel
 from pm25.splits import AnySplit
 from sweeps.analysis import comparability, labels
-from sweeps.spec.design import Arm
+from sweeps.spec.design import Scope
 from sweeps.spec.search_space import Search
 from sweeps.spec.study import Study
-from sweeps.store.records import Record
+from sweeps.store.records import Record, failed_checks
 from sweeps.store.search_trials import ArmTrials
 
 SCORE_COLUMNS = [f"{part}_{name}" for part in ("test", "wr", "val") for name in SCORES]
@@ -38,9 +37,11 @@ def rows(
 
     Columns: key, variant, fusion, split, regime, fold, seed, state ('done', 'failed', 'missing'), sample
     counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds and error. The column
-    marked lists the checks that the cell's audit failed, '' for none. The next two list how the cell differs
+    marked lists the checks that the cell failed (`records.failed_checks`), '' for none. The next two list how
+    the cell differs
     from the 'none' that it is paired with, undeclared and tuned (`comparability.differences`). Then come
-    folds, the number of folds of the split, further metrics, and the measurements of the audit.
+    folds, the number of folds of the split in one origin or deal; kind, the kind of the split; unit, the
+    independent unit of its fold (`pm25.splits`); further metrics, and the measurements of the audit.
     """
     lines, more = [], dict.fromkeys(SCORE_COLUMNS, "float64")
     against_none = _against_none(cells, records)
@@ -59,10 +60,12 @@ def rows(
             "unfair": "",
             "tuned": "",
             "folds": cell.split.folds,
+            "kind": cell.split.kind,
+            "unit": cell.split.unit(cell.fold),
         }
         if record["state"] == "done":
             audit = {name: value for name, value in record["audit"].items() if name != "failed"}
-            line["marked"] = "; ".join(record["audit"].get("failed", []))
+            line["marked"] = "; ".join(failed_checks(record))
             if key in against_none:
                 undeclared, tuned = against_none[key]
                 line |= {"unfair": "; ".join(undeclared), "tuned": "; ".join(tuned)}
@@ -73,7 +76,8 @@ def rows(
             line["error"] = f"{record['error']['type']}: {record['error']['message']}"
         lines.append(line)
     first = ["key", "variant", "fusion", "split", "regime", "fold", "seed", "state"]
-    columns = [*first, *COUNTS, *SCORE_COLUMNS, "seconds", "error", "marked", "unfair", "tuned", "folds"]
+    columns = [*first, *COUNTS, *SCORE_COLUMNS, "seconds", "error", "marked", "unfair", "tuned"]
+    columns += ["folds", "kind", "unit"]
     frame = pd.DataFrame(lines, columns=[*columns, *sorted(more.keys() - {*SCORE_COLUMNS})])
     return frame.astype(dict.fromkeys(COUNTS, "Int64") | more)
 
@@ -104,7 +108,7 @@ def facts(
 ) -> dict[str, Any]:
     """Collect where the numbers come from, as the report prints it.
 
-    `overlap_with_search` is that of `StudyState`: the share of each test set that the search has seen.
+    `overlap_with_search` is that of `StudyState`: the share of each test set that the search has used.
     """
     done = [record for record in records.values() if record["state"] == "done"]
     versions = {(name, version) for record in done for name, version in record["versions"].items()}
@@ -126,7 +130,7 @@ def facts(
         "first_day": str(panel.dates[0]),
         "last_day": str(panel.dates[-1]),
         "encoders": dict(sorted({(r["cell"]["variant"], r["encoder"]) for r in done if r["encoder"]})),
-        "numerics": pm25.NUMERICS,
+        "numerics": ", ".join(sorted({str(r.get("numerics", "?")) for r in done})),
         "commits": _commits(done),
         "settings": {
             "channels": ", ".join(panel.channels),
@@ -157,10 +161,10 @@ def _commits(done: Sequence[Record]) -> dict[str, str]:
 
 
 def _search(search: Search, known: Mapping[tuple[str, int], float]) -> dict[str, Any]:
-    """Describe how the arms were tuned, and how much of each test set the search has seen."""
+    """Describe how the arms were tuned, and how much of each test set the search has used."""
     declared = search.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     shares = {f"{split} fold {fold}": f"{share:.0%}" for (split, fold), share in known.items()}
-    return {**declared, "test samples on a trial's training side": shares}
+    return {**declared, "test samples used by the search": shares}
 
 
 class SplitMap(NamedTuple):
@@ -173,17 +177,17 @@ class SplitMap(NamedTuple):
 
 
 def cuts(study: Study, panel: Panel) -> list[SplitMap]:
-    """Cut the panel by the study's out-of-region splits, the first two folds of each."""
+    """Cut the panel by the study's out-of-region splits, the first folds with two test sets of each."""
     found = []
     for factor in study.design.split:
         if factor.split.regime != "OoR":
             continue
         roles = {}
-        for fold in factor.folds[:2]:
-            parts = splits.cut(factor.split, fold, panel, study.window)
-            if study.protocol == "paper":
-                parts = protocol.paper_indices(parts, panel)
-            roles[fold] = _roles(panel, parts)
+        first: dict[Any, int] = {}  # several folds of a rotating holdout have one test set
+        for fold in factor.folds:
+            first.setdefault(factor.split.position(fold)[:2], fold)
+        for fold in [*first.values()][:2]:
+            roles[fold] = _roles(panel, study.cut(factor.split, fold, panel))
         found.append(SplitMap(factor.split, roles))
     return found
 
@@ -201,15 +205,17 @@ def _roles(panel: Panel, parts: splits.SplitIndices) -> pd.DataFrame:
     )
 
 
-def search_trials(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
-    """Make one line per ended trial and objective: arm, number, state, objective, value, smaller_is_better.
+def search_trials(searches: Mapping[Scope, ArmTrials]) -> pd.DataFrame:
+    """Make one line per ended trial and objective.
 
-    The value is a validation score in the metric's unit; NaN if the trial has none.
+    Columns: arm, number, state, objective, value, smaller_is_better, fold. The value is a validation score in
+    the metric's unit; NaN if the trial has none. The fold is '' unless the search is nested.
     """
-    columns = ["arm", "number", "state", "objective", "value", "smaller_is_better"]
+    columns = ["arm", "number", "state", "objective", "value", "smaller_is_better", "fold"]
     lines = []
     for trials in searches.values():
         search, label = trials.search, labels.arm(trials.arm.variant, trials.arm.fusion)
+        fold = "" if trials.fold is None else f"{trials.fold.split} fold {trials.fold.fold}"
         for record in trials.ended:
             values = (
                 trials.values(record) if record["state"] == "done" else [math.nan] * len(search.objective)
@@ -217,12 +223,12 @@ def search_trials(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
             for regime, value in zip(search.objective, values, strict=True):
                 name = f"{labels.OOR if regime == 'oor' else labels.WR} {METRICS[search.metric].title}"
                 lines.append(
-                    (label, record["number"], record["state"], name, value, search.smaller_is_better)
+                    (label, record["number"], record["state"], name, value, search.smaller_is_better, fold)
                 )
     return pd.DataFrame(lines, columns=columns)
 
 
-def searches(found: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
+def searches(found: Mapping[Scope, ArmTrials]) -> pd.DataFrame:
     """Make one line per arm: trials, those pruned and failed, epochs, hours, scores of the chosen trial."""
     columns = ["arm", "trials", "pruned", "failed", "epochs", "hours", "best"]
     lines = []
@@ -238,11 +244,14 @@ def searches(found: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
             scores = f"{METRICS[metric].name} {scores} (no. {best['number']})"
         count = f"{len(states)} of {trials.search.trials}"
         ended = (states.count("pruned"), states.count("failed"), trials.epochs, f"{hours:.2f}", scores)
-        lines.append((labels.arm(trials.arm.variant, trials.arm.fusion), count, *ended))
+        label = labels.of_arm(trials.arm)
+        if trials.fold is not None:
+            label += f", {trials.fold.split} fold {trials.fold.fold}"
+        lines.append((label, count, *ended))
     return pd.DataFrame(lines, columns=columns)
 
 
-def search_parameters(searches: Mapping[Arm, ArmTrials]) -> pd.DataFrame:
+def search_parameters(searches: Mapping[Scope, ArmTrials]) -> pd.DataFrame:
     """Make one line per arm and tuned setting: arm, parameter, importance.
 
     The importance is the share of the variance of validation scores that the setting explains. Those of an

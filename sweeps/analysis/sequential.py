@@ -1,6 +1,5 @@
-"""Number of seeds of every arm and fold, where a study adds seeds only to contrasts that are undecided."""
+"""Cells that a study asks for, where it adds seeds or repeats only to contrasts that are undecided."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,79 +7,99 @@ from typing import Any
 import numpy as np
 
 from pm25.cell import Cell
-from sweeps.analysis import judgement, units
+from sweeps.analysis import judgement, next_look
+from sweeps.analysis.next_look import DECIDED, TOO_FEW, UNDECIDED, State
 from sweeps.spec.claims import Contrast
-from sweeps.spec.design import AdaptiveSeeds, Arm
+from sweeps.spec.design import Arm, SplitFactor
 from sweeps.spec.study import Study
-from sweeps.store.records import Record
+from sweeps.store.records import Record, Store
+
+__all__ = ["DECIDED", "TOO_FEW", "UNDECIDED", "Looks", "Schedule", "outcome", "rule"]
 
 Position = tuple[Arm, str, int]
 """An arm, the label of a split, and a fold of it."""
 
-DECIDED, TOO_FEW, UNDECIDED = "decided", "too few test sets", "undecided at the most seeds"
 
+class Schedule:
+    """The looks at one contrast: what it has had so far, and why it gets no more."""
 
-class SeedSchedule:
-    """The looks of one contrast: how many seeds it has had so far, and why it gets no more."""
-
-    def __init__(self, contrast: Contrast, folds: tuple[int, ...], overlap: float) -> None:
-        self.contrast, self.folds, self.overlap = contrast, folds, overlap
-        self.positions: tuple[Position, ...] = tuple(
-            (arm, contrast.split, fold) for arm in (contrast.arm, contrast.other) for fold in folds
-        )
-        self.look = 0
-        """Index of the present look, from 0."""
+    def __init__(self, contrast: Contrast, factor: SplitFactor, path: list[State]) -> None:
+        self.contrast, self.factor = contrast, factor
+        self.path = path
+        """States at the looks so far, the present one last."""
         self.stopped = ""
-        """Why the contrast gets no further seeds; empty while cells of the present look are missing."""
+        """Why the contrast gets nothing more; empty while cells of the present look are missing."""
+
+    @property
+    def state(self) -> State:
+        """State of the present look."""
+        return self.path[-1]
+
+    def folds(self, repeats: int | None) -> tuple[int, ...]:
+        """Return the folds of the first origins or deals; None for all of them."""
+        position = self.factor.split.position
+        return tuple(
+            fold
+            for fold in self.factor.folds
+            if self.contrast.fold in (None, fold) and (repeats is None or position(fold).repeat < repeats)
+        )
+
+    def positions(self, repeats: int | None) -> list[Position]:
+        """Return the positions of both arms on these folds."""
+        contrast = self.contrast
+        return [(a, contrast.split, f) for a in (contrast.arm, contrast.other) for f in self.folds(repeats)]
 
 
 class Looks:
     """The looks at every declared contrast, as a function of the records alone.
 
-    Each contrast goes from look to look by itself, and each look is judged with its own seeds. So neither the
-    order of the records nor the seeds of another contrast matter. A look is judged when all its cells have
-    ended. If `statistics.stopped` does not stop the contrast, both of its arms get more seeds on its folds.
-    More seeds do not make more test sets, so a contrast with too few of them has the first look alone.
+    Each contrast goes from look to look by itself, and each look is judged with its own cells. So neither the
+    order of the records nor the cells of another contrast matter. A look is judged when all its cells have
+    ended. If `next_look.following` does not stop the contrast, both of its arms get what it buys.
     """
 
-    def __init__(self, study: Study, ended: Iterable[tuple[Cell, Record]] = ()) -> None:
-        """Judge the contrasts of `study` from `ended`, cells with their records.
+    def __init__(self, study: Study, store: Store, ended: Iterable[tuple[Cell, Record]] = ()) -> None:
+        """Judge the contrasts of `study` from `ended`, cells with their records, and their predictions.
 
         Records of cells that no look asks for change nothing.
         """
-        assert isinstance(study.design.seed, AdaptiveSeeds)
-        self._analysis, self._looks = study.analysis, study.design.seed.looks
+        self._store = store
+        self._analysis, self._ladders = study.analysis, study.design.looks
+        self._all_seeds = study.design.seeds
+        self._rank = {seed: i for i, seed in enumerate(self._all_seeds)}
         factors = {factor.split.label: factor for factor in study.design.split}
+        begin = {label: next_look.first(self._ladders.of(label)) for label in factors}
         self._seeds: dict[Position, int] = {
-            (arm, label, fold): self._looks[0]
+            (arm, label, fold): self._number(begin[label]) if _among(factor, fold, begin[label]) else 0
             for arm in study.arms()
             for label, factor in factors.items()
             for fold in factor.folds
         }
-        self._scores: dict[Position, dict[int, Mapping[str, float]]] = defaultdict(dict)
-        self.schedules: list[SeedSchedule] = []
-        self._schedules_at: dict[Position, list[SeedSchedule]] = defaultdict(list)
+        """Number of seeds that each position has."""
+        self._ended: dict[Position, dict[int, tuple[Cell, Record]]] = defaultdict(dict)
+        self.schedules: list[Schedule] = []
+        self._schedules_at: dict[Position, list[Schedule]] = defaultdict(list)
         for contrast in study.contrasts():
             factor = factors[contrast.split]
-            folds = tuple(fold for fold in factor.folds if contrast.fold in (None, fold))
-            schedule = SeedSchedule(contrast, folds, units.overlap(factor.split.folds))
-            if judgement.too_few(len(folds), self._analysis, len(self._looks)):
+            schedule = Schedule(contrast, factor, [begin[contrast.split]])
+            units = np.array([factor.split.unit(fold) for fold in schedule.folds(None)])
+            if not judgement.may_be_tested(factor.split.kind, contrast.part, units):
                 schedule.stopped = TOO_FEW
             self.schedules.append(schedule)
-            for position in schedule.positions:
+            for position in schedule.positions(None):
                 self._schedules_at[position].append(schedule)
         for cell, record in ended:
-            self._add_scores(cell, record)
+            self._ended[_position(cell)][cell.seed] = cell, record
         for schedule in self.schedules:
             self._advance(schedule)
 
     def asks_for(self, cell: Cell) -> bool:
-        """Return True if the cell's seed is among those that the interim analyses (looks) have requested."""
-        return cell.seed < self._seeds[_position(cell)]
+        """Return True if the cell is among those that the interim analyses (looks) have requested."""
+        return self._rank[cell.seed] < self._seeds[_position(cell)]
 
     def may_ask_for(self, cell: Cell) -> bool:
-        """Return True if the cell's seed is requested already, or may be at a later look."""
-        return cell.seed < self._most_seeds(_position(cell))
+        """Return True if the cell is requested already, or may be at a later look."""
+        return self._rank[cell.seed] < self._most_seeds(_position(cell))
 
     @property
     def further(self) -> int:
@@ -89,104 +108,149 @@ class Looks:
 
     def add(self, cell: Cell, record: Record) -> bool:
         """Add the record of a cell that has ended; return whether the study now asks for more cells."""
-        self._add_scores(cell, record)
+        self._ended[_position(cell)][cell.seed] = cell, record
         grown = [self._advance(schedule) for schedule in self._schedules_at[_position(cell)]]
         return any(grown)
+
+    def _number(self, state: State) -> int:
+        """Number of seeds of a state."""
+        return len(self._all_seeds) if state.seeds is None else state.seeds
 
     def _most_seeds(self, position: Position) -> int:
         """Number of seeds at a position if nothing more is decided."""
         undecided = any(not schedule.stopped for schedule in self._schedules_at[position])
-        return self._looks[-1] if undecided else self._seeds[position]
+        return len(self._all_seeds) if undecided else self._seeds[position]
 
-    def _add_scores(self, cell: Cell, record: Record) -> None:
-        scores = record["metrics"] if record["state"] == "done" else {}  # a failed cell has no number
-        self._scores[_position(cell)][cell.seed] = scores
-
-    def _advance(self, schedule: SeedSchedule) -> bool:
-        """Advance to the look whose cells are missing, or stop; return whether more seeds were given."""
+    def _advance(self, schedule: Schedule) -> bool:
+        """Advance to the look whose cells are missing, or stop; return whether more cells are asked for."""
         grown = False
         while not schedule.stopped:
-            seeds = self._looks[schedule.look]
-            if not all(seed in self._scores[at] for at in schedule.positions for seed in range(seeds)):
+            state = schedule.state
+            positions, seeds = schedule.positions(state.repeats), self._all_seeds[: self._number(state)]
+            if not all(seed in self._ended[at] for at in positions for seed in seeds):
                 break
-            schedule.stopped = self._reason_to_stop(schedule, seeds)
-            if schedule.stopped:
+            found = self._following(schedule, [self._ended[at][seed] for at in positions for seed in seeds])
+            if isinstance(found, str):
+                schedule.stopped = found
                 break
-            if seeds == self._looks[-1]:
-                schedule.stopped = UNDECIDED
-                break
-            schedule.look += 1
-            for position in schedule.positions:
-                if self._seeds[position] < self._looks[schedule.look]:
-                    self._seeds[position] = self._looks[schedule.look]
+            schedule.path.append(found)
+            for position in schedule.positions(found.repeats):
+                if self._seeds[position] < self._number(found):
+                    self._seeds[position] = self._number(found)
                     grown = True
         return grown
 
-    def _reason_to_stop(self, schedule: SeedSchedule, seeds: int) -> str:
-        """Judge a contrast with `seeds` per fold; the result is empty if its test leaves it undecided."""
-        contrast, analysis, looks = schedule.contrast, self._analysis, len(self._looks)
-        arm, other = (self._score_matrix(schedule, seeds, which) for which in (contrast.arm, contrast.other))
-        scores = judgement.paired_scores(contrast, arm, other, analysis)
-        if judgement.too_few(len(scores.units), analysis, looks):
-            return TOO_FEW
-        stops = judgement.stops(scores, schedule.overlap, analysis, looks, len(self.schedules))
-        return DECIDED if stops else ""
+    def _following(self, schedule: Schedule, ended: list[tuple[Cell, Record]]) -> State | str:
+        """Judge the present look from all its cells (`next_look.following`)."""
+        from sweeps.analysis import artifacts, inference, results  # load pandas and scipy
 
-    def _score_matrix(self, schedule: SeedSchedule, seeds: int, arm: Arm) -> np.ndarray:
-        """Arrange the scores of one arm as (folds, seeds); NaN where a cell has no finite number."""
-        name = f"{schedule.contrast.part}_{schedule.contrast.metric}"
-        by_fold = (self._scores[arm, schedule.contrast.split, fold] for fold in schedule.folds)
-        scores = np.array([[of[seed].get(name, math.nan) for seed in range(seeds)] for of in by_fold], float)
-        return np.where(np.isfinite(scores), scores, math.nan)
+        contrast, analysis, split = schedule.contrast, self._analysis, schedule.factor.split
+        ladder = self._ladders.of(contrast.split)
+        cells = {record["key"]: cell for cell, record in ended}
+        rows = results.rows(cells, {record["key"]: record for _, record in ended})
+        sums = artifacts.predictions(self._store, rows)
+        scores, evidence = inference.evidence(contrast, rows, analysis, ladder.looks, sums)
+        return next_look.following(
+            contrast,
+            schedule.state,
+            ladder,
+            split.kind,
+            int(split.folds),
+            np.array([split.unit(fold) for fold in schedule.folds(schedule.state.repeats)]),
+            scores,
+            evidence,
+            analysis,
+            len(self.schedules),
+        )
 
 
-def outcome(study: Study, records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """List how the seeds of every declared contrast were settled; empty if the study lists its seeds.
+def outcome(study: Study, store: Store, records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """List how the looks at every declared contrast ended; empty if the study adds nothing.
 
     `records` are those of the study's cells. Each item has the texts of the contrast's `claims`, both arms,
     split, part, fold (None for all) and metric. `looks` are the numbers of seeds at each look so far; `seeds`
     is the last of them. `max` is the number of seeds at the last possible look. `stopped` says why the
-    contrast gets no further seeds; it is '' while cells of its look are missing.
+    contrast gets nothing more; it is '' while cells of its look are missing. On a split with adaptive
+    repeats, `repeated_by` names them ('origins' or 'deals'). `repeats` are their numbers at each look, and
+    `max_repeats` is the largest.
     """
-    if not isinstance(study.design.seed, AdaptiveSeeds):
+    if not study.design.looks.adaptive:
         return []
-    looks = Looks(study, ((Cell.model_validate(r["cell"]), r) for r in records.values()))
-    sizes = study.design.seed.looks
-    return [
-        {
-            "claims": [claim.claim for claim in study.claims if claim.contrast == schedule.contrast],
-            "arm": schedule.contrast.arm.label,
-            "variant": schedule.contrast.arm.variant,
-            "fusion": schedule.contrast.arm.fusion,
-            "other": schedule.contrast.other.label,
-            "other_variant": schedule.contrast.other.variant,
-            "other_fusion": schedule.contrast.other.fusion,
-            "split": schedule.contrast.split,
-            "part": schedule.contrast.part,
-            "fold": schedule.contrast.fold,
-            "metric": schedule.contrast.metric,
-            "looks": list(sizes[: schedule.look + 1]),
-            "seeds": sizes[schedule.look],
-            "max": sizes[-1],
-            "stopped": schedule.stopped,
-        }
-        for schedule in looks.schedules
-    ]
+    found = Looks(study, store, ((Cell.model_validate(r["cell"]), r) for r in records.values()))
+    every = len(study.design.seeds)
+    items: list[dict[str, Any]] = []
+    for schedule in found.schedules:
+        contrast, repeats = schedule.contrast, schedule.factor.repeats
+        seeds = [every if state.seeds is None else state.seeds for state in schedule.path]
+        items.append(
+            {
+                "claims": [claim.claim for claim in study.claims if claim.contrast == contrast],
+                "arm": contrast.arm.label,
+                "variant": contrast.arm.variant,
+                "fusion": contrast.arm.fusion,
+                "other": contrast.other.label,
+                "other_variant": contrast.other.variant,
+                "other_fusion": contrast.other.fusion,
+                "split": contrast.split,
+                "part": contrast.part,
+                "fold": contrast.fold,
+                "metric": contrast.metric,
+                "looks": seeds,
+                "seeds": seeds[-1],
+                "max": every,
+                "stopped": schedule.stopped,
+            }
+        )
+        if repeats is not None:
+            items[-1] |= {
+                "repeated_by": schedule.factor.split.repeated_by,
+                "repeats": [state.repeats for state in schedule.path],
+                "max_repeats": repeats.max,
+            }
+    return items
 
 
 def rule(study: Study) -> str:
-    """Explain the stopping rule in words; empty if the study lists its seeds."""
-    if not isinstance(study.design.seed, AdaptiveSeeds):
+    """Explain the stopping rule in words; empty if the study adds nothing."""
+    ladders = study.design.looks
+    if not ladders.adaptive:
         return ""
-    first, *later = study.design.seed.looks
     family = len(study.contrasts())
-    return (
-        f"Every arm has {first} seeds. Both arms of a declared contrast get more on its folds, "
-        f"{', then '.join(map(str, later))} in all, as long as its test does not decide it. Each contrast is "
-        f"judged by itself, at a level of {study.analysis.alpha:g} over {family} contrasts and "
-        f"{len(later) + 1} looks. Contrasts with too few test sets have the first {first} seeds alone: "
-        "more seeds do not make more test sets."
+    begin, grow = [], []
+    if ladders.seeds:
+        begin.append(f"{ladders.seeds[0]} seeds")
+        grow.append(f"seeds ({_then(ladders.seeds)})")
+    for factor in study.design.split:
+        if factor.repeats is not None:
+            name, on = factor.split.repeated_by, factor.split.label
+            begin.append(f"{factor.repeats.start} {name} on {on}")
+            grow.append(f"{name} on {on} ({_then(factor.repeats.looks)})")
+    number = {label: ladders.of(label).looks for label in (f.split.label for f in study.design.split)}
+    counts = f"{max(number.values())} looks"
+    if len({*number.values()}) > 1:
+        counts = "its looks (" + ", ".join(f"{n} on {label}" for label, n in number.items()) + ")"
+    choice = (
+        "Where both may be added, a look adds what is predicted to shrink the interval most per training. "
+        if ladders.seeds and ladders.repeats
+        else ""
     )
+    last = f"the first {ladders.seeds[0]} seeds" if ladders.seeds else "the first look"
+    return (
+        f"Every arm begins with {' and '.join(begin)}. Both arms of a declared contrast get more on its "
+        f"folds, as long as its test does not decide it: {' or '.join(grow)}. {choice}Each contrast is "
+        f"judged by itself, at a level of {study.analysis.alpha:g} over {family} contrasts and "
+        f"{counts}. Contrasts with too few units have {last} alone: more seeds do not make more units."
+    )
+
+
+def _then(numbers: Iterable[int]) -> str:
+    first, *later = map(str, numbers)
+    return f"{first}, {', then '.join(later)} in all"
+
+
+def _among(factor: SplitFactor, fold: int, state: State) -> bool:
+    """Return True if a fold is of the first repeats that a state has."""
+    return state.repeats is None or factor.split.position(fold).repeat < state.repeats
 
 
 def _position(cell: Cell) -> Position:

@@ -1,30 +1,25 @@
-"""Independent test sets, the units of every test: how many are enough, and their means over seeds.
+"""Independent units of the tests: how many of each kind are enough, and means over seeds.
 
-A *unit* is one test set, a fold of a split. Trainings that share a test set are not independent evidence, so
-seeds are averaged within their unit before anything is tested. The module needs numpy alone, because the
-commands that only ask which seeds to run do not load scipy.
+A *unit* is what counts as one piece of independent evidence: an origin of checkerboards, a block of monitors,
+a day, a fold. Trainings that share it are not independent, so seeds are averaged before anything is tested.
+The module needs numpy alone, because the commands that only ask which seeds to run do not load scipy.
 """
-
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Test = Literal["corrected_t", "wilcoxon"]
 
 MIN_UNITS = 3
-"""Fewest units of a corrected t-test; with two, the interval is 12.7 standard errors wide on either side."""
-
-
-def enough_units(n: int, alpha: float, test: Test) -> bool:
-    """Return True if `n` units can be tested at level `alpha`, however many seeds each has."""
-    return wilcoxon_reaches(n, alpha) if test == "wilcoxon" else n >= MIN_UNITS
-
-
-def wilcoxon_reaches(n: int, alpha: float) -> bool:
-    """Return True if a signed rank test of `n` pairs can reject at `alpha`: its smallest p is 2 / 2^n."""
-    return n > 0 and 2 / 2**n <= alpha
+"""Fewest units of a t-test; with two, the interval is 12.7 standard errors wide on either side."""
+MIN_FOLDS = MIN_UNITS
+"""Fewest folds that are tested."""
+MIN_ORIGINS = 5
+"""Fewest origins of checkerboards that are tested."""
+MIN_BLOCKS = 8
+"""Fewest effective blocks of monitors that are tested by the jackknife."""
+MIN_PERIODS = 5
+"""Fewest test periods of a rolling split that are tested."""
 
 
 def unit_means(values: Array) -> Array:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-import pm25
 from pm25.cell import Cell
 from pm25.metrics import SCORES
 from pm25.panel import Panel
@@ -129,7 +128,7 @@ def trivial(
         "cell": cell.resolved(),
         "encoder": None,
         "data": panel.fingerprint,
-        "numerics": pm25.NUMERICS,
+        "numerics": cell.numerics,
         "host": socket.gethostname(),
         "device": "none",
         "threads": 1,

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sweeps.bench import busy, engine, mirror, report, scale, trial
+from sweeps.bench import busy, calibration, engine, mirror, report, scale, trial
 from sweeps.bench.harness import Measurement
 
 
@@ -15,13 +15,16 @@ def measure(
     cells: Sequence[int] = (200, 2000),
     server: str | None = None,
     recorded: Path | None = None,
+    studies: int = 500,
 ) -> Iterator[Measurement]:
     """Yield each measurement when it is ready; files are written below a temporary folder.
 
-    `only` is the name of a group: trial, engine, mirror, report, busy or scale. The trial reads the panel
-    `table`, or a synthetic one of the size of the 2021 table. The engine trains each number of `cells`. The
-    runs in MLflow go to SQLite, and to `server` if it is given. `recorded` is a study's folder from which the
-    simulation draws the seconds of cells.
+    `only` is the name of a group: trial, engine, mirror, report, busy, scale or calibration. The last one
+    measures the report's tests and not this machine, so it runs only if it is named. It simulates `studies`
+    of each kind on the positions of `table`, or on synthetic ones. The trial reads the panel `table`, or a
+    synthetic one of the size of the 2021 table. The engine trains each number of `cells`. The runs in MLflow
+    go to SQLite, and to `server` if it is given. `recorded` is a study's folder from which the simulation
+    draws the seconds of cells.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -37,6 +40,8 @@ def measure(
             yield from busy.run(folder)
         if only in (None, "scale"):
             yield from scale.run(folder, recorded)
+        if only == "calibration":
+            yield from calibration.run(table, studies)
 
 
 def _synthetic(folder: Path) -> Path:

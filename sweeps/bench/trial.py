@@ -94,7 +94,7 @@ def _bare_loop(cell: Cell, panel: Panel, device: str) -> Callable[[], object]:
     def loop() -> None:
         model = build(inputs.width, cell.model).to(device)
         optimiser = torch.optim.Adam(model.parameters(), lr=cell.train.learning_rate, fused=True)
-        loss_of = nn.HuberLoss()
+        loss_of = nn.MSELoss()
 
         def score(windows: torch.Tensor) -> torch.Tensor:
             model.eval()

@@ -25,15 +25,29 @@ def data() -> None:
 
 @data.command()
 @click.argument("table")
+@click.option(
+    "--harmless",
+    multiple=True,
+    metavar="COLUMN",
+    help="Accept this column although it resembles the target (repeatable), like data.harmless of a study.",
+)
 @json_option
-def check(table: str, as_json: bool) -> int:
+def check(table: str, harmless: tuple[str, ...], as_json: bool) -> int:
     """List every problem of TABLE with its column and rows; exit 2 if there is one.
+
+    Every numeric column is compared with the target as a possible channel, and a column that contains it is a
+    problem.
 
     TABLE is a path, or an address such as s3://bucket/panel.parquet. The JSON lists all rows of a problem.
     """
-    from pm25 import panel, uri
+    from pm25 import leak_probes, panel, uri
 
-    found = panel.check(panel.read_table(table), uri.file_name(table))
+    content = panel.read_table(table)
+    found = panel.check(content, uri.file_name(table))
+    if not found.problems:
+        leaks = leak_probes.find(panel.from_table(content, table), harmless)
+        problems = [panel.Problem(leak.channel, leak.problem, leak_probes.fix([leak])) for leak in leaks]
+        found.problems.extend(problems)
     if as_json:
         faults = {
             kind: [

@@ -35,6 +35,11 @@ def plan_content(
     for key in done:
         arms[Arm.of(state.cells[key]).label]["done"] += 1
     costs = estimate.content(state.store.size(done), budget)
+    repeats = {
+        factor.split.label: {"of": factor.split.repeated_by, **factor.repeats.model_dump()}
+        for factor in state.study.design.split
+        if factor.repeats is not None
+    }
     return {
         "study": state.study.study,
         "arms": arms,
@@ -46,17 +51,27 @@ def plan_content(
             }
             for (label, fold), indices in split_indices.items()
         ],
+        **({} if state.study.search is None else {"searched_test": _searched_test(state)}),
         "seeds": list(state.study.design.first_seeds),
         "cells": state.cell_counts(records),
         **({} if state.looks is None else {"further": state.further}),
+        **({"repeats": repeats} if repeats else {}),
         "cpu_hours_left": costs["cpu_hours"] and costs["cpu_hours"]["expected"],
         "disk_mb_left": costs["disk_mb"]["expected"],
         **costs,
     }
 
 
-def plan_lines(content: Mapping[str, Any], data: str) -> Iterator[str]:
-    """Format the JSON object of a plan as text; `data` describes the panel."""
+def _searched_test(state: "StudyState") -> dict[str, float]:
+    """Return the largest share of a split's test sets that the search uses, by label of the split."""
+    found: dict[str, float] = {}
+    for (label, _), share in state.overlap_with_search().items():
+        found[label] = max(share, found.get(label, 0.0))
+    return {label: round(share, 4) for label, share in found.items()}
+
+
+def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = ()) -> Iterator[str]:
+    """Format the JSON object of a plan as text; `data` describes the panel, `findings` what it could find."""
     cells, capacity = content["cells"], content["room"]
     yield (
         f"{content['study']}: {len(content['arms'])} arms, {cells['total']} cells, {cells['missing']} to run"
@@ -72,8 +87,17 @@ def plan_lines(content: Mapping[str, Any], data: str) -> Iterator[str]:
             yield from (f"  split   {label} fold {f['fold']}: {_sizes([f])} samples" for f in folds)
     further = f"; up to {content['further']} more cells if undecided" if content.get("further") else ""
     yield f"  seeds   {', '.join(map(str, content['seeds']))}{further}"
+    for label, own in content.get("repeats", {}).items():
+        yield f"  {own['of']:<7} {label}: {own['start']}, up to {own['max']} if undecided"
     if content["search_trials"]:
         yield f"  search  {content['search_trials']} trials to run"
+    yield from findings
+    for label, share in content.get("searched_test", {}).items():
+        if share:
+            yield (
+                f"  search  uses up to {share:.0%} of a test set of split {label}, so its results will fail "
+                "their audit; set search.reserve=0.15"
+            )
     if not content["jobs"]:
         return
     for labels, epochs in _grouped((label, _range(e)) for label, e in content["epochs"].items()):

@@ -108,7 +108,7 @@ def _study_results(reference: str, overrides: tuple[str, ...], name: str) -> "St
 
     state = open_state(reference, overrides)
     rows = state.rows()
-    return StudyResults(name, rows, state.records(), inferred(state.study, rows))
+    return StudyResults(name, rows, state.records(), inferred(state.study, rows, state.store))
 
 
 @click.command()
@@ -193,9 +193,9 @@ def importance(study: str, overrides: tuple[str, ...], key: str | None, repeats:
 
     The permutation importance is measured for each channel and for the embedding.
 
-    KEY names one cell, and may be its first digits. Without KEY, the winner of every arm is measured: the
-    cell with the lowest validation error. The result is stored with the cell as importance.parquet, from
-    which the report draws it.
+    KEY names one cell, and may be its first digits. Without KEY, the winner of every arm is measured: its
+    seed with the lowest validation error over all folds. The result is stored with the cell as
+    importance.parquet, from which the report draws it.
     """
     from pm25.importance import importance as permute
     from sweeps.engine import worker
@@ -226,9 +226,11 @@ def importance(study: str, overrides: tuple[str, ...], key: str | None, repeats:
 
 def _winners(state: "StudyState", run_command: str) -> list[str]:
     """Keys of the arms' winners; raises InputError if there are none yet."""
+    from sweeps.engine.worker import WEIGHTS
     from sweeps.tracking import winners
 
-    chosen = [*winners.best(state.study, state.cells, state.records()).values()]
+    held = state.store.holding(WEIGHTS)
+    chosen = [*winners.best(state.study, state.cells, state.records(), held).values()]
     if not chosen:
         raise InputError(state.study.study, "", "no arm has a finished cell yet", f"run `{run_command}`")
     return chosen
@@ -246,19 +248,40 @@ def _cell(state: "StudyState", key: str) -> str:
 @click.command()
 @study_argument
 @click.option(
-    "--sample", type=click.IntRange(min=1), metavar="N", help="Train only N cells again, drawn at random."
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train only N cells again, drawn at random; with --negative-control: N of each arm (default 2).",
 )
-def verify(study: str, overrides: tuple[str, ...], sample: int | None) -> int:
+@click.option(
+    "--negative-control",
+    "negative",
+    is_flag=True,
+    help="Train on targets that are exchanged between sites, and find out that no arm predicts them.",
+)
+def verify(study: str, overrides: tuple[str, ...], sample: int | None, negative: bool) -> int:
     """Train stored cells again and compare them.
 
     All numbers and predictions are compared. The exit status is 1 if one differs. Weights are compared if
     they are stored; the cell's line says so.
+
+    --negative-control tests the code for leaks instead. Each site gets the targets of another site, and
+    stored cells of each arm are trained on them. The exit status is 1 if an arm predicts them better than
+    means of days and sites do. Nothing is stored.
     """
     state = open_state(study, overrides)
     done = [key for key, record in state.records().items() if record["state"] == "done"]
     if not done:
         fix = f"run `{command_line('run', study, overrides)}`"
         raise InputError(study, "", "no cell is done, so none can be verified", fix)
+    if negative:
+        from sweeps.engine import negative_control
+
+        passed = True
+        for control in negative_control.run(state, done, sample or 2):
+            click.echo(f"  {control.line}")
+            passed = passed and control.passed
+        return int(not passed)
     # A random sample, since every n-th cell of the grid could belong to one arm.
     chosen = sorted(random.Random(0).sample(range(len(done)), min(sample or len(done), len(done))))
     from sweeps.engine import worker

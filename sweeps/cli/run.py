@@ -74,11 +74,13 @@ def plan(
     Speeds that no stored cell provides are measured once, on a few batches of each kind of network.
     """
     from sweeps.engine import measure
-    from sweeps.plan import calibration
+    from sweeps.plan import calibration, detectable
     from sweeps.plan.capacity import Capacity
     from sweeps.plan.cost import Estimate
 
     state = open_state(study, overrides)
+    detectable.refuse_untestable(state.study, state.panel, study)
+    state.study.refuse_leaks(state.panel)
     records, split_indices = state.records(), state.split_indices()
     cpus = cpus or len(os.sched_getaffinity(0))
     gpus = len(calibration.devices()) if gpus is None else gpus
@@ -88,10 +90,16 @@ def plan(
         measure.in_child(study, overrides, capacity)
         estimate = Estimate(state, records, split_indices, capacity, calibration.read(state.store, capacity))
     content = plan_content(state, records, split_indices, estimate, budget)
+    found, lacking = (
+        detectable.detectable(state, records),
+        list(detectable.untestable(state.study, state.panel)),
+    )
+    content["detects"] = [detectable.content(one) for one in found]
     if as_json:
         click.echo(json.dumps(content))
         return
-    for line in plan_lines(content, f"{state.panel.name}: {panel_size(state.panel)}"):
+    data = f"{state.panel.name}: {panel_size(state.panel)}"
+    for line in plan_lines(content, data, detectable.lines(found, lacking)):
         click.echo(line)
 
 
@@ -129,6 +137,12 @@ def run(
 
     state = open_state(study, overrides)
     state.split_indices()  # raises InputError for an empty set
+    state.overlap_with_search()  # the same for the sets of a search
+    if not state.records():  # nothing is paid for yet
+        from sweeps.plan import detectable
+
+        detectable.refuse_untestable(state.study, state.panel, study)
+    state.study.refuse_leaks(state.panel)
     every = [*state.cells.values(), *state.waiting]
     selects = None if only is None else filters.parse(only, every).matches
     if dry_run:

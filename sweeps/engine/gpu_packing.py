@@ -108,7 +108,7 @@ class GpuShares:
         """One cell of each shape to come; in an arm that is still searched, the largest cell of its space."""
         found: dict[NetworkShape, Cell] = {}
         for cell in scheduler.to_come():
-            trials = scheduler.searches.get(Arm.of(cell))
+            trials = scheduler.searches.get(self._study.scope(cell))
             one = (
                 cell if trials is None else largest(self._study, trials.arm, trials.space, cell, self._shape)
             )

@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from sweeps.analysis.search_importance import STATES, as_optuna_trial, directions
-from sweeps.spec.design import Arm
+from sweeps.spec.design import Scope
 from sweeps.spec.search_space import Parameter, Search, Space, is_active
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
@@ -36,7 +36,7 @@ class ArmStudy:
         storage = InMemoryStorage()
         self._study = optuna.create_study(
             storage=storage,
-            study_name=trials.arm.label,
+            study_name=trials.scope.label,
             sampler=self._sampler,
             pruner=pruner(trials.search),
             directions=directions(trials.search),
@@ -45,7 +45,7 @@ class ArmStudy:
         # with all trials of the arm in view, and therefore through a second handle without a pruner.
         self._asks = optuna.load_study(
             storage=storage,
-            study_name=trials.arm.label,
+            study_name=trials.scope.label,
             sampler=self._sampler,
             pruner=NopPruner(),
         )
@@ -133,7 +133,7 @@ def sampler(trials: ArmTrials) -> BaseSampler:
     repeat its first draws.
     """
     search = trials.search
-    words = [search.sampler_seed, *trials.arm.label.encode(), len(trials.numbers)]
+    words = [search.sampler_seed, *trials.scope.label.encode(), len(trials.numbers)]
     seed = int(np.random.SeedSequence(words).generate_state(1)[0])
     # Random points first: ten, as is Optuna's default, but at most a third of a small budget.
     startup = max(3, min(10, search.trials // 3))
@@ -189,7 +189,7 @@ class OptunaJournal:
         """Why the journal differs from the store; empty while they agree."""
         self._study = store.study
         self.path = None if "://" in store.storage else Path(store.storage, store.study, "optuna.journal")
-        self._written: dict[Arm, tuple[optuna.Study, set[str]]] | None = None
+        self._written: dict[Scope, tuple[optuna.Study, set[str]]] | None = None
         """Each arm's study and the keys of its trials in the file; None before the file has been read."""
 
     def write(self, searches: Iterable[ArmTrials]) -> None:
@@ -202,7 +202,7 @@ class OptunaJournal:
             if self._written is None:
                 self._written = self._open(self.path, searches)
             for trials in searches:
-                study, there = self._written[trials.arm]
+                study, there = self._written[trials.scope]
                 for record in trials.ended:
                     if record["key"] not in there:
                         study.add_trial(as_optuna_trial(record, trials))
@@ -210,7 +210,7 @@ class OptunaJournal:
         except OSError as error:
             self.behind, self._written = f"{self.path}: {error.strerror}", None
 
-    def _open(self, path: Path, searches: list[ArmTrials]) -> dict[Arm, tuple[optuna.Study, set[str]]]:
+    def _open(self, path: Path, searches: list[ArmTrials]) -> dict[Scope, tuple[optuna.Study, set[str]]]:
         # The study's lock leaves one writer. A journal lock is the leftover of a process that was killed.
         path.with_name(path.name + ".lock").unlink(missing_ok=True)
         try:
@@ -227,18 +227,18 @@ class OptunaJournal:
 
     def _studies(
         self, path: Path, searches: list[ArmTrials]
-    ) -> dict[Arm, tuple[optuna.Study, set[str]]] | None:
+    ) -> dict[Scope, tuple[optuna.Study, set[str]]] | None:
         """Open the file's studies; None if the file contains anything that the records do not."""
         if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             return None  # a killed writer left half a line, which the next one would extend
         storage = JournalStorage(JournalFileBackend(str(path)))
-        names = {trials.arm: f"{self._study}/{trials.arm.label}" for trials in searches}
+        names = {trials.scope: f"{self._study}/{trials.scope.label}" for trials in searches}
         known = optuna.get_all_study_names(storage)
         if not {*known} <= {*names.values()}:
             return None
         found = {}
         for trials in searches:
-            name = names[trials.arm]
+            name = names[trials.scope]
             if name in known:
                 study = optuna.load_study(study_name=name, storage=storage)
             else:
@@ -251,5 +251,5 @@ class OptunaJournal:
                 return None
             if len({*there}) < len(there):
                 return None
-            found[trials.arm] = study, own.intersection(there)
+            found[trials.scope] = study, own.intersection(there)
         return found

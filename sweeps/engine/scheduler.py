@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from pm25.cell import Cell
 from pm25.settings import ENCODERS
-from sweeps.spec.design import Arm
+from sweeps.spec.design import Arm, Scope, arm_of
 from sweeps.state import StudyState
 from sweeps.store import failures, search_trials
 from sweeps.store.records import Record
@@ -31,6 +31,8 @@ class Task:
     """Fields that the record gets besides those of the training."""
     optuna_number: int = -1
     """Number of the search trial in its arm's Optuna study; -1 for a grid cell."""
+    scope: Scope | None = None
+    """Scope of the search trial; None for a grid cell."""
 
 
 class SearchPoints(Protocol):
@@ -58,7 +60,7 @@ class Scheduler:
 
     An arm's search comes before its grid. While grid cells are ready, each arm runs one search trial at a
     time; otherwise, as many as workers ask for. The cells of an arm are released when its search is over, or
-    at once if it has none, first folds and seeds first. Seeds of a later look are released when the last cell
+    at once if it has none, first folds and seeds first. Cells of a later look are released when the last cell
     of the look before has ended.
     """
 
@@ -79,20 +81,20 @@ class Scheduler:
         seconds.
         """
         self._state, self._limit, self._asks_stop = state, limit, stopped
-        self._search_points, self._studies = search_points, dict[Arm, SearchPoints]()
+        self._search_points, self._studies = search_points, dict[Scope, SearchPoints]()
         self._selects = selects = selects or (lambda cell: True)
         self._clock, self._start = clock, clock()
         self._breaker = failures.Breaker(state.study.max_equal_failures or sys.maxsize)
         self.stopped = ""
         """Why no further task is started; empty while the run continues."""
-        self.blocked: dict[Arm, str] = {}
+        self.blocked: dict[Scope, str] = {}
         """Arms whose search ended without a single score, and why."""
         self.copied: list[Record] = []
         """Records of search trials that took an earlier result; the caller of `next` removes them."""
         self.handed = 0
         """Number of tasks handed out."""
-        self._in_flight: dict[Arm, set[int]] = {}
-        self._tuning: dict[Arm, dict[str, Any]] = {}
+        self._in_flight: dict[Scope, set[int]] = {}
+        self._tuning: dict[tuple[Arm, str, int], dict[str, Any]] = {}
         self._ready: list[tuple[int, str, Cell]] = []
         records = state.records()
         self._recorded, self._cells_in_flight = len(records), 0
@@ -103,10 +105,10 @@ class Scheduler:
             if key not in records and selects(cell):
                 heapq.heappush(self._ready, (position[cell], key, cell))
         held_back = [cell for cell in state.waiting if selects(cell)]
-        self.waiting = Counter(Arm.of(cell) for cell in held_back)
-        """Number of selected cells, by arm, that wait for the search of their arm."""
-        self.searches: dict[Arm, ArmTrials] = {
-            arm: trials for arm, trials in state.searches.items() if self.waiting[arm]
+        self.waiting = Counter(map(state.study.scope, held_back))
+        """Number of selected cells, by scope, that wait for their search."""
+        self.searches: dict[Scope, ArmTrials] = {
+            scope: trials for scope, trials in state.searches.items() if self.waiting[scope]
         }
         self.cells = len(self._ready) + len(held_back)
         """Number of grid cells to train."""
@@ -117,14 +119,14 @@ class Scheduler:
         self.further = 0
         """Number of selected cells of later looks, as counted at the start; trained if nothing is decided."""
         if state.looks is not None:
-            now, waiting = {*state.grid}, {Arm.of(cell) for cell in state.waiting}
+            now, waiting = {*state.grid}, {*map(state.study.scope, state.waiting)}
             later = [cell for cell in grid if cell not in now and selects(cell)]
             self.further = sum(map(state.looks.may_ask_for, later))
-            self._later = [(position[cell], cell) for cell in later if Arm.of(cell) not in waiting]
-        for arm in self.searches:
-            self._in_flight[arm] = set()
-            if self.searches[arm].finished:
-                self._settle(arm)
+            self._later = [(position[cell], cell) for cell in later if state.study.scope(cell) not in waiting]
+        for scope in self.searches:
+            self._in_flight[scope] = set()
+            if self.searches[scope].finished:
+                self._settle(scope)
 
     @property
     def total(self) -> int:
@@ -139,16 +141,22 @@ class Scheduler:
             f"{len(state.cells) + len(state.waiting)} cells, {self._recorded} recorded, {self.cells} to run"
         )
         if self.searches:
-            text += f"; {len(self.searches)} arms to search first, {self.trials} trials"
+            text += f"; {len(self.searches)} {self._scopes} to search first, {self.trials} trials"
         if self.further:
             text += f"; up to {self.further} more if undecided"
         return text if self._limit is None else f"{text}; at most {self._limit} now"
 
+    @property
+    def _scopes(self) -> str:
+        """Name of what a search tunes, in the plural."""
+        search = self._state.study.search
+        return "folds of arms" if search is not None and search.nested else "arms"
+
     def lines(self) -> Iterator[str]:
         """Describe each search and each ready cell, one line each, in the order in which they will start."""
-        for arm, trials in self.searches.items():
+        for scope, trials in self.searches.items():
             each = f" of {trials.search.trainings} trainings" if trials.search.trainings > 1 else ""
-            yield f"search  {arm.label}: {trials.remaining} trials{each}, then {self.waiting[arm]} cells"
+            yield f"search  {scope.label}: {trials.remaining} trials{each}, then {self.waiting[scope]} cells"
         for _, key, cell in sorted(self._ready)[: self._limit]:
             yield f"cell    {cell.label} ({key})"
 
@@ -156,7 +164,11 @@ class Scheduler:
         """Names of the encoders whose embeddings the cells need, those of later looks included."""
         looks = self._state.looks
         later = (cell for _, cell in self._later if looks is not None and looks.may_ask_for(cell))
-        arms = [*self.searches, *(Arm.of(cell) for _, _, cell in self._ready), *map(Arm.of, later)]
+        arms = [
+            *map(arm_of, self.searches),
+            *(Arm.of(cell) for _, _, cell in self._ready),
+            *map(Arm.of, later),
+        ]
         return {arm.variant for arm in arms if arm.variant in ENCODERS}
 
     def to_come(self) -> Iterator[Cell]:
@@ -183,24 +195,24 @@ class Scheduler:
             return None
         # Among idle arms the furthest goes first: it is over sooner, and its cells run beside the others.
         order = sorted(
-            self.searches, key=lambda arm: (len(self._in_flight[arm]), -len(self.searches[arm].ended))
+            self.searches, key=lambda scope: (len(self._in_flight[scope]), -len(self.searches[scope].ended))
         )
-        startable = [arm for arm in order if self._can_start(arm)]
-        for arm in startable:
-            if not self._in_flight[arm] or not self._ready:
-                while (task := self._trial(arm)) is None and self._can_start(arm):
+        startable = [scope for scope in order if self._can_start(scope)]
+        for scope in startable:
+            if not self._in_flight[scope] or not self._ready:
+                while (task := self._trial(scope)) is None and self._can_start(scope):
                     pass  # the point had a result already
                 if task is not None:
                     self.handed += 1
                     return task
         if self._ready:
             _, key, cell = heapq.heappop(self._ready)
-            arm = Arm.of(cell)
             self.handed += 1
             self._cells_in_flight += 1
-            if arm not in self._tuning:  # equal for all cells of an arm, as its search is over
-                self._tuning[arm] = self._state.tuning(arm)
-            return Task("cell", key, arm, (cell,), self._tuning[arm])
+            place = Arm.of(cell), cell.split.label, cell.fold
+            if place not in self._tuning:  # equal for all seeds, as the search is over
+                self._tuning[place] = self._state.tuning(cell)
+            return Task("cell", key, place[0], (cell,), self._tuning[place])
         return None
 
     def prunes(self, task: Task, reported: Sequence[float | None]) -> bool:
@@ -208,7 +220,7 @@ class Scheduler:
 
         False for a grid cell, which is never pruned.
         """
-        return task.kind == "trial" and self._study(task.arm).prunes(task.optuna_number, reported)
+        return task.kind == "trial" and self._study(_scope(task)).prunes(task.optuna_number, reported)
 
     def ended(self, task: Task, record: Record) -> None:
         """Count a task that has ended with `record`, and release what waited for it."""
@@ -222,9 +234,10 @@ class Scheduler:
         if record["state"] == "failed" and not is_result:
             self._breaker.failed(failures.signature_of(record))
         if task.kind == "trial":
-            self._study(task.arm).tell(task.optuna_number, record)
-            self._in_flight[task.arm].discard(record["number"])
-            self._add(task.arm, record)
+            scope = _scope(task)
+            self._study(scope).tell(task.optuna_number, record)
+            self._in_flight[scope].discard(record["number"])
+            self._add(scope, record)
 
     def _check_stop(self) -> None:
         """Set `stopped` if the caller, the number of equal failures or a budget says so."""
@@ -241,29 +254,30 @@ class Scheduler:
         elif budget.cells is not None and self._recorded + self._cells_in_flight >= budget.cells:
             self.stopped = f"budget.cells {budget.cells} is used up"
 
-    def _can_start(self, arm: Arm) -> bool:
-        trials = self.searches[arm]
-        running = self._in_flight[arm]
+    def _can_start(self, scope: Scope) -> bool:
+        trials = self.searches[scope]
+        running = self._in_flight[scope]
         below_limit = trials.search.concurrent is None or len(running) < trials.search.concurrent
         return below_limit and (not trials.exhausted or len(trials.started) > len(running))
 
-    def _study(self, arm: Arm) -> SearchPoints:
-        """The arm's search, opened at its first use."""
-        if arm not in self._studies:
-            self._studies[arm] = self._search_points(self.searches[arm])
-        return self._studies[arm]
+    def _study(self, scope: Scope) -> SearchPoints:
+        """The search of a scope, opened at its first use."""
+        if scope not in self._studies:
+            self._studies[scope] = self._search_points(self.searches[scope])
+        return self._studies[scope]
 
-    def _trial(self, arm: Arm) -> Task | None:
-        """Start the arm's next search trial; None if its point has a result already, which is copied."""
-        state, trials = self._state, self.searches[arm]
-        optuna_number, point = self._study(arm).ask()
-        running = self._in_flight[arm]
+    def _trial(self, scope: Scope) -> Task | None:
+        """Start the scope's next search trial; None if its point has a result already, which is copied."""
+        state, trials = self._state, self.searches[scope]
+        optuna_number, point = self._study(scope).ask()
+        running = self._in_flight[scope]
         started = [n for n, known in trials.started if known == point and n not in running]
         number = started[0] if started else trials.next_number
-        cells = tuple(search_trials.trainings(state.study, arm, point))
+        cells = tuple(search_trials.trainings(state.study, scope, point))
         digest = search_trials.digest([state.key(cell) for cell in cells])
         key = search_trials.trial_key(digest, number)
-        start = {"kind": "trial", "arm": arm.label, "number": number, "params": point, "point": digest}
+        where = search_trials.place(scope)
+        start = {"kind": "trial", **where, "number": number, "params": point, "point": digest}
         state.store.search.write_file(key, search_trials.STARTED_FILE, json.dumps(start, indent=1).encode())
         if not started:
             trials.started.append((number, point))
@@ -271,28 +285,30 @@ class Scheduler:
             if old["point"] == digest and old["state"] != "pruned":
                 copy = {**old, **start, "key": key, "same_as": old["key"], "epochs": 0, "seconds": 0.0}
                 state.store.search.write_record(copy)
-                self._study(arm).tell(optuna_number, copy)
+                self._study(scope).tell(optuna_number, copy)
                 self.copied.append(copy)
-                self._add(arm, copy)
+                self._add(scope, copy)
                 return None
         running.add(number)
-        return Task("trial", key, arm, cells, start, optuna_number)
+        return Task("trial", key, arm_of(scope), cells, start, optuna_number, scope)
 
-    def _add(self, arm: Arm, record: Record) -> None:
-        trials = self.searches[arm]
+    def _add(self, scope: Scope, record: Record) -> None:
+        trials = self.searches[scope]
         trials.add(record)
-        if trials.finished and not self._in_flight[arm]:
-            self._settle(arm)
+        if trials.finished and not self._in_flight[scope]:
+            self._settle(scope)
 
-    def _settle(self, arm: Arm) -> None:
-        """Release the cells of an arm whose search is over."""
-        point = self.searches[arm].chosen_point()
+    def _settle(self, scope: Scope) -> None:
+        """Release the cells of a scope whose search is over."""
+        point = self.searches[scope].chosen_point()
         if point is None:
-            self.cells -= self.waiting[arm]
-            self.blocked[arm] = f"none of {len(self.searches[arm].ended)} trials has a score"
+            self.cells -= self.waiting[scope]
+            self.blocked[scope] = f"none of {len(self.searches[scope].ended)} trials has a score"
             return
-        looks, arms = self._state.looks, self._state.study.arms()
-        cells = enumerate(self._state.study.cells({arm: point}, arm))
+        study, arm = self._state.study, arm_of(scope)
+        looks, arms = self._state.looks, study.arms()
+        of_arm = enumerate(study.cells({scope: point}, arm))
+        cells = ((i, cell) for i, cell in of_arm if study.scope(cell) == scope)
         # The grid alternates between arms, each with its cells in the same order.
         positioned = ((i * len(arms) + arms.index(arm), cell) for i, cell in cells)
         own = [(position, cell) for position, cell in positioned if self._selects(cell)]
@@ -323,6 +339,12 @@ class Scheduler:
             if self._state.looks is not None:
                 self._state.looks.add(cell, record)
         return ready
+
+
+def _scope(task: Task) -> Scope:
+    """Scope of a search trial."""
+    assert task.scope is not None
+    return task.scope
 
 
 def _gpu_seconds(record: Record) -> float:

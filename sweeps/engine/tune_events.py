@@ -8,7 +8,6 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
-import pm25
 from pm25.errors import InputError
 from pm25.panel import Panel
 from sweeps.engine import ray_internals, worker
@@ -57,7 +56,7 @@ class TuneEvents(tune.Callback):
 
     def __init__(self, queue: StudyQueue, store: Store, observer: Observer, panel: Panel) -> None:
         self._queue, self._store, self._observer = queue, store, observer
-        self._data = {"data": panel.fingerprint, "numerics": pm25.NUMERICS}
+        self._data = panel.fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing. Tune pickles its callbacks for a restore, which this project never does."""
@@ -95,7 +94,8 @@ class TuneEvents(tune.Callback):
                 return
             task = self._queue.task(trial.trial_id)
             own = {"cell": task.cells[0].resolved()} if task.kind == "cell" else worker.NOTHING_SPENT
-            draft = {"key": task.key, **own, **self._data, **task.more}
+            known = {"data": self._data, "numerics": task.cells[0].numerics}
+            draft = {"key": task.key, **own, **known, **task.more}
             reason = str(error or "its worker died").strip()
             record = worker.record_loss(draft, records, reason.splitlines()[-1])
         self._ended(trial, record)

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-import pm25
 from pm25.cell import Cell
 from pm25.encoders import Embedded
 from pm25.metrics import SCORES
@@ -79,7 +78,7 @@ def train_and_record(
         "state": "done",
         "cell": cell.resolved(),
         "encoder": embedded.fingerprint if embedded else None,
-        **_place(panel, device),
+        **_place(cell, panel, device),
         **more,
     }
     checkpoints = _Checkpoints(store, key, record, checkpoint_seconds)
@@ -135,7 +134,7 @@ class SearchTrial:
         checkpoint_seconds: float = math.inf,
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.draft: Record = {"key": key, "state": "running", **_place(panel, device), **more}
+        self.draft: Record = {"key": key, "state": "running", **_place(cells[0], panel, device), **more}
         """The record that the trial would have if it ended now."""
         self._store, self._panel = store, panel
         self._checkpoints = _Checkpoints(store, key, self.draft, checkpoint_seconds)
@@ -270,13 +269,13 @@ def delete_checkpoints(store: Store, ended: Iterable[str]) -> None:
         store.delete_file(key, CHECKPOINT)
 
 
-def _place(panel: Panel, device: str) -> dict[str, Any]:
+def _place(cell: Cell, panel: Panel, device: str) -> dict[str, Any]:
     """Fields of a record on where the training runs, and with which versions."""
     import torch
 
     return {
         "data": panel.fingerprint,
-        "numerics": pm25.NUMERICS,
+        "numerics": cell.numerics,
         **commit(),
         "host": socket.gethostname(),
         "process": os.getpid(),

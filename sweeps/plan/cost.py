@@ -17,7 +17,7 @@ from sweeps.plan.calibration import Calibration, SplitShape
 from sweeps.plan.capacity import Capacity
 from sweeps.plan.schedule import PlannedTask, levels_of, planned_tasks, wall
 from sweeps.plan.speed import Speeds, epochs_of
-from sweeps.spec.design import Arm
+from sweeps.spec.design import Arm, SplitFactor
 from sweeps.state import StudyState
 from sweeps.store.records import Record
 
@@ -236,12 +236,12 @@ class Estimate:
 
         Among subsets of equal size, the one with the most even shares of seeds and of folds is chosen.
         """
-        design = self._study.design
-        n_seeds, n_folds = len(self._seeds), max(len(factor.folds) for factor in design.split)
+        present = [self._folds_of(factor) for factor in self._study.design.split]
+        n_seeds, n_folds = len(self._seeds), max(present)
         rounds = [(s, f) for s in range(1, n_seeds + 1) for f in range(1, n_folds + 1)]
 
         def size(seeds: int, folds: int) -> tuple[int, float]:
-            per_seed = sum(min(folds, len(factor.folds)) for factor in design.split)
+            per_seed = sum(min(folds, number) for number in present)
             return seeds * per_seed, min(seeds / n_seeds, folds / n_folds)
 
         for seeds, folds in sorted(rounds, key=lambda one: size(*one), reverse=True):
@@ -250,13 +250,20 @@ class Estimate:
                 return found
         return None
 
+    def _folds_of(self, factor: SplitFactor) -> int:
+        """Return the number of folds that the grid has of a split, fewer than all with adaptive repeats."""
+        if factor.repeats is None:
+            return len(factor.folds)
+        label = factor.split.label
+        return max(int(levels["fold"]) for levels in self._grid_levels if levels["split"] == label)
+
     def overrides(self, subset: Subset) -> list[str]:
         """List the arguments of `--set` that reduce the study to a subset."""
         design = self._study.design
         found = []
         if subset.seeds < len(self._seeds):
             found.append(f"design.seed={list(self._seeds[: subset.seeds])}")
-        if any(len(factor.folds) > subset.folds for factor in design.split):
+        if any(self._folds_of(factor) > subset.folds for factor in design.split):
             plain = [
                 factor.split.model_dump(mode="json", exclude_defaults=True)
                 | {"kind": factor.split.kind, "fold": list(factor.folds[: subset.folds])}

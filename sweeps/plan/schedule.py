@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pm25.cell import Cell
-from sweeps.spec.design import Arm
+from sweeps.spec.design import Arm, FoldArm, Scope, arm_of
 from sweeps.spec.study import Study
 from sweeps.state import StudyState
 from sweeps.store import search_trials
@@ -24,23 +24,35 @@ class PlannedTask(NamedTuple):
     """True for a search trial."""
     waits: bool = False
     """True for a grid cell that waits for the search of its arm."""
+    fold: FoldArm | None = None
+    """Fold whose nested search the task is of, or waits for; None where the search is that of the arm."""
+
+    @property
+    def scope(self) -> Scope:
+        """Cells whose search the task is of, or waits for."""
+        return self.fold or self.arm
 
 
 def planned_tasks(state: StudyState, recorded: Mapping[str, Record]) -> list[PlannedTask]:
     """List the grid cells without a record, in the grid's order, after the search trials to come."""
     waiting, keys = {*state.waiting}, {cell: key for key, cell in state.cells.items()}
-    waited_for = {Arm.of(cell) for cell in waiting}
+    waited_for = {*map(state.study.scope, waiting)}
     found = []
-    for arm, trials in state.searches.items():
-        if arm in waited_for and not trials.finished:
-            task = PlannedTask(
-                arm, tuple(search_trials.trainings(state.study, arm, {})), _arm_levels(arm), trial=True
-            )
+    for scope, trials in state.searches.items():
+        if scope in waited_for and not trials.finished:
+            cells = tuple(search_trials.trainings(state.study, scope, {}))
+            levels = _arm_levels(trials.arm)
+            if trials.fold is not None:
+                own = levels_of(state.study, cells[0])
+                levels |= {factor: own[factor] for factor in ("split", "fold")}
+            task = PlannedTask(trials.arm, cells, levels, trial=True, fold=trials.fold)
             found += [task] * (trials.search.trials - len(trials.ended))
     for cell in state.grid:
         if cell in waiting or keys[cell] not in recorded:
             levels = levels_of(state.study, cell)
-            found.append(PlannedTask(Arm.of(cell), (cell,), levels, waits=cell in waiting))
+            scope = state.study.scope(cell)
+            fold = scope if isinstance(scope, FoldArm) else None
+            found.append(PlannedTask(arm_of(scope), (cell,), levels, waits=cell in waiting, fold=fold))
     return found
 
 
@@ -72,32 +84,33 @@ def wall(
     Cells start in their order. An arm with a search keeps one trial running, and more (at most `concurrent`)
     only while no cell is ready. Its cells become ready when its last trial has ended.
     """
-    trials: dict[Arm, deque[int]] = defaultdict(deque)
-    waiting: dict[Arm, list[int]] = defaultdict(list)
+    trials: dict[Scope, deque[int]] = defaultdict(deque)
+    waiting: dict[Scope, list[int]] = defaultdict(list)
     ready: list[int] = []  # a heap
     for i, task in enumerate(tasks):
         if task.trial:
-            trials[task.arm].append(i)
+            trials[task.scope].append(i)
         elif task.waits:
-            waiting[task.arm].append(i)
+            waiting[task.scope].append(i)
         else:
             ready.append(i)
     running: list[tuple[float, int]] = []
-    in_flight: Counter[Arm] = Counter()
+    in_flight: Counter[Scope] = Counter()
 
-    def release(arm: Arm) -> None:
-        for i in waiting.pop(arm, []):
+    def release(scope: Scope) -> None:
+        for i in waiting.pop(scope, []):
             heapq.heappush(ready, i)
 
     def following() -> int | None:
-        for arm in sorted(trials, key=lambda arm: in_flight[arm]):
-            if trials[arm] and in_flight[arm] < (concurrent or slots) and not (in_flight[arm] and ready):
-                in_flight[arm] += 1
-                return trials[arm].popleft()
+        for scope in sorted(trials, key=lambda scope: in_flight[scope]):
+            busy = in_flight[scope]
+            if trials[scope] and busy < (concurrent or slots) and not (busy and ready):
+                in_flight[scope] += 1
+                return trials[scope].popleft()
         return heapq.heappop(ready) if ready else None
 
-    for arm in [arm for arm in waiting if arm not in trials]:
-        release(arm)
+    for scope in [scope for scope in waiting if scope not in trials]:
+        release(scope)
     now = 0.0
     while True:
         while len(running) < slots and (started := following()) is not None:
@@ -106,8 +119,8 @@ def wall(
             return now
         now, ended = heapq.heappop(running)
         if tasks[ended].trial:
-            arm = tasks[ended].arm
-            in_flight[arm] -= 1
-            if not trials[arm] and not in_flight[arm]:
-                del trials[arm]
-                release(arm)
+            scope = tasks[ended].scope
+            in_flight[scope] -= 1
+            if not trials[scope] and not in_flight[scope]:
+                del trials[scope]
+                release(scope)

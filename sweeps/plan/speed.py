@@ -139,11 +139,14 @@ class Speeds:
         """Numbers of samples of a cell."""
         what = (cell.split, cell.fold, cell.tuning, cell.train.max_windows, cell.train.max_validation_windows)
         if what not in self._samples:
+            panel = self._panel
             if cell.tuning is None:
                 indices = self._indices[cell.split.label, cell.fold]
             else:  # a split of the search, which the grid need not have
-                indices = splits.cut(cell.split, cell.fold, self._panel, cell.window)
-            self._samples[what] = samples(cell, indices, self._panel)
+                if cell.reserve is not None:
+                    panel = splits.only_reserved(cell.reserve, panel, cell.window)
+                indices = splits.cut(cell.split, cell.fold, panel, cell.window)
+            self._samples[what] = samples(cell, indices, panel)
         return self._samples[what]
 
     def uncalibrated(self, cells: Iterable[Cell]) -> tuple[dict[NetworkShape, Cell], dict[SplitShape, Cell]]:

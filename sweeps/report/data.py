@@ -11,9 +11,11 @@ import pandas as pd
 from pm25.metrics import SCORES, TAIL_SCORES
 from pm25.settings import CONTROLS
 from sweeps.analysis import inference, labels
-from sweeps.analysis.resampling import Resampled, Sums
+from sweeps.analysis.declarations import History
+from sweeps.analysis.inference import Sums
 from sweeps.analysis.sequential import outcome, rule
 from sweeps.spec.claims import Analysis, Claim, Contrast, Published
+from sweeps.spec.design import NO_LADDERS, Ladders
 from sweeps.store.records import Record
 
 if TYPE_CHECKING:
@@ -43,14 +45,20 @@ class ReportData:
     tail: Mapping[str, pd.DataFrame]
     """Means by score of the tail (`TAIL_SCORES`), for the scores that cells have."""
     claims: pd.DataFrame
-    ranking: pd.DataFrame
+    """Verdicts on the claims (`inference.claims`)."""
+    declared: Sequence[Claim] = ()
+    """Claims of the study file."""
+    leverage: pd.DataFrame | None = None
+    """Shares of the squared error that few samples hold (`artifacts.Leverage`), by arm and split."""
     pairs: Mapping[str, Sequence[Contrast]] = field(default_factory=dict)
     """Contrasts of the ablations, by section: "fusion", "encoder" and "controls"."""
     published: Published | None = None
     seeds: Sequence[Mapping[str, Any]] = ()
-    """Number of seeds of each contrast, and why adding seeds stopped (`sequential.outcome`)."""
+    """Seeds and repeats of each contrast, and why adding them stopped (`sequential.outcome`)."""
     rule: str = ""
     """Stopping rule in words."""
+    declarations: History | None = None
+    """Stored declarations, compared with what the study declares; None for rows without a store."""
     searches: pd.DataFrame | None = None
     """Budget and best score of each search (`results.searches`)."""
     parameters: pd.DataFrame | None = None
@@ -66,28 +74,33 @@ def gather_report_data(
     predicted: Sums | None = None,
     brief: bool = False,
 ) -> ReportData:
-    """Compute the data of a study from its store; `brief` limits it to what the summaries show."""
-    from sweeps.analysis import results
+    """Compute the data of a study from its store; `brief` limits it to what the summaries show.
+
+    The records, their rows and the stored predictions are read unless they are given.
+    """
+    from sweeps.analysis import artifacts, results
 
     study = state.study
     records = state.records() if records is None else records
     more: dict[str, Any] = {}
     if not brief:
-        more["seeds"] = outcome(study, records)
+        more["seeds"] = outcome(study, state.store, records)
     if not brief and state.searches:
         more["searches"] = results.searches(state.searches)
         more["parameters"] = results.search_parameters(state.searches)
+    rows = state.rows(records) if rows is None else rows
     return build_report_data(
-        state.rows(records) if rows is None else rows,
+        rows,
         state.facts(records),
         study.analysis,
         study.claims,
-        sums=predicted,
+        sums=artifacts.predictions(state.store, rows) if predicted is None else predicted,
         looks=study.design.looks,
         records=records,
         brief=brief,
         published=study.published,
         rule=rule(study),
+        declarations=state.declared(records),
         **more,
     )
 
@@ -99,8 +112,9 @@ def build_report_data(
     claims: Sequence[Claim] = (),
     *,
     sums: Sums | None = None,
-    looks: Sequence[int] = (),
+    looks: Ladders = NO_LADDERS,
     records: Mapping[str, Record] | None = None,
+    declarations: History | None = None,
     brief: bool = False,
     **more: Any,
 ) -> ReportData:
@@ -108,14 +122,26 @@ def build_report_data(
     analysis = analysis or Analysis()
     claimed = list(dict.fromkeys(claim.metric for claim in claims))
     metric = analysis.metric if analysis.metric in claimed or not claimed else claimed[0]
-    metrics = list(dict.fromkeys([metric, *claimed])) if brief else SCORES
+    stored = [] if sums is None else ["site_rmse"]
+    metrics = list(dict.fromkeys([metric, *claimed] if brief else [*SCORES, *stored, *claimed]))
+    if "site_rmse" in metrics:
+        rows = inference.with_site_rmse(rows, sums)
     pairs = {} if brief else _pairs(rows)
     regions = labels.directions(rows)
     tail = {} if brief else _tail(rows, analysis)
-    resampled = {name: Resampled(rows, analysis, name, sums) for name in metrics}
+    statuses = declarations.contrasts if declarations is not None else {}
     contrasts = {
         name: inference.contrasts(
-            rows, analysis, claims, name, resampled[name], looks, records, _contrasts(rows, pairs, name)
+            rows,
+            analysis,
+            claims,
+            name,
+            sums,
+            looks,
+            records,
+            _contrasts(rows, pairs, name),
+            statuses=statuses,
+            episode=not brief,
         )
         for name in metrics
     }
@@ -124,21 +150,23 @@ def build_report_data(
         facts=facts,
         analysis=analysis,
         metric=metric,
-        means={name: inference.means(rows, analysis, name, resampled[name]) for name in metrics},
+        means={name: inference.means(rows, analysis, name, sums) for name in metrics},
         contrasts=contrasts,
-        directions={} if brief else {m: inference.means(regions, analysis, m, resampled[m]) for m in metrics},
+        directions={} if brief else {m: inference.means(regions, analysis, m, sums) for m in metrics},
         direction_contrasts={}
         if brief
         else {
-            m: inference.contrasts(regions, analysis, (), m, resampled[m], (), records).assign(
+            m: inference.contrasts(regions, analysis, (), m, sums, records=records).assign(
                 declared=False, p_adjusted=float("nan")
             )
             for m in metrics
         },
         tail=tail,
         claims=inference.claims_of(contrasts, claims),
-        ranking=inference.ranking(rows, analysis, metric),
+        leverage=sums.leverage() if isinstance(sums, inference.StoredPredictions) and not brief else None,
+        declared=claims,
         pairs=pairs,
+        declarations=declarations,
         **more,
     )
 

@@ -17,6 +17,7 @@ _FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 """Scale a table down to the width of the page; a narrower one keeps its size."""
 
 _TITLES = {
+    "verdicts": "Verdicts",
     "wr": "Within region",
     "oor": "Out of region",
     "gap": "The gap from WR to OoR",

@@ -30,11 +30,10 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
     predictions = artifacts.predictions(state.store, rows)
     gathered = data.gather_report_data(state, records=records, rows=rows, predicted=predictions)
     pictures = figures.draw(
-        rows,
+        gathered.rows,
         gathered.metric,
         contrasts=gathered.contrasts[gathered.metric],
         means=gathered.means[gathered.metric],
-        ranking=gathered.ranking,
         predicted=predictions,
         curves=artifacts.curves(state.store, rows),
         importance=artifacts.importance(state.store, rows),

@@ -1,8 +1,7 @@
-"""Answer of the study in three paragraphs made from its numbers, and cautions for the reader."""
+"""Answer of the study in at most three sentences made from its numbers, and cautions for the reader."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,46 +9,148 @@ import pandas as pd
 
 from pm25.metrics import METRICS
 from pm25.text import counted
-from sweeps.analysis import comparability, labels
+from sweeps.analysis import comparability, estimands, labels
+from sweeps.analysis.declarations import History, shown_time
 from sweeps.analysis.labels import is_control
 from sweeps.report import tables
+from sweeps.store.records import TUNED_ON_TEST
 
 if TYPE_CHECKING:
     from sweeps.report.data import ReportData
 
-TESTS = {"corrected t": "corrected resampled t-test", "Wilcoxon": "Wilcoxon's signed-rank test"}
+AT_THESE_MONITORS = estimands.of("random").name
+"""Estimand of the random split, whose result says nothing about places without a monitor."""
+_OTHER_PLACES = estimands.of("spatial").name
 _FLIPPED = {"better": "worse", "worse": "better"}
-SHOWN = 4
-"""Most arms that a list names; further ones are counted."""
-
+_FIRST = (_OTHER_PLACES, AT_THESE_MONITORS, estimands.of("checkerboards").name)
+"""Estimands that a sentence is about, the most telling one first; others come later."""
+WORDS = {"equal": "equivalent", "too few": "not tested"}
+"""Verdicts whose word in texts is another one than in files."""
+NO_SPATIAL = "spatial: not planned"
+"""Text beside a result at these monitors in a study without a spatial split."""
 Line = Mapping[Any, Any]
 """Row of `inference.contrasts`, by column."""
 
 
 def answer(report: ReportData) -> list[str]:
-    """Return the paragraphs of the answer: within region, out of region, and what is open."""
-    means = report.means[report.metric]
-    wr_splits = splits_of(means, labels.WR, "test")
-    oor = [(split, "test") for split in splits_of(means, labels.OOR, "test")]
-    wr = [(split, "test") for split in wr_splits] or [(split, "wr") for split, _ in oor]
+    """Return the answer in at most three sentences: within region, out of region, and what is open."""
+    lines = [line for line in against_none_by_place(report.contrasts[report.metric]) if _is_test(line)]
     found = []
-    for regime, places in (("Within region", wr), ("Out of region", oor)):
-        findings = [_finding(report, split, part) for split, part in places]
-        if findings:
-            later = [text[0].upper() + text[1:] for text in findings[1:]]
-            found.append(" ".join([f"{regime}, {findings[0]}", *later]))
+    for regime, title in ((labels.WR, "Within region"), (labels.OOR, "Out of region")):
+        if of_regime := [line for line in lines if line["regime"] == regime]:
+            found.append(_regime(title, of_regime, report))
+    if not lines and len(report.rows):
+        found.append(_nothing_to_compare(report))
     return [*found, _open(report)]
 
 
+def _is_test(line: Line) -> bool:
+    return bool(line["part"] == "test")
+
+
+def _regime(title: str, lines: Sequence[Line], report: ReportData) -> str:
+    """Return a sentence on the best arm of a regime; its numbers are in brackets."""
+    paired = [line for line in lines if line["n_pairs"]]
+    if not paired:
+        return f"{title}, no two arms can be compared yet."
+    tested = [line for line in paired if line["verdict"] != "too few"] or paired
+    preferred = [line for line in tested if line["declared"]] or tested
+    means = report.means[report.metric]
+    preferred = [line for line in preferred if not is_control(line["arm"], means)] or preferred
+    place = min(preferred, key=lambda line: _order(line["estimand"]))["split"]
+    candidates = [line for line in preferred if line["split"] == place]
+    best = max(candidates, key=lambda line: (line["verdict"] == "better", _gain(line)))
+    beside = [
+        f"{labels.split_title(line['split'])}: {verdict(line)}"
+        for line in paired
+        if line["arm"] == best["arm"] and line["split"] != place
+    ]
+    if other_places(best, lines) == NO_SPATIAL:
+        beside.append(NO_SPATIAL)
+    numbers = f"{place}: {_numbers(best, report.analysis.alpha)}"
+    return f"{_finding(best)} ({'; '.join([numbers, *beside])})."
+
+
+def _order(estimand: str) -> int:
+    return _FIRST.index(estimand) if estimand in _FIRST else len(_FIRST)
+
+
+def _gain(line: Line) -> float:
+    """Return by how much the arm is better; for a bias, the difference that is nearer to zero."""
+    better = METRICS[str(line["metric"])].better
+    if better == "nearer zero":
+        return abs(line["mean_other"]) - abs(line["mean_arm"])
+    return float(line["diff"] if better == "higher" else -line["diff"])
+
+
+def _finding(line: Line) -> str:
+    """Return the verdict of a contrast as a sentence without its numbers."""
+    arm, other, where = f"'{line['arm']}'", "no location", line["estimand"]
+    if line["verdict"] == "too few":
+        word = "better" if _gain(line) > 0 else "worse"
+        return f"{arm} predicts {where} {word} than {other} so far, without a test"
+    said = {
+        "better": f"{arm} predicts {where} better than {other}",
+        "worse": f"{arm} predicts {where} worse than {other}",
+        "equal": f"{arm} predicts {where} as well as {other}",
+    }.get(str(line["verdict"]), f"It is undecided whether {arm} predicts {where} better than {other}")
+    return said if line["declared"] else f"{said}, in a comparison that was not declared"
+
+
+def other_places(line: Line, lines: Iterable[Line]) -> str:
+    """Return what the spatial splits say about an arm that is better at these monitors; empty otherwise.
+
+    A random split has training samples of every monitor. An arm can be better on it by knowing the monitor.
+    """
+    if line["estimand"] != AT_THESE_MONITORS or line["verdict"] != "better":
+        return ""
+    found = [
+        f"{one['split']}: {verdict(one)} {_signed(one)}"
+        for one in lines
+        if one["estimand"] == _OTHER_PLACES
+        and (one["arm"], one["other"], one["metric"]) == (line["arm"], line["other"], line["metric"])
+    ]
+    return ", ".join(dict.fromkeys(found)) or NO_SPATIAL
+
+
+def _signed(line: Line) -> str:
+    return tables.minus(labels.number(line["diff"], str(line["metric"]), sign=True))
+
+
+def verdict(line: Line) -> str:
+    """Return the word for a contrast's verdict; a tested contrast that was not declared is exploratory."""
+    if not line["n_pairs"]:
+        return "no pairs"
+    if line["verdict"] != "too few" and not line["declared"]:
+        return "exploratory"
+    return WORDS.get(line["verdict"], str(line["verdict"]))
+
+
+def against_none_by_place(frame: pd.DataFrame) -> list[Line]:
+    """Return the contrasts of every arm with 'none' over all folds, by split and evaluation set."""
+    frame = frame[frame["fold"].isna() & (frame["part"] != "gap")]
+    return [
+        line
+        for _, group in frame.groupby(["split", "part"], sort=False)
+        for line in against_none(group.to_dict("records"))
+    ]
+
+
 def cautions(report: ReportData) -> list[str]:
-    """Return warnings about the numbers: failed audits, confounded contrasts, and tuned settings."""
-    found = []
+    """Return what a reader must know: declarations, failed audits, confounded contrasts, tuned settings."""
+    found = _declarations(report.declarations)
     means = report.means[report.metric]
     test_means = means[means["part"] == "test"]
     if audit_failed := int(test_means["n_marked"].sum()):
         found.append(
             f"{counted(audit_failed, 'cell')} failed the leakage audit; {tables.AUDIT_FAILED} marks every "
             "mean that includes one."
+        )
+    if tuned_on_test := int(report.rows["marked"].str.contains(TUNED_ON_TEST, regex=False).sum()):
+        found.append(
+            f"The search of {counted(tuned_on_test, 'cell')} used samples of their test sets. Comparisons of "
+            "these cells are exploratory, and claims about them are not judged. search.reserve or "
+            "search.nested prevents it."
         )
     contrasts = report.contrasts[report.metric]
     paired = contrasts[(contrasts["n_pairs"] > 0) & (contrasts["part"] == "test") & contrasts["fold"].isna()]
@@ -58,13 +159,61 @@ def cautions(report: ReportData) -> list[str]:
             f"{confounded} of {counted(len(paired), 'contrast')} are confounded ({tables.CONFOUNDED}): their "
             "arms differ in more than the declared factor."
         )
+    if changed := [line for line in declared(report).to_dict("records") if changes(line)]:
+        words = [
+            f"'{line['arm']}' against '{line['other']}' on {line['split']} by {METRICS[line['metric']].name} "
+            f"({_word(line['verdict'])}, then {_word(line['without_verdict'])}, without {line['without']})"
+            for line in changed
+        ]
+        found.append(
+            f"Without the most influential episode, {counted(len(changed), 'declared comparison')} would "
+            f"have another verdict: {'; '.join(words)}."
+        )
     if tuned := comparability.by_name(labels.measured(report.rows)["tuned"]):
         found.append(f"Settings that a search chose per arm, unlike in 'none': {', '.join(sorted(tuned))}.")
     return found
 
 
+CHANGES_SHOWN = 3
+"""Most changes that the sentence about declarations lists; the table of claims has all of them."""
+
+
+def _declarations(history: History | None) -> list[str]:
+    """Return the sentence on when the comparisons were declared, and on what changed since."""
+    if history is None or not history.results:
+        return []
+    if history.reference is None:
+        return [
+            "No declaration was stored before the first result, so it is not known whether these comparisons "
+            "were declared before."
+        ]
+    when = shown_time(history.reference.time)
+    start = f"Comparisons and analysis settings were declared before the first result ({when})"
+    if not history.reference.first:
+        start = (
+            f"The first declaration was stored after results ({when}), so it is not known whether these "
+            "comparisons were declared before"
+        )
+    if not history.changes:
+        return [f"{start}."]
+    more = len(history.changes) - CHANGES_SHOWN
+    changes = "; ".join(history.changes[:CHANGES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    exploratory = sum(status.exploratory for status in history.contrasts.values())
+    effect = f" Exploratory for this reason: {counted(exploratory, 'comparison')}." if exploratory else ""
+    return [f"{start}. Changed since: {changes}.{effect}"]
+
+
+def changes(line: Line) -> bool:
+    """Return True if a contrast has another verdict without its most influential episode."""
+    return bool(line["without"]) and line["without_verdict"] != line["verdict"]
+
+
+def _word(verdict: Any) -> str:
+    return {"equal": "equivalent", "too few": "not tested"}.get(verdict, str(verdict))
+
+
 def declared(report: ReportData) -> pd.DataFrame:
-    """Return the tested contrasts, for every metric that claims are about."""
+    """Return the declared contrasts, for every metric that claims are about."""
     frames = [frame[frame["declared"]] for frame in report.contrasts.values()]
     return pd.concat(frames, ignore_index=True)
 
@@ -72,48 +221,6 @@ def declared(report: ReportData) -> pd.DataFrame:
 def splits_of(means: pd.DataFrame, regime: str, part: str) -> list[str]:
     """Return the splits of a regime that have an evaluation set, by first appearance."""
     return list(dict.fromkeys(means.loc[(means["regime"] == regime) & (means["part"] == part), "split"]))
-
-
-def _finding(report: ReportData, split: str, part: str) -> str:
-    """Return the result on one evaluation set: the best declared contrast with 'none', or the best of all.
-
-    Complete arms come first. A declared contrast of an incomplete arm is reported with its number of pairs.
-    """
-    metric = report.metric
-    means = report.means[metric]
-    means = means[(means["split"] == split) & (means["part"] == part)]
-    where = f"on {split}" if part == "test" else f"on held-out sites of the training regions of {split}"
-    complete_arms = labels.complete(means)
-    frame = report.contrasts[metric]
-    frame = frame[(frame["split"] == split) & (frame["part"] == part)]
-    lines = [line for line in against_none(frame[frame["fold"].isna()].to_dict("records")) if line["n_pairs"]]
-    complete = [line for line in lines if {line["arm"], line["other"]} <= {*complete_arms["arm"]}]
-    tested = [line for line in lines if line["declared"]]
-    candidates = [line for line in tested if line in complete] or tested or complete
-    candidates = [line for line in candidates if not is_control(line["arm"], means)] or candidates
-    if not candidates:
-        return f"{where}, {_best_mean(complete_arms, means, metric)}"
-    sign = 1 if METRICS[metric].better == "higher" else -1
-    best = max(candidates, key=lambda line: sign * line["diff"])
-    pairs = ""
-    if best not in complete:
-        planned = int(means.loc[means["arm"].isin([best["arm"], best["other"]]), "n_expected"].min())
-        pairs = f"; {best['n_pairs']} of {planned} pairs have a score"
-    sentences = [f"{where}, {_verdict(best)}."]
-    if not tested:
-        folds = frame["declared"] & (frame[["arm", "other"]] == labels.BASELINE).any(axis=1)
-        which = "only contrasts of single folds are" if folds.any() else "no contrast with 'none' is"
-        if best["verdict"] != "too few":
-            sentences = [f"{where}, {which} declared, so this comparison is exploratory."]
-        elif folds.any():
-            sentences = [f"{where}, {which} declared; over all folds, {_verdict(best)}."]
-    sentences.append(f"{_difference(best, report.analysis.alpha, pairs)}.")
-    if len(candidates) > 1:
-        kind = "arms with a declared contrast" if tested else "complete arms"
-        sentences.append(f"'{best['arm']}' is the best of {len(candidates)} {kind}.")
-    if len(tested) > 1:
-        sentences.append(f"{_verdict_counts(tested)}.")
-    return " ".join(sentences)
 
 
 def against_none(lines: Iterable[Line]) -> list[Line]:
@@ -140,136 +247,66 @@ def _reversed(line: Line) -> Line:
         **line,
         **swapped,
         "diff": -line["diff"],
-        **{f"{kind}low": -line[f"{kind}high"] for kind in ("", "boot_")},
-        **{f"{kind}high": -line[f"{kind}low"] for kind in ("", "boot_")},
+        "low": -line["high"],
+        "high": -line["low"],
         "p_better": line["p_worse"],
         "p_worse": line["p_better"],
         "n_better": line["n_pairs"] - line["n_better"],
         "verdict": _FLIPPED.get(line["verdict"], line["verdict"]),
+        "without_diff": -line["without_diff"],
+        "without_low": -line["without_high"],
+        "without_high": -line["without_low"],
+        "without_verdict": _FLIPPED.get(line["without_verdict"], line["without_verdict"]),
     }
 
 
-def _verdict(line: Line) -> str:
-    """Return the verdict of a contrast as a clause."""
-    arm, other, verdict = f"'{line['arm']}'", f"'{line['other']}'", line["verdict"]
-    margin = f"the margin of {_with_unit(line['rope'], str(line['metric']))}"
-    if verdict == "too few":
-        n = int(line["n_units"])
-        return f"nothing is tested, because {counted(n, 'test set')} {'is' if n == 1 else 'are'} too few"
-    if verdict in ("better", "worse"):
-        return f"{arm} is {verdict} than {other} by more than {margin}"
-    if verdict == "equal":
-        return f"{arm} and {other} are practically equal, within {margin}"
-    return f"it is undecided whether {arm} differs from {other} by more than {margin}"
-
-
-def _difference(line: Line, alpha: float, pairs: str) -> str:
-    """Return the difference of a contrast with its interval, test and n; `pairs` is added to these."""
-    metric, level = str(line["metric"]), f"{1 - alpha:.0%}"
+def _numbers(line: Line, alpha: float) -> str:
+    """Return the difference of a contrast in words, with its interval, p and margin of equivalence."""
+    metric = str(line["metric"])
     mark = tables.CONFOUNDED if line["unfair"] else ""
-    amount = _amount(line["diff"], metric, f"that of '{line['other']}'", mark)
-    text = f"The {METRICS[metric].name} of '{line['arm']}' is {amount}"
+    share = ""
+    if METRICS[metric].relative_rope and line["mean_other"]:
+        share = f" or {abs(line['diff'] / line['mean_other']):.1%}"
+    found = [f"{METRICS[metric].name} {_amount(line['diff'], metric, share)}{mark}"]
     if line["verdict"] != "too few":
         interval = tables.interval(line["low"], line["high"], metric, sign=True)
-        return (
-            f"{text} ({level} interval {interval}; {TESTS[line['test']]}, {_p(line)}; "
-            f"{counted(int(line['n_units']), 'test set')}{pairs})"
-        )
-    boot = ""
-    if math.isfinite(line["boot_low"]):
-        units = "blocks of sites" if line["regime"] == labels.OOR else "sites"
-        interval = tables.interval(line["boot_low"], line["boot_high"], metric, sign=True)
-        boot = f"; {level} bootstrap interval over {units} {interval}, for these trained models"
-    return f"{text} (better in {line['n_better']} of {line['n_pairs']} pairs{pairs}{boot})"
+        found += [f"{1 - alpha:.0%} interval {interval}", _p(line)]
+    else:
+        found.append(str(line["untested"]))
+    if line["verdict"] == "equal":
+        found.append(f"margin {_with_unit(line['rope'], metric)}")
+    return ", ".join(found)
 
 
-def _verdict_counts(tested: Sequence[Line]) -> str:
-    """Return the number of declared contrasts with 'none' by verdict."""
-    verdicts = [str(line["verdict"]) for line in tested]
-    words = {"equal": "practically equal", "too few": "with too few test sets"}
-    kinds = ("better", "worse", "equal", "undecided", "too few")
-    counts = [f"{n} {words.get(kind, kind)}" for kind in kinds if (n := verdicts.count(kind))]
-    return f"Of {len(tested)} declared contrasts with 'none': {', '.join(counts)}"
-
-
-def _best_mean(complete: pd.DataFrame, means: pd.DataFrame, metric: str) -> str:
-    """Return the best mean, where nothing can be compared with 'none', and the reason."""
-    if complete.empty:
-        return "no arm has all its cells."
-    top = complete.iloc[0]
-    side = "highest" if METRICS[metric].better == "higher" else "lowest"
-    value = _with_unit(top["mean"], metric)
-    cells = counted(int(top["n"]), "cell")
-    text = f"'{top['arm']}' has the {side} mean {METRICS[metric].name}, {value} ({cells})."
-    if len(means) == 1:
-        return f"{text} It is the only arm."
-    reason = "No other arm has all its cells"
-    if len(complete) > 1:
-        here = labels.BASELINE in {*means["arm"]}
-        reason = "'none' does not have all its cells" if here else "The study has no arm 'none'"
-    return f"{text} {reason}, so nothing is compared."
+def _nothing_to_compare(report: ReportData) -> str:
+    arms = list(dict.fromkeys(labels.with_arm(report.rows)["arm"]))
+    if labels.BASELINE in arms:
+        return "The study has no arm besides 'none', so there is nothing to compare."
+    return "The study has no arm 'none', so it cannot say whether the location helps."
 
 
 def _open(report: ReportData) -> str:
-    """Return what is undecided, has too few test sets, or is missing."""
+    """Return a sentence with the number of declared comparisons by verdict, and of cells that are missing."""
     family = declared(report)
-    several = len({*family["metric"]}) > 1
-    has_pairs = family["n_pairs"] > 0
-    found = [
-        f"{title}: {_named(selected.to_dict('records'), several)}."
-        for title, selected in (
-            ("Undecided", family[(family["verdict"] == "undecided") & has_pairs]),
-            ("Too few test sets for a test", family[(family["verdict"] == "too few") & has_pairs]),
-            ("Without a pair of cells", family[~has_pairs]),
-        )
-        if len(selected)
-    ]
-    cells, all_done = _cells(report.rows["state"])
+    cells = _cells(report.rows["state"])
     if family.empty:
-        return f"No contrast is declared, so nothing was tested. {cells}"
-    if not found and all_done:
-        which = f"all {len(family)} declared contrasts" if len(family) > 1 else "the only declared contrast"
-        found = [f"Nothing is open: the test decides {which}."]
-    return " ".join([*found, cells])
+        return f"No comparison was declared, so every result is exploratory ({cells})."
+    counts = family["verdict"].value_counts()
+    kinds = ("better", "worse", "equal", "undecided", "too few")
+    listed = [f"{counts[kind]} {WORDS.get(kind, kind)}" for kind in kinds if counts.get(kind, 0)]
+    if without := len(family) - sum(counts.get(kind, 0) for kind in kinds):
+        listed.append(f"{without} without a better direction")
+    decided = sum(int(counts.get(kind, 0)) for kind in kinds[:3])
+    asked = counted(len(family), "declared comparison")
+    return f"{decided} of {asked} {'is' if decided == 1 else 'are'} decided ({', '.join(listed)}; {cells})."
 
 
-def _cells(states: pd.Series) -> tuple[str, bool]:
-    """Return a sentence on the cells by state, and True if all are done."""
+def _cells(states: pd.Series) -> str:
+    """Return the cells by state."""
     counts, total = states.value_counts(), len(states)
-    failed, missing = int(counts.get("failed", 0)), int(counts.get("missing", 0))
-    if failed or missing:
-        absent = [f"{failed} failed"] if failed else []
-        absent += [f"{missing} {'is' if missing == 1 else 'are'} missing"] if missing else []
-        of = f"Of {counted(total, 'cell')}, {' and '.join(absent)}."
-        return f"{of} Arms without all their cells are not ranked.", False
-    if total == 0:
-        return "The study has no cell.", True
-    return f"All {total} cells are done." if total > 1 else "The only cell is done.", True
-
-
-def _named(lines: Sequence[Line], several: bool) -> str:
-    """Return the contrasts by evaluation set, with the number of further seeds that would decide them.
-
-    Lists are shortened to `SHOWN` arms. The metric is named if the family has `several`.
-    """
-    by_place: dict[str, list[str]] = {}
-    for line in lines:
-        more = line["more_seeds"]
-        seeds: str = "" if pd.isna(more) else f" (about {counted(int(more), 'more seed')} would decide it)"
-        against = "" if line["other"] == labels.BASELINE else f" against '{line['other']}'"
-        place = f"on {line['split']}"
-        if not pd.isna(line["fold"]):
-            regions = line["regime"] == labels.OOR or line["part"] == "wr"
-            fold = labels.held_out(line["split"], line["fold"]) if regions else f"fold {line['fold']}"
-            place += f", {fold}"
-        place += "" if line["part"] == "test" else ", WR sites"
-        place += f" by {METRICS[line['metric']].name}" if several else ""
-        by_place.setdefault(place, []).append(f"'{line['arm']}'{against}{seeds}")
-    texts = [
-        f"{', '.join(arms[:SHOWN])}{f' and {len(arms) - SHOWN} more' * (len(arms) > SHOWN)} {place}"
-        for place, arms in by_place.items()
-    ]
-    return ", ".join(texts)
+    absent = [f"{counts[state]} {state}" for state in ("failed", "missing") if counts.get(state, 0)]
+    done = f"{counts.get('done', 0)} of {counted(total, 'cell')} done"
+    return ", ".join([done, *absent])
 
 
 def _p(line: Line) -> str:
@@ -279,11 +316,11 @@ def _p(line: Line) -> str:
     return f"p = {tables.p_value(line['p_adjusted'])} after Holm".replace("= <", "< ")
 
 
-def _amount(value: float, metric: str, other: str, mark: str) -> str:
-    """Return a difference in words, such as "0.39 µg/m³ lower than that of 'none'"."""
+def _amount(value: float, metric: str, share: str = "") -> str:
+    """Return a difference in words, such as "0.39 µg/m³ lower"."""
     if float(labels.number(value, metric)) == 0:
-        return f"the same as {other} to {_with_unit(10.0 ** -METRICS[metric].digits, metric)}{mark}"
-    return f"{_with_unit(abs(value), metric)} {'lower' if value < 0 else 'higher'}{mark} than {other}"
+        return f"the same to {_with_unit(10.0 ** -METRICS[metric].digits, metric)}"
+    return f"{_with_unit(abs(value), metric)}{share} {'lower' if value < 0 else 'higher'}"
 
 
 def _with_unit(value: float, metric: str) -> str:

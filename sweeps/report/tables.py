@@ -16,22 +16,26 @@ import pandas as pd
 
 from pm25.metrics import METRICS
 from pm25.text import counted
+from sweeps.analysis import estimands
 from sweeps.analysis.labels import complete, merit, number, with_arm
 
 AUDIT_FAILED = "†"
-"""Mark of a mean that includes a cell that failed the leakage audit."""
+"""Mark of a mean or a difference that includes a cell that failed the leakage audit."""
 
 CONFOUNDED = "‡"
 """Mark of a paired difference whose arms differ in more than the declared factor."""
-
-BOOTSTRAP = "§"
-"""Mark of a bootstrap interval, used if there are too few test sets for an interval over them."""
 
 SIGNIFICANT = "*"
 """Mark of a declared difference that differs from zero by its adjusted test."""
 
 SECOND_HAND = "¶"
 """Mark of a number taken from a publication."""
+
+RANDOM_SPLIT = (
+    "Random split: training and test samples share days and monitors, often the next day of the same one. "
+    "Its scores are about gaps in records, not about new places or later days."
+)
+"""Note under tables with numbers of a random split."""
 
 ABSENT = "–"
 """Text of an entry without a number."""
@@ -51,6 +55,8 @@ class Entry(NamedTuple):
     """True if the entry has no number; the text is the reason."""
     source: str = ""
     """Files and rows with the numbers behind it."""
+    verdict: str = ""
+    """Verdict that the entry shows, such as 'better' or 'not tested'; empty if it shows none."""
 
     def line(self) -> str:
         """Return the entry on one line, such as '7.42† [7.10, 7.74] (n=5)'."""
@@ -82,8 +88,7 @@ def plain(frame: pd.DataFrame, corner: str, caption: str = "") -> Table:
 def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
     """Return the entry for a row of `inference.means`: mean, interval and n, or why the mean is missing.
 
-    With too few test sets, the interval is that of the bootstrap (marked), or else the standard deviation
-    over cells.
+    Without an interval, the standard deviation over cells is shown.
     """
     metric, n, expected = str(line["metric"]), int(line["n"]), int(line["n_expected"])
     source = f"cells.csv: arm {line['arm']}, {_cells(line)}; means.csv"
@@ -94,11 +99,9 @@ def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
     spread = ""
     if math.isfinite(line["low"]):
         spread = interval(line["low"], line["high"], metric, sign)
-    elif math.isfinite(line["boot_low"]):
-        spread = interval(line["boot_low"], line["boot_high"], metric, sign) + BOOTSTRAP
     elif math.isfinite(line["sd"]):
         spread = f"± {number(line['sd'], metric)}"
-    sets = counted(line["n_units"], "test set")
+    sets = counted(line["n_units"], "fold")
     source = f"{n} of {expected} cells, {sets}, {counted(line['n_seeds'], 'seed')} ({source})"
     marks = AUDIT_FAILED if line["n_marked"] else ""
     count = str(n) if n == expected else f"{n}/{expected}"
@@ -113,16 +116,19 @@ def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
     spread = ""
     if math.isfinite(line["low"]):
         spread = interval(line["low"], line["high"], metric, sign=True)
-    elif math.isfinite(line["boot_low"]):
-        spread = interval(line["boot_low"], line["boot_high"], metric, sign=True) + BOOTSTRAP
     marks = SIGNIFICANT if line["declared"] and line["p_adjusted"] <= alpha else ""
-    marks += CONFOUNDED if line["unfair"] else ""
-    sets = counted(line["n_units"], "test set")
+    marks += doubts(line)
+    units = estimands.counted_units(int(line["n_units"]), line["unit"])
     source = (
-        f"{pairs} pairs, {sets}; better in {line['n_better']} of {pairs} (contrasts.csv: arm {line['arm']}, "
+        f"{pairs} pairs, {units}; better in {line['n_better']} of {pairs} (contrasts.csv: arm {line['arm']}, "
         f"other {line['other']}, split {line['split']}, part {line['part']}; cells.csv: its keys)"
     )
     return Entry(minus(number(line["diff"], metric, sign=True)), spread, str(pairs), marks, source=source)
+
+
+def doubts(line: Mapping[Any, Any]) -> str:
+    """Return the marks of a contrast whose cells failed their audit, or whose arms are confounded."""
+    return (AUDIT_FAILED if line.get("marked") else "") + (CONFOUNDED if line["unfair"] else "")
 
 
 def _cells(line: Mapping[Any, Any]) -> str:
@@ -147,6 +153,11 @@ def p_value(p: float) -> str:
     if math.isnan(p):
         return ABSENT
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def degrees_of_freedom(df: float) -> str:
+    """Format degrees of freedom: '14', '11.3', or '–' for NaN."""
+    return ABSENT if math.isnan(df) else f"{df:.1f}".removesuffix(".0")
 
 
 def places(means: pd.DataFrame) -> dict[str, int]:

@@ -17,8 +17,9 @@ from sweeps.report import latex, summary, tables
 from sweeps.report.data import ReportData
 from sweeps.report.sections import paper, sections
 from sweeps.report.sections.provenance import confounded
-from sweeps.report.sections.results import against_none, oor_columns, wr_columns
+from sweeps.report.sections.results import oor_columns, wr_columns
 from sweeps.report.sections.section import Section, legend
+from sweeps.report.sections.verdicts import verdict_table
 from sweeps.report.tables import Table
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ PAPER = "published protocol, leaks included"
 def write(report: ReportData, out: Path) -> list[Path]:
     """Write the files of the report to `out`, each atomically, and return their paths without the figures.
 
-    These are index.html, report.md, cells.csv, means.csv, contrasts.csv and claims.csv. The folder `latex`
+    These are index.html, report.md, cells.csv, means.csv, contrasts.csv and claims.csv, and leverage.csv
+    where predictions are stored. The folder `latex`
     has the tables for a paper, and the folder `figures` the figures as SVG and PNG.
     """
     content = sections(report)
@@ -43,6 +45,8 @@ def write(report: ReportData, out: Path) -> list[Path]:
         "means.csv": tables.csv(_all_means(report)),
         "contrasts.csv": tables.csv(_all_contrasts(report)),
     }
+    if report.leverage is not None:
+        texts["leverage.csv"] = tables.csv(report.leverage)
     if len(report.claims):
         texts["claims.csv"] = tables.csv(report.claims)
     texts |= {f"latex/{name}": text for name, text in latex.files(paper(report)).items()}
@@ -60,8 +64,8 @@ def write(report: ReportData, out: Path) -> list[Path]:
 def markdown_summary(report: ReportData) -> str:
     """Return the question, the answer and the tables of one metric in Markdown, for a small page."""
     question = report.facts.get("question")
-    blocks = [*([str(question)] if question else []), *summary.answer(report), *summary.cautions(report)]
-    blocks = [tables.escape(block) for block in blocks]
+    sentences = [*([str(question)] if question else []), *summary.answer(report), *summary.cautions(report)]
+    blocks = [tables.escape(sentence) for sentence in sentences]
     for table in _small(report):
         blocks += [tables.in_markdown(table), tables.notes_in_markdown(table.notes)]
     if reasons := _reasons(report):
@@ -79,13 +83,20 @@ def print_summary(report: ReportData) -> None:
     if not console.is_terminal:
         console.width = 140  # a log file has no width
     styles = {0: "", 1: "bold", 2: "underline"}
+    colours = {"better": "bold green", "worse": "bold red", "equivalent": "bold"}
     for table in _small(report):
         grid = Grid(title=table.caption, title_justify="left", title_style="bold")
         grid.add_column(Text(table.corner), no_wrap=True)
         for group, head in table.heads:
             grid.add_column(Text(f"{group}\n{head}" if group else head))
         for label, entries in table.lines:
-            grid.add_row(Text(label), *(Text(entry.line(), style=styles[entry.place]) for entry in entries))
+            grid.add_row(
+                Text(label),
+                *(
+                    Text(entry.line(), style=colours.get(entry.verdict, styles[entry.place]))
+                    for entry in entries
+                ),
+            )
         console.print(grid)
         console.print(Text(" ".join(table.notes), style="dim"))
     for sentence in [*summary.answer(report), *summary.cautions(report), *_reasons(report)]:
@@ -93,8 +104,11 @@ def print_summary(report: ReportData) -> None:
 
 
 def _small(report: ReportData) -> Iterable[Table]:
-    """Yield the means within and out of region, and the paired differences, in the primary metric."""
-    means, contrasts = report.means[report.metric], report.contrasts[report.metric]
+    """Yield the verdicts, and the means within and out of region, in the primary metric."""
+    verdicts = verdict_table(report)
+    if verdicts.lines:
+        yield verdicts
+    means = report.means[report.metric]
     name = METRICS[report.metric].title
     oor = oor_columns(means, means[:0])
     for title, columns in (
@@ -103,12 +117,6 @@ def _small(report: ReportData) -> Iterable[Table]:
     ):
         if columns:
             yield tables.of_means(means, columns, f"{title}: {name}", legend(report, means))
-    columns = [*wr_columns(means), *((labels.OOR, s, s, p) for s, _, _, p in oor)]
-    frame = against_none(contrasts)
-    if len(frame):
-        alpha = report.analysis.alpha
-        notes = legend(report, frame, ranked=False)
-        yield tables.of_differences(frame, columns, alpha, f"Paired differences: {name}", notes)
 
 
 def _reasons(report: ReportData) -> list[str]:
@@ -140,10 +148,14 @@ def _markdown(report: ReportData, content: Sequence[Section]) -> str:
         blocks.append(f"> **Warning: {PAPER}.** These numbers are not an estimate of error on new data.")
     if facts.get("question"):
         blocks.append(tables.escape(str(facts["question"])))
+    first = [section for section in content if section.anchor == "verdicts"]
+    for table in (table for section in first for table in section.tables):
+        blocks += [f"**{tables.escape(table.caption)}**", tables.in_markdown(table)]
+        blocks.append(tables.notes_in_markdown(table.notes))
     blocks += [tables.escape(text) for text in summary.answer(report)]
     if cautions := summary.cautions(report):
         blocks.append("\n".join(f"- {tables.escape(sentence)}" for sentence in cautions))
-    for section in content:
+    for section in (section for section in content if section not in first):
         if not section.tables and not section.paragraphs:
             continue
         blocks.append(f"## {tables.escape(section.title)}")
@@ -176,15 +188,21 @@ def _html(report: ReportData, content: Sequence[Section]) -> str:
         warning=PAPER if facts.get("protocol") == "paper" else None,
         answer=summary.answer(report),
         cautions=summary.cautions(report),
-        sections=[
-            (
-                section,
-                [(table, _groups(table)) for table in section.tables],
-                [(_uri(p), p.alt, p.caption, p.name) for p in section.pictures],
-            )
-            for section in content
-        ],
+        first=next((_drawn(section) for section in content if section.anchor == "verdicts"), None),
+        sections=[_drawn(section) for section in content if section.anchor != "verdicts"],
         places={0: "", 1: "best", 2: "second"},
+    )
+
+
+def _drawn(section: Section) -> tuple[Any, ...]:
+    """Return a section with its tables under their groups of heads, and its figures as data addresses.
+
+    A figure has a second address, or '', for a small screen.
+    """
+    return (
+        section,
+        [(table, _groups(table)) for table in section.tables],
+        [(*_uris(picture), picture.alt, picture.caption, picture.name) for picture in section.pictures],
     )
 
 
@@ -197,9 +215,15 @@ def _groups(table: Table) -> list[tuple[str, int]]:
     return found if any(group for group, _ in found) else []
 
 
-def _uri(picture: Picture) -> str:
+def _uris(picture: Picture) -> tuple[str, str]:
+    """Return the address of a figure, and that of the one for a small screen."""
     kind = {"svg": "image/svg+xml", "png": "image/png"}[picture.embed]
-    return f"data:{kind};base64,{base64.b64encode(getattr(picture, picture.embed)).decode()}"
+    small = _uri("image/svg+xml", picture.small) if picture.small else ""
+    return _uri(kind, getattr(picture, picture.embed)), small
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _title(facts: Mapping[str, Any]) -> str:

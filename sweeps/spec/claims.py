@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from pm25.errors import SettingError
 from pm25.settings import Fusion, Settings, Share, Variant
@@ -12,6 +12,7 @@ from sweeps.spec import suggest
 from sweeps.spec.design import Arm, Design, Head
 
 MetricName = Literal["rmse", "r2", "mae"]
+ClaimMetric = Literal["rmse", "r2", "mae", "site_rmse"]
 Part = Literal["test", "wr"]
 """Evaluation set of a cell: the fold held out, or the held-out sites within its training region."""
 
@@ -31,15 +32,21 @@ class Analysis(Settings):
     rope: NonNegativeFloat = 0.01
     """Half-width of the region of practical equivalence: a fraction of the other arm's RMSE or MAE, or an
     absolute difference of R2."""
-    test: Literal["corrected_t", "wilcoxon"] = "corrected_t"
-    """Test of a difference: `corrected_t` corrects the variance for overlapping training sets (Nadeau and
-    Bengio 2003); `wilcoxon` treats folds as independent, so it may find too many differences."""
-    bootstrap: PositiveInt = 1000
-    """Number of bootstrap resamples, of sites or, out of region, of spatial blocks."""
-    block_degrees: PositiveFloat = 4.0
-    """Edge of a spatial block in degrees."""
+    block_degrees: PositiveFloat = 8.0
+    """Edge in degrees of the blocks of monitors that the test of a spatial split leaves out one by one.
+    Errors should be correlated over less than this."""
     outlines: Path | None = None
     """GeoJSON file of outlines to draw on maps. Default: none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_keys(cls, value: Any) -> Any:
+        """Refuse the keys that version 0.1.0 had."""
+        for name in ("test", "bootstrap"):
+            if isinstance(value, Mapping) and name in value:
+                problem = "not a key any more, because the kind of a split fixes its test and interval"
+                raise SettingError(name, problem, f"remove analysis.{name}")
+        return value
 
 
 class Contrast(NamedTuple):
@@ -95,8 +102,11 @@ class Claim(Settings):
     """Arm that it is compared with."""
     on: EvaluationPlace
     """Evaluation sets of the comparison."""
-    metric: MetricName
-    """Metric of the comparison."""
+    metric: ClaimMetric
+    """Metric of the comparison. `site_rmse` is the mean over monitors of each monitor's RMSE."""
+    truth: bool | None = None
+    """True or false if the truth is known, as with a synthetic panel; reports show it beside the verdict.
+    Default: not known."""
 
     @property
     def contrast(self) -> Contrast:
@@ -184,6 +194,13 @@ def of_design(
             if not narrowed:
                 raise
             continue
+        kinds = {factor.split.label: factor.split.kind for factor in design.split}
+        if claim.metric == "site_rmse" and kinds[label] == "random":
+            raise SettingError(
+                f"{name}.metric",
+                f"site_rmse has no value for a day, the unit of the test on {label}",
+                "use rmse or mae, or a split that holds out monitors",
+            )
         found.append(claim.model_copy(update={"on": claim.on.model_copy(update={"split": label})}))
     return tuple(found)
 
@@ -210,10 +227,10 @@ def _label(name: str, place: EvaluationPlace, design: Design) -> str:
         raise SettingError(
             f"{name}.part", f"wr needs a split of regions, and {label} is within region", "use test"
         )
-    if place.fold is not None and place.fold >= split.folds:
+    if place.fold is not None and place.fold >= split.n_folds:
         raise SettingError(
             f"{name}.fold",
             f"{place.fold} is not a fold of split {label}",
-            f"use folds from 0 to {split.folds - 1}",
+            f"use folds from 0 to {split.n_folds - 1}",
         )
     return label

@@ -1,14 +1,14 @@
 """The design of a study: the factors that are crossed, its arms, and its seeds."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
 from pm25.cell import Cell
 from pm25.errors import SettingError
 from pm25.settings import Fusion, Seed, Settings, Variant
-from pm25.splits import Split
+from pm25.splits import AnySplit, Split
 
 Head = Literal["matched"]
 
@@ -22,69 +22,153 @@ Levels = (BeforeValidator(listed), Field(min_length=1))
 """Metadata of a field that takes one level or a list of at least one."""
 
 
-class SplitFactor(Settings):
-    """One split of the design, and the folds of it that are run."""
+class Adaptive(Settings):
+    """A number that grows where the declared tests have not decided yet.
 
-    split: Split
-    """How sites and days are divided into training, validation and test sets."""
-    fold: Annotated[tuple[int, ...], BeforeValidator(listed)] = ()
-    """Fold to run, or a list of folds, counted from 0. Default: all folds of the split."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fold_beside_split(cls, value: Any) -> Any:
-        """Separate `fold` from the keys of the split, which the study file writes in one mapping."""
-        if isinstance(value, Mapping):
-            value = dict(value)
-            return {"fold": value.pop("fold", ()), "split": value}
-        return value
-
-    @model_validator(mode="after")
-    def _folds_exist(self) -> "SplitFactor":
-        for fold in self.fold:
-            if not 0 <= fold < self.split.folds:
-                last = self.split.folds - 1
-                raise SettingError(
-                    "fold",
-                    f"{fold} is not a fold of split {self.split.label}",
-                    f"use folds from 0 to {last}" if last else "use fold 0",
-                )
-        return self
-
-    @property
-    def folds(self) -> tuple[int, ...]:
-        """Folds to run: the ones that the study names, or all folds of the split."""
-        return self.fold or tuple(range(self.split.folds))
-
-
-class AdaptiveSeeds(Settings):
-    """Seeds 0, 1, ... that are added where the declared tests have not decided yet.
-
-    The tests are run with `start` seeds, then with twice as many each time, and at last with `max` seeds.
+    The tests are run with `start`, then with twice as many each time, and at last with `max`.
     """
 
     start: PositiveInt
-    """Number of seeds that every arm gets on every split."""
+    """Number that every arm begins with."""
     max: PositiveInt
-    """Largest number of seeds, above `start`."""
+    """Largest number, above `start`."""
     until: Literal["decided"] = "decided"
-    """Condition that ends the addition of seeds: each declared test has a result, or `max` is reached."""
+    """Condition that ends the addition: each declared test has a result, or `max` is reached."""
 
     @model_validator(mode="after")
-    def _grows(self) -> "AdaptiveSeeds":
+    def _grows(self) -> "Adaptive":
         if self.max <= self.start:
             raise SettingError(
-                "max", f"{self.max} is not above start, {self.start}", "increase max, or list the seeds"
+                "max", f"{self.max} is not above start, {self.start}", "increase max, or give a fixed number"
             )
         return self
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """Number of seeds at each interim analysis (look), in order."""
+        """The numbers at which the tests may be run, in order."""
         looks = [self.start]
         while looks[-1] < self.max:
             looks.append(min(2 * looks[-1], self.max))
         return tuple(looks)
+
+
+class AdaptiveSeeds(Adaptive):
+    """Seeds 0, 1, ... that are added where the declared tests have not decided yet.
+
+    The tests are run with `start` seeds, then with twice as many each time, and at last with `max` seeds.
+    """
+
+
+class AdaptiveRepeats(Adaptive):
+    """Origins or deals that are added where the declared tests have not decided yet.
+
+    Where seeds may be added too, each step adds what is predicted to shrink the interval most per training.
+    """
+
+
+class SplitLadder(NamedTuple):
+    """Numbers of repeats and of seeds at which the contrasts of one split may be looked at."""
+
+    repeats: Sequence[int] = ()
+    """Numbers of origins or deals, in order; empty if their number is fixed."""
+    seeds: Sequence[int] = ()
+    """Numbers of seeds, in order; empty if the seeds are listed."""
+
+    @property
+    def looks(self) -> int:
+        """Largest number of looks at one contrast: each look after the first adds repeats or seeds."""
+        return max(len(self.repeats), 1) + max(len(self.seeds), 1) - 1
+
+
+class Ladders(NamedTuple):
+    """Numbers of seeds and repeats at which the contrasts of a study may be looked at."""
+
+    seeds: Sequence[int] = ()
+    """Numbers of seeds, in order; empty if the seeds are listed."""
+    repeats: Sequence[tuple[str, Sequence[int]]] = ()
+    """Labels of the splits with adaptive origins or deals, each with its numbers of them in order."""
+
+    @property
+    def adaptive(self) -> bool:
+        """True if seeds or repeats may be added."""
+        return bool(self.seeds or self.repeats)
+
+    def of(self, split: str) -> SplitLadder:
+        """Return the numbers that apply to the split with this label."""
+        return SplitLadder(dict(self.repeats).get(split, ()), self.seeds)
+
+
+_REPEATED_BY: dict[str, str] = {
+    kind.model_fields["kind"].default: kind.repeated_by for kind in get_args(AnySplit) if kind.repeated_by
+}
+"""Key with the number of repeats, by the kinds of splits that have them."""
+
+
+NO_LADDERS = Ladders()
+"""Those of a study whose seeds and repeats are fixed."""
+
+
+class SplitFactor(Settings):
+    """One split of the design, and the folds of it that are run.
+
+    `origins` and `deals`, the numbers of repeats of kinds `checkerboards` and `blocks`, may be
+    `{start: N, max: M}`. They are then added while tests are undecided.
+    """
+
+    split: Split
+    """How sites and days are divided into training, validation and test sets."""
+    fold: Annotated[tuple[int, ...], BeforeValidator(listed)] = ()
+    """Fold to run, or a list of folds, counted from 0. Default: all folds of the split."""
+    origins: AdaptiveRepeats | None = None
+    """Origins of kind `checkerboards` that are added while tests are undecided. Default: a fixed number."""
+    deals: AdaptiveRepeats | None = None
+    """Deals of kind `blocks` that are added while tests are undecided. Default: a fixed number."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fold_beside_split(cls, value: Any) -> Any:
+        """Separate `fold` from the keys of the split, which the study file writes in one mapping.
+
+        The split has the largest number of its adaptive repeats, so that it has all folds that may be run.
+        """
+        if not isinstance(value, Mapping):
+            return value
+        split = dict(value)
+        found = {"fold": split.pop("fold", ()), "split": split}
+        name = _REPEATED_BY.get(str(split.get("kind")), "")
+        if isinstance(split.get(name), Mapping):
+            found[name] = split.pop(name)
+            if isinstance(most := found[name].get("max"), int):
+                split[name] = most
+        return found
+
+    @model_validator(mode="after")
+    def _folds_exist(self) -> "SplitFactor":
+        for fold in self.fold:
+            if not 0 <= fold < self.split.n_folds:
+                last = self.split.n_folds - 1
+                raise SettingError(
+                    "fold",
+                    f"{fold} is not a fold of split {self.split.label}",
+                    f"use folds from 0 to {last}" if last else "use fold 0",
+                )
+        if self.fold and self.repeats is not None:
+            raise SettingError(
+                "fold",
+                f"has a list, and the {self.split.repeated_by} of split {self.split.label} are adaptive",
+                f"leave fold out, or give a number of {self.split.repeated_by}",
+            )
+        return self
+
+    @property
+    def repeats(self) -> AdaptiveRepeats | None:
+        """Adaptive origins or deals; None if their number is fixed."""
+        return self.origins or self.deals
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Folds to run: the ones that the study names, or all folds of the split."""
+        return self.fold or tuple(range(self.split.n_folds))
 
 
 ADAPTIVE, LISTED = "adaptive", "listed"
@@ -122,9 +206,11 @@ class Design(Settings):
         return tuple(range(self.seed.max)) if isinstance(self.seed, AdaptiveSeeds) else self.seed
 
     @property
-    def looks(self) -> tuple[int, ...]:
-        """Number of seeds at each look of adaptive seeds; empty where the seeds are listed."""
-        return self.seed.looks if isinstance(self.seed, AdaptiveSeeds) else ()
+    def looks(self) -> Ladders:
+        """Numbers of seeds and of repeats at which contrasts are looked at; empty without adaptive ones."""
+        seeds = self.seed.looks if isinstance(self.seed, AdaptiveSeeds) else ()
+        factors = ((factor.split.label, factor.repeats) for factor in self.split)
+        return Ladders(seeds, tuple((label, own.looks) for label, own in factors if own is not None))
 
     @property
     def first_seeds(self) -> tuple[int, ...]:
@@ -168,3 +254,26 @@ class Arm(NamedTuple):
     def fused(self) -> bool:
         """True if the network has the layers that project and fuse an embedding."""
         return self.fusion is not None
+
+
+class FoldArm(NamedTuple):
+    """An arm on one fold of a split, which a nested search tunes by itself."""
+
+    arm: Arm
+    split: str
+    """Label of the split."""
+    fold: int
+
+    @property
+    def label(self) -> str:
+        """Name such as `geoclip-hadamard random fold 0`."""
+        return f"{self.arm.label} {self.split} fold {self.fold}"
+
+
+Scope = Arm | FoldArm
+"""Cells whose settings one search chooses: those of an arm, or those of an arm on one fold."""
+
+
+def arm_of(scope: Scope) -> Arm:
+    """Return the arm of a scope."""
+    return scope.arm if isinstance(scope, FoldArm) else scope

@@ -11,12 +11,15 @@ from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model
 from pm25.errors import SettingError
 from pm25.metrics import METRICS
 from pm25.settings import Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
-from pm25.splits import Split
+from pm25.splits import Reserve, Split
 from sweeps.spec import suggest
-from sweeps.spec.design import Arm, Head, Levels, SplitFactor
+from sweeps.spec.design import Arm, Head, Levels, SplitFactor, listed
 
 Point = Mapping[str, Any]
 """Values of tuned settings by their dotted names, such as `train.learning_rate`."""
+
+LOSS, HUBER_DELTA = "train.loss", "train.huber_delta"
+"""Names of the loss, and of the setting that only one loss has."""
 
 ExactInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
 """Integer that a float represents exactly; Optuna computes with floats."""
@@ -185,11 +188,11 @@ class Placement(SplitFactor):
             raise SettingError(
                 "inner_fold", f"{self.inner_fold} has no split inner", "declare inner, or remove inner_fold"
             )
-        if self.inner is not None and self.inner_fold >= self.inner.folds:
+        if self.inner is not None and self.inner_fold >= self.inner.n_folds:
             raise SettingError(
                 "inner_fold",
                 f"{self.inner_fold} is not a fold of split {self.inner.label}",
-                f"use folds from 0 to {self.inner.folds - 1}",
+                f"use folds from 0 to {self.inner.n_folds - 1}",
             )
         return self
 
@@ -221,6 +224,11 @@ class Pruner(Settings):
         return {"kind": value} if isinstance(value, str) else value
 
 
+def _or_nothing(value: Any) -> Any:
+    """Return an empty tuple for null, with which `--set search.split=null` removes the placements."""
+    return () if value is None else value
+
+
 class Search(Settings):
     """Hyperparameter search: tunes every arm separately, with equal numbers of trials, on validation data.
 
@@ -237,8 +245,16 @@ class Search(Settings):
     """Settings to tune in every arm, by dotted name, such as `train.learning_rate`."""
     per_arm: tuple[ArmSearch, ...] = ()
     """Parameters and first points of single arms."""
-    split: Annotated[tuple[Placement, ...], *Levels]
-    """Splits whose training side is used to train and validate a trial."""
+    split: Annotated[tuple[Placement, ...], BeforeValidator(listed), BeforeValidator(_or_nothing)] = ()
+    """Splits whose training side is used to train and validate a trial. Required, unless the search is
+    nested."""
+    nested: bool = False
+    """Search once for each fold of the design's splits, on the training side of that fold. Its cells have the
+    settings that this search chose. The number of trials is multiplied by the number of folds."""
+    reserve: Reserve | None = None
+    """Share of the sites, in blocks of 8 degrees, on which trials are trained and validated, and no result is
+    tested; or a block with `share`, `degrees` and `seed`. Default: none, so that results whose test samples a
+    trial has used fail their audit."""
     seed: Annotated[tuple[Seed, ...], *Levels] = (1000,)
     """Training seeds of each trial; none may be a seed of the design. Default: 1000."""
     objective: Annotated[tuple[Literal["wr", "oor"], ...], *Levels] = ("wr",)
@@ -263,6 +279,7 @@ class Search(Settings):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Search":
+        self._has_samples()
         placements = [
             (placement.split, fold, placement.inner, placement.inner_fold)
             for placement in self.split
@@ -278,11 +295,15 @@ class Search(Settings):
                 shown = "an entry" if name == "split" else repeated[0]
                 raise SettingError(name, f"{shown} is listed twice", "remove one of the two")
         offered = {regime for placement in self.split for regime in placement.regimes}
+        if self.nested:
+            offered = {"wr"}
         if missing := [regime for regime in self.objective if regime not in offered]:
             raise SettingError(
                 "objective",
                 f"no placement of search.split validates {missing[0]}",
-                "add inner: {kind: checkerboard, degrees: 8} to a placement",
+                "use objective: wr"
+                if self.nested
+                else "add inner: {kind: checkerboard, degrees: 8} to a placement",
             )
         two = len(self.objective) > 1
         if self.pruner is not None and not self.reports:
@@ -306,6 +327,19 @@ class Search(Settings):
             raise SettingError("sampler", "cmaes cannot sample a choice", "use tpe, gp or random")
         return self
 
+    def _has_samples(self) -> None:
+        """Check that the search has samples from one source: placements, or the folds of the design."""
+        if self.nested and self.split:
+            raise SettingError(
+                "split", "a nested search has the splits of the design", "remove search.split, or nested"
+            )
+        if self.nested and self.reserve is not None:
+            raise SettingError(
+                "reserve", "a nested search has no sample of its fold's test set", "remove reserve, or nested"
+            )
+        if not self.nested and not self.split:
+            raise SettingError("split", "missing", "name a split, such as {kind: random, fold: [0]}")
+
     @property
     def reports(self) -> bool:
         """True if the value that each epoch reports, validation RMSE within region, is the objective."""
@@ -314,7 +348,7 @@ class Search(Settings):
     @property
     def trainings(self) -> int:
         """Number of trainings of one trial: placements x folds x seeds."""
-        return len(self.seed) * sum(len(placement.folds) for placement in self.split)
+        return len(self.seed) * (1 if self.nested else sum(len(placement.folds) for placement in self.split))
 
     @property
     def smaller_is_better(self) -> bool:
@@ -338,7 +372,8 @@ class Search(Settings):
                 "search.space", f"arm {arm.label} has no parameter to tune", "add one, or remove search"
             )
         for name, parameter in space.items():
-            space[name] = _allowed(arm, name, parameter, model, train)
+            base = _with_huber(space, train) if name == HUBER_DELTA else train
+            space[name] = _allowed(arm, name, parameter, model, base)
         for name, parameter in space.items():
             for other, values in (parameter.when or {}).items():
                 field = f"search.space.{name}.when"
@@ -374,7 +409,8 @@ class Search(Settings):
             if isinstance(given, str):
                 blocks = {"model": model, "train": train}
                 if given == "published":
-                    blocks = {"model": ModelSettings(), "train": TrainSettings()}
+                    fixed = {} if LOSS in space else {"loss": train.loss}
+                    blocks = {"model": ModelSettings(), "train": TrainSettings.model_validate(fixed)}
                 point = {name: getattr(blocks[name[:5]], name[6:]) for name in space}
             else:
                 if unknown := [name for name in given if name not in known]:
@@ -433,10 +469,15 @@ def settings_at(
         blocks[block][setting] = value
     if not arm.fused:
         blocks["model"]["projection"] = None  # without an embedding there is nothing to project
+    if HUBER_DELTA not in point and blocks["train"]["loss"] != train.loss:
+        blocks["train"]["huber_delta"] = None  # the study's delta is that of the study's loss
     try:
         return ModelSettings.model_validate(blocks["model"]), TrainSettings.model_validate(blocks["train"])
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
+        cause = fault.get("ctx", {}).get("error")
+        if isinstance(cause, SettingError):
+            raise SettingError(f"search.space.train.{cause.field}", cause.problem, cause.fix) from None
         name = next((n for n in point if n.endswith(f".{fault['loc'][0]}")), str(fault["loc"][0]))
         raise SettingError(
             f"search.space.{name}",
@@ -475,6 +516,16 @@ def _allowed(
                 f"search.space.{name}.choice", f"{value!r} is listed twice", "remove one of the two"
             )
     return parameter.model_copy(update={"choice": tuple(converted)})
+
+
+def _with_huber(space: Space, train: TrainSettings) -> TrainSettings:
+    """Return the settings at which the delta is tuned. Raises SettingError for another loss than `huber`."""
+    losses: Sequence[Any] = space[LOSS].ends() if LOSS in space else (train.loss,)
+    losses = (space[HUBER_DELTA].when or {}).get(LOSS, losses)
+    if {*losses} != {"huber"}:
+        fix = f"add when: {{{LOSS}: huber}}" if LOSS in space else "set train.loss: huber, or remove it"
+        raise SettingError(f"search.space.{HUBER_DELTA}", "only the loss huber has a delta", fix)
+    return settings_at(Arm("none", None), {LOSS: "huber"}, ModelSettings(), train)[1]
 
 
 def _without_projection(space: Space) -> Space:

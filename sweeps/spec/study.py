@@ -16,17 +16,17 @@ from pydantic import (
     model_validator,
 )
 
-from pm25 import protocol, uri
+from pm25 import protocol, splits, uri
 from pm25.cell import Cell, Tuning
 from pm25.errors import SettingError
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.protocol import Protocol
 from pm25.settings import ENCODERS, ModelSettings, Seed, Settings, TrainSettings
-from pm25.splits import AnySplit, GroupSplit
+from pm25.splits import AnySplit, GroupSplit, PeriodSplit, Reserve, SplitIndices
 from sweeps.spec import claims, suggest
 from sweeps.spec.claims import Analysis, Claim, Contrast, Published
-from sweeps.spec.design import AdaptiveSeeds, Arm, Design, listed
+from sweeps.spec.design import Arm, Design, FoldArm, Scope, SplitFactor, arm_of, listed
 from sweeps.spec.search_space import Search, settings_at
 
 
@@ -50,6 +50,8 @@ class Synthetic(Settings):
     """Number of days."""
     seed: Seed = 0
     """Seed of the generator."""
+    gradient: float = Field(0.0, ge=-2, le=2)
+    """Slope of the logarithm of PM2.5 from west to east, for each 15 degrees of longitude."""
 
 
 class Data(Settings):
@@ -63,6 +65,8 @@ class Data(Settings):
         None
     )
     """Columns that are inputs of the model. Default: every numeric column and the calendar."""
+    harmless: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    """Channels that may resemble the target. `plan` and `run` refuse every other channel that contains it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
@@ -75,6 +79,10 @@ class Data(Settings):
         repeated = [name for i, name in enumerate(self.channels or ()) if name in (self.channels or ())[:i]]
         if repeated:
             raise SettingError("channels", f"{repeated[0]} is listed twice", "remove one of the two")
+        unknown = [name for name in self.harmless if name not in (self.channels or self.harmless)]
+        if unknown:
+            fix = suggest.fix(unknown[0], list(self.channels or ()))
+            raise SettingError("harmless", f"{unknown[0]} is not in data.channels", fix)
         return self
 
 
@@ -213,10 +221,11 @@ class Study(Settings):
         narrowed = bool(info.context and info.context["narrowed"])
         found = claims.of_design(self.claims, self.arms(), self.design, narrowed=narrowed)
         resolved = self.model_copy(update={"claims": found})
-        if isinstance(self.design.seed, AdaptiveSeeds) and not resolved.contrasts():
+        if self.design.looks.adaptive and not resolved.contrasts():
+            adaptive = "seeds" if self.design.looks.seeds else "origins and deals"
             raise SettingError(
-                "design.seed",
-                "adaptive seeds need a test to decide",
+                "design.seed" if self.design.looks.seeds else "design.split",
+                f"adaptive {adaptive} need a test to decide",
                 "declare claims, or add the variant none",
             )
         return resolved
@@ -250,7 +259,7 @@ class Study(Settings):
     @model_validator(mode="after")
     def _neighbours_have_values(self) -> "Study":
         for split in self._splits():
-            if self.neighbours is not None and split.kind == "temporal":
+            if self.neighbours is not None and isinstance(split, PeriodSplit):
                 raise SettingError(
                     "neighbours",
                     f"no training monitor has values in the test period of split {split.label}",
@@ -279,20 +288,23 @@ class Study(Settings):
         return self
 
     @model_validator(mode="after")
-    def _paper_scales_the_target(self) -> "Study":
+    def _paper_has_settings_of_its_own(self) -> "Study":
         if self.protocol == "paper" and self.train.target is not None:
             raise SettingError(
                 "train.target",
                 f"{self.train.target} conflicts with the target scale of protocol paper",
                 "add --set train.target=null",
             )
-        return self
+        return self.model_copy(update={"train": protocol.training_settings(self.protocol, self.train)})
 
     @property
     def winner_split(self) -> AnySplit:
-        """Split whose cells an arm's winner is chosen from: the first one within region, else the first."""
+        """Split whose cells an arm's winner is chosen from: the first one within region, else the first.
+
+        The split has the form that it has in a cell.
+        """
         declared = [factor.split for factor in self.design.split]
-        return next((split for split in declared if split.regime == "WR"), declared[0])
+        return next((split for split in declared if split.regime == "WR"), declared[0]).in_cell()
 
     def keeps_weights(self, cell: Cell) -> bool:
         """Return True if a cell stores its weights when it ends.
@@ -306,6 +318,26 @@ class Study(Settings):
     def arms(self) -> list[Arm]:
         """Return the arms, in order: variants crossed with fusions, without meaningless combinations."""
         return list(dict.fromkeys(self._arms()))
+
+    def scope(self, cell: Cell) -> Scope:
+        """Return what is tuned together with a cell: its arm, or with a nested search its arm on its fold."""
+        arm = Arm.of(cell)
+        if self.search is None or not self.search.nested:
+            return arm
+        return FoldArm(arm, cell.split.label, cell.fold)
+
+    def scopes(self) -> list[Scope]:
+        """Return everything that is tuned by itself, in the order of the arms; empty without a search."""
+        if self.search is None:
+            return []
+        if not self.search.nested:
+            return [*self.arms()]
+        return [
+            FoldArm(arm, factor.split.label, fold)
+            for arm in self.arms()
+            for factor in self.design.split
+            for fold in factor.folds
+        ]
 
     def contrasts(self) -> tuple[Contrast, ...]:
         """Return the declared contrasts, which are tested together (`claims.declared`)."""
@@ -356,32 +388,57 @@ class Study(Settings):
             model=settings[0],
             train=settings[1],
             tuning=tuning,
+            reserve=self.reserve,
         )
 
     def cells(
         self,
-        tuned: Mapping[Arm, Mapping[str, Any]] = MappingProxyType({}),
+        tuned: Mapping[Scope, Mapping[str, Any]] = MappingProxyType({}),
         only: Arm | None = None,
     ) -> list[Cell]:
         """Return the cells of the grid, ordered by seed and fold, so that every arm has early results.
 
-        Adaptive seeds give all cells that may be run; `sweeps.analysis.sequential` chooses from them.
+        An adaptive design gives all cells that may be run; `sweeps.analysis.sequential` chooses from them.
         `tuned` has the points that the searches chose; arms without one have the study's settings.
         `only` limits the grid to one arm.
         """
         most = max(len(factor.folds) for factor in self.design.split)
-        among = self.arms() if only is None else [only]
-        arms = {arm: settings_at(arm, tuned.get(arm, {}), self.model, self.train) for arm in among}
+        arms = self.arms() if only is None else [only]
+        plain = {arm: settings_at(arm, {}, self.model, self.train) for arm in arms}
+        chosen = {
+            scope: settings_at(arm_of(scope), point, self.model, self.train)
+            for scope, point in tuned.items()
+            if arm_of(scope) in plain
+        }
+        nested = self.search is not None and self.search.nested
+
+        def settings(arm: Arm, factor: SplitFactor, fold: int) -> tuple[ModelSettings, TrainSettings]:
+            scope = FoldArm(arm, factor.split.label, fold) if nested else arm
+            return chosen.get(scope, plain[arm])
+
         return list(
             dict.fromkeys(
-                self._cell(arm, factor.split, fold, seed, settings)
+                self._cell(arm, factor.split, fold, seed, settings(arm, factor, fold))
                 for seed in self.design.seeds
                 for place in range(most)
                 for factor in self.design.split
                 for fold in factor.folds[place : place + 1]
-                for arm, settings in arms.items()
+                for arm in arms
             )
         )
+
+    @property
+    def reserve(self) -> Reserve | None:
+        """Sites for the search alone; None without a search, or if it reserves none."""
+        return None if self.search is None else self.search.reserve
+
+    def cut(self, split: AnySplit, fold: int, panel: Panel) -> SplitIndices:
+        """Cut the samples of the grid's cells on one fold. Raises InputError for an empty set."""
+        if self.protocol == "paper":
+            return protocol.paper_cut(split, fold, panel, self.window)
+        indices = splits.cut(split, fold, panel, self.window)
+        where = f"split {split.label} fold {fold}"
+        return splits.leave_untested(indices, self.reserve, panel, self.window, where)
 
     def encoder_options(self, variant: str) -> dict[str, Any]:
         """Return the keyword arguments of `pm25.encoders.load` for a variant."""
@@ -409,6 +466,13 @@ class Study(Settings):
         made = synth.synthesize(**self.data.synthetic.model_dump())
         table = pa.Table.from_pandas(made, preserve_index=False)
         return panel.from_table(table, "synthetic", self.data.channels, self.groups())
+
+    def refuse_leaks(self, panel: Panel) -> None:
+        """Raise InputError if a channel contains the target, except in protocol paper."""
+        from pm25 import leak_probes
+
+        if self.protocol == "strict":
+            leak_probes.refuse(panel, str(self.data.table or "data.synthetic"), self.data.harmless)
 
     def keys(self, panel: Panel) -> Callable[[Cell], str]:
         """Return the function that computes the key of a cell of this study on `panel`."""

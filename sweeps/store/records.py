@@ -20,6 +20,23 @@ Record = dict[str, Any]
 """Content of a `result.json`: `key`, `state` ('done', 'failed', or 'pruned' for search trials), the `cell` or
 the trial's `params`, and the results."""
 
+TUNED_ON_TEST = "tuned on its own test samples"
+"""Failed check of a cell whose test samples were trained on, or scored, by the search of its settings."""
+
+
+def failed_checks(record: Mapping[str, Any]) -> list[str]:
+    """Return the checks that a cell failed: those of its leakage audit, and that of its search.
+
+    A cell that is not done has no audit, and has failed none.
+    """
+    if "audit" not in record:
+        return []
+    failed = list(record["audit"].get("failed", []))
+    if record.get("searched", {}).get("test_share", 0.0) > 0:
+        failed.append(TUNED_ON_TEST)
+    return failed
+
+
 StorageError = (OSError, pa.ArrowException)
 """Errors that a file system raises."""
 

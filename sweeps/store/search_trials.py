@@ -9,7 +9,7 @@ from typing import Any
 
 from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
-from sweeps.spec.design import Arm
+from sweeps.spec.design import Arm, FoldArm, Scope, arm_of
 from sweeps.spec.search_space import Point, Search, Space, within
 from sweeps.spec.study import Study
 from sweeps.store.records import Record, Store
@@ -29,6 +29,13 @@ class ArmTrials:
     """Records of the trials that have ended, by number; at most `search.trials`."""
     started: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     """Numbers and points of the trials that were started and have not ended."""
+    fold: FoldArm | None = None
+    """Fold of the arm that a nested search tunes; None if the search tunes the complete arm."""
+
+    @property
+    def scope(self) -> Scope:
+        """Cells whose settings the trials choose."""
+        return self.fold or self.arm
 
     @property
     def epochs(self) -> int:
@@ -94,7 +101,7 @@ class ArmTrials:
     def outline(self) -> str:
         """Progress of the search and its choice, in one line."""
         states = [record["state"] for record in self.ended]
-        text = f"{self.arm.label}: {len(states)} of {self.search.trials} trials"
+        text = f"{self.scope.label}: {len(states)} of {self.search.trials} trials"
         others = [f"{states.count(state)} {state}" for state in ("pruned", "failed") if state in states]
         text += f" ({', '.join(others)})" if others else ""
         text += f", {self.epochs} epochs"
@@ -149,9 +156,16 @@ def pick(front: list[tuple[float, ...]], search: Search) -> int:
     return min(range(len(front)), key=lambda i: distance(front[i]))
 
 
-def trainings(study: Study, arm: Arm, point: Point) -> list[Cell]:
-    """Return the cells of one trial: all folds of every placement, with every seed of the search."""
+def trainings(study: Study, scope: Scope, point: Point) -> list[Cell]:
+    """Return the cells of one trial: all folds of every placement, with every seed of the search.
+
+    In a nested search, they are those of the scope's own fold.
+    """
     assert study.search is not None
+    arm = arm_of(scope)
+    if isinstance(scope, FoldArm):
+        split = next(one.split for one in study.design.split if one.split.label == scope.split)
+        return [study.cell(arm, split, scope.fold, seed, point, Tuning()) for seed in study.search.seed]
     return [
         study.cell(
             arm,
@@ -177,8 +191,14 @@ def trial_key(point: str, number: int) -> str:
     return hashlib.sha256(f"{point}/{number}".encode()).hexdigest()[:20]
 
 
-def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Arm, ArmTrials]:
-    """Read the trials of every arm, in the order of the arms; empty if the study declares no search.
+def place(scope: Scope) -> dict[str, Any]:
+    """Return the fields of a start file and of a record that name the scope of a trial."""
+    fold = {"split": scope.split, "fold": scope.fold} if isinstance(scope, FoldArm) else {}
+    return {"arm": arm_of(scope).label, **fold}
+
+
+def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Scope, ArmTrials]:
+    """Read the trials of every scope, in the order of the arms; empty if the study declares no search.
 
     A stored trial counts if its trainings have the same keys as its point has in the study as it is declared
     now. With other data, placements, seeds or fixed settings it belongs to another search. `key` computes the
@@ -186,16 +206,17 @@ def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Arm, Ar
     """
     if study.search is None:
         return {}
-    found = {}
-    for arm in study.arms():
+    found: dict[Scope, ArmTrials] = {}
+    for scope in study.scopes():
+        arm, fold = arm_of(scope), scope if isinstance(scope, FoldArm) else None
         space = study.search.space_of(arm, study.model, study.train)
         first = study.search.first_points(arm, space, study.model, study.train)
-        found[arm] = ArmTrials(arm, study.search, space, first)
-    by_label = {arm.label: trials for arm, trials in found.items()}
+        found[scope] = ArmTrials(arm, study.search, space, first, fold=fold)
+    by_place = {tuple(place(scope).values()): trials for scope, trials in found.items()}
     started, ended = started_and_ended(store)
     # Ended trials come first: after a space was narrowed and widened again, two trials may have one number.
     for name, trial in sorted(started.items(), key=lambda item: (item[0] not in ended, item[1]["number"])):
-        trials = by_label.get(trial["arm"])
+        trials = by_place.get(tuple(trial[field] for field in ("arm", "split", "fold") if field in trial))
         if (
             trials is None
             or trial["number"] >= study.search.trials
@@ -203,7 +224,7 @@ def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Arm, Ar
             or not within(trials.space, trial["params"])
         ):
             continue
-        keys = [key(cell) for cell in trainings(study, trials.arm, trial["params"])]
+        keys = [key(cell) for cell in trainings(study, trials.scope, trial["params"])]
         if name != trial_key(digest(keys), trial["number"]):
             continue
         if name in ended:
@@ -245,7 +266,7 @@ STARTED_FILE = "begun.json"
 """Start file of a trial, with its arm, number and params, written when the trial is given to a worker."""
 
 
-def tuned(searches: Mapping[Arm, ArmTrials]) -> dict[Arm, dict[str, Any]]:
-    """Return the settings that the finished searches chose, by arm."""
-    chosen = {arm: trials.chosen_point() for arm, trials in searches.items()}
-    return {arm: point for arm, point in chosen.items() if point is not None}
+def tuned(searches: Mapping[Scope, ArmTrials]) -> dict[Scope, dict[str, Any]]:
+    """Return the settings that the finished searches chose, by scope."""
+    chosen = {scope: trials.chosen_point() for scope, trials in searches.items()}
+    return {scope: point for scope, point in chosen.items() if point is not None}

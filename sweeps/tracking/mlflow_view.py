@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
-from sweeps.store.records import Record, Store, default_tracking
+from sweeps.store.records import Record, Store, default_tracking, failed_checks
 from sweeps.tracking import mlflow_internals
 from sweeps.tracking.connection import artifacts_uri, input_errors
 from sweeps.tracking.parent_metrics import Aggregates
@@ -54,14 +54,16 @@ class _Parent:
     end: int | None
     metrics: dict[str, float]
     artifacts: str
+    tags: dict[str, str]
     last: int = 0
     """Time at which the last of its runs ended (ms)."""
     children: int = 0
 
     @classmethod
     def of(cls, run: Run) -> "_Parent":
-        info, metrics = run.info, dict(run.data.metrics)
-        return cls(info.run_id, info.status, info.end_time, metrics, info.artifact_uri)
+        info, data = run.info, run.data
+        metrics, tags = dict(data.metrics), dict(data.tags)
+        return cls(info.run_id, info.status, info.end_time, metrics, info.artifact_uri, tags)
 
 
 class Tracker:
@@ -277,7 +279,7 @@ class Tracker:
         """Write the changed aggregates of arms to the parent runs, and save the views of the UI.
 
         Metrics have step 0, so that the UI draws bars instead of lines. A metric that no longer exists
-        becomes NaN. A parent is finished if none of its cells is missing.
+        becomes NaN. Texts become tags. A parent is finished if none of its cells is missing.
         """
         with input_errors(self.uri):
             for place, numbers in aggregates.items():
@@ -287,7 +289,15 @@ class Tracker:
             for key, page in pages().items():
                 self._tag(mlflow_internals.view_tag(key), mlflow_internals.view_value(page.name, page.state))
 
-    def _update_parent(self, parent: _Parent, numbers: Mapping[str, float]) -> None:
+    def _update_parent(self, parent: _Parent, content: Mapping[str, float | str]) -> None:
+        numbers = {name: value for name, value in content.items() if not isinstance(value, str)}
+        for name, text in content.items():
+            if isinstance(text, str) and parent.tags.get(name) != text:
+                self._client.set_tag(parent.run_id, name, text)
+                parent.tags[name] = text
+        complete = numbers["n"] + numbers["n_failed"] >= numbers["n_expected"]
+        if not numbers["n"] and not complete:
+            numbers = {}  # the compare page opens on the metric that was written first: not on a count
         gone = {name: math.nan for name, value in parent.metrics.items() if not math.isnan(value)}
         wanted = {**gone, **numbers}
         now = round(time.time() * 1000)
@@ -296,7 +306,6 @@ class Tracker:
             points = [Metric(name, value, now, 0) for name, value in changed.items()]
             self._client.log_batch(parent.run_id, metrics=points)
             parent.metrics |= changed
-        complete = numbers["n"] + numbers["n_failed"] >= numbers["n_expected"]
         if complete and (parent.status, parent.end) != ("FINISHED", parent.last):
             self._client.set_terminated(parent.run_id, "FINISHED", parent.last)
             parent.status, parent.end = "FINISHED", parent.last
@@ -354,7 +363,8 @@ class Tracker:
 
 
 def _matches(run: Run, record: Record) -> bool:
-    """Return True if a run is complete and was written for this attempt at the cell."""
+    """Return True if a run is complete, and of this attempt at the cell and of its failed checks."""
     tags = run.data.tags
     same = tags.get("ended") == record["ended"] and tags.get("view") == VIEW
+    same = same and tags.get("marked", "") == "; ".join(failed_checks(record))[:5000]
     return same and run.info.status == run_status(record)

@@ -10,7 +10,7 @@ from pm25.cell import Cell
 from pm25.geo import CONUS
 from pm25.metrics import EXCEEDANCE_UGM3
 from pm25.panel import CALENDAR, Panel
-from sweeps.store.records import Record
+from sweeps.store.records import Record, failed_checks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +55,8 @@ def card(
     lines = [f"# {arm}: daily PM2.5 at a place, from {cell.window} days of its covariates", ""]
     lines += [f"{facts['question']}", ""] if facts["question"] else []
     lines += [
-        f"The model with the lowest validation RMSE of its arm in the study `{facts['study']}`: "
-        f"cell `{record['key']}`, {cell.label}."
+        f"The model of its arm in the study `{facts['study']}`: cell `{record['key']}`, {cell.label}. "
+        "Its seed has the lowest validation RMSE of the arm, pooled over folds."
     ]
     for title, section in sections.items():
         if text := [*section]:
@@ -215,13 +215,12 @@ def _limits(
     if cell.variant == "table":
         yield "- Only places in the encoder's table can be predicted."
     for split, cells in own[own["regime"] == "OoR"].groupby("split", sort=False):
-        gap = _mean(cells["test_rmse"] - cells["wr_rmse"])
-        if gap is not None:
-            word = "higher" if gap[0] > 0 else "lower"
+        within, out = _mean(cells["wr_rmse"]), _mean(cells["test_rmse"])
+        if within is not None and out is not None:
             yield (
-                f"- Out of region (`{split}`) the RMSE of this arm's models is "
-                f"{abs(gap[0]):.3f}{_spread(gap)} µg/m³ {word} than at held-out sites within their region "
-                f"(n = {gap[2]})."
+                f"- Out of region (`{split}`) the RMSE of this arm's models is {out[0]:.3f}{_spread(out)} "
+                f"µg/m³ (n = {out[2]}), and {within[0]:.3f}{_spread(within)} µg/m³ at held-out sites within "
+                "their region. These are other monitors."
             )
     tail = record["metrics"].get("test_tail_mbe")
     if tail is not None:
@@ -230,8 +229,8 @@ def _limits(
             f"test samples) its predictions are too {'low' if tail < 0 else 'high'} by {abs(tail):.1f} µg/m³ "
             "on average."
         )
-    if record["audit"]["failed"]:
-        yield f"- Its audit found: {', '.join(record['audit']['failed'])}."
+    if failed := failed_checks(record):
+        yield f"- Its audit found: {', '.join(failed)}."
     else:
         yield "- Its audit found no leak from test to training."
     yield "- A research model: not for regulatory use, nor for decisions about anybody's health."

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
 from sweeps.analysis import inference, labels
-from sweeps.spec.claims import Analysis, Claim
+from sweeps.analysis.declarations import Status
+from sweeps.analysis.inference import Sums
+from sweeps.spec.claims import Analysis, Claim, Contrast
+from sweeps.spec.design import NO_LADDERS, Ladders
 from sweeps.store.records import Store
 
-Aggregates = dict[tuple[str, str | None], dict[str, float]]
-"""Metrics by arm (its label) and split; the split None is the arm's search."""
+Aggregates = dict[tuple[str, str | None], dict[str, float | str]]
+"""Metrics, and tags as texts, by arm (its label) and split; the split None is the arm's search."""
+
+_VERDICTS = {"better": 1.0, "equal": 0.0, "worse": -1.0}
+"""Verdict as a number, for the UI can compare numbers alone; undecided contrasts have none."""
+
+FIRST = "eval_rmse"
+"""Name of the RMSE on a split's test samples, in either regime.
+
+The compare page of the UI opens on the first metric that its runs share, in the order of the database: that
+of writing or of names. So this one is written first, and its name precedes all other shared ones.
+"""
 
 _NAMES = {"WR": "wr_{}_mean", "OoR": "oor_{}_mean", "gap": "gap_{}"}
 """Name of a mean's metric, by regime."""
@@ -23,13 +37,17 @@ def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
     """Collect `wr_rmse_mean`, `wr_rmse_ci_low`, `gap_rmse`, `diff_rmse`, `n` and so on; only finite numbers.
 
     `means` has a line per arm, split, part and metric, with mean, low, high, n, n_expected and n_failed.
-    `contrasts` has a line per pair of arms too, with diff, low, high, p and p_adjusted; `fold` is set if the
-    contrast is about one fold. Only contrasts with 'none' over all folds are used. The counts of a split are
-    those of its test part; if metrics differ in n, those of the first metric.
+    `contrasts` has a line per pair of arms too, with diff, low, high, se, df, n_units, p and p_adjusted;
+    `fold` is set if the contrast is about one fold. Only contrasts with 'none' over all folds are used. The
+    counts of a split are those of its test part; if metrics differ in n, those of the first metric.
+
+    Texts are the tags `estimand`, `unit`, `test` and `verdict`, those of the test part and the first metric.
     """
     found: Aggregates = {}
     for line in means.to_dict("records"):
         metrics = found.setdefault((line["arm"], line["split"]), {})
+        if (line["part"], line["metric"]) == ("test", "rmse"):
+            metrics |= _numbers({FIRST: line["mean"]})
         name = _NAMES[line["regime"]].format(line["metric"])
         metrics |= _numbers({name: line["mean"], **_interval(name.removesuffix("_mean"), line)})
         if line["part"] == "test" and "n" not in metrics:
@@ -42,21 +60,55 @@ def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
             {
                 name: line["diff"],
                 **_interval(name, line),
+                f"{name}_df": line["df"],
+                f"{name}_units": line["n_units"] if line["test"] else math.nan,
                 f"{name}_p": line["p"],
                 f"{name}_p_adjusted": line["p_adjusted"],
+                f"{name}_verdict": _VERDICTS.get(line["verdict"], math.nan) if line["declared"] else math.nan,
             }
         )
+        if line["part"] == "test":
+            for arm in (line["arm"], line["other"]):
+                about = found.get((arm, line["split"]), {})
+                about |= {name: line[name] for name in ("estimand", "unit") if name not in about}
+            tags = found[line["arm"], line["split"]]
+            if "verdict" not in tags:
+                tags |= {"test": line["test"] or line["untested"], "verdict": judged(line)}
     return found
 
 
+def judged(line: Mapping[Any, Any]) -> str:
+    """Return the verdict of a contrast with 'none' in the words of the report."""
+    from sweeps.report import summary
+
+    return summary.verdict(line)
+
+
 def of_rows(
-    rows: pd.DataFrame, analysis: Analysis, claims: Sequence[Claim] = (), looks: Sequence[int] = ()
+    rows: pd.DataFrame,
+    analysis: Analysis,
+    claims: Sequence[Claim] = (),
+    looks: Ladders = NO_LADDERS,
+    sums: Sums | None = None,
+    statuses: Mapping[Contrast, Status] = MappingProxyType({}),
 ) -> Aggregates:
-    """Aggregate the rows of a study (`results.rows`), with the analysis and claims that it declares."""
-    metrics = ("rmse", "r2", "mae")
+    """Aggregate the rows of a study (`results.rows`), with the analysis and claims that it declares.
+
+    `sums` are the stored predictions, from which the tests within region are made. `statuses` tell when the
+    contrasts were declared (`declarations.history`).
+    """
+    metrics = ("rmse", "r2", "mae", "site_rmse")
+    rows = inference.with_site_rmse(rows, sums)
     return aggregates(
-        pd.concat([inference.means(rows, analysis, metric) for metric in metrics]),
-        pd.concat([inference.contrasts(rows, analysis, claims, metric, looks=looks) for metric in metrics]),
+        pd.concat([inference.means(rows, analysis, metric, sums) for metric in metrics]),
+        pd.concat(
+            [
+                inference.contrasts(
+                    rows, analysis, claims, metric, sums, looks, statuses=statuses, sensitivity=False
+                )
+                for metric in metrics
+            ]
+        ),
     )
 
 
@@ -65,7 +117,9 @@ def pictures(
     rows: pd.DataFrame,
     analysis: Analysis,
     claims: Sequence[Claim] = (),
-    looks: Sequence[int] = (),
+    looks: Ladders = NO_LADDERS,
+    sums: Sums | None = None,
+    statuses: Mapping[Contrast, Status] = MappingProxyType({}),
 ) -> dict[str, bytes]:
     """Draw the report's figures that need no predictions, as PNG by file name."""
     from sweeps.analysis import artifacts
@@ -75,9 +129,10 @@ def pictures(
     drawn = figures.draw(
         rows,
         metric,
-        contrasts=inference.contrasts(rows, analysis, claims, metric, looks=looks),
-        means=inference.means(rows, analysis, metric),
-        ranking=inference.ranking(rows, analysis, metric),
+        contrasts=inference.contrasts(
+            rows, analysis, claims, metric, sums, looks, statuses=statuses, sensitivity=False
+        ),
+        means=inference.means(rows, analysis, metric, sums),
         curves=artifacts.curves(store, rows),
     )
     return {f"{figure.name}.png": figure.png for figure in drawn}

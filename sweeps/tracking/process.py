@@ -18,6 +18,7 @@ import click
 
 from pm25.cell import Cell
 from pm25.errors import InputError
+from sweeps.store import declarations
 from sweeps.store.records import Record, Store, default_tracking
 
 if TYPE_CHECKING:
@@ -119,8 +120,9 @@ class TrackingProcess:
         cells = {key: cell.resolved() for key, cell in state.cells.items()}
         waiting = [cell.resolved() for cell in state.waiting]
         study = state.study
-        declared = [study.analysis.model_dump(mode="json"), [c.model_dump(mode="json") for c in study.claims]]
-        self._send("plan", [cells, waiting, state.search_summaries(), *declared, study.design.looks])
+        asked = [study.analysis.model_dump(mode="json"), [c.model_dump(mode="json") for c in study.claims]]
+        declared = declarations.content(study)
+        self._send("plan", [cells, waiting, state.search_summaries(), *asked, study.design.looks, declared])
 
     def describe(self, markdown: str) -> None:
         """Call `Tracker.describe` once everything else is written."""
@@ -277,21 +279,29 @@ class MlflowMirror:
 
         With `last`, attach the figures too.
         """
-        from sweeps.analysis import results
+        from sweeps.analysis import artifacts, results
+        from sweeps.analysis.declarations import history
         from sweeps.spec.claims import Analysis, Claim
+        from sweeps.spec.design import Ladders
         from sweeps.tracking import parent_metrics
 
         begin = time.monotonic()
-        planned, waiting, searched, analysis, claims, looks = self.plan or ({}, [], [], {}, [], [])
+        assert self.plan is not None
+        planned, waiting, searched, analysis, claims, looks, present = self.plan
         cells = {key: Cell.model_validate(cell) for key, cell in planned.items()}
         records = self._store.records(cells)
         rows = results.rows(cells, records, [Cell.model_validate(cell) for cell in waiting])
         judge = Analysis.model_validate(analysis)
         declared = [Claim.model_validate(claim) for claim in claims]
-        found = parent_metrics.of_rows(rows, judge, declared, looks)
+        sums = artifacts.predictions(self._store, rows)
+        done = sum(record["state"] == "done" for record in records.values())
+        trials = int(sum(counts["n"] for _, counts in searched))
+        statuses = history(declarations.read(self._store), present, done, trials).contrasts
+        how = judge, declared, Ladders(*looks), sums, statuses
+        found = parent_metrics.of_rows(rows, *how)
         tracker.answer(found | {(arm, None): counts for arm, counts in searched})
         if last:
-            tracker.show(parent_metrics.pictures(self._store, rows, judge, declared, looks))
+            tracker.show(parent_metrics.pictures(self._store, rows, *how))
         end = time.monotonic()
         self._answers_at = end + max(ANSWERS_S, 20 * (end - begin))
 

@@ -12,7 +12,7 @@ from pm25.cell import Cell
 from pm25.settings import Fusion, Variant, dotted
 from sweeps.analysis import labels
 from sweeps.spec.design import Arm, Head
-from sweeps.store.records import Record
+from sweeps.store.records import Record, failed_checks
 
 VIEW = "2"
 """Version of this content; after a change, `sweep sync` replaces runs with another version."""
@@ -62,8 +62,8 @@ def _cell(record: Record) -> RunContent:
     }
     if record.get("encoder"):
         tags["encoder"] = record["encoder"]
-    audit = dict(record.get("audit", {}))
-    if failed := audit.pop("failed", []):
+    audit = {name: value for name, value in record.get("audit", {}).items() if name != "failed"}
+    if failed := failed_checks(record):
         tags["marked"] = "; ".join(failed)[:5000]  # results with a failed audit can be filtered out
     metrics: list[tuple[int, Mapping[str, Any]]] = []
     if record["state"] == "done":
@@ -81,7 +81,8 @@ def _trial(record: Record) -> RunContent:
     }
     spent = {"epochs": record["epochs"], "seconds": record["seconds"]}
     curve = [(step, {"validation_rmse": value}) for step, value in enumerate(record["reported"], 1)]
-    name = f"search {record['arm']} trial {record['number']}"
+    fold = f" {record['split']} fold {record['fold']}" if "split" in record else ""  # of a nested search
+    name = f"search {record['arm']}{fold} trial {record['number']}"
     return RunContent(name, tags, _params(record["params"]), [(0, {**scores, **spent}), *curve])
 
 

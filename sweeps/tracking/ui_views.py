@@ -40,7 +40,7 @@ def pages() -> dict[str, Page]:
         *("wr_r2_mean", "oor_r2_mean", "n", "n_expected"),
     ]
     columns = [
-        *(f"tags.`{name}`" for name in ("fusion", "split")),
+        *(f"tags.`{name}`" for name in ("fusion", "split", "estimand", "verdict")),
         *(f"metrics.`{name}`" for name in metrics),
     ]
     table = {

@@ -1,7 +1,7 @@
-"""Winner of each arm: the cell with the lowest validation error, and the model made of it."""
+"""Winner of each arm: the seed with the lowest pooled validation error, and the model made of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ from pm25.errors import InputError
 from sweeps.engine.worker import WEIGHTS, stored_weights
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study
-from sweeps.store.records import Record, Store
+from sweeps.store.records import Record, Store, failed_checks
 from sweeps.tracking import model_card
 
 if TYPE_CHECKING:
@@ -60,64 +60,104 @@ class Winner:
         self.predictor().save(folder)
 
 
-def best(study: Study, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> dict[Arm, str]:
-    """Find the key of the done cell with the lowest validation RMSE for each arm, controls included.
+def best(
+    study: Study,
+    cells: Mapping[str, Cell],
+    records: Mapping[str, Record],
+    held: Collection[str] | None = None,
+) -> dict[Arm, str]:
+    """Find the key of the winning cell of each arm, controls included.
 
-    Only cells on the split `Study.winner_split` are compared; a tie is decided by key. Test scores are not
-    used.
+    The seed with the lowest validation RMSE over all folds of `Study.winner_split` wins: the squared errors
+    of the validation samples of all its folds are pooled. Its cell on the first fold is the model, so the
+    models of all arms are trained on the same samples. The validation set of a single fold may be easy, and
+    thus decides nothing. Test scores are not used.
+
+    A seed with more done folds comes before one with fewer, and an earlier seed before an equal one. If the
+    cell on the first fold failed, the next fold counts. With `held`, keys of cells with stored weights, the
+    best one of these is chosen, if an arm has any.
     """
-    return {arm: key for arm, (_, key) in _ranked(study, cells, records).items()}
-
-
-def _ranked(
-    study: Study, cells: Mapping[str, Cell], records: Mapping[str, Record]
-) -> dict[Arm, tuple[float, str]]:
-    found: dict[Arm, tuple[float, str]] = {}
-    for key, cell in cells.items():
-        record = records.get(key)
-        if record is not None and record["state"] == "done" and cell.split == study.winner_split:
-            arm, candidate = Arm.of(cell), (_validation_rmse(record), key)
-            found[arm] = min(candidate, found.get(arm, candidate))
+    found = {}
+    for arm, ranked in _ranked(study, cells, records).items():
+        with_weights = [key for key in ranked if held is not None and key in held]
+        found[arm] = (with_weights or ranked)[0]
     return found
 
 
-def _validation_rmse(record: Record) -> float:
-    """Validation RMSE of a record, infinite if it is missing."""
-    rmse = record["metrics"]["val_rmse"]
-    return math.inf if rmse is None else rmse
+def _ranked(study: Study, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> dict[Arm, list[str]]:
+    """Rank the done cells of each arm on the split of winners, the best first."""
+    done: dict[Arm, dict[int, list[tuple[int, str]]]] = {}
+    for key, cell in cells.items():
+        record = records.get(key)
+        if record is not None and record["state"] == "done" and cell.split == study.winner_split:
+            done.setdefault(Arm.of(cell), {}).setdefault(cell.seed, []).append((cell.fold, key))
+    found = {}
+    for arm, of_seed in done.items():
+        order = sorted(
+            (-len(folds), _pooled_validation_rmse([records[key] for _, key in folds]), seed)
+            for seed, folds in of_seed.items()
+        )
+        found[arm] = [key for _, _, seed in order for _, key in sorted(of_seed[seed])]
+    return found
+
+
+def _pooled_validation_rmse(records: Sequence[Record]) -> float:
+    """RMSE over the validation samples of all `records`, infinite if a record has none."""
+    samples = squares = 0.0
+    for record in records:
+        rmse = record["metrics"]["val_rmse"]
+        if rmse is None:
+            return math.inf
+        samples += record["counts"]["n_val"]
+        squares += record["counts"]["n_val"] * rmse**2
+    return math.sqrt(squares / samples)
 
 
 class WeightRetention:
     """Deletes the weights of cells that are not their arm's winner, if the study has `keep_weights: winners`.
 
-    Only recorded cells lose their weights: they stay done, while a cell without a record may be about to end.
+    While cells of an arm are missing, its best seed is not known, and each seed keeps the weights of its
+    first done fold. Only recorded cells lose their weights: they stay done, while a cell without a record may
+    be about to end.
     """
 
     def __init__(self, study: Study, store: Store) -> None:
         self._study, self._store = study, store
-        self._best: dict[Arm, tuple[float, str]] = {}
+        self._first: dict[tuple[Arm, int], tuple[int, str]] = {}
+        """Fold and key of the first fold of each arm and seed that is done and has weights."""
 
     def tidy(self, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> None:
         """Compare all cells of the study; cells with other settings in the same store are not changed."""
         if self._study.keep_weights != "winners":
             return
-        self._best = _ranked(self._study, cells, records)
-        kept = {key for _, key in self._best.values()}
-        for key in self._store.holding(WEIGHTS) & records.keys() - kept:
+        self._first = {}
+        held = self._store.holding(WEIGHTS) & records.keys()
+        waiting = {Arm.of(cell) for key, cell in cells.items() if key not in records and self._wins(cell)}
+        for arm, ranked in _ranked(self._study, cells, records).items():
+            with_weights = [key for key in ranked if key in held]
+            for key in with_weights if arm in waiting else with_weights[:1]:
+                place, one = (arm, cells[key].seed), (cells[key].fold, key)
+                self._first[place] = min(one, self._first.get(place, one))
+        kept = {key for _, key in self._first.values()}
+        for key in held - kept:
             self._store.delete_file(key, WEIGHTS)
 
     def ended(self, record: Record) -> None:
-        """Compare a new record with the best of its arm so far, and delete the weights of the worse cell."""
+        """Compare a new record with the other folds of its seed, and delete the weights of a later fold."""
         if self._study.keep_weights != "winners" or record["state"] != "done":
             return
         cell = Cell.model_validate(record["cell"])
-        if cell.split != self._study.winner_split:
+        if not self._wins(cell):
             return
-        arm, candidate = Arm.of(cell), (_validation_rmse(record), record["key"])
-        before = self._best.get(arm, candidate)
-        self._best[arm] = min(candidate, before)
-        if before != candidate:
-            self._store.delete_file(max(candidate, before)[1], WEIGHTS)
+        place, one = (Arm.of(cell), cell.seed), (cell.fold, record["key"])
+        before = self._first.get(place, one)
+        self._first[place] = min(one, before)
+        if before != one:
+            self._store.delete_file(max(one, before)[1], WEIGHTS)
+
+    def _wins(self, cell: Cell) -> bool:
+        """Return True if a cell is on the split whose cells may win."""
+        return cell.split == self._study.winner_split
 
 
 def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
@@ -125,7 +165,8 @@ def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
     from pm25 import encoders
     from sweeps.analysis import labels
 
-    held, chosen = state.store.holding(WEIGHTS), best(state.study, state.cells, records)
+    held = state.store.holding(WEIGHTS)
+    chosen = best(state.study, state.cells, records, held)
     rows = state.rows(records)
     facts = state.facts(records)
     found = []
@@ -158,8 +199,8 @@ def _tags(study: Study, arm: Arm, record: Record) -> dict[str, str]:
     tags |= {name: record[name] for name in ("encoder", "commit") if record.get(name)}
     numbers = {name: record["metrics"].get(name) for name in ("val_rmse", "test_rmse", "test_r2")}
     tags |= {name: f"{value:.4f}" for name, value in numbers.items() if value is not None}
-    if record["audit"]["failed"]:
-        tags["audit"] = "; ".join(record["audit"]["failed"])
+    if failed := failed_checks(record):
+        tags["audit"] = "; ".join(failed)
     return tags
 
 

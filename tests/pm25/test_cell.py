@@ -15,13 +15,17 @@ import pm25
 from pm25.cell import Cell, Tuning
 from pm25.errors import SettingError
 from pm25.neighbours import NeighbourSettings
-from pm25.settings import ENCODERS, Fusion, ModelSettings, TrainSettings, Variant
+from pm25.settings import ENCODERS, Fusion, Loss, ModelSettings, TrainSettings, Variant
 from pm25.splits import (
     AnySplit,
+    BlocksSplit,
     CheckerboardSplit,
+    CheckerboardsSplit,
     ClusterSplit,
     GroupSplit,
+    PeriodSplit,
     RandomSplit,
+    RollingSplit,
     SpatialSplit,
     TemporalSplit,
 )
@@ -51,6 +55,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "neighbours.hide": ["test_distance"],
     "neighbours.distance": [True],
     "tuning": [{}],
+    "reserve": [{"share": 0.1}, {"share": 0.2}, {"share": 0.1, "degrees": 4}, {"share": 0.1, "seed": 1}],
     "tuning.split": [{"kind": "spatial"}, {"kind": "random"}, {"kind": "checkerboard", "degrees": 4}],
     "split.degrees": [16, 8.000001],
     "split.origin": [(4, 0), (0, 4)],
@@ -71,6 +76,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "train.max_epochs": [99],
     "train.patience": [10],
     "train.target": ["log1p"],
+    "train.loss": ["huber", "absolute"],
     "train.huber_delta": [2.0],
     "train.clip_norm": [None, 5.0],
     "train.max_windows": [1000],
@@ -79,6 +85,7 @@ OTHERWISE: dict[str, list[Any]] = {
 # These change together with others: tests of their own, below.
 ELSEWHERE = {"variant", "head", "split.kind", "split.folds", "tuning.fold"}
 ELSEWHERE |= {"split.test_from", "split.gap_days", "split.column", "split.values"}
+ELSEWHERE |= {"split.origins", "split.deals", "split.start"}
 
 
 def cell(**changes: Any) -> Cell:
@@ -108,10 +115,58 @@ def test_every_field_has_a_test():
 
 
 def test_the_key_is_stable_over_processes_and_versions():
-    assert pm25.NUMERICS == 1, "NUMERICS was raised: store the new keys here"
-    assert cell().key(DATA, ENCODER) == "d3a8f33eecb16916171b"
+    assert pm25.NUMERICS == 2, "NUMERICS was raised: store the new keys here"
+    assert cell().key(DATA, ENCODER) == "de1ba9adc8f2acc96474"
     plain = Cell(variant="none", split=RandomSplit(), fold=4, seed=7)
+    assert plain.key(DATA) == "dbe99adb1ecda9291ed3"
+
+
+def test_cells_with_the_huber_loss_are_those_of_0_1_0():
+    """Their keys and their JSON were written by release 0.1.0, which had no other loss."""
+    assert pm25.HUBER_NUMERICS == 1, "the numbers of cells with the Huber loss moved: store new keys here"
+    assert key(**{"train.loss": "huber"}) == "d3a8f33eecb16916171b"
+    plain = Cell(variant="none", split=RandomSplit(), fold=4, seed=7, train=TrainSettings(loss="huber"))
     assert plain.key(DATA) == "0d48a652a61b69857c45"
+    assert plain.numerics == pm25.HUBER_NUMERICS
+    stored = {
+        "learning_rate": 0.001, "decay": 0.8, "decay_steps": 30_000, "batch_size": 256, "max_epochs": 100,
+        "patience": 30, "huber_delta": 1.0, "clip_norm": 1.0,
+    }  # fmt: skip
+    assert plain.resolved()["train"] == stored
+    assert Cell.model_validate({**plain.resolved(), "train": stored}) == plain
+
+
+def test_numbers_that_moved_have_a_new_version():
+    for changes in ({}, {"train.loss": "absolute"}, {"protocol": "paper", "train.loss": "huber"}):
+        assert cell(**changes).numerics == pm25.NUMERICS
+
+
+def test_a_delta_belongs_to_the_huber_loss():
+    assert cell(**{"train.huber_delta": 2.0}).train.loss == "huber"
+    assert cell(**{"train.loss": "huber"}) == cell(**{"train.huber_delta": 1.0})
+    assert (cell().train.loss, cell().train.huber_delta) == ("squared", None)
+    assert "huber_delta" not in cell().resolved()["train"]
+
+
+def test_protocol_paper_has_the_published_loss_and_clipping_unless_told_otherwise():
+    paper = cell(protocol="paper")
+    assert (paper.train.loss, paper.train.huber_delta, paper.train.clip_norm) == ("huber", 1.0, None)
+    assert paper == cell(protocol="paper", **{"train.clip_norm": None, "train.loss": "huber"})
+    for loss in ("squared", "absolute"):
+        told = cell(protocol="paper", **{"train.loss": loss})
+        assert told == Cell.model_validate(told.resolved())
+        assert told.train.loss == loss
+    assert paper == Cell.model_validate(paper.resolved()) == Cell.model_validate_json(paper.model_dump_json())
+    split = CheckerboardSplit(degrees=8)
+    built = Cell(variant="geoclip", fusion="hadamard", split=split, fold=0, seed=0, protocol="paper")
+    assert built == paper
+    for train in (TrainSettings(), TrainSettings(patience=9)):
+        assert Cell.model_validate({**dict(built), "train": train}).train.clip_norm is None
+    assert cell(protocol="paper", **{"train.clip_norm": 1.0}).train.clip_norm == 1.0
+    assert cell(protocol="paper", train={"clip_norm": 1.0}) == cell(
+        protocol="paper", train=TrainSettings(clip_norm=1.0)
+    )
+    assert cell().train.clip_norm == 1.0
 
 
 def test_equal_cells_have_equal_keys_however_they_were_written():
@@ -176,8 +231,12 @@ def test_the_key_changes_with_data_encoder_and_numerics(monkeypatch):
     before = key()
     assert cell().key("f" * 32, ENCODER) != before
     assert cell().key(DATA, "f" * 64) != before
+    huber = key(**{"train.loss": "huber"})
     monkeypatch.setattr(pm25, "NUMERICS", pm25.NUMERICS + 1)
     assert key() != before
+    assert key(**{"train.loss": "huber"}) == huber
+    monkeypatch.setattr(pm25, "HUBER_NUMERICS", pm25.NUMERICS)
+    assert key(**{"train.loss": "huber"}) != huber
 
 
 @pytest.mark.parametrize("variant", ["none", "latlon", "sincos"])
@@ -234,6 +293,11 @@ split_kinds = st.one_of(
     ),
     st.builds(GroupSplit, column=names, values=st.lists(names, min_size=1, max_size=4, unique=True)),
     st.builds(ClusterSplit, folds=st.integers(2, 9), buffer_km=buffer, seed=seeds),
+    st.builds(
+        CheckerboardsSplit, degrees=degrees, origins=st.integers(1, 99), holdout=share | st.just("rotate")
+    ),
+    st.builds(BlocksSplit, degrees=degrees, folds=st.integers(2, 9), deals=st.integers(1, 9)),
+    st.builds(RollingSplit, folds=st.integers(5, 9), start=share, gap_days=st.none() | st.integers(0, 99)),
 )
 neighbour_settings = st.builds(
     NeighbourSettings,
@@ -251,8 +315,12 @@ models = st.builds(
     initialiser=st.sampled_from([None, "torch"]),
 )
 projected = st.builds(ModelSettings, projection=st.just("norm_tanh"), attention_units=st.integers(1, 99))
+losses = st.fixed_dictionaries({"loss": st.sampled_from(get_args(Loss))}) | st.fixed_dictionaries(
+    {"loss": st.just("huber"), "huber_delta": positive}
+)
 trains = st.builds(
-    TrainSettings,
+    lambda loss, **others: TrainSettings(**loss, **others),
+    losses,
     learning_rate=positive,
     decay=share,
     clip_norm=st.none() | positive,
@@ -270,16 +338,16 @@ def cells(draw: st.DrawFn) -> Cell:
     split, train = draw(split_kinds), draw(trains)
     inner = draw(st.none() | split_kinds)
     tuned = st.builds(
-        Tuning, split=st.just(inner), fold=st.integers(0, inner.folds - 1) if inner else st.just(0)
+        Tuning, split=st.just(inner), fold=st.integers(0, inner.n_folds - 1) if inner else st.just(0)
     )
     tuning = draw(st.none() | tuned)
     protocols = ["strict"] if train.target or tuning else ["strict", "paper"]
-    temporal = "temporal" in (split.kind, tuning and tuning.split and tuning.split.kind)
+    temporal = any(isinstance(s, PeriodSplit) for s in (split, tuning and tuning.split))
     return Cell(
         variant=variant,
         fusion=draw(st.sampled_from(get_args(Fusion))) if fused else None,
         split=split,
-        fold=draw(st.integers(0, split.folds - 1)),
+        fold=draw(st.integers(0, split.n_folds - 1)),
         seed=draw(seeds),
         window=draw(st.integers(1, 60)),
         protocol=draw(st.sampled_from(protocols)),
@@ -404,9 +472,15 @@ TEMPORAL = {"kind": "temporal", "test_from": "2021-10-01"}
             ["norm_tanh", "none"],
         ),
         ({"neighbours": {}, "split": TEMPORAL}, "neighbours", ["temporal"]),
+        ({"neighbours": {}, "split": {"kind": "rolling"}}, "neighbours", ["rolling-5"]),
         ({"neighbours": {}, "tuning": {"split": TEMPORAL}}, "neighbours", ["temporal"]),
         ({"protocol": "paper", "tuning": {}}, "tuning", ["paper", "protocol: strict"]),
         # The fields of a block are relative to it.
+        (
+            {"train.loss": "absolute", "train.huber_delta": 2.0},
+            "huber_delta",
+            ["2", "absolute", "loss: huber"],
+        ),
         ({"tuning.fold": 1}, "fold", ["1", "tuning.split"]),
         (
             {"tuning": {"split": {"kind": "checkerboard", "degrees": 8}, "fold": 2}},

@@ -16,10 +16,13 @@ from pm25.leakage import audit, audit_or_failure, distance_to_training_km
 from pm25.panel import Panel, read
 from pm25.splits import (
     AnySplit,
+    BlocksSplit,
     CheckerboardSplit,
+    CheckerboardsSplit,
     ClusterSplit,
     GroupSplit,
     RandomSplit,
+    RollingSplit,
     SpatialSplit,
     SplitIndices,
     TemporalSplit,
@@ -65,7 +68,7 @@ def parts_of(train: Pairs, test: Pairs, validation: Pairs = (), wr: Pairs | None
 def look(
     split: AnySplit, parts: SplitIndices, panel: Panel, window: int = WINDOW, **changes: Any
 ) -> dict[str, Any]:
-    options = {"fitted": {"scalers": parts.train}, "encoder_trained_on_target": False, **changes}
+    options = {"fold": 0, "fitted": {"scalers": parts.train}, "encoder_trained_on_target": False, **changes}
     return audit(split, parts, panel, window, **options)
 
 
@@ -78,6 +81,10 @@ SPLITS: list[AnySplit] = [
     CheckerboardSplit(degrees=16, origin=(8, 4), buffer_km=100),
     GroupSplit(column="half", values=("a", "b")),
     ClusterSplit(folds=3, buffer_km=100),
+    CheckerboardsSplit(degrees=16, origins=4),
+    CheckerboardsSplit(degrees=16, origins=4, holdout="rotate", buffer_km=100),
+    BlocksSplit(folds=4, deals=3),
+    RollingSplit(),
 ]
 
 
@@ -218,8 +225,8 @@ def test_the_order_of_days_and_channels_matters():
 @pytest.mark.parametrize("split", SPLITS, ids=lambda s: s.label)
 def test_every_cut_keeps_its_splits_promise(split):
     panel = conus(80, days=60)
-    for fold in range(min(split.folds, 2)):
-        got = look(split, cut(split, fold, panel, WINDOW), panel)
+    for fold in {0, min(1, split.n_folds - 1), split.n_folds - 1}:
+        got = look(split, cut(split, fold, panel, WINDOW), panel, fold=fold)
         assert got["failed"] == []
         assert json.loads(json.dumps(got, allow_nan=False)) == got
         assert all(isinstance(v, bool | int | float) for name, v in got.items() if name != "failed")
@@ -346,7 +353,7 @@ def test_nothing_is_fitted_on_held_out_samples_and_no_encoder_on_the_target(spli
 def test_an_audit_that_cannot_be_made_has_failed():
     panel, nothing = meridian(40, 41), np.empty(0, np.int64)
     parts = parts_of([(0, 5)], [(1, 5)])
-    options = {"fitted": {}, "encoder_trained_on_target": False}
+    options = {"fold": 0, "fitted": {}, "encoder_trained_on_target": False}
     assert audit_or_failure(SpatialSplit(), parts, panel, WINDOW, **options) == audit(
         SpatialSplit(), parts, panel, WINDOW, **options
     )

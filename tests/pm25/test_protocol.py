@@ -13,14 +13,18 @@ from pydantic import ValidationError
 from pm25 import protocol, splits, trial
 from pm25.cell import Cell
 from pm25.errors import InputError
+from pm25.fit import loss_function
 from pm25.neighbours import NeighbourSettings, feature
 from pm25.panel import Panel
 from pm25.splits import (
     AnySplit,
     CheckerboardSplit,
+    CheckerboardsSplit,
     ClusterSplit,
     GroupSplit,
+    PeriodSplit,
     RandomSplit,
+    RollingSplit,
     SpatialSplit,
     SplitIndices,
     TemporalSplit,
@@ -44,6 +48,8 @@ SPLITS: list[AnySplit] = [
     GroupSplit(column="half", values=("west",), validation=0.3),
     GroupSplit(column="half", values=("east",), validation=0.3, buffer_km=200),
     ClusterSplit(folds=2, validation=0.3),
+    CheckerboardsSplit(degrees=30, origins=1, holdout="rotate", validation=0.3),
+    RollingSplit(),
 ]
 NEIGHBOURS = {
     "none": None,
@@ -56,7 +62,7 @@ every_split_with_and_without_neighbours = pytest.mark.parametrize(
         pytest.param(split, name, id=f"{split.label}-{name}")
         for split in SPLITS
         for name, settings in NEIGHBOURS.items()
-        if settings is None or split.kind != "temporal"  # where no training monitor reports
+        if settings is None or not isinstance(split, PeriodSplit)  # where no training monitor reports
     ],
 )
 
@@ -106,7 +112,7 @@ def statistics(made: Cell, panel: Panel) -> dict[str, bytes]:
 def otherwise(panel: Panel, split: AnySplit, parts: SplitIndices, factor: float) -> Panel:
     """The panel with other test targets and, where the split keeps them apart, other test features.
 
-    By site: everything of a site that neither trains nor validates. By time: the days of the test period.
+    By site: everything of a site that neither trains nor validates. By time: all days from the test on.
     By sample: the targets of the test samples; their features stand in training windows too.
     """
     features, target = panel.features.copy(), panel.target.copy()
@@ -115,8 +121,8 @@ def otherwise(panel: Panel, split: AnySplit, parts: SplitIndices, factor: float)
         flat[parts.test] = 40 + factor * flat[parts.test]
     else:
         at = np.zeros(target.shape, bool)
-        if isinstance(split, TemporalSplit):
-            at[:, (split.test_from - START).days :] = True
+        if isinstance(split, PeriodSplit):
+            at[:, (parts.test % DAYS).min() :] = True
         else:
             seen = np.unique(np.concatenate([parts.train, parts.validation]) // DAYS)
             at[np.setdiff1d(np.arange(SITES), seen)] = True
@@ -125,9 +131,15 @@ def otherwise(panel: Panel, split: AnySplit, parts: SplitIndices, factor: float)
     return replace(panel, features=features, target=target)
 
 
+def cut(made: Cell, panel: Panel) -> SplitIndices:
+    """The sets of a cell's split, before any sample is left out."""
+    own = protocol.paper_cut if made.protocol == "paper" else splits.cut
+    return own(made.split, made.fold, panel, made.window)
+
+
 def leaks(made: Cell, panel: Panel, factor: float) -> set[str]:
     """Names of what training knows and the test set moves."""
-    parts = splits.cut(made.split, made.fold, panel, made.window)
+    parts = cut(made, panel)
     before = statistics(made, panel)
     after = statistics(made, otherwise(panel, made.split, parts, factor))
     return {name for name in before if before[name] != after[name]}
@@ -155,7 +167,7 @@ def test_nothing_of_the_test_set_reaches_a_strict_training(split, neighbours, da
         fusion,
         head=head,
         split=split,
-        fold=data.draw(st.integers(0, split.folds - 1)),
+        fold=data.draw(st.integers(0, split.n_folds - 1)),
         neighbours=NEIGHBOURS[neighbours],
         train={
             "target": data.draw(st.sampled_from([None, "log1p"])),
@@ -183,7 +195,7 @@ def test_the_same_check_finds_the_published_leaks(split, neighbours):
 def test_the_same_check_sees_training_targets(split):
     # A check that finds nothing under strict must be able to find something.
     panel, made = world(), cell(split=split)
-    if split.kind != "temporal":
+    if not isinstance(split, PeriodSplit):
         made = cell(split=split, neighbours=NEIGHBOURS["plain"])
     parts = splits.cut(split, 0, panel, WINDOW)
     before = statistics(made, panel)
@@ -263,8 +275,9 @@ def test_a_part_without_a_positive_sample_is_refused(zeros, name):
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=lambda s: s.label)
-def test_only_positive_samples_and_the_last_rows_validate(split):
+def test_only_positive_samples_and_the_last_rows_validate(split, monkeypatch):
     panel = world(lowest=-4.0)
+    monkeypatch.setattr(protocol, "FIXED_TEST_SET", ())  # which has a test of its own
     parts = splits.cut(split, 0, panel, WINDOW)
     made = trial.prepare(cell(split=split, protocol="paper"), panel)
     target = flat_target(panel)
@@ -284,6 +297,75 @@ def test_only_positive_samples_and_the_last_rows_validate(split):
     assert np.array_equal(strict.indices.test, parts.test)
 
 
+@pytest.mark.parametrize(
+    "split",
+    [RandomSplit(folds=10), SpatialSplit(folds=3, seed=4), SpatialSplit(folds=3, buffer_km=350, seed=2)],
+    ids=lambda split: split.label,
+)
+def test_the_models_of_all_folds_share_one_test_set(split):
+    panel = world()
+    by_site = split.kind == "spatial"
+    cuts = [protocol.paper_cut(split, fold, panel, WINDOW) for fold in range(split.folds)]
+    test = cuts[0].test
+    assert all(np.array_equal(made.test, test) for made in cuts)
+    every = np.unique(np.concatenate([np.concatenate([c.train, c.validation]) for c in cuts]))
+    near = len(every) + len(test)
+    assert not np.isin(every, test).any()
+    site, _ = panel.samples(WINDOW)
+    assert near == len(site) if split.kind == "random" or split.buffer_km is None else near < len(site)
+
+    def units(flat: np.ndarray) -> set[int]:
+        return {*np.unique(flat // DAYS if by_site else flat).tolist()}
+
+    # The models leave disjoint parts of the rest out, which together are the rest.
+    left_out = [units(every) - units(np.concatenate([c.train, c.validation])) for c in cuts]
+    assert set.union(*left_out) == units(every)
+    assert sum(map(len, left_out)) == len(units(every))
+    if split.kind == "random" or split.buffer_km is None:
+        sizes = [len(units(test)), *map(len, left_out)]
+        assert max(sizes) - min(sizes) <= 1  # folds + 1 equal parts
+    made = [trial.prepare(cell(split=split, fold=fold, protocol="paper"), panel) for fold in (0, 2)]
+    for ready, expected in zip(made, (cuts[0], cuts[2]), strict=True):
+        assert np.array_equal(ready.indices.test, expected.test)
+        assert np.array_equal(ready.train, expected.train)
+    assert not np.array_equal(made[0].train, made[1].train)
+
+
+def test_the_spread_over_folds_is_that_over_training_sets():
+    split, panel = RandomSplit(folds=10), world()
+    got = [trial.run(cell(split=split, fold=fold, protocol="paper"), panel) for fold in (0, 1)]
+    assert np.array_equal(got[0].predictions["truth"], got[1].predictions["truth"])
+    assert not np.array_equal(got[0].predictions["prediction"], got[1].predictions["prediction"])
+    assert all(one.audit["shared_samples"] == 0 for one in got)
+
+
+def test_splits_of_regions_and_in_time_keep_their_test_sets():
+    for split in SPLITS:
+        if not isinstance(split, RandomSplit | SpatialSplit):
+            plain = protocol.paper_indices(splits.cut(split, 0, world(), WINDOW), world())
+            made = protocol.paper_cut(split, 0, world(), WINDOW)
+            assert all(np.array_equal(getattr(made, n), getattr(plain, n)) for n in ("train", "test"))
+
+
+def test_the_published_loss_is_the_squared_error_below_the_largest_target():
+    published, squared = cell(protocol="paper").train, cell().train
+    assert (published.loss, published.huber_delta, squared.loss) == ("huber", 1.0, "squared")
+    predicted, target = torch.rand(2, 50, generator=torch.Generator().manual_seed(0))
+    paper, strict = (loss_function(train)(predicted, target) for train in (published, squared))
+    assert float(paper) == pytest.approx(float(strict), rel=1e-6)
+    assert cell(protocol="paper", train={"loss": "squared"}).train.loss == "squared"
+    assert cell(protocol="paper", train={"huber_delta": 0.5}).train.huber_delta == 0.5
+
+
+def test_gradients_are_not_clipped(monkeypatch):
+    clipped = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda _, norm: clipped.append(norm))
+    trial.run(cell(protocol="paper"), world())
+    assert clipped == []
+    trial.run(cell(protocol="paper", train={"clip_norm": 0.5}), world())
+    assert {*clipped} == {0.5}
+
+
 @pytest.mark.parametrize("kind", ["strict", "paper"])
 def test_scalers_and_target_scale(kind):
     panel = world(missing=0, lowest=-4.0)
@@ -298,9 +380,12 @@ def test_scalers_and_target_scale(kind):
     gathered = panel.features.reshape(-1, 2)[rows].astype(np.float64)
     window, _ = made.inputs.batch(torch.from_numpy(parts.train[:7]))
     raw = panel.features.reshape(-1, 2)[parts.train[:7, None] + np.arange(1 - WINDOW, 1)]
-    np.testing.assert_allclose(
-        window, (raw - gathered.mean(axis=0)) / gathered.std(axis=0), rtol=1e-4, atol=1e-5
-    )
+    if kind == "paper":
+        low, high = gathered.min(axis=0), gathered.max(axis=0)
+        expected = 2 * (raw - low) / (high - low) - 1
+    else:
+        expected = (raw - gathered.mean(axis=0)) / gathered.std(axis=0)
+    np.testing.assert_allclose(window, expected, rtol=1e-4, atol=1e-5)
     target = flat_target(panel)[known].astype(np.float64)
     if kind == "paper":
         assert (made.scale.shift, made.scale.scale) == (0, target.max())
@@ -311,7 +396,7 @@ def test_scalers_and_target_scale(kind):
 def test_the_largest_target_of_all_parts_is_the_scale():
     panel = world(missing=0)
     for name in ("train", "validation", "test"):
-        part = getattr(protocol.paper_indices(splits.cut(SPLITS[2], 0, panel, WINDOW), panel), name)
+        part = getattr(protocol.paper_cut(SPLITS[2], 0, panel, WINDOW), name)
         target = panel.target.copy()
         target.reshape(-1)[part[-1]] = 777
         made = trial.prepare(cell(split=SPLITS[2], protocol="paper"), replace(panel, target=target))
@@ -320,10 +405,8 @@ def test_the_largest_target_of_all_parts_is_the_scale():
 
 def test_the_last_weights_are_scored_not_the_best():
     panel = world(missing=0)
-    changes = {
-        # With so large a delta the Huber loss is half the squared error, so that losses tell RMSEs.
-        "train": {"huber_delta": 1e6, "max_epochs": 8, "learning_rate": 0.2},
-    }
+    # The loss is half the squared error, so that losses tell RMSEs.
+    changes = {"train": {"loss": "squared", "max_epochs": 8, "learning_rate": 0.2}}
     for kind, epoch in (("paper", -1), ("strict", None)):
         made = cell(protocol=kind, **changes)
         got = trial.run(made, panel)
@@ -366,7 +449,10 @@ def test_neighbours_may_be_held_out_monitors_under_paper_only(kind):
     fitted = made.fitted["scalers"][:, None] + np.arange(1 - WINDOW, 1)
     flat = np.concatenate([parts.train, parts.test])
     window, _ = made.inputs.batch(torch.from_numpy(flat))
-    expected = (raw[flat[:, None] + np.arange(1 - WINDOW, 1)] - raw[fitted].mean()) / raw[fitted].std()
+    centre, unit = raw[fitted].mean(), raw[fitted].std()
+    if kind == "paper":
+        centre, unit = (raw[fitted].max() + raw[fitted].min()) / 2, np.ptp(raw[fitted]) / 2
+    expected = (raw[flat[:, None] + np.arange(1 - WINDOW, 1)] - centre) / unit
     np.testing.assert_allclose(window[:, :, 2], expected, rtol=1e-4, atol=1e-4)
 
 

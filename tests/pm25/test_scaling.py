@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pm25.scaling import TargetScale
+from pm25.scaling import Scaler, TargetScale
 
 targets = st.lists(st.floats(-5, 900, width=32), min_size=1, max_size=30).map(
     lambda values: np.array(values, np.float32)
@@ -39,6 +39,15 @@ def test_largest_by_hand():
     assert scale == TargetScale(0.0, 50.0)
     assert scale.transform(np.array([0, 25, 50])).tolist() == [0, 0.5, 1]
     assert scale.inverse_transform(np.array([0, 0.5, 2])).tolist() == [0, 25, 100]
+
+
+def test_ranges_by_hand():
+    values = np.array([[2, 7, np.nan, -1], [99, 7, np.nan, np.nan], [6, 7, np.nan, 3]], np.float32)
+    scaler = Scaler.fit_range(values, np.array([1, 0, 5]))  # the second row does not count
+    # 2 to 6 becomes -1 to 1; what is constant becomes -1, as in scikit-learn; a missing value becomes 0.
+    expected = [[-1, -1, 0, -1], [47.5, -1, 0, 0], [1, -1, 0, 1]]
+    np.testing.assert_allclose(scaler.transform(values), expected, rtol=1e-6)
+    assert np.isnan(scaler.mean).tolist() == [False, False, True, False]
 
 
 @given(st.floats(-5, 900, width=32), st.integers(1, 50), st.booleans())

@@ -54,7 +54,7 @@ def record(of: StudyState, key: str, **more: Any) -> Record:
     fields = {
         "data": of.panel.fingerprint,
         "encoder": encoders.fingerprint(cell.variant, **options) if cell.encoder else None,
-        "numerics": pm25.NUMERICS,
+        "numerics": cell.numerics,
         "host": "alpha",
         "seconds": 12.5,
         "ended": "2026-01-02T03:04:05.678+00:00",
@@ -157,7 +157,16 @@ def test_a_missing_cell_of_an_empty_store(toy: Path) -> None:
         (["model.width=8"], NONE, {"model.width": (4, 8)}),
         (["window=14", "train.clip_norm=null"], NONE, {"window": (21, 14), "train.clip_norm": (1.0, None)}),
         (["model.initialiser=torch"], NONE, {"model.initialiser": ("not set", "torch")}),
-        (["protocol=paper"], NONE, {"protocol": ("strict", "paper")}),
+        (
+            ["protocol=paper"],
+            NONE,
+            {
+                "protocol": ("strict", "paper"),
+                "train.loss": ("squared", "not set"),
+                "train.huber_delta": ("not set", 1.0),
+                "train.clip_norm": (1.0, None),
+            },
+        ),
         (
             ["neighbours={k: 5}"],
             NONE,
@@ -275,6 +284,17 @@ def test_of_equally_near_ones_a_done_one_then_the_newest(toy: Path) -> None:
     assert parts(explain.explain(of, key)) == {"model.width": (8, 32)}
     of.store.write_record(stored[8] | {"state": "failed"})
     assert parts(explain.explain(of, key)) == {"model.width": (16, 32)}
+
+
+def test_a_cell_of_the_loss_of_0_1_0(toy: Path) -> None:
+    old = state(toy, "train.loss=huber")
+    store(old)
+    of = state(toy)
+    assert parts(explain.explain(of, key_of(of, NONE))) == {
+        "train.loss": (explain.NOT_SET, "squared"),
+        "train.huber_delta": (1.0, explain.NOT_SET),
+        "numerics": (pm25.HUBER_NUMERICS, pm25.NUMERICS),
+    }
 
 
 def test_a_lost_worker_s_record_says_what_it_knows(toy: Path, table: pd.DataFrame) -> None:

@@ -26,7 +26,9 @@ SMALLER = (
     "model={width: 8, attention_units: 8}",
     "train={learning_rate: 0.003, max_epochs: 8, max_windows: 600, max_validation_windows: 200}",
     "design.variant=[none, latlon]",
+    "design.split=[{kind: random, folds: 5, fold: [0]}, {kind: checkerboard, degrees: 16}]",
     "design.seed=0",
+    "search.reserve=null",
     "claims=[]",
     "checkpoint_seconds=0",
 )

@@ -14,8 +14,8 @@ import pandas as pd
 from sweeps.analysis import inference, labels
 from sweeps.analysis.artifacts import Curves, Predicted
 from sweeps.analysis.results import SplitMap
-from sweeps.report.figures.cells import distances, gap, points
-from sweeps.report.figures.contrasts import forest, ranks, wr_against_oor
+from sweeps.report.figures.cells import distances, points, wr_to_oor
+from sweeps.report.figures.contrasts import forest, wr_against_oor
 from sweeps.report.figures.maps import difference_map, error_maps, split_map
 from sweeps.report.figures.predictions import density, tail
 from sweeps.report.figures.style import Figure
@@ -31,7 +31,6 @@ def draw(
     *,
     contrasts: pd.DataFrame | None = None,
     means: pd.DataFrame | None = None,
-    ranking: pd.DataFrame | None = None,
     predicted: Predicted | None = None,
     curves: Curves | None = None,
     importance: pd.DataFrame | None = None,
@@ -43,7 +42,7 @@ def draw(
     """Draw every figure that has data, in the order of the report.
 
     `rows` has one row per cell (`results.rows`); `metric`, the primary one, selects the best encoder.
-    `contrasts`, `means` and `ranking` are tables of `sweeps.analysis.inference`, for one or more metrics.
+    `contrasts` and `means` are tables of `sweeps.analysis.inference`, for one or more metrics.
     `predicted`, `curves` and `importance` come from `sweeps.analysis.artifacts`.
     `trials`, `parameters` and `cuts` come from `sweeps.analysis.results`: `search_trials`,
     `search_parameters` and `cuts`. `outlines` are the state borders of `sweeps.report.borders.read`.
@@ -54,10 +53,8 @@ def draw(
         found += [forest(contrasts, name) for name in dict.fromkeys(contrasts["metric"])]
     if means is not None:
         found += [wr_against_oor(means, name, arms) for name in dict.fromkeys(means["metric"])]
-    if ranking is not None:
-        found += [ranks(ranking, name) for name in dict.fromkeys(ranking["metric"])]
     for name in ("rmse", "r2"):
-        found += [points(rows, name), gap(rows, name)]
+        found += [points(rows, name), wr_to_oor(rows, name)]
     found += [distances(rows, part) for part in ("test", "wr")]
     found += [split_map(cut, outlines) for cut in cuts]
     if predicted is not None:

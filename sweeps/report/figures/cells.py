@@ -93,7 +93,7 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
                         fontsize=7,
                         color=ORANGE,
                     )
-            ax.set_title(f"{regime}: {split}")
+            ax.set_title(f"{regime}: {labels.split_title(split)}")
             ax.set_ylim(len(arms) - 0.5, -0.5)
             ax.set_yticks(range(len(arms)), arms)
             ax.margins(x=0.12)
@@ -116,7 +116,7 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
         )
 
 
-def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
+def wr_to_oor(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
     """Draw a line from the WR to the OoR score of each cell, by OoR split and arm.
 
     Returns None if no cell has both.
@@ -173,9 +173,10 @@ def gap(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
         fold_legend(canvas, axes.flat[0], cells, "-")
         return finish(
             canvas,
-            f"gap-{metric}",
+            f"wr-to-oor-{metric}",
             f"{METRICS[metric].name} of every out-of-region cell within and out of region",
-            f"{METRICS[metric].title} of every out-of-region cell: a line from its WR to its OoR score.",
+            f"{METRICS[metric].title} of every out-of-region cell: a line from its WR to its OoR score. The "
+            "monitors of the two scores differ, so the length of a line is not a gap.",
             "png" if many else "svg",
         )
 
@@ -218,7 +219,7 @@ def distances(rows: pd.DataFrame, part: str = "test") -> Figure | None:
                 ax.axvline(edge - 0.5, color=FAINT, lw=0.7)
             ax.set_xlim(-0.5, len(there) - 0.5)
             regime = labels.WR if part == "wr" else cells.loc[selected, "regime"].iloc[0]
-            ax.set_title(f"{regime}: {split}")
+            ax.set_title(f"{regime}: {labels.split_title(split)}")
             plain_axes(ax, "y")
         hide_unused(axes, len(drawn))
         canvas.supxlabel("distance to the nearest training monitor (km)", fontsize=8)

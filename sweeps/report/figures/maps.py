@@ -36,6 +36,9 @@ from sweeps.report.figures.style import (
     slug,
 )
 
+Grid = splits.CheckerboardSplit | splits.CheckerboardsSplit | splits.BlocksSplit
+"""Splits whose test regions are squares of a grid."""
+
 _ROLES = {
     "train": (".", BLUE, "training"),
     "validation": ("^", SKY, "validation"),
@@ -47,19 +50,18 @@ _ROLES = {
 def split_map(cut: SplitMap, outlines: Sequence[np.ndarray] = ()) -> Figure | None:
     """Draw the monitors by their role in a split, a panel per fold; None if the split has no roles.
 
-    The squares of a checkerboard are drawn below the monitors.
+    The squares of a checkerboard or of blocks are drawn below the monitors.
     """
     if not cut.roles:
         return None
-    board = isinstance(cut.split, splits.CheckerboardSplit)
     down, across = panel_grid(len(cut.roles), 2)
     every = pd.concat(cut.roles.values())
     with house_style():
         canvas = Canvas(figsize=(WIDTH, 2.55 * down + 0.25), layout="constrained")
         axes = canvas.subplots(down, across, squeeze=False)
         for ax, (fold, roles) in zip(axes.flat, cut.roles.items(), strict=False):
-            if isinstance(cut.split, splits.CheckerboardSplit):
-                _draw_checkerboard(ax, cut.split, fold)
+            if isinstance(cut.split, Grid):
+                _draw_squares(ax, cut.split, fold, roles[roles["role"] == "test"])
             _draw_borders(ax, outlines)
             for role, (marker, colour, _) in _ROLES.items():
                 selected = roles[roles["role"] == role]
@@ -79,9 +81,9 @@ def split_map(cut: SplitMap, outlines: Sequence[np.ndarray] = ()) -> Figure | No
             if (every["role"] == role).any()
         ]
         legend(canvas, handles)
-        some = len(cut.roles) != cut.split.folds
-        folds = f" Shown are the first {len(cut.roles)} of {cut.split.folds} folds." if some else ""
-        squares = " Shaded squares are held out." if board else ""
+        some = len(cut.roles) != cut.split.n_folds
+        folds = f" Shown are {len(cut.roles)} of {cut.split.n_folds} folds." if some else ""
+        squares = " Shaded squares are held out." if isinstance(cut.split, Grid) else ""
         return finish(
             canvas,
             f"split-{slug(cut.split.label)}",
@@ -269,10 +271,15 @@ def _map_label(ax: Any, x: Any, y: Any, text: str, **alignment: Any) -> None:
     ax.text(x, y, text, fontsize=7, color=GREY, in_layout=False, **alignment)
 
 
-def _draw_checkerboard(ax: Any, split: splits.CheckerboardSplit, fold: int) -> None:
-    """Draw the squares of a checkerboard inside the CONUS box, with a tint where the colour is held out."""
+def _draw_squares(ax: Any, split: Grid, fold: int, tested: pd.DataFrame) -> None:
+    """Draw the squares of a grid inside the CONUS box, with a tint where they are held out.
+
+    Squares of a checkerboard are held out by their colour, and blocks by their `tested` sites.
+    """
     west, south, east, north = CONUS
-    shift_east, shift_north = split.origin or (0.0, 0.0)
+    position = split.position(fold)
+    shift = splits.shift(split, position.repeat)
+    shift_east, shift_north = shift or (0.0, 0.0)
     lon_edges, lat_edges = (
         _edges(low, high, shift, split.degrees)
         for low, high, shift in ((west, east, shift_east), (south, north, shift_north))
@@ -280,8 +287,13 @@ def _draw_checkerboard(ax: Any, split: splits.CheckerboardSplit, fold: int) -> N
     shapes: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for left, right in itertools.pairwise(lon_edges):
         for low, high in itertools.pairwise(lat_edges):
-            middle = np.array((low + high) / 2), np.array((left + right) / 2)
-            held_out = int(splits.checkerboard(*middle, split.degrees, split.origin)) == fold
+            if isinstance(split, splits.BlocksSplit):
+                inside = tested["lon"].between(left, right) & tested["lat"].between(low, high)
+                held_out = bool(inside.any())
+            else:
+                middle = np.array((low + high) / 2), np.array((left + right) / 2)
+                colour = splits.checkerboard(*middle, split.degrees, shift)
+                held_out = int(colour) == position.region
             along, up = np.linspace(left, right, 24), np.linspace(low, high, 24)
             lon = np.concatenate([along, np.full(24, right), along[::-1], np.full(24, left)])
             lat = np.concatenate([np.full(24, low), up, np.full(24, high), up[::-1]])

@@ -19,6 +19,8 @@ from sweeps.analysis import labels
 
 WIDTH = 7.2
 """Largest width of a figure in inches."""
+NARROW = 3.5
+"""Width in inches of a figure for a small screen."""
 DPI = 160
 """Resolution of the PNG, chosen for a screen; the SVG is for print."""
 MANY = 1000
@@ -58,6 +60,8 @@ class Figure(NamedTuple):
     """Format for the HTML page: PNG for figures with one mark per site or for many cells."""
     alt: str
     caption: str
+    small: bytes = b""
+    """SVG that replaces the figure in the HTML page on a small screen; empty if none does."""
 
 
 @contextmanager
@@ -86,7 +90,7 @@ def plain_axes(ax: Any, grid: str) -> None:
 
 def panel_grid(panels: int, most: int = 3) -> tuple[int, int]:
     """Return rows and columns for a number of panels, at most `most` columns; four panels are 2 x 2."""
-    across = min(panels, 2 if panels == 4 else most)
+    across = min(panels, most, 2 if panels == 4 else panels)
     return -(-panels // across), across
 
 

@@ -153,8 +153,9 @@ def search_history(trials: pd.DataFrame) -> Figure | None:
                 "number"
             )
             done = selected[selected["state"] == "done"]
-            best = done["value"].cummin() if done["smaller_is_better"].all() else done["value"].cummax()
-            ax.step(done["number"], best, where="post", color=ORANGE, lw=1.1)
+            for _, own in done.groupby(done["fold"], sort=False):  # a nested search has one for each fold
+                best = own["value"].cummin() if own["smaller_is_better"].all() else own["value"].cummax()
+                ax.step(own["number"], best, where="post", color=ORANGE, lw=1.1)
             ax.plot(done["number"], done["value"], "o", color=BLUE, ms=3, mec="none", alpha=0.8)
             for state, marker in (("pruned", "|"), ("failed", "x")):
                 at = selected.loc[selected["state"] == state, "number"]

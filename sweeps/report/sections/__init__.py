@@ -19,13 +19,14 @@ from sweeps.report.sections.results import (
     differences,
     errors,
     gap,
+    leverage,
     maps,
     out_of_region,
-    ranks,
     tail,
     within_region,
 )
 from sweeps.report.sections.section import Section
+from sweeps.report.sections.verdicts import verdicts
 from sweeps.report.tables import Table
 
 if TYPE_CHECKING:
@@ -33,15 +34,16 @@ if TYPE_CHECKING:
 
 
 def sections(report: ReportData) -> list[Section]:
-    """Return the sections that have something to show, in the order of the report."""
+    """Return the sections that have something to show, in the report's order; verdicts come first."""
     found = [
+        verdicts(report),
         within_region(report),
         out_of_region(report),
         gap(report),
         differences(report),
         *ablations(report),
         tail(report),
-        ranks(report),
+        leverage(report),
         search(report),
         claims(report),
         published_values(report),
@@ -62,6 +64,7 @@ def sections(report: ReportData) -> list[Section]:
 def paper(report: ReportData) -> dict[str, list[Table]]:
     """Return the tables for a paper, by the name of their file."""
     found = {
+        "verdicts": verdicts(report).tables,
         "wr": within_region(report).tables,
         "oor": out_of_region(report).tables,
         "gap": gap(report).tables,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from pm25.metrics import METRICS
 from pm25.text import counted
-from sweeps.analysis import labels
+from sweeps.analysis import estimands, labels
+from sweeps.analysis.declarations import shown_time
 from sweeps.report import summary, tables
-from sweeps.report.sections.section import Section, pictures, plain_number
+from sweeps.report.sections.section import Section, pictures, plain_number, split_notes
 from sweeps.report.tables import Entry, Table
 
 if TYPE_CHECKING:
@@ -46,9 +49,11 @@ def search(report: ReportData) -> Section:
             Table("arm", [("", str(name)) for name in wide.columns], lines, "Importance of the settings.")
         )
     text = (
-        "Settings that the search of each arm chose on validation data; no search sees a test score. Section "
-        "Settings has the values that were not tuned. Importance is the share of the variance of the trials' "
-        "scores that a setting explains (fANOVA; Hutter et al. 2014). The estimate is rough with few trials."
+        "Settings that the search of each arm chose on validation data; no search sees a test score. Cells "
+        f"whose test samples the search used for training or validation have the mark {tables.AUDIT_FAILED}. "
+        "Section Settings has the values that were not tuned. Importance is the share of the variance of the "
+        "trials' scores that a setting explains (fANOVA; Hutter et al. 2014). The estimate is rough with few "
+        "trials."
     )
     return Section("search", "Search", text, found, pictures(report, "search-"))
 
@@ -58,78 +63,113 @@ def testing(report: ReportData) -> Section:
     analysis = report.analysis
     family = summary.declared(report)
     level = f"{1 - analysis.alpha:.0%}"
-    looks = int(family["looks"].max()) if len(family) else 1
-    if analysis.test == "corrected_t":
-        test = (
-            "Test: the corrected resampled t-test of Nadeau and Bengio (2003, Machine Learning 52, 239-281). "
-            "The training sets of k folds overlap, so folds are not independent. The variance of the mean "
-            "difference over n test sets is therefore (1/n + 1/(k - 1)) times their variance, instead of 1/n "
-            f"times. Intervals of differences ({level}) belong to the same test."
-        )
-    else:
-        test = (
-            "Test: Wilcoxon's exact signed-rank test over test sets. It treats test sets as independent, "
-            f"although training sets overlap. Intervals of differences ({level}) contain the Walsh averages "
-            "that the test does not reject."
-        )
     paragraphs = [
-        "Unit: an independent test set, which is one fold of a split, such as one colour of a "
-        "checkerboard or one region. Seeds of a fold share its test set, so they are averaged first. More "
-        "seeds reduce the noise of a unit; they do not add units. A test needs at least three units. "
-        "Wilcoxon's test needs n units with 2/2ⁿ below the level.",
-        test,
-        "Intervals of means exclude the variation between test sets that all arms share (Cousineau 2005, "
-        "corrected by Morey 2008). They show which arms differ. They do not show how much a mean would "
-        "change on other data.",
+        "Estimand: what a result is carried over to. The kind of the split decides it, and with it the unit "
+        "that counts as independent evidence. Seeds are not independent, and neither are folds of one "
+        "network of monitors, so more seeds do not add units. The table below lists the estimands of this "
+        "study with their tests.",
+        f"Interval ({level}): the differences that the test does not reject. Where the larger p of two tests "
+        "decides, the interval covers those of both. The tests beside it use the same predictions and "
+        "decide nothing.",
         f"Family: {counted(len(family), 'declared contrast')}"
         + (
             " (those of the claims)"
             if len(report.claims)
-            else f" (every arm against 'none' on every split's test sets, by {METRICS[report.metric].name})"
+            else f" (every arm against 'none' on every split, by {METRICS[report.metric].name})"
         )
         + ". Their p-values, for the hypothesis of no difference, are adjusted by Holm's method (1979). The "
-        f"probability of one or more false positives is at most {analysis.alpha:g}. Contrasts with too few "
-        "test sets take no part in the adjustment. Undeclared contrasts are exploratory and not tested.",
-        "Verdict: two arms are practically equal if they differ by less than a margin (region of "
-        f"practical equivalence). The margin is {analysis.rope:.3g} times the other arm's RMSE or MAE, or "
-        f"{analysis.rope:.3g} for R². Better or worse: the test finds the difference beyond the margin. "
-        "Equal: two one-sided tests find it within the margin. Undecided: neither. Holm's method limits "
-        f"each of these two kinds of error to {analysis.alpha:g} over the family. P better, P equal and P "
-        "worse are posterior probabilities by the Bayesian correlated t-test (Corani and Benavoli 2015). "
-        "They are not adjusted for multiple contrasts.",
-        f"Bootstrap ({tables.BOOTSTRAP}): {analysis.bootstrap:,} resamples of the stored predictions. Units "
-        f"are sites within region, and blocks of {analysis.block_degrees:g}° out of region; both arms have "
-        "the same weights. The interval shows how much a number would change on other sites of the same "
-        "regions, for the trained models at hand. It does not cover other regions or other trainings, and it "
-        "is not a test.",
+        f"probability of one or more false positives is at most {analysis.alpha:g}. Contrasts whose split "
+        "has too few units take no part in the adjustment. Undeclared contrasts are exploratory, and so are "
+        "those that were declared or changed after the first result. Withdrawn contrasts stay in the family."
+        + _hash(report),
+        f"Verdict: better or worse if the adjusted p is at most {analysis.alpha:g}. Arms are equivalent if "
+        "they differ by less than a margin (region of practical equivalence), by two one-sided tests. The "
+        f"margin is {analysis.rope:.3g} times the other arm's RMSE or MAE, or {analysis.rope:.3g} for R². "
+        f"Undecided: neither. Holm's method limits each of these two kinds of error to {analysis.alpha:g} "
+        "over the family. P better, P equal and P worse are posterior probabilities beyond and within the "
+        "margin. They come from the Bayesian correlated t-test (Corani and Benavoli 2015) with the variance "
+        "of the same test, and are not adjusted.",
     ]
     if report.rule:
         paragraphs.append(
-            f"Stopping rule: {report.rule} Each p is multiplied by {looks}, the number of looks at the data."
+            f"Stopping rule: {report.rule} Each p is multiplied by {_numbers_of_looks(family)}, the number "
+            "of looks at the data."
         )
-    found = []
+    found = [_estimands(report)]
     if report.seeds:
+        repeated = any(one.get("repeated_by") for one in report.seeds)
         lines = [
             (
                 f"{labels.arm(one['variant'], one['fusion'])} − "
                 f"{labels.arm(one['other_variant'], one['other_fusion'])}",
                 [
-                    Entry(one["split"] + (", WR sites" if one["part"] == "wr" else "")),
+                    Entry(labels.split_title(one["split"]) + (", WR sites" if one["part"] == "wr" else "")),
                     Entry(METRICS[one["metric"]].name),
-                    Entry(", ".join(map(str, one["looks"]))),
-                    Entry(f"{one['seeds']} of {one['max']}"),
+                    Entry(_looks(one)),
+                    Entry(_bought(one)),
                     Entry(one["stopped"] or "cells of this look are missing"),
                 ],
             )
             for one in report.seeds
         ]
-        heads = ("on", "metric", "looks at", "seeds", "stopped")
+        heads = ("on", "metric", "looks at", "has" if repeated else "seeds", "stopped")
         found.append(
             Table(
                 "contrast",
                 [("", head) for head in heads],
                 lines,
-                "Seeds that were added, and why adding stopped.",
+                "Seeds, origins and deals that were added, and why adding stopped.",
             )
         )
     return Section("testing", "How it was tested", "", found, (), paragraphs)
+
+
+def _hash(report: ReportData) -> str:
+    """Return a sentence with the hash of the declaration that the study is compared with."""
+    reference = report.declarations.reference if report.declarations is not None else None
+    if reference is None:
+        return ""
+    return f" SHA-256 of the declaration of {shown_time(reference.time)}: {reference.sha256}."
+
+
+def _numbers_of_looks(family: pd.DataFrame) -> str:
+    """List the numbers of looks at the declared contrasts, by split where they differ."""
+    numbers = {line["split"]: int(line["looks"]) for line in family.to_dict("records")}
+    if len({*numbers.values()}) > 1:
+        return ", ".join(f"{looks} on {split}" for split, looks in numbers.items())
+    return str(max(numbers.values(), default=1))
+
+
+def _looks(one: Mapping[str, Any]) -> str:
+    """List the looks at a contrast by their seeds, "3, 6", or as "5 × 1, 10 × 1 origins × seeds"."""
+    seeds = list(one["looks"])
+    if not one.get("repeated_by"):
+        return ", ".join(map(str, seeds))
+    both = zip(one["repeats"], seeds, strict=True)
+    return f"{', '.join(f'{r} × {s}' for r, s in both)} {one['repeated_by']} × seeds"
+
+
+def _bought(one: Mapping[str, Any]) -> str:
+    """Say what a contrast has of the most: "3 of 12" seeds, or "5 of 15 origins, 1 of 2 seeds"."""
+    seeds = f"{one['seeds']} of {one['max']}"
+    if not one.get("repeated_by"):
+        return seeds
+    return f"{one['repeats'][-1]} of {one['max_repeats']} {one['repeated_by']}, {seeds} seeds"
+
+
+def _estimands(report: ReportData) -> Table:
+    """Return the table of the splits' estimands, units and tests."""
+    kinds = report.rows.drop_duplicates("split")[["split", "kind"]].to_dict("records")
+    lines = []
+    for line in kinds:
+        about, of_split = estimands.of(line["kind"]), report.rows[report.rows["split"] == line["split"]]
+        units = of_split["unit"].nunique()
+        planned = "" if about.unit in ("day", "block of monitors") else f"{units}"
+        test = about.test
+        if line["kind"] == "checkerboard":
+            test = f"none: the two colours are halves of one origin; {about.design} has a test"
+        entries = [Entry(text) for text in (about.name, about.unit, f"{about.needed}", planned, test)]
+        lines.append((labels.split_title(line["split"]), entries))
+    heads = ("carried over to", "unit", "units needed", "units planned", "test")
+    notes = split_notes(report, report.rows["split"])
+    return Table("split", [("", head) for head in heads], lines, "Estimands and tests.", notes)

@@ -41,8 +41,8 @@ def audit(report: ReportData) -> Section:
         return Section("audit", "Leakage audit", "")
     counts = cells.groupby(["marked", "arm", "split"], sort=False).size().rename("cells").reset_index()
     text = (
-        f"{tables.AUDIT_FAILED} marks every mean that includes a cell that failed the leakage audit. Such a "
-        "mean is not an estimate of error on new data."
+        f"{tables.AUDIT_FAILED} marks every mean and every difference that includes a cell that failed the "
+        "leakage audit. Such a mean is not an estimate of error on new data."
     )
     return Section("audit", "Leakage audit", text, [tables.plain(counts.set_index("marked"), "failed check")])
 

@@ -1,4 +1,4 @@
-"""Sections with the results: means, paired differences, ablations, ranks and other scores."""
+"""Sections with the results: means, paired differences, ablations and other scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import pandas as pd
 from pm25.metrics import EXCEEDANCE_UGM3, METRICS
 from sweeps.analysis import labels
 from sweeps.report import summary, tables
-from sweeps.report.sections.section import Section, legend, over_all_folds, pictures, plain_number, splits_of
+from sweeps.report.sections.section import (
+    Section,
+    columns_of,
+    legend,
+    over_all_folds,
+    pictures,
+    splits_of,
+)
 from sweeps.report.tables import Entry, Table
 
 if TYPE_CHECKING:
@@ -19,7 +26,14 @@ if TYPE_CHECKING:
 
 DIRECTIONS = 4
 """Most held-out regions with columns in a table; means.csv has the numbers of all regions."""
-_VERDICTS = {"equal": "practically equal", "too few": "too few sets"}
+
+
+CO_PRIMARY = ("rmse", "site_rmse", "mae")
+"""Metrics beside that of the study.
+
+RMSE depends on few samples with large errors. The mean over monitors of their RMSE gives each monitor one
+vote, and MAE gives each sample one.
+"""
 
 
 def shown(report: ReportData) -> list[str]:
@@ -27,12 +41,23 @@ def shown(report: ReportData) -> list[str]:
     return list(dict.fromkeys([report.metric, "rmse", "r2"]))[:2]
 
 
+def beside(report: ReportData) -> list[str]:
+    """Return the further metrics of the main tables: those of `CO_PRIMARY` that cells have."""
+    return [
+        metric
+        for metric in CO_PRIMARY
+        if metric not in shown(report)
+        and metric in report.means
+        and report.means[metric]["mean"].notna().any()
+    ]
+
+
 def within_region(report: ReportData) -> Section:
     """Means within region."""
     columns = wr_columns(report.means[report.metric])
     text = (
-        "Test sets from the region that the model was trained in. Columns under 'OoR splits' show the models "
-        "of the out-of-region splits on held-out sites of their training region."
+        "Test samples from the region that the model was trained in. Columns under 'OoR splits' show the "
+        "models of the out-of-region splits on held-out sites of their training region."
     )
     found = [
         tables.of_means(
@@ -41,7 +66,7 @@ def within_region(report: ReportData) -> Section:
             f"Within region: {METRICS[metric].title}.",
             legend(report, report.means[metric]),
         )
-        for metric in shown(report)
+        for metric in [*shown(report), *beside(report)]
         if columns
     ]
     return Section("wr", "Within region (WR)", text, found, pictures(report, "cells-"))
@@ -49,15 +74,14 @@ def within_region(report: ReportData) -> Section:
 
 def wr_columns(means: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """Return the columns (group, head, split, part) of the WR splits, then of the WR sites of OoR splits."""
-    wr_splits, oor_splits = splits_of(means, labels.WR, "test"), splits_of(means, labels.WR, "wr")
-    group = {"test": "WR splits" if oor_splits else "", "wr": "OoR splits"}
-    return [(group[part], split, split, part) for split, part in [*wr_splits, *oor_splits]]
+    held_out = columns_of(means, "OoR splits", labels.WR, "wr")
+    return [*columns_of(means, "WR splits" if held_out else "", labels.WR), *held_out]
 
 
 def out_of_region(report: ReportData) -> Section:
     """Means out of region, by split and by held-out region, and differences to 'none'."""
     found = []
-    for metric in shown(report):
+    for metric in [*shown(report), *beside(report)]:
         means, directions = report.means[metric], report.directions[metric]
         columns = oor_columns(means, directions)
         if not columns:
@@ -77,11 +101,10 @@ def out_of_region(report: ReportData) -> Section:
             caption = f"Out of region, paired differences: {METRICS[metric].title}."
             found.append(_differences(report, contrasts, columns, caption))
     text = (
-        "Test sets from a region that the model never saw. A checkerboard holds out one colour in turn; "
-        "'all' is the mean over both. The name of a checkerboard ends with the size of its squares in "
-        "degrees."
+        "Test samples from a region that the model never saw. A checkerboard holds out one colour in turn. "
+        "'checkerboards' do so on several grids (origins). The number is the size of a square in degrees."
     )
-    return Section("oor", "Out of region (OoR)", text, found)
+    return Section("oor", "Out of region (OoR)", text, found, pictures(report, "wr-"))
 
 
 def oor_columns(means: pd.DataFrame, directions: pd.DataFrame) -> list[tuple[str, str, str, str]]:
@@ -98,7 +121,7 @@ def oor_columns(means: pd.DataFrame, directions: pd.DataFrame) -> list[tuple[str
 
 
 def gap(report: ReportData) -> Section:
-    """Gap between the OoR and the WR score of the same model, by arm."""
+    """Paired gap between the OoR and the WR score at the same monitors, by arm."""
     found = []
     for metric in shown(report):
         means = report.means[metric]
@@ -109,7 +132,7 @@ def gap(report: ReportData) -> Section:
         notes = legend(report, means[means["part"] == "gap"], ranked=False)
         found.append(
             tables.of_means(
-                means, columns, f"Gap OoR − WR of the same model: {name}.", notes, sign=True, ranked=False
+                means, columns, f"Gap OoR − WR at the same monitors: {name}.", notes, sign=True, ranked=False
             )
         )
         contrasts = over_all_folds(report.contrasts[metric])
@@ -117,40 +140,37 @@ def gap(report: ReportData) -> Section:
         if len(contrasts):
             found.append(_differences(report, contrasts, columns, f"Difference of the gaps, paired: {name}."))
     text = (
-        "How much worse a model is out of its region than on held-out sites of its region. The gap has no "
-        "best value, because a model that is bad everywhere may have a gap of zero. The sites differ, so "
-        "a gap can be negative. Compare the gaps of the arms."
+        "How much worse an arm is at the same monitors when their region is not in its training set. Both "
+        "trainings have equally many samples. The gap has no best value, because a model that is bad "
+        "everywhere may have a gap of zero. Compare the gaps of the arms."
     )
-    return Section("gap", "The gap from WR to OoR", text, found, pictures(report, "wr-oor-", "gap-"))
+    return Section("gap", "The gap from WR to OoR", text, found)
 
 
 def differences(report: ReportData) -> Section:
-    """Differences to 'none' in the metric of the study, with tests and verdicts."""
-    frame = against_none(report.contrasts[report.metric])
+    """Differences to 'none' in the metric of the study and those beside it, with tests and verdicts."""
     found = []
-    if len(frame):
-        name = METRICS[report.metric].title
-        found.append(_contrast_table(report, frame, f"Paired differences, arm minus 'none': {name}."))
+    for metric in dict.fromkeys([report.metric, *CO_PRIMARY]):
+        if metric != report.metric and metric not in [*shown(report), *beside(report)]:
+            continue
+        frame = against_none(report.contrasts[metric])
+        if len(frame):
+            caption = f"Paired differences, arm minus 'none': {METRICS[metric].title}."
+            found.append(_contrast_table(report, frame, caption))
     text = (
-        "Arm minus 'none' on the same split, fold and seed; seeds are averaged within their test set. Only "
-        "declared contrasts are tested, as one family. The other lines are exploratory: their p is not "
-        "adjusted, and they have no verdict."
+        "Arm minus 'none' on the same split, fold and seed. Each split has the test of its estimand, named "
+        "in its heading. Declared contrasts are one family, adjusted together. The other lines are "
+        "exploratory: their p is not adjusted, and they have no verdict."
     )
     if report.rows.empty or labels.BASELINE not in set(labels.with_arm(report.rows)["arm"]):
         return Section("differences", "Paired differences", "", paragraphs=("The study has no arm 'none'.",))
-    return Section("differences", "Paired differences", text, found, pictures(report, "forest-"))
+    return Section("differences", "Paired differences", text, found)
 
 
 def against_none(contrasts: pd.DataFrame) -> pd.DataFrame:
     """Return the contrasts of every arm with 'none' over all folds, without gaps (`summary.against_none`)."""
-    frame = over_all_folds(contrasts)
-    frame = frame[frame["part"] != "gap"]
-    lines = [
-        line
-        for _, group in frame.groupby(["split", "part"], sort=False)
-        for line in summary.against_none(group.to_dict("records"))
-    ]
-    return pd.DataFrame(lines, columns=frame.columns).astype(frame.dtypes.to_dict())
+    lines = summary.against_none_by_place(contrasts)
+    return pd.DataFrame(lines, columns=contrasts.columns).astype(contrasts.dtypes.to_dict())
 
 
 def _contrast_table(report: ReportData, frame: pd.DataFrame, caption: str) -> Table:
@@ -158,27 +178,32 @@ def _contrast_table(report: ReportData, frame: pd.DataFrame, caption: str) -> Ta
     alpha = report.analysis.alpha
     has_posterior = frame["p_better"].notna().any()
     has_seeds = frame["more_seeds"].notna().any()
-    names = ["difference", "better in", "test sets", "p", "p (Holm)"]
+    names = ["difference", "better in", "units", "df", "p", "p (Holm)"]
     names += ["P better", "P equal", "P worse"] if has_posterior else []
-    names += ["verdict", *(["more seeds"] if has_seeds else [])]
+    names += ["verdict", *(["more seeds"] if has_seeds else []), "beside it"]
     several = len(dict.fromkeys(frame["other"])) > 1
+    everywhere = frame.to_dict("records")
     lines: list[tuple[str, list[Entry]]] = []
     for (regime, split, part), group in frame.groupby(["regime", "split", "part"], sort=False):
         sites = ", held-out sites of the training region" if part == "wr" else ""
-        lines.append((f"{regime}: {split}{sites}", []))
-        for line in group.to_dict("records"):
+        records = group.to_dict("records")
+        lines.append((f"{regime}: {split}{sites} — {_tested_by(records)}", []))
+        for line in records:
             first = tables.difference(line, alpha)._replace(n="")
             entries = [first]
             if line["n_pairs"]:
                 p = [tables.p_value(line[key]) for key in ("p", "p_adjusted")]
-                entries += [Entry(f"{line['n_better']} of {line['n_pairs']}"), Entry(str(line["n_units"]))]
+                entries += [Entry(f"{line['n_better']} of {line['n_pairs']}"), Entry(f"{line['n_units']:g}")]
+                entries.append(Entry(tables.degrees_of_freedom(line["df"])))
                 entries += [Entry(text) for text in p]
                 if has_posterior:
                     entries += [Entry(_share(line[f"p_{kind}"])) for kind in ("better", "equal", "worse")]
-                entries.append(Entry(verdict(line)))
+                places = summary.other_places(line, everywhere)
+                entries.append(Entry(summary.verdict(line), places, verdict=summary.verdict(line)))
                 if has_seeds:
                     more = line["more_seeds"]
                     entries.append(Entry(tables.ABSENT if pd.isna(more) else str(int(more))))
+                entries.append(Entry(line["untested"] or line["sensitivity"] or tables.ABSENT))
             else:
                 entries += [Entry("")] * (len(names) - 1)
             label = f"{line['arm']} − {line['other']}" if several else line["arm"]
@@ -192,13 +217,15 @@ def _contrast_table(report: ReportData, frame: pd.DataFrame, caption: str) -> Ta
     )
 
 
-def verdict(line: Mapping[Any, Any]) -> str:
-    """Return the verdict in words: "not declared" for undeclared contrasts with enough test sets."""
-    if line["verdict"] == "too few":
-        return _VERDICTS["too few"]
-    if not line["declared"]:
-        return "not declared"
-    return _VERDICTS.get(line["verdict"], line["verdict"])
+def _tested_by(lines: Sequence[Mapping[Any, Any]]) -> str:
+    """Return the estimand, the unit and the test of the contrasts on one evaluation set."""
+    names = [line["test"] for line in lines if line["test"]]
+    return f"{lines[0]['estimand']}, by {lines[0]['unit']}, {names[0] if names else 'without a test'}"
+
+
+def _test_columns(means: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """Return the columns of all splits, those within region first."""
+    return [*columns_of(means, labels.WR, labels.WR), *columns_of(means, labels.OOR, labels.OOR)]
 
 
 def _share(value: float) -> str:
@@ -227,12 +254,7 @@ def ablations(report: ReportData) -> Iterator[Section]:
         ),
     }
     frame = over_all_folds(report.contrasts[report.metric])
-    columns = wr_columns(report.means[report.metric])
-    columns = [(labels.WR, *column[1:]) for column in columns if column[3] == "test"]
-    columns += [
-        (labels.OOR, split, split, part)
-        for split, part in splits_of(report.means[report.metric], labels.OOR, "test")
-    ]
+    columns = _test_columns(report.means[report.metric])
     pair = list(zip(frame["arm"], frame["other"], strict=True))
     for anchor, (title, text) in texts.items():
         wanted = {(labels.of_arm(one.arm), labels.of_arm(one.other)) for one in report.pairs.get(anchor, ())}
@@ -258,13 +280,10 @@ def tail(report: ReportData) -> Section:
     """Scores of the samples with high PM2.5."""
     found = []
     for metric, means in report.tail.items():
-        columns = [(labels.WR, split, split, part) for split, part in splits_of(means, labels.WR, "test")] + [
-            (labels.OOR, split, split, part) for split, part in splits_of(means, labels.OOR, "test")
-        ]
         found.append(
             tables.of_means(
                 means,
-                columns,
+                _test_columns(means),
                 f"The tail, {EXCEEDANCE_UGM3} µg/m³ or more: {METRICS[metric].title}.",
                 legend(report, means),
             )
@@ -278,46 +297,38 @@ def tail(report: ReportData) -> Section:
     return Section("tail", "The tail", text, found, pictures(report, "tail-", "density-"))
 
 
-def ranks(report: ReportData) -> Section:
-    """Mean ranks of the arms with critical differences."""
-    frame = report.ranking
-    found = []
-    if len(frame):
-        lines: list[tuple[str, list[Entry]]] = []
-        arms = list(dict.fromkeys(frame["arm"]))
-        places = list(dict.fromkeys(zip(frame["split"], frame["part"], strict=True)))
-        rank = {(a, s, p): r for a, s, p, r in frame[["arm", "split", "part", "mean_rank"]].to_numpy()}
-        for arm in arms:
-            values = [rank.get((arm, *place), math.nan) for place in places]
-            lines.append((arm, [plain_number(value) for value in values]))
-        first = frame.drop_duplicates(["split", "part"])
-        lines.append(("critical difference", [plain_number(x) for x in first["critical_difference"]]))
-        lines.append(("Friedman's p", [Entry(tables.p_value(p)) for p in first["friedman_p"]]))
-        lines.append(("test sets", [Entry(str(n)) for n in first["n_units"]]))
-        heads = [("WR sites" if part == "wr" else "test sites", split) for split, part in places]
-        found.append(Table("mean rank", heads, lines, f"Mean ranks by {METRICS[report.metric].name}."))
+def leverage(report: ReportData) -> Section:
+    """Shares of the squared error that few samples, monitors and days hold."""
+    frame = report.leverage
+    if frame is None or frame.empty:
+        return Section("leverage", "Leverage", "")
+    found: dict[str, list[tuple[str, list[Entry]]]] = {}
+    for line in frame[frame["part"] == "test"].to_dict("records"):
+        shares = ("top_permille", "top_percent", "monitors", "week")
+        entries = [Entry(f"{line['n']:,}"), *(Entry(f"{line[name]:.0%}") for name in shares)]
+        entries.append(Entry(str(line["week_first"])))
+        found.setdefault(str(line["split"]), []).append((str(line["arm"]), entries))
+    lines = [one for split, own in found.items() for one in [(split, list[Entry]()), *own]]
+    heads = ("predictions", "top .1 %", "top 1 %", "10 monitors", "worst week", "from")
     text = (
-        "Mean rank of the complete arms over test sets; 1 is best. Two arms differ if their mean ranks "
-        "differ by more than the critical difference (Friedman's and Nemenyi's tests; Demšar 2006). The "
-        "tests need at least three test sets and three arms."
+        "Share of the squared error of the test sets, over all folds and seeds, in few places. The top .1 "
+        "and 1 % are the predictions with the largest errors. The 10 monitors and the week are those with "
+        "the largest sums. The larger a share is, the fewer samples decide a difference of RMSE. Claims are "
+        "tested again without their most influential episode. leverage.csv has the within-region sets too."
     )
-    return Section("ranks", "Ranks", text, found, pictures(report, "ranks-"))
+    table = Table("arm", [("", head) for head in heads], lines, "Share of the squared error.")
+    return Section("leverage", "Leverage", text, [table])
 
 
 def errors(report: ReportData) -> Section:
-    """Mean absolute error and mean bias."""
+    """Mean bias, and the mean absolute error where no other table has it."""
     found = []
-    for metric in ("mae", "mbe"):
+    for metric in (name for name in ("mae", "mbe") if name not in [*shown(report), *beside(report)]):
         means = report.means[metric]
-        columns = [
-            (regime, split, split, part)
-            for regime in (labels.WR, labels.OOR)
-            for split, part in splits_of(means, regime, "test")
-        ]
-        if columns:
+        if columns := _test_columns(means):
             found.append(tables.of_means(means, columns, f"{METRICS[metric].title}.", legend(report, means)))
     text = "MBE is predicted minus observed; positive values are too high. The best MBE is nearest to zero."
-    return Section("errors", "MAE and mean bias", text, found, pictures(report, "distance-"))
+    return Section("errors", "Mean bias", text, found, pictures(report, "distance-"))
 
 
 def maps(report: ReportData) -> Section:

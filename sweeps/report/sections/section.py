@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from sweeps.analysis import estimands, labels
 from sweeps.report import summary, tables
 from sweeps.report.tables import Entry, Table
 
@@ -35,34 +36,43 @@ class Section(NamedTuple):
 def legend(report: ReportData, frame: pd.DataFrame, *, ranked: bool = True) -> list[str]:
     """Return the notes under a table of means or of contrasts: its marks and intervals, and its test."""
     level = f"{1 - report.analysis.alpha:.0%}"
-    interval = f"In brackets: {level} interval over test sets"
     notes = []
     if "diff" in frame:
         if frame["low"].notna().any():
-            notes.append(f"{interval}.")
-        return [*notes, *_bootstrap_note(frame, level), *_contrast_marks(report, frame)]
+            notes.append(f"In brackets: {level} interval of the test that decides.")
+        return [*notes, *_contrast_marks(report, frame), *split_notes(report, frame["split"])]
     if ranked:
         notes.append("Bold: best mean. Underlined: second-best mean. Only complete arms are ranked.")
     if frame["low"].notna().any():
-        notes.append(f"{interval}, without the variation that all arms share.")
-    notes += _bootstrap_note(frame, level)
-    no_interval = frame["low"].isna() & frame["boot_low"].isna() & frame["sd"].notna()
-    if no_interval.any():
-        notes.append("±: standard deviation over cells, where an interval would need more test sets.")
+        notes.append(
+            f"In brackets: {level} interval of one arm. Arms share most of it, so compare them by their "
+            f"differences."
+        )
+    if (frame["low"].isna() & frame["sd"].notna()).any():
+        notes.append("±: standard deviation over cells, where the units are too few for an interval.")
+    if frame["pooled"].any():
+        notes.append("Scores of random and spatial splits are pooled over all test samples.")
+    if (~frame["pooled"]).any():
+        notes.append("Other scores are means over cells.")
     notes.append("n: number of cells; 3/4 means that one of four cells has no score.")
     if (frame["n_marked"] > 0).any():
         notes.append(f"{tables.AUDIT_FAILED} Includes a cell that failed the leakage audit.")
+    return [*notes, *split_notes(report, frame["split"])]
+
+
+def split_notes(report: ReportData, splits: pd.Series) -> list[str]:
+    """Return what a reader has to know about the random splits and the checkerboards of one origin."""
+    kinds = dict(zip(report.rows["split"], report.rows["kind"], strict=True))
+    found = {kinds.get(split) for split in splits}
+    notes = []
+    if "random" in found:
+        notes.append(tables.RANDOM_SPLIT)
+    if "checkerboard" in found:
+        notes.append(
+            "Checkerboard: the two colours are halves of one origin, so differences are shown without a "
+            f"test. The split {estimands.of('checkerboards').design} has one."
+        )
     return notes
-
-
-def _bootstrap_note(frame: pd.DataFrame, level: str) -> list[str]:
-    """Return the note on bootstrap intervals, if the table has any."""
-    if not (frame["low"].isna() & frame["boot_low"].notna()).any():
-        return []
-    return [
-        f"{tables.BOOTSTRAP} {level} bootstrap interval over sites (WR) or blocks of sites (OoR), for the "
-        "trained models at hand. It is not a test, because there are too few test sets."
-    ]
 
 
 def _contrast_marks(report: ReportData, frame: pd.DataFrame) -> list[str]:
@@ -70,14 +80,22 @@ def _contrast_marks(report: ReportData, frame: pd.DataFrame) -> list[str]:
     alpha = report.analysis.alpha
     notes = []
     if (frame["declared"] & (frame["p_adjusted"] <= alpha)).any():
-        test = summary.TESTS[str(frame["test"].iloc[0])]
         notes.append(
-            f"{tables.SIGNIFICANT} Differs from zero: {test}, p ≤ {alpha:g} after Holm's correction over the "
-            "declared contrasts."
+            f"{tables.SIGNIFICANT} Differs from zero: p ≤ {alpha:g} after Holm's correction over the "
+            f"declared contrasts."
         )
+    if "marked" in frame and (frame["marked"] != "").any():
+        notes.append(f"{tables.AUDIT_FAILED} Includes a cell that failed the leakage audit.")
     if (frame["unfair"] != "").any():
         notes.append(f"{tables.CONFOUNDED} Confounded: the arms differ in more than the declared factor.")
     return notes
+
+
+def columns_of(
+    means: pd.DataFrame, group: str, regime: str, part: str = "test"
+) -> list[tuple[str, str, str, str]]:
+    """Return a column (group, head, split, part) for every split of a regime and an evaluation set."""
+    return [(group, labels.split_title(split), split, part) for split, part in splits_of(means, regime, part)]
 
 
 def splits_of(means: pd.DataFrame, regime: str, part: str) -> list[tuple[str, str]]:

@@ -154,6 +154,15 @@ def test_the_days_before_explain_variance_that_today_does_not(table):
     assert r2(level, *today, *before) > r2(level, *today) + 0.1
 
 
+def test_a_gradient_multiplies_clean_air_by_longitude() -> None:
+    flat, sloped = (synthesize(sites=40, days=30, gradient=g, with_truth=True) for g in (0.0, 0.6))
+    assert flat.drop(columns=["pm25", "pm25_true"]).equals(sloped.drop(columns=["pm25", "pm25_true"]))
+    clean = flat["smoke"] == 0
+    ratio = np.log(sloped["pm25_true"] / flat["pm25_true"])[clean].groupby(flat["site_id"][clean]).median()
+    lon = flat.groupby("site_id")["lon"].first()
+    np.testing.assert_allclose(ratio, 0.6 * (lon + 96) / 15, atol=1e-4)
+
+
 def test_heat_means_more_in_the_east_in_summer_and_less_in_the_west_in_winter(table):
     def slope(sites: np.ndarray, days: np.ndarray) -> float:
         level = np.log(wide(table, "pm25_true"))[sites][:, days]
@@ -192,6 +201,7 @@ def test_other_years_and_small_panels():
         ("sites", 7, (7, 8)),
         ("days", 20, (20, 21)),
         ("seed", -1, (-1, 0)),
+        ("gradient", 2.5, ["-2..2"]),
         ("start", "soon", ("'soon'", "2021-01-01")),
     ],
 )

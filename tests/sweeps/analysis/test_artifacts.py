@@ -1,6 +1,7 @@
 """Sums over stored predictions, learning curves and importances, against hand-computed ones."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def rows(*cells: tuple[str, str, str, int]) -> pd.DataFrame:
             "variant": variant,
             "fusion": None,
             "split": split,
+            "kind": split.split("-")[0],
             "regime": "OoR" if split == BOARD else "WR",
             "fold": fold,
             "seed": 0,
@@ -36,8 +38,20 @@ def rows(*cells: tuple[str, str, str, int]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def predict(store: Store, key: str, *lines: tuple[str, str, float, float], coded: bool = True) -> None:
-    """Lines of part, site, truth, prediction; float32 and dictionaries, as they are stored."""
+START = np.datetime64("2021-01-01")
+
+
+def predict(
+    store: Store,
+    key: str,
+    *lines: tuple[str, str, float, float],
+    coded: bool = True,
+    days: Sequence[int] | None = None,
+) -> None:
+    """Lines of part, site, truth, prediction; float32 and dictionaries, as they are stored.
+
+    `days` are those of the lines since `START`, by default one day for all.
+    """
     parts, sites, truth, prediction = zip(*lines, strict=True)
     texts = {"part": pa.array(parts), "site_id": pa.array(sites)}
     store.write_table(
@@ -47,6 +61,7 @@ def predict(store: Store, key: str, *lines: tuple[str, str, float, float], coded
             **{name: column.dictionary_encode() if coded else column for name, column in texts.items()},
             "lat": [PLACES[site][0] for site in sites],
             "lon": [PLACES[site][1] for site in sites],
+            "date": START + np.array(days or [0] * len(lines)),
             "truth": pa.array(truth, pa.float32()),
             "prediction": pa.array(prediction, pa.float32()),
         },
@@ -97,6 +112,29 @@ def test_sums_by_cell_part_and_site(store: Store) -> None:
     assert within[1].tolist() == [[1, 964, 964, 964**2, 36, 1296]]
     assert found.of("k2", "wr") is None
     assert found.of("unknown", "test") is None
+
+
+@pytest.mark.parametrize("split", ["random", "rolling-5", BOARD, "spatial"])
+def test_sums_by_day_of_splits_that_are_tested_by_days(tmp_path: Path, split: str) -> None:
+    store = Store(str(tmp_path), "toy")
+    lines = [
+        ("test", "a", 5.0, 7.0),
+        ("test", "b", 10.0, 9.0),
+        ("wr", "a", 1.0, 9.0),
+        ("test", "a", 4.0, 1.0),
+    ]
+    predict(store, "k0", *lines, days=[3, 1, 2, 3])
+    found = read(store, rows(("k0", "none", split, 0), ("k1", "none", split, 1)))
+    assert found.by_day("k1") is None
+    if split in (BOARD, "spatial"):
+        assert found.by_day("k0") is None
+        return
+    found_by_day = found.by_day("k0")
+    assert found_by_day is not None
+    day, totals = found_by_day
+    assert (day.astype("datetime64[D]") - START).astype(int).tolist() == [1, 3]
+    #                           n  e  |e| e2   y   y2
+    assert totals.tolist() == [[1, -1, 1, 1, 10, 100], [2, -1, 5, 13, 9, 41]]
 
 
 def test_metrics_come_from_the_totals(tmp_path: Path) -> None:

@@ -373,7 +373,7 @@ Sweep = Callable[..., Ended]
 @pytest.fixture
 def sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sweep:
     """`sweep compare` with these arguments, in this process; no study concludes anything."""
-    monkeypatch.setattr(compare, "inferred", lambda study, rows: NOTHING)
+    monkeypatch.setattr(compare, "inferred", lambda study, rows, store: NOTHING)
 
     def call(*arguments: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["sweep", "compare", *map(str, arguments)])
@@ -544,7 +544,7 @@ def test_verdicts_on_the_terminal(sweep: Sweep, finished: Path, monkeypatch: pyt
             inferred(contrast(diff=-0.125, fold=0, verdict="undecided"), claims=(claim("refuted"),)),
         ]
     )
-    monkeypatch.setattr(compare, "inferred", lambda study, rows: next(conclusions))
+    monkeypatch.setattr(compare, "inferred", lambda study, rows, store: next(conclusions))
     toy = finished / "toy.yaml"
     ended = sweep(toy, toy)
     assert ended.status == 1

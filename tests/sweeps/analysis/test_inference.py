@@ -10,27 +10,36 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sweeps.analysis import inference, statistics
-from sweeps.spec.claims import Analysis, Claim
+from sweeps.analysis import estimands, inference, judgement, labels, statistics, units
+from sweeps.analysis.estimands import Sample
+from sweeps.spec import claims as spec_claims
+from sweeps.spec.claims import Analysis, Claim, Contrast
+from sweeps.spec.design import Arm, Ladders
 
 ANALYSIS = Analysis(rope=0.01)
 NONE, GEOCLIP = ("none", None), ("geoclip", "hadamard")
 # Differences of -0.4 on average with a sum of squares of 0.1: the sample variance over five folds is 0.025.
 FOLD = [-0.4, -0.3, -0.5, -0.2, -0.6]
+REGIONS = "clusters-5"
+"""A split whose folds are its units, so that its test needs no predictions."""
 
 
 def row(arm: tuple[str, str | None], split: str, fold: int, seed: int = 0, **more: Any) -> dict[str, Any]:
-    board = split.startswith("checkerboard")
+    kind = split.split("-")[0]
+    board = kind.startswith("checkerboard")
+    origin = 0 if kind == "checkerboard" else fold // (10 if "-rotate" in split else 2)
     return {
         "key": f"{arm[0]}-{arm[1]}-{split}-{fold}-{seed}",
         "variant": arm[0],
         "fusion": arm[1],
         "split": split,
-        "regime": "OoR" if board else "WR",
+        "regime": "WR" if kind in ("random", "spatial", "rolling") else "OoR",
         "fold": fold,
         "seed": seed,
         "state": "done",
         "folds": 2 if board else 5,
+        "kind": kind,
+        "unit": origin if board else fold,
         "marked": "",
         "unfair": "",
         "tuned": "",
@@ -38,7 +47,7 @@ def row(arm: tuple[str, str | None], split: str, fold: int, seed: int = 0, **mor
     }
 
 
-def study(differences: Sequence[float] = FOLD, split: str = "random") -> pd.DataFrame:
+def study(differences: Sequence[float] = FOLD, split: str = REGIONS) -> pd.DataFrame:
     """'none' at 7 + fold, GeoCLIP so much apart from it, fold by fold."""
     cells = []
     for fold, difference in enumerate(differences):
@@ -52,13 +61,19 @@ def claim(**more: Any) -> Claim:
         "claim": "GeoCLIP beats no location",
         "better": {"variant": "geoclip", "fusion": "hadamard"},
         "than": {"variant": "none"},
-        "on": {"split": "random"},
+        "on": {"split": REGIONS},
         "metric": "rmse",
     }
     return Claim.model_validate(of | more)
 
 
+def on_test(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["part"] == "test"]
+
+
 def only(frame: pd.DataFrame) -> pd.Series:
+    """The one line on a test set; those within region and of gaps have tests of their own."""
+    frame = on_test(frame)
     assert len(frame) == 1
     return frame.iloc[0]
 
@@ -69,7 +84,7 @@ def test_a_contrast_by_hand() -> None:
     assert (found["arm"], found["other"], found["split"], found["part"]) == (
         "GeoCLIP · Hadamard",
         "none",
-        "random",
+        REGIONS,
         "test",
     )
     assert found["diff"] == pytest.approx(-0.4)
@@ -77,6 +92,7 @@ def test_a_contrast_by_hand() -> None:
     assert found["p"] == pytest.approx(2 * stats.t.sf(0.4 / se, 4))
     half = stats.t.ppf(0.975, 4) * se
     assert (found["low"], found["high"]) == pytest.approx((-0.4 - half, -0.4 + half))
+    assert (found["se"], found["df"]) == (pytest.approx(se), 4)
     assert found["rope"] == pytest.approx(0.09)  # 1 % of 9
     assert found["p_better"] == pytest.approx(stats.t.cdf((0.4 - 0.09) / se, 4))
     assert found["p_better"] + found["p_equal"] + found["p_worse"] == pytest.approx(1)
@@ -84,9 +100,9 @@ def test_a_contrast_by_hand() -> None:
     assert found["p_adjusted"] == found["p"]  # a family of one
     assert found["verdict"] == "better"
     assert (found["n_pairs"], found["n_units"], found["n_seeds"], found["n_better"]) == (5, 5, 1, 5)
-    assert found["test"] == "corrected t"
-    assert found["keys_arm"].split("; ") == [f"geoclip-hadamard-random-{fold}-0" for fold in range(5)]
-    assert found["keys_other"].split("; ") == [f"none-None-random-{fold}-0" for fold in range(5)]
+    assert (found["unit"], found["test"], found["untested"]) == ("region", "corrected t over folds", "")
+    assert found["keys_arm"].split("; ") == [f"geoclip-hadamard-{REGIONS}-{fold}-0" for fold in range(5)]
+    assert found["keys_other"].split("; ") == [f"none-None-{REGIONS}-{fold}-0" for fold in range(5)]
 
 
 def test_more_r2_is_better_and_less_error() -> None:
@@ -104,7 +120,7 @@ def test_more_r2_is_better_and_less_error() -> None:
 def test_seeds_are_no_test_sets() -> None:
     """Ten seeds of two folds are two units, whatever their number: too few for a test."""
     cells = pd.DataFrame(
-        row(arm, "random", fold, seed, test_rmse=7 + fold + 0.01 * seed - (arm == GEOCLIP))
+        row(arm, REGIONS, fold, seed, test_rmse=7 + fold + 0.01 * seed - (arm == GEOCLIP))
         for arm in (NONE, GEOCLIP)
         for fold in range(2)
         for seed in range(10)
@@ -121,8 +137,8 @@ def test_five_folds_with_many_seeds_have_four_degrees_of_freedom() -> None:
     cells = []
     for (fold, difference), seed in itertools.product(enumerate(FOLD), (0, 1)):
         noise = 0.05 if seed else -0.05
-        cells.append(row(NONE, "random", fold, seed, test_rmse=7.0 + fold))
-        cells.append(row(GEOCLIP, "random", fold, seed, test_rmse=7.0 + fold + difference + noise))
+        cells.append(row(NONE, REGIONS, fold, seed, test_rmse=7.0 + fold))
+        cells.append(row(GEOCLIP, REGIONS, fold, seed, test_rmse=7.0 + fold + difference + noise))
     found, plain = (only(inference.contrasts(frame, ANALYSIS)) for frame in (pd.DataFrame(cells), study()))
     for name in ("diff", "low", "high", "p"):
         assert found[name] == pytest.approx(plain[name])
@@ -130,17 +146,16 @@ def test_five_folds_with_many_seeds_have_four_degrees_of_freedom() -> None:
 
 def test_only_pairs_count() -> None:
     cells = study()
-    cells.loc[cells["key"] == "none-None-random-3-0", "state"] = "failed"
-    cells.loc[cells["key"] == "geoclip-hadamard-random-4-0", "state"] = "missing"
+    cells.loc[cells["key"] == f"none-None-{REGIONS}-3-0", "state"] = "failed"
+    cells.loc[cells["key"] == f"geoclip-hadamard-{REGIONS}-4-0", "state"] = "missing"
     found = only(inference.contrasts(cells, ANALYSIS))
     assert (found["n_pairs"], found["n_units"]) == (3, 3)
     assert found["diff"] == pytest.approx(-0.4)
-    means = inference.means(cells, ANALYSIS).set_index("arm")
+    means = on_test(inference.means(cells, ANALYSIS)).set_index("arm")
     assert list(means["n"]) == [4, 4]
     assert list(means["n_failed"]) == [1, 0]
     assert list(means["n_missing"]) == [0, 1]
     assert means["low"].isna().all(), "an arm without all its cells has no interval beside others"
-    assert means["rank"].isna().all()
 
 
 def test_a_number_beside_a_cell_that_is_not_done_is_none() -> None:
@@ -152,43 +167,60 @@ def test_a_number_beside_a_cell_that_is_not_done_is_none() -> None:
 
 
 def test_means_by_hand() -> None:
-    found = inference.means(study(), ANALYSIS).set_index("arm")
+    """Five folds from 7 to 11: a variance of 2.5, corrected for their shared training sites."""
+    found = on_test(inference.means(study(), ANALYSIS)).set_index("arm")
     assert found.loc["none", "mean"] == 9
     assert found.loc["none", "sd"] == pytest.approx(math.sqrt(2.5))
     assert found.loc["none", "iqm"] == 9
-    assert list(found["rank"]) == [2, 1]
-    # Without what folds share, the variance is that of half the difference; Morey's factor is 2.
-    half = stats.t.ppf(0.975, 4) * math.sqrt(2 * (1 / 5 + 1 / 4) * 0.025 / 4)
+    assert not found["pooled"].any()
+    half = stats.t.ppf(0.975, 4) * math.sqrt((1 / 5 + 1 / 4) * 2.5)
     assert (found.loc["none", "low"], found.loc["none", "high"]) == pytest.approx((9 - half, 9 + half))
 
 
-def test_more_recall_has_the_better_rank() -> None:
+def test_the_arm_with_more_recall_comes_first() -> None:
     cells = study()
     recall = cells["variant"].map({"none": 0.1, "geoclip": 0.3}).fillna(0.2)
-    frame = inference.means(cells.assign(test_tail_recall=recall), Analysis(), "tail_recall")
-    ranks = frame.set_index("variant")["rank"]
-    assert ranks["none"] == ranks.max() > ranks.min()
+    frame = on_test(inference.means(cells.assign(test_tail_recall=recall), Analysis(), "tail_recall"))
+    assert list(labels.complete(frame)["variant"]) == ["geoclip", "none"]
 
 
-def test_a_checkerboard_has_three_parts_and_two_units() -> None:
+def test_a_checkerboard_has_two_parts_and_one_unit() -> None:
     cells = study(FOLD[:2], "checkerboard-16")
     frame = inference.contrasts(cells, ANALYSIS).set_index("part")
+    assert list(frame.index) == ["test", "wr"], "its two parts are different sites, so it has no gap"
+    assert list(frame["regime"]) == ["OoR", "WR"]
+    assert frame["diff"].to_dict() == pytest.approx({"test": -0.35, "wr": 0.0})
+    assert list(frame["verdict"]) == ["too few", "too few"]
+    assert list(frame["n_units"]) == [1, 1]
+    assert all("{kind: checkerboards, degrees: 16, origins: 15}" in text for text in frame["untested"])
+    assert list(frame["declared"]) == [True, False]
+    assert inference.means(cells, ANALYSIS)["low"].isna().all()
+
+
+def test_a_gap_needs_a_rotation() -> None:
+    """It is paired: a site is predicted from within and from outside, by equal numbers of training sites."""
+    plain = inference.contrasts(study([0.0] * 10, "checkerboards-16"), ANALYSIS)
+    assert list(plain["part"]) == ["test", "wr"]
+    rotated = study(np.repeat(FOLD, 10).tolist(), "checkerboards-16-rotate")
+    frame = inference.contrasts(rotated, ANALYSIS).set_index("part")
     assert list(frame.index) == ["test", "wr", "gap"]
     assert list(frame["regime"]) == ["OoR", "WR", "gap"]
-    assert frame["diff"].to_dict() == pytest.approx({"test": -0.35, "wr": 0.0, "gap": -0.35})
-    assert frame["verdict"].to_dict() == {"test": "too few", "wr": "too few", "gap": ""}
-    assert list(frame["declared"]) == [True, False, False]
-    means = inference.means(cells, ANALYSIS)
-    assert means["low"].isna().all()
+    assert frame["diff"].to_dict() == pytest.approx({"test": -0.4, "wr": 0.0, "gap": -0.4})
+    assert list(frame["n_units"]) == [5, 5, 5]
+    se = math.sqrt((1 / 5 + 1) * 0.025)
+    assert frame["p"].to_dict() == pytest.approx(
+        {"test": 2 * stats.t.sf(0.4 / se, 4), "wr": 1.0} | {"gap": 2 * stats.t.sf(0.4 / se, 4)}
+    )
+    means = inference.means(rotated, ANALYSIS)
     gap = means[means["part"] == "gap"].set_index("arm")["mean"]
-    assert gap["none"] == pytest.approx(1.5)
+    assert gap["none"] == pytest.approx(7 + 24.5 - 6)
 
 
 def test_without_none_only_claims_are_contrasts() -> None:
     cells = study()
     cells = cells[cells["variant"] != "none"]
     assert inference.contrasts(cells, ANALYSIS).empty
-    assert len(inference.means(cells, ANALYSIS)) == 1
+    assert len(on_test(inference.means(cells, ANALYSIS))) == 1
     assert only(inference.claims(cells, ANALYSIS, [claim()]))["verdict"] == "no cells"
 
 
@@ -198,6 +230,8 @@ def test_without_none_only_claims_are_contrasts() -> None:
         (FOLD, "supported"),
         ([-d for d in FOLD], "refuted"),
         ([0.001, -0.001, 0.002, -0.002, 0.0], "refuted"),  # practically equal
+        ([-0.05, -0.052, -0.048, -0.051, -0.049], "refuted"),  # not zero, and practically equal
+        ([-0.1, -0.11, -0.09, -0.12, -0.08], "supported"),  # not zero, and around the region's end
         ([0.3, -0.4, 0.1, -0.2, 0.25], "undecided"),
         (FOLD[:2], "too few"),
     ],
@@ -212,7 +246,7 @@ def test_claims(differences: list[float], verdict: str) -> None:
 def test_a_claim_may_turn_a_contrast_round() -> None:
     turned = claim(better={"variant": "none"}, than={"variant": "geoclip", "fusion": "hadamard"})
     assert only(inference.claims(study(), ANALYSIS, [turned]))["verdict"] == "refuted"
-    assert len(inference.contrasts(study(), ANALYSIS, [turned])) == 2
+    assert len(on_test(inference.contrasts(study(), ANALYSIS, [turned]))) == 2
 
 
 def test_claims_of_all_metrics_are_one_family() -> None:
@@ -228,7 +262,7 @@ def test_claims_of_all_metrics_are_one_family() -> None:
 
 
 def test_a_claim_on_one_fold_is_one_unit() -> None:
-    found = only(inference.claims(study(), ANALYSIS, [claim(on={"split": "random", "fold": 2})]))
+    found = only(inference.claims(study(), ANALYSIS, [claim(on={"split": REGIONS, "fold": 2})]))
     assert (found["fold"], found["n_pairs"], found["diff"]) == (2, 1, pytest.approx(-0.5))
     assert found["verdict"] == "too few"
 
@@ -239,10 +273,11 @@ def test_holm_is_over_the_declared_alone() -> None:
         arm = study([d * (0.5 - 0.2 * i) for d in FOLD])
         cells.append(arm[arm["variant"] == "geoclip"].assign(variant=variant, fusion=None))
         cells[-1]["key"] = variant + cells[-1]["key"]
-    frame = inference.contrasts(pd.concat(cells, ignore_index=True), ANALYSIS)
+    frame = on_test(inference.contrasts(pd.concat(cells, ignore_index=True), ANALYSIS))
     assert frame["declared"].all()
     assert list(frame["p_adjusted"]) == pytest.approx(list(statistics.holm(frame["p"].tolist())))
-    one = inference.contrasts(pd.concat(cells, ignore_index=True), ANALYSIS, [claim()]).set_index("arm")
+    one = on_test(inference.contrasts(pd.concat(cells, ignore_index=True), ANALYSIS, [claim()]))
+    one = one.set_index("arm")
     assert one["declared"].to_dict() == {"GeoCLIP · Hadamard": True, "lat/lon": False, "sin/cos": False}
     assert one["p_adjusted"].isna().to_dict() == {
         "GeoCLIP · Hadamard": False,
@@ -257,7 +292,8 @@ def test_failed_cells_make_no_family_smaller() -> None:
     other = other[other["variant"] == "geoclip"].assign(variant="latlon", fusion=None)
     other["key"] = "latlon" + other["key"]
     other.loc[other["fold"] > 1, "state"] = "failed"
-    frame = inference.contrasts(pd.concat([study(), other], ignore_index=True), ANALYSIS).set_index("arm")
+    frame = on_test(inference.contrasts(pd.concat([study(), other], ignore_index=True), ANALYSIS))
+    frame = frame.set_index("arm")
     assert frame.loc["lat/lon", "verdict"] == "too few"
     assert math.isnan(frame.loc["lat/lon", "p_adjusted"])
     assert frame.loc["GeoCLIP · Hadamard", "p_adjusted"] == pytest.approx(
@@ -265,8 +301,8 @@ def test_failed_cells_make_no_family_smaller() -> None:
     )
     # A checkerboard never has enough, so it takes no place.
     board = pd.concat([study(), study(FOLD[:2], "checkerboard-16")], ignore_index=True)
-    random = inference.contrasts(board, ANALYSIS).iloc[0]
-    assert (random["split"], random["p_adjusted"]) == ("random", random["p"])
+    regions = inference.contrasts(board, ANALYSIS).iloc[0]
+    assert (regions["split"], regions["p_adjusted"]) == (REGIONS, regions["p"])
 
 
 def test_a_bias_and_a_gap_have_no_better() -> None:
@@ -276,30 +312,18 @@ def test_a_bias_and_a_gap_have_no_better() -> None:
     found = only(inference.contrasts(cells, ANALYSIS, (), "mbe"))
     assert found["n_better"] == 1, "-3 is no better than 1"
     assert found["p"] < 0.05
-    six = study(FOLD, "checkerboard-16").assign(folds=5)
-    gap = inference.contrasts(six, ANALYSIS).set_index("part").loc["gap"]
+    alike = np.repeat([-0.4, -0.39, -0.41, -0.38, -0.42], 10).tolist()
+    rotated = study(alike, "checkerboards-16-rotate")
+    gap = inference.contrasts(rotated, ANALYSIS).set_index("part").loc["gap"]
     assert gap["p"] < 0.05
     for line in (found, gap):
         assert line["verdict"] == ""
         assert line[["rope", "p_better", "p_equal", "p_worse"]].isna().all()
 
 
-def test_wilcoxon_instead() -> None:
-    ranks = Analysis(rope=0.0, test="wilcoxon")
-    found = only(inference.contrasts(study(), ranks))
-    assert found["verdict"] == "too few"  # 2 / 2^5 is above 0.05
-    cells = study([*FOLD, -0.1, -0.7])
-    cells["folds"] = 7
-    found = only(inference.contrasts(cells, ranks))
-    assert found["p"] == pytest.approx(2 / 2**7)
-    assert (found["test"], found["verdict"]) == ("Wilcoxon", "better")
-    # Three of the 128 sign patterns have a rank sum of at most 2: two averages are left out at either end.
-    assert (found["low"], found["high"]) == pytest.approx((-0.6, -0.2))
-
-
 def adaptive(seeds: int, differences: Sequence[float], **more: Any) -> pd.DataFrame:
     return pd.DataFrame(
-        row(arm, "random", fold, seed, test_rmse=7.0 + fold + (arm == GEOCLIP) * difference, **more)
+        row(arm, REGIONS, fold, seed, test_rmse=7.0 + fold + (arm == GEOCLIP) * difference, **more)
         for arm in (NONE, GEOCLIP)
         for fold, difference in enumerate(differences)
         for seed in range(seeds)
@@ -308,7 +332,7 @@ def adaptive(seeds: int, differences: Sequence[float], **more: Any) -> pd.DataFr
 
 def test_repeated_looks_cost_their_number() -> None:
     once = only(inference.contrasts(adaptive(3, FOLD), ANALYSIS))
-    found = only(inference.contrasts(adaptive(3, FOLD), ANALYSIS, looks=(3, 6, 12)))
+    found = only(inference.contrasts(adaptive(3, FOLD), ANALYSIS, looks=Ladders((3, 6, 12))))
     assert found["looks"] == 3
     assert found["p"] == pytest.approx(3 * once["p"])
     assert found["high"] - found["low"] > once["high"] - once["low"]
@@ -320,112 +344,100 @@ def test_a_contrast_is_judged_where_its_seeds_stopped() -> None:
     cells = adaptive(6, strong)
     late = (cells["seed"] >= 3) & (cells["variant"] == "geoclip")
     cells.loc[late, "test_rmse"] += 9.0
-    found = only(inference.contrasts(cells, ANALYSIS, looks=(3, 6)))
+    found = only(inference.contrasts(cells, ANALYSIS, looks=Ladders((3, 6))))
     assert (found["n_seeds"], found["verdict"]) == (3, "better")
     cells.loc[(cells["seed"] == 2) & (cells["variant"] == "none"), "state"] = "missing"
-    assert only(inference.contrasts(cells, ANALYSIS, looks=(3, 6)))["n_seeds"] == 2, (
+    assert only(inference.contrasts(cells, ANALYSIS, looks=Ladders((3, 6))))["n_seeds"] == 2, (
         "the look is not complete"
     )
 
 
 class Sums:
-    """Ten sites, of which every cell has all; an arm's error at a site is what it is given."""
+    """Sixty sites, of which every cell has all on each of sixty days: a site's error is the same on all."""
 
-    lat = np.array([30.0, 30.1, 34.5, 35.0, 40.0, 41.0, 42.0, 45.0, 45.5, 47.0])
-    lon = np.full(10, -100.0)
+    DAYS = 60
+    lat, lon = (x.ravel() for x in np.meshgrid(np.linspace(26, 48, 5), np.linspace(-122, -69, 12)))
 
-    def __init__(self, error: dict[str, np.ndarray]) -> None:
-        self._error = error
+    def __init__(self, error: dict[str, np.ndarray], missing: str = "") -> None:
+        self._error, self._missing = error, missing
 
     def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
-        error = self._error[key.split("-")[0]]
-        columns = [np.ones(10), error, np.abs(error), error**2, np.full(10, 5.0), np.full(10, 30.0)]
-        return np.arange(10, dtype=np.int32), np.stack(columns, axis=1)
+        if key == self._missing:
+            return None
+        error = np.broadcast_to(self._error[key.split("-")[0]], 60)
+        if "broken" in key:
+            error = error + 100
+        columns = [np.ones(60), error, np.abs(error), error**2, np.full(60, 5.0), np.full(60, 30.0)]
+        return np.arange(60, dtype=np.int32), np.stack(columns, axis=1)
+
+    def by_day(self, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """A sixtieth of all sums on each day, but for a ripple."""
+        if (found := self.of(key)) is None:
+            return None
+        ripple = 1 + 0.1 * np.sin(np.arange(self.DAYS) * 2.0)
+        totals = found[1].sum(axis=0) / self.DAYS * ripple[:, None] / ripple.mean()
+        totals[:, 0] = found[1][:, 0].sum() / self.DAYS
+        return np.arange(self.DAYS) + 18628, totals
 
 
-def test_the_bootstrap_is_of_sites_within_region_and_of_blocks_out_of_it() -> None:
-    error = np.array([1.0, 2.0, 1.0, 3.0, 2.0, 1.0, 4.0, 2.0, 1.0, 2.0])
-    sums = Sums({"none": error, "geoclip": error - 0.5})
-    within = only(inference.contrasts(study(), ANALYSIS, sums=sums))
-    assert within["n_clusters"] == 10
-    exact = np.sqrt(np.mean((error - 0.5) ** 2)) - np.sqrt(np.mean(error**2))
-    assert within["boot_low"] < exact < within["boot_high"] < 0
-    outside = inference.contrasts(study(FOLD[:2], "checkerboard-16"), ANALYSIS, sums=sums).set_index("part")
-    # Blocks of four degrees: 28-32 holds two, 32-36 two, 40-44 three, 44-48 three.
-    assert outside.loc["test", "n_clusters"] == 4
-    assert outside.loc["wr", "n_clusters"] == 10
-    same = inference.contrasts(study(), ANALYSIS, sums=Sums({"none": error, "geoclip": error}))
-    assert same["boot_low"][0] == same["boot_high"][0] == 0, "the same draws for both arms"
+ERROR = np.random.default_rng(6).normal(0, 3, 60)
+BOTH = {"none": ERROR, "geoclip": 0.8 * ERROR}
+POOLED = float(np.sqrt(np.mean(ERROR**2)))
 
 
-def test_the_bootstrap_of_a_mean_by_hand() -> None:
-    """Errors of two sizes at ten sites: the mean square is that of a binomial count."""
-    error = np.array([1.0] * 5 + [3.0] * 5)
-    found = inference.means(study(), ANALYSIS, sums=Sums({"none": error, "geoclip": error})).set_index("arm")
-    counts = stats.binom.ppf([0.025, 0.975], 10, 0.5)
-    low, high = np.sqrt((10 - counts + 9 * counts) / 10)
-    assert (found.loc["none", "boot_low"], found.loc["none", "boot_high"]) == pytest.approx((low, high))
+@pytest.mark.parametrize(
+    ("split", "unit", "test"),
+    [("random", "day", "corrected t over folds"), ("spatial", "block of monitors", "")],
+)
+def test_within_region_the_scores_of_all_predictions_are_compared(split: str, unit: str, test: str) -> None:
+    """Their difference is not that of the records' scores, which are averaged over folds."""
+    found = only(inference.contrasts(study(split=split), ANALYSIS, sums=Sums(BOTH)))
+    assert found["diff"] == pytest.approx(-0.2 * POOLED)
+    assert (found["mean_arm"], found["mean_other"]) == pytest.approx((0.8 * POOLED, POOLED))
+    assert found["rope"] == pytest.approx(0.01 * POOLED)
+    assert (found["unit"], found["untested"], found["n_pairs"]) == (unit, "", 5)
+    assert found["n_units"] >= 8
+    assert found["low"] < found["diff"] < found["high"]
+    assert found["p"] <= found["p_adjusted"] < 1
+    assert test in found["test"]
+    assert pd.isna(found["more_seeds"]), "more seeds make neither days nor monitors"
+    means = inference.means(study(split=split), ANALYSIS, sums=Sums(BOTH)).set_index("arm")
+    assert means["pooled"].all()
+    assert list(means["mean"]) == pytest.approx([POOLED, 0.8 * POOLED])
+    assert (means["low"] < means["mean"]).all()
+    assert (means["mean"] < means["high"]).all()
 
 
-def test_a_cell_without_predictions_leaves_no_bootstrap() -> None:
-    class Some(Sums):
-        def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
-            return None if key == "none-None-random-2-0" else super().of(key, part)
-
-    error = np.arange(10.0)
-    found = inference.means(study(), ANALYSIS, sums=Some({"none": error, "geoclip": error})).set_index("arm")
-    assert math.isnan(found.loc["none", "boot_low"])
-    assert found.loc["GeoCLIP · Hadamard", "boot_low"] > 0
-
-
-def test_the_bootstrap_of_one_cluster_is_none() -> None:
-    class One(Sums):
-        lat = np.full(10, 30.0)
-
-    error = np.array([1.0, 2.0, 1.0, 3.0, 2.0, 1.0, 4.0, 2.0, 1.0, 2.0])
-    cells = study(FOLD[:2], "checkerboard-16")
-    frame = inference.contrasts(cells, ANALYSIS, sums=One({"none": error, "geoclip": error - 0.5}))
-    frame = frame.set_index("part")
-    assert frame.loc["test", "n_clusters"] == 1
-    assert math.isnan(frame.loc["test", "boot_low"])
-    assert math.isnan(frame.loc["gap", "boot_low"])
-    assert frame.loc["wr", "boot_low"] < frame.loc["wr", "boot_high"], "ten sites"
+@pytest.mark.parametrize("split", ["random", "spatial"])
+def test_without_predictions_within_region_nothing_is_tested(split: str) -> None:
+    one = Sums(BOTH, missing=f"none-None-{split}-2-0")
+    for sums in (None, one):
+        found = only(inference.contrasts(study(split=split), ANALYSIS, sums=sums))
+        assert (found["verdict"], found["n_pairs"]) == ("too few", 5)
+        assert "predictions" in found["untested"]
+        assert found["diff"] == pytest.approx(-0.4), "the mean over folds"
+        assert math.isnan(found["p"])
+        claimed = inference.claims(study(split=split), ANALYSIS, [claim(on={"split": split})], sums)
+        assert only(claimed)["verdict"] == "too few"
+    means = inference.means(study(split=split), ANALYSIS, sums=one).set_index("arm")
+    assert list(means["pooled"]) == [False, True]
+    assert math.isnan(means.loc["none", "low"])
 
 
-def test_draws_that_miss_a_cell_are_left_out_up_to_half() -> None:
-    """Five folds of two sites each, of ten: a fold is in 89 % of the draws, all five are in 55 % of them."""
-
-    class Apart(Sums):
-        sites = 2
-
-        def of(self, key: str, part: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
-            site, totals = super().of(key, part) or (np.empty(0), np.empty(0))
-            fold = int(key.split("-")[-2])
-            mine = site // 2 == fold if self.sites == 2 else site == fold
-            return site[mine], totals[mine]
-
-    class Single(Apart):
-        sites = 1
-
-    error = np.arange(1.0, 11.0)
-    of = {"none": error, "geoclip": error - 0.5}
-    assert only(inference.contrasts(study(), ANALYSIS, sums=Apart(of)))["boot_high"] < 0
-    assert math.isnan(only(inference.contrasts(study(), ANALYSIS, sums=Single(of)))["boot_high"])
+def test_pooled_scores_are_of_the_pairs_alone() -> None:
+    """A cell whose partner failed has predictions, which would change the sums."""
+    cells = study(split="spatial")
+    cells.loc[cells["key"] == "none-None-spatial-3-0", "state"] = "failed"
+    cells.loc[cells["key"] == "geoclip-hadamard-spatial-3-0", "key"] = "geoclip-broken"
+    found = only(inference.contrasts(cells, ANALYSIS, sums=Sums(BOTH)))
+    assert (found["n_pairs"], found["diff"]) == (4, pytest.approx(-0.2 * POOLED))
 
 
-def test_sites_and_blocks_are_drawn_by_themselves() -> None:
-    """Ten blocks of a site each: were the draws the same, test and WR would move alike, and the gap not."""
-
-    class Far(Sums):
-        lat = np.arange(10) * 4.0 + 1
-
-    error = np.array([1.0, 2.0, 1.0, 3.0, 2.0, 1.0, 4.0, 2.0, 1.0, 2.0])
-    means = inference.means(
-        study(FOLD[:2], "checkerboard-16"), ANALYSIS, sums=Far({"none": error, "geoclip": error})
-    ).set_index(["arm", "part"])
-    width = means["boot_high"] - means["boot_low"]
-    assert width["none", "test"] == pytest.approx(width["none", "wr"], rel=0.15)
-    assert width["none", "gap"] > 1.2 * width["none", "test"]
+def test_a_study_without_results_lacks_units() -> None:
+    cells = study(split="random").assign(state="missing")
+    found = only(inference.contrasts(cells, ANALYSIS))
+    assert (found["n_pairs"], found["verdict"]) == (0, "too few")
+    assert "predictions" not in found["untested"]
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -458,12 +470,6 @@ def test_a_confounded_pair_is_named() -> None:
     assert only(inference.contrasts(cells, ANALYSIS))["unfair"] == (
         "in every pair: torch 2.12.0 against 2.13.0"
     )
-
-
-def test_ranking() -> None:
-    frame = inference.ranking(study(), ANALYSIS).set_index("arm")
-    assert frame["mean_rank"].to_dict() == {"none": 2.0, "GeoCLIP · Hadamard": 1.0}
-    assert inference.ranking(study([-0.1]), ANALYSIS)["critical_difference"].isna().all()
 
 
 def test_order_of_rows_changes_nothing() -> None:
@@ -515,7 +521,7 @@ def null_scores() -> np.ndarray:
 @pytest.fixture(scope="module")
 def null_studies(null_scores: np.ndarray) -> list[pd.DataFrame]:
     arms = (NONE, GEOCLIP, ("latlon", None))
-    places = [row(arms[a], "random", *place) for a, *place in np.ndindex(null_scores.shape[1:])]
+    places = [row(arms[a], REGIONS, *place) for a, *place in np.ndindex(null_scores.shape[1:])]
     grid = pd.DataFrame(places)
     return [grid.assign(test_rmse=rmse.ravel()) for rmse in null_scores]
 
@@ -551,6 +557,7 @@ def test_false_positives_stay_within_the_level(
         frame = inference.contrasts(cells, analysis, declared)
         if i < 10:  # without claims the family is the same two contrasts
             pd.testing.assert_frame_equal(frame, inference.contrasts(cells, analysis))
+        frame = on_test(frame)
         significant += bool((frame["p_adjusted"] <= analysis.alpha).any())
         verdicts += bool(frame["verdict"].isin(["better", "worse"]).any())
         outcome = inference.claims_of({"rmse": frame}, declared)["verdict"]
@@ -562,18 +569,31 @@ def test_false_positives_stay_within_the_level(
 
 
 def test_false_positives_of_adaptive_seeds(null_studies: list[pd.DataFrame], null_scores: np.ndarray) -> None:
-    """Seeds are added where `statistics.stopped` does not stop a contrast, so each is looked at twice."""
+    """Seeds are added where `judgement.stops` does not stop a contrast, so each is looked at twice."""
     analysis = Analysis(rope=0.0)
     stopped_early = wrong = 0
-    first_look = differences(null_scores)[..., : LOOKS[0]]
-    for cells, first in zip(null_studies, first_look, strict=True):
-        more = {
-            variant
-            for variant, values in zip(("geoclip", "latlon"), first, strict=True)
-            if not statistics.stopped(values, 0.25, 0.0, analysis.alpha, len(LOOKS), 2)
-        }
+    both = [
+        Contrast(arm, spec_claims.NONE, REGIONS, "test", None, "rmse")
+        for arm in (Arm("geoclip", "hadamard"), Arm("latlon", None))
+    ]
+    first_look = null_scores[..., : LOOKS[0]]
+    for i, (cells, (plain, *scores)) in enumerate(zip(null_studies, first_look, strict=True)):
+        more = set()
+        for contrast, own in zip(both, scores, strict=True):
+            pairs = judgement.paired_scores(contrast, own, plain, analysis)
+            values = units.unit_means(pairs.differences)
+            sample = Sample("clusters", np.arange(FOLDS), FOLDS, values, "rmse")
+            evidence = estimands.compare(sample, level=1 - analysis.alpha / len(LOOKS))
+            if i < 5:  # the function that adaptive seeds call
+                rows = cells[cells["seed"] < LOOKS[0]]
+                _, found = inference.evidence(contrast, rows, analysis, len(LOOKS), None)
+                assert found == evidence
+            if not judgement.stops(contrast, pairs, evidence, analysis, len(LOOKS), len(both)):
+                more.add(contrast.arm.variant)
         kept = (cells["seed"] < LOOKS[0]) | cells["variant"].isin(more | {"none"} if more else more)
-        frame = inference.contrasts(cells[kept].reset_index(drop=True), analysis, looks=LOOKS)
+        frame = on_test(
+            inference.contrasts(cells[kept].reset_index(drop=True), analysis, looks=Ladders(LOOKS))
+        )
         by_variant = frame["arm"].map({"lat/lon": "latlon", "GeoCLIP · Hadamard": "geoclip"})
         early = ~by_variant.isin(more)
         assert (frame.loc[early, "verdict"] != "undecided").all(), "what stopped is decided at the end"
@@ -584,25 +604,12 @@ def test_false_positives_of_adaptive_seeds(null_studies: list[pd.DataFrame], nul
     assert stopped_early <= MOST
 
 
-def test_signed_ranks_take_folds_for_independent() -> None:
-    """Wilcoxon's test has no correction for overlap: of folds that err together it finds too much."""
-    rng = np.random.default_rng(20251125)
-    ranks = corrected = 0
-    for _ in range(STUDIES):
-        rmse = null_rmse(rng, 100, 40, folds=8, seeds=3)
-        units = (rmse[1:] - rmse[0]).mean(axis=2)
-        ranks += bool((statistics.holm([statistics.wilcoxon(u) for u in units]) <= 0.05).any())
-        by_t = [statistics.corrected_t(u, 1 / 7).p for u in units]
-        corrected += bool((statistics.holm(by_t) <= 0.05).any())
-    assert ranks > MOST >= corrected
-
-
 def test_a_true_difference_is_found(null_studies: list[pd.DataFrame]) -> None:
     """The same studies, in which one arm is better by 1, some five standard deviations."""
     found = 0
     for cells in null_studies[:50]:
         cells = cells.copy()
         cells.loc[cells["variant"] == "geoclip", "test_rmse"] -= 1.0
-        frame = inference.contrasts(cells, Analysis()).set_index("arm")
+        frame = on_test(inference.contrasts(cells, Analysis())).set_index("arm")
         found += frame.loc["GeoCLIP · Hadamard", "verdict"] == "better"
     assert found > 40

@@ -1,6 +1,7 @@
 """Labels of arms and splits, digits of numbers, and rows in which only done cells have scores."""
 
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -24,6 +25,8 @@ def cell(variant, split, fold, seed, test=NAN, wr=NAN, *, state="done", fusion=N
         "regime": "OoR" if split.startswith("checkerboard") else "WR",
         "fold": fold,
         "folds": 2,
+        "kind": split.split("-")[0],
+        "unit": 0,
         "seed": seed,
         "state": state,
     }
@@ -95,3 +98,17 @@ def test_each_direction_on_its_own(rows):
     assert found.loc[("none", held_out, "test"), "mean"] == 12.0
     assert found.loc[("none", held_out, "wr"), "mean"] == 8.0
     assert labels.direction(BOARD, 1) == held_out
+
+
+@pytest.mark.parametrize(
+    ("split", "fold", "numbers"),
+    [
+        ("checkerboards-16", 7, [3, 1]),
+        ("checkerboards-16-rotate", 37, [3, 1, 2]),
+        ("checkerboards-16-rotate-buffer100km", 37, [3, 1, 2]),
+        ("blocks-8", 12, [12]),
+        ("clusters-5", 4, [4]),
+    ],
+)
+def test_a_held_out_region_has_its_numbers(split, fold, numbers):
+    assert [int(number) for number in re.findall(r"\d+", labels.held_out(split, fold))] == numbers

@@ -23,7 +23,7 @@ COLUMNS = [
     *("n_train", "n_val", "n_test", "n_wr", "epochs", "best_epoch"),
     *("test_rmse", "test_r2", "test_mae", "test_mbe", "wr_rmse", "wr_r2", "wr_mae", "wr_mbe"),
     *("val_rmse", "val_r2", "val_mae", "val_mbe"),
-    *("seconds", "error", "marked", "unfair", "tuned", "folds"),
+    *("seconds", "error", "marked", "unfair", "tuned", "folds", "kind", "unit"),
 ]
 FURTHER = [  # of the records below, sorted
     *("encoder_trained_on_target", "nearest_km_median", "nearest_km_min", "overlapping_test_windows"),
@@ -97,8 +97,33 @@ def test_a_row_for_every_cell_in_the_grid_s_order() -> None:
     assert frame["split"].tolist() == ["random"] * 2 + ["checkerboard-16"] * 2
     assert frame["regime"].tolist() == ["WR", "WR", "OoR", "OoR"]
     assert frame["folds"].tolist() == [factor.split.folds for factor in TOY.design.split for _ in range(2)]
+    assert frame["kind"].tolist() == ["random"] * 2 + ["checkerboard"] * 2
     assert frame["fold"].tolist() == [0] * 4
     assert frame["seed"].tolist() == [0] * 4
+
+
+def test_the_unit_of_a_fold_is_what_its_test_set_shares() -> None:
+    board = {"kind": "checkerboards", "degrees": 16, "origins": 3, "holdout": "rotate"}
+    design = {
+        "variant": ["none"],
+        "split": [{"kind": "checkerboard", "degrees": 16}, board, {"kind": "clusters", "folds": 3}],
+        "seed": [0],
+    }
+    of = Study.model_validate(
+        {"study": "toy", "data": {"synthetic": {"sites": 12, "days": 30}}, "design": design}
+    )
+    frame = results.rows({str(i): cell for i, cell in enumerate(of.cells())}, {})
+    units = {kind: part["unit"].tolist() for kind, part in frame.groupby("kind")}
+    assert units == {
+        "checkerboard": [0, 0],
+        "checkerboards": [0] * 10 + [1] * 10 + [2] * 10,
+        "clusters": [0, 1, 2],
+    }
+    assert frame.groupby("kind")["folds"].unique().map(list).to_dict() == {
+        "checkerboard": [2],
+        "checkerboards": [2],
+        "clusters": [3],
+    }
 
 
 def test_a_done_cell_has_its_numbers() -> None:
@@ -119,7 +144,7 @@ def test_what_is_not_done_has_no_number(state: str) -> None:
     records = {"k0": done("k0"), "k3": failed("k3", **numbers)} if state == "failed" else {"k0": done("k0")}
     row = results.rows(CELLS, records).iloc[3]
     assert row["state"] == state
-    assert row[[*COLUMNS[8:-5], *FURTHER]].isna().all()
+    assert row[[*COLUMNS[8:-7], *FURTHER]].isna().all()
     assert row[["marked", "unfair", "tuned"]].tolist() == [""] * 3
     assert row["error"] == "Diverged: loss is nan" if state == "failed" else pd.isna(row["error"])
 
@@ -184,7 +209,7 @@ def test_types_do_not_depend_on_what_is_done(some: dict[str, Record]) -> None:
     audit = ["train_sites", "test_sites", "shared_sites", "overlapping_test_windows"] if some else []
     assert set(kinds[results.COUNTS + audit]) == {"Int64"}
     assert set(kinds[results.SCORE_COLUMNS]) == {"float64"}
-    assert kinds["fold"] == kinds["seed"] == kinds["folds"] == "int64"
+    assert {kinds[name] for name in ("fold", "seed", "folds", "unit")} == {"int64"}
     assert frame.shape == (4, len(COLUMNS) + (len(FURTHER) if some else 0))
     if some:
         further = kinds[["test_mape", "test_n_tail", "nearest_km_min", "nearest_km_median"]]
@@ -278,6 +303,14 @@ def test_cuts_say_what_each_site_is_for(panel: Panel) -> None:
         assert roles.loc[roles["role"] == role, "site_id"].tolist() == sites.tolist()
     held_out = splits.checkerboard(roles["lat"].to_numpy(), roles["lon"].to_numpy(), 16) == 0
     assert (held_out == (roles["role"] == "test")).all()
+
+
+def test_cuts_of_a_rotating_holdout_show_two_test_sets(panel: Panel) -> None:
+    split = {"kind": "checkerboards", "degrees": 30, "origins": 2, "holdout": "rotate", "validation": 0.3}
+    design = {"variant": "none", "seed": 0, "split": {**split, "fold": [1, 2, 6, 13]}}
+    content = TOY.model_dump(mode="json", exclude_unset=True, by_alias=True) | {"design": design}
+    (cut,) = results.cuts(Study.model_validate(content), panel)
+    assert [*cut.roles] == [1, 6]
 
 
 def test_search_trials_are_a_line_per_objective_and_their_budget_one_per_arm() -> None:

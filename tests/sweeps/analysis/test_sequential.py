@@ -13,16 +13,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
-import sweeps.analysis
 from pm25.cell import Cell
 from pm25.panel import Panel
-from sweeps.analysis import sequential
+from sweeps.analysis import judgement, sequential
+from sweeps.analysis.estimands import Evidence
+from sweeps.analysis.judgement import PairedScores
 from sweeps.analysis.sequential import Looks
 from sweeps.engine.scheduler import Scheduler, Task
 from sweeps.plan import cost
 from sweeps.plan.bounds import NOTHING
 from sweeps.plan.capacity import Capacity
+from sweeps.spec.claims import Analysis, Contrast
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study, Synthetic
 from sweeps.state import StudyState
@@ -35,7 +38,7 @@ STUDY: dict[str, Any] = {
     "data": {"synthetic": {"sites": 12, "days": 30}},
     "design": {
         "variant": ["none", "latlon", "sincos"],
-        "split": [{"kind": "random", "folds": 3}, {"kind": "checkerboard", "degrees": 16}],
+        "split": [{"kind": "clusters", "folds": 3}, {"kind": "checkerboard", "degrees": 16}],
         "seed": {"start": 2, "max": 7, "until": "decided"},
     },
 }
@@ -43,26 +46,39 @@ CLAIM = {
     "claim": "raw coordinates help",
     "better": {"variant": "latlon"},
     "than": {"variant": "none"},
-    "on": {"split": "random"},
+    "on": {"split": "clusters"},
     "metric": "rmse",
 }
 
 
+EMPTY = Store(str(Path(__file__).parent / "nowhere"), "toy")
+"""A store without predictions. A split of clusters is tested without them."""
+
+
 class Judge:
-    """In the place of `statistics.stopped`: stops what differs by 1 on average, and remembers what it saw."""
+    """In the place of `judgement.stops`: stops what differs by 1 on average, and remembers what it saw."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[np.ndarray, dict[str, Any]]] = []
 
-    def stopped(self, differences: np.ndarray, **how: Any) -> bool:
-        self.seen.append((differences, how))
-        return bool(abs(np.nanmean(differences)) >= 1)
+    def stops(
+        self,
+        contrast: Contrast,
+        scores: PairedScores,
+        evidence: Evidence,
+        analysis: Analysis,
+        looks: int,
+        family: int,
+    ) -> bool:
+        how = {"contrast": contrast, "evidence": evidence, "rope": scores.rope, "alpha": analysis.alpha}
+        self.seen.append((scores.differences, how | {"looks": looks, "family": family}))
+        return bool(abs(evidence.result.estimate) >= 1)
 
 
 @pytest.fixture(autouse=True)
 def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
     made = Judge()
-    monkeypatch.setattr(sweeps.analysis, "statistics", SimpleNamespace(stopped=made.stopped), raising=False)
+    monkeypatch.setattr(judgement, "stops", made.stops)
     return made
 
 
@@ -81,18 +97,21 @@ def by_arm(**values: float) -> Value:
     return lambda cell: values[cell.variant]
 
 
-def record(cell: Cell, value: float | None, key: str = "key") -> Record:
+def record(cell: Cell, value: float | None, key: str = "") -> Record:
     """As a worker would write it; R2 is a tenth of the RMSE, and within region all is twice as much."""
-    resolved = cell.resolved()
+    key = key or cell.label
     if value is None:
-        return worlds.record(key, "failed", cell=resolved, error=worlds.error("RuntimeError", "broken"))
+        error = worlds.error("RuntimeError", "broken")
+        return worlds.record(key, "failed", cell=cell.resolved(), error=error)
     metrics = {"test_rmse": value, "test_r2": value / 10, "wr_rmse": 2 * value, "wr_r2": value / 5}
-    return worlds.record(key, cell=resolved, metrics=metrics)
+    return worlds.cell_record(key, cell, metrics=metrics)
 
 
-def run(of: Study, value: Value, order: random.Random | None = None) -> tuple[Looks, list[Cell]]:
+def run(
+    of: Study, value: Value, order: random.Random | None = None, store: Store = EMPTY
+) -> tuple[Looks, list[Cell]]:
     """Everything that is asked for, one cell after the other."""
-    looks, grid, ended = Looks(of), of.cells(), cast(list[int], [])
+    looks, grid, ended = Looks(of, store), of.cells(), cast(list[int], [])
 
     def asked() -> list[int]:
         return [i for i, cell in enumerate(grid) if looks.asks_for(cell)]
@@ -127,11 +146,11 @@ def stopped(looks: Looks) -> dict[str, str]:
 
 def test_every_arm_begins_with_the_first_look(judge: Judge) -> None:
     of = declared()
-    looks = Looks(of)
+    looks = Looks(of, EMPTY)
     asked = [cell for cell in of.cells() if looks.asks_for(cell)]
     assert len(asked) == 3 * (3 + 2) * 2  # arms x folds x seeds
     assert {cell.seed for cell in asked} == {0, 1}
-    # Of the random split alone: 3 arms x 3 folds x 5 more seeds.
+    # Of the clusters alone: 3 arms x 3 folds x 5 more seeds.
     assert looks.further == 45
     assert sum(looks.may_ask_for(cell) for cell in of.cells()) == len(asked) + 45
     assert judge.seen == []
@@ -147,15 +166,15 @@ def test_what_is_decided_at_the_first_look_gets_no_more_seeds(judge: Judge) -> N
 def test_what_is_undecided_gets_more_on_its_split_and_no_other_arm_does(judge: Judge) -> None:
     looks, ended = run(declared(), by_arm(none=5, latlon=3, sincos=5.5))
     assert seeds(ended) == {
-        "none random": 7,
-        "sincos random": 7,
-        "latlon random": 2,
+        "none clusters-3": 7,
+        "sincos clusters-3": 7,
+        "latlon clusters-3": 2,
         **{f"{arm} checkerboard-16": 2 for arm in ("none", "latlon", "sincos")},
     }
     assert [seen.shape for seen, _ in judge.seen] == [(3, 2), (3, 2), (3, 4), (3, 7)]
     assert stopped(looks) == {
-        "latlon random": sequential.DECIDED,
-        "sincos random": sequential.UNDECIDED,
+        "latlon clusters-3": sequential.DECIDED,
+        "sincos clusters-3": sequential.UNDECIDED,
         "latlon checkerboard-16": sequential.TOO_FEW,
         "sincos checkerboard-16": sequential.TOO_FEW,
     }
@@ -167,24 +186,24 @@ def test_a_contrast_that_a_later_look_decides_stops_there() -> None:
     def value(cell: Cell) -> float:
         return (
             5.0
-            if cell.variant != "sincos" or cell.split.kind != "random"
+            if cell.variant != "sincos" or cell.split.kind != "clusters"
             else 5 + [0.5, 0.5, 3, 3][cell.seed]
         )
 
     looks, ended = run(declared(design={"variant": ["none", "sincos"]}), value)
-    assert seeds(ended)["sincos random"] == 4
-    assert stopped(looks)["sincos random"] == sequential.DECIDED
+    assert seeds(ended)["sincos clusters-3"] == 4
+    assert stopped(looks)["sincos clusters-3"] == sequential.DECIDED
 
 
 def test_a_look_is_judged_with_its_own_seeds_however_many_another_contrast_asked_for(judge: Judge) -> None:
     # Cell by cell in the grid's order, the other contrast has its seeds before this look is complete.
-    of, ended = declared(design={"split": [{"kind": "random", "folds": 3}]}), cast(list[Cell], [])
-    looks = Looks(of)
+    of, ended = declared(design={"split": [{"kind": "clusters", "folds": 3}]}), cast(list[Cell], [])
+    looks = Looks(of, EMPTY)
     last = [cell for cell in of.cells() if cell.variant == "latlon" and looks.asks_for(cell)]
     while left := [c for c in of.cells() if looks.asks_for(c) and c not in (*ended, *last)]:
         ended.append(left[0])
         looks.add(left[0], record(left[0], 5.0))
-    assert seeds(ended) == {"none random": 7, "sincos random": 7}
+    assert seeds(ended) == {"none clusters-3": 7, "sincos clusters-3": 7}
     assert len(judge.seen) == 3
     late = {0: 5.0, 1: 5.5, 2: 9.0, 3: 9.0}
     for cell in last:
@@ -195,24 +214,25 @@ def test_a_look_is_judged_with_its_own_seeds_however_many_another_contrast_asked
     for cell in [c for c in of.cells() if c.variant == "latlon" and c.seed in (2, 3)]:
         looks.add(cell, record(cell, late[cell.seed]))
     assert judge.seen[4][0].tolist() == [[0, 0.5, 4, 4]] * 3
-    assert stopped(looks)["latlon random"] == sequential.DECIDED
+    assert stopped(looks)["latlon clusters-3"] == sequential.DECIDED
 
 
 def test_the_rule_gets_the_settings_of_the_analysis(judge: Judge) -> None:
-    more = {"alpha": 0.1, "rope": 0.02, "test": "corrected_t"}
-    of = declared(analysis=more, design={"variant": ["none", "latlon"], "seed": {"start": 2, "max": 8}})
-    run(of, lambda cell: (5.0 if cell.variant == "none" else 9.0) + cell.fold + cell.seed)
+    of = declared(
+        analysis={"alpha": 0.1, "rope": 0.02},
+        design={"variant": ["none", "latlon"], "seed": {"start": 2, "max": 8}},
+    )
+    run(of, lambda cell: (5.0 if cell.variant == "none" else 9.0 + cell.fold) + cell.fold + cell.seed)
     ((differences, how),) = judge.seen
-    assert differences.tolist() == [[4, 4]] * 3
-    # rope: 2 % of the mean RMSE of none, 6.5; overlap: a third is tested and two thirds are trained on.
-    assert how == {
-        "overlap": pytest.approx(1 / 2),
-        "rope": pytest.approx(0.13),
-        "alpha": 0.1,
-        "looks": 3,
-        "family": 2,
-        "test": "corrected_t",
-    }
+    assert differences.tolist() == [[4, 4], [5, 5], [6, 6]]
+    # rope: 2 % of the mean RMSE of none, 6.5.
+    assert how["rope"] == pytest.approx(0.13)
+    assert (how["alpha"], how["looks"], how["family"]) == (0.1, 3, 2)
+    assert how["contrast"] == of.contrasts()[0]
+    # A third is tested and two thirds are trained on; each of three looks has a third of alpha.
+    result, se = how["evidence"].result, np.sqrt((1 / 3 + 1 / 2) * 1)
+    assert (result.estimate, result.se, result.df) == pytest.approx((5, se, 2))
+    assert result.high - result.estimate == pytest.approx(stats.t.ppf(1 - 0.1 / 6, 2) * se)
 
 
 def test_the_range_of_practically_equal_r2_is_absolute(judge: Judge) -> None:
@@ -222,10 +242,11 @@ def test_the_range_of_practically_equal_r2_is_absolute(judge: Judge) -> None:
 
 
 def test_the_folds_of_a_split_overlap_as_it_was_declared_and_not_as_it_is_run(judge: Judge) -> None:
-    split = [{"kind": "random", "folds": 5, "fold": [0, 2, 4]}]
-    run(declared(design={"split": split}), by_arm(none=5, latlon=9, sincos=9))
-    assert judge.seen[0][0].shape == (3, 2)
-    assert judge.seen[0][1]["overlap"] == pytest.approx(1 / 4)
+    split = [{"kind": "clusters", "folds": 5, "fold": [0, 2, 4]}]
+    run(declared(design={"split": split}), lambda cell: 5.0 + (cell.variant != "none") * (4 + cell.fold))
+    differences, how = judge.seen[0]
+    assert differences.tolist() == [[4, 4], [6, 6], [8, 8]]
+    assert how["evidence"].result.se == pytest.approx(np.sqrt((1 / 3 + 1 / 4) * 4))
 
 
 # What is declared
@@ -235,9 +256,9 @@ def test_only_claimed_contrasts_get_more_seeds(judge: Judge) -> None:
     of = declared(claims=[CLAIM])
     looks, ended = run(of, by_arm(none=5, latlon=5, sincos=5))
     assert seeds(ended) == {
-        "none random": 7,
-        "latlon random": 7,
-        "sincos random": 2,
+        "none clusters-3": 7,
+        "latlon clusters-3": 7,
+        "sincos clusters-3": 2,
         **{f"{arm} checkerboard-16": 2 for arm in ("none", "latlon", "sincos")},
     }
     assert {how["family"] for _, how in judge.seen} == {1}
@@ -245,19 +266,19 @@ def test_only_claimed_contrasts_get_more_seeds(judge: Judge) -> None:
 
 
 def test_a_claim_is_better_minus_than_in_its_own_metric_and_part(judge: Judge) -> None:
-    clusters = {"kind": "clusters", "folds": 3}
+    clusters = {"kind": "clusters", "folds": 5}
     claim = CLAIM | {"than": {"variant": "sincos"}, "on": {"split": "clusters", "part": "wr"}, "metric": "r2"}
     of = declared(design={"split": [clusters]}, claims=[claim])
     run(of, by_arm(none=0, latlon=30, sincos=5))
     ((differences, _),) = judge.seen
-    assert differences == pytest.approx(np.full((3, 2), 5.0))  # a fifth of 30 and of 5
+    assert differences == pytest.approx(np.full((5, 2), 5.0))  # a fifth of 30 and of 5
 
 
 def test_two_claims_of_one_contrast_are_one_test(judge: Judge) -> None:
     of = declared(claims=[CLAIM, CLAIM | {"claim": "said again"}])
     run(of, by_arm(none=5, latlon=9, sincos=5))
     assert [how["family"] for _, how in judge.seen] == [1]
-    (found,) = sequential.outcome(of, {})
+    (found,) = sequential.outcome(of, EMPTY, {})
     assert found["claims"] == ["raw coordinates help", "said again"]
 
 
@@ -268,20 +289,13 @@ def test_seeds_make_no_test_sets(judge: Judge) -> None:
     """Two colours, and one fold, have the first look alone, whatever it shows."""
     claims = [
         CLAIM | {"claim": "out of region", "on": {"split": "checkerboard"}},
-        CLAIM | {"claim": "in one fold", "on": {"split": "random", "fold": 1}},
+        CLAIM | {"claim": "in one fold", "on": {"split": "clusters", "fold": 1}},
     ]
     looks, ended = run(declared(claims=claims), by_arm(none=5, latlon=5, sincos=5))
     assert set(seeds(ended).values()) == {2}
     assert judge.seen == []
     assert {one.stopped for one in looks.schedules} == {sequential.TOO_FEW}
-    assert Looks(declared(claims=claims)).further == 0
-
-
-@pytest.mark.parametrize(("folds", "asked"), [(6, 2), (7, 7)])
-def test_signed_ranks_need_seven_test_sets_for_three_looks(folds: int, asked: int) -> None:
-    split = [{"kind": "random", "folds": folds}]
-    of = declared(analysis={"test": "wilcoxon"}, design={"split": split, "variant": ["none", "latlon"]})
-    assert seeds(run(of, by_arm(none=5, latlon=5))[1]) == {"none random": asked, "latlon random": asked}
+    assert Looks(declared(claims=claims), EMPTY).further == 0
 
 
 def test_a_failed_cell_ends_a_look_and_its_pair_has_no_number(judge: Judge) -> None:
@@ -293,7 +307,7 @@ def test_a_failed_cell_ends_a_look_and_its_pair_has_no_number(judge: Judge) -> N
             else (5.0 if cell.variant == "none" else 6.0) + 2 * cell.seed * (cell.variant == "latlon")
         )
 
-    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 3}]})
+    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "clusters", "folds": 3}]})
     run(of, value)
     np.testing.assert_array_equal(judge.seen[0][0], [[1, 3], [np.nan, 3], [1, 3]])
 
@@ -302,28 +316,72 @@ def test_a_fold_without_a_pair_is_no_test_set(judge: Judge) -> None:
     def value(cell: Cell) -> float | None:
         return None if (cell.variant, cell.fold) == ("none", 2) else 5.0 + (cell.variant == "latlon") * 4
 
-    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 4}]})
+    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "clusters", "folds": 4}]})
     looks, _ = run(of, value)
     np.testing.assert_array_equal(judge.seen[0][0], [[4, 4], [4, 4], [np.nan, np.nan], [4, 4]])
     assert judge.seen[0][1]["rope"] == pytest.approx(0.05)  # of the folds that have a pair
-    assert stopped(looks) == {"latlon random": sequential.DECIDED}
-    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 3}]})
+    assert stopped(looks) == {"latlon clusters-4": sequential.DECIDED}
+    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "clusters", "folds": 3}]})
     looks, ended = run(of, value)
     assert len(judge.seen) == 1
-    assert stopped(looks) == {"latlon random": sequential.TOO_FEW}
+    assert stopped(looks) == {"latlon clusters-3": sequential.TOO_FEW}
     assert set(seeds(ended).values()) == {2}
 
 
 def test_a_number_that_is_missing_or_infinite_is_no_number(judge: Judge) -> None:
-    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 3}]})
+    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "clusters", "folds": 3}]})
     cells = [cell for cell in of.cells() if cell.seed < 2]
     records = {cell: record(cell, 5.0 if cell.variant == "none" else 9.0) for cell in cells}
     bad = [record for cell, record in records.items() if cell.variant == "latlon" and cell.seed == 1]
     bad[0]["metrics"]["test_rmse"] = float("inf")
     bad[1]["metrics"]["test_rmse"] = None
     del bad[2]["metrics"]["test_rmse"]
-    Looks(of, records.items())
+    Looks(of, EMPTY, records.items())
     np.testing.assert_array_equal(judge.seen[0][0], [[4, np.nan]] * 3)
+
+
+# With predictions
+
+
+def predict(store: Store, key: str, error: float, days: int) -> None:
+    """Four sites, all of them off by `error` on every day."""
+    dates = np.repeat(np.datetime64("2021-01-01") + np.arange(days), 4)
+    n = len(dates)
+    columns = {
+        "part": ["test"] * n,
+        "site_id": ["abcd"[i % 4] for i in range(n)],
+        "lat": np.tile([30.0, 35.0, 40.0, 45.0], days),
+        "lon": np.full(n, -100.0),
+        "date": dates,
+        "truth": np.full(n, 10.0, np.float32),
+        "prediction": np.full(n, 10 + error, np.float32),
+    }
+    store.write_table(key, "predictions", columns)
+
+
+@pytest.mark.parametrize(("days", "units"), [(60, 60), (55, None), (0, None)])
+def test_a_random_split_is_judged_by_the_days_of_its_predictions(
+    tmp_path: Path, judge: Judge, days: int, units: int | None
+) -> None:
+    store = Store(str(tmp_path), "toy")
+    of = declared(design={"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 3}]})
+    errors = {"none": 5.0, "latlon": 3.0}
+    if days:
+        for cell in of.cells():
+            predict(store, cell.label, errors[cell.variant] + (cell.fold == 1), days)
+    looks, ended = run(of, by_arm(none=5, latlon=4), store=store)
+    assert set(seeds(ended).values()) == {2}
+    if units is None:
+        assert judge.seen == []
+        assert stopped(looks) == {"latlon random": sequential.TOO_FEW}
+        return
+    ((differences, how),) = judge.seen
+    assert differences.tolist() == [[-1, -1]] * 3, "the scores of the records"
+    assert how["evidence"].units == units
+    pooled = [np.sqrt((2 * error**2 + (error + 1) ** 2) / 3) for error in (3, 5)]
+    assert how["evidence"].result.estimate == pytest.approx(pooled[0] - pooled[1])
+    assert how["rope"] == pytest.approx(0.01 * pooled[1]), "a share of the pooled score"
+    assert stopped(looks) == {"latlon random": sequential.DECIDED}
 
 
 # A function of the records
@@ -337,12 +395,12 @@ def noise(cell: Cell) -> float | None:
 
 @pytest.mark.parametrize("order", range(8))
 def test_the_order_in_which_cells_end_changes_nothing(order: int) -> None:
-    of = declared(design={"split": [{"kind": "random", "folds": 3}, {"kind": "spatial", "folds": 4}]})
+    of = declared(design={"split": [{"kind": "clusters", "folds": 3}, {"kind": "clusters", "folds": 4}]})
     plain, cells = run(of, noise)
     shuffled, same = run(of, noise, random.Random(order))
     assert {*same} == {*cells}
     assert stopped(shuffled) == stopped(plain)
-    again = Looks(of, [(cell, record(cell, noise(cell))) for cell in same])
+    again = Looks(of, EMPTY, [(cell, record(cell, noise(cell))) for cell in same])
     assert stopped(again) == stopped(plain)
     assert {c for c in of.cells() if again.asks_for(c)} == {*cells}
 
@@ -351,7 +409,7 @@ def test_records_that_no_look_asks_for_change_nothing() -> None:
     of = declared()
     everything = [(cell, record(cell, noise(cell))) for cell in of.cells()]
     plain, cells = run(of, noise)
-    looks = Looks(of, everything)
+    looks = Looks(of, EMPTY, everything)
     assert {c for c in of.cells() if looks.asks_for(c)} == {*cells}
     assert stopped(looks) == stopped(plain)
 
@@ -359,7 +417,7 @@ def test_records_that_no_look_asks_for_change_nothing() -> None:
 def test_a_record_that_is_forgotten_takes_back_what_followed_from_it() -> None:
     of = declared()
     _, cells = run(of, by_arm(none=5, latlon=5, sincos=5))
-    looks = Looks(of, [(cell, record(cell, 5.0)) for cell in cells[1:]])
+    looks = Looks(of, EMPTY, [(cell, record(cell, 5.0)) for cell in cells[1:]])
     asked = [cell for cell in of.cells() if looks.asks_for(cell)]
     assert cells[0] in asked
     assert {(c.variant, c.split.kind) for c in asked if c.seed > 1} == set()  # it was of none, fold 0
@@ -374,7 +432,7 @@ def test_the_outcome_of_every_contrast() -> None:
     )
     _, cells = run(of, by_arm(none=5, latlon=5, sincos=5))
     records = {str(i): record(cell, 5.0) for i, cell in enumerate(cells)}
-    first, second = sequential.outcome(of, records)
+    first, second = sequential.outcome(of, EMPTY, records)
     assert first == {
         "claims": ["raw coordinates help"],
         "arm": "latlon",
@@ -383,7 +441,7 @@ def test_the_outcome_of_every_contrast() -> None:
         "other": "none",
         "other_variant": "none",
         "other_fusion": None,
-        "split": "random",
+        "split": "clusters-3",
         "part": "test",
         "fold": None,
         "metric": "rmse",
@@ -394,10 +452,10 @@ def test_the_outcome_of_every_contrast() -> None:
     }
     assert (second["split"], second["part"], second["looks"], second["stopped"]) == (
         *("checkerboard-16", "wr", [2]),
-        "too few test sets",
+        "too few units",
     )
     assert json.loads(json.dumps([first, second])) == [first, second]
-    waits = sequential.outcome(of, dict(list(records.items())[:-1]))[0]
+    waits = sequential.outcome(of, EMPTY, dict(list(records.items())[:-1]))[0]
     assert (waits["looks"], waits["seeds"], waits["stopped"]) == ([2, 4, 7], 7, "")
 
 
@@ -409,7 +467,7 @@ def test_the_rule_in_words() -> None:
 
 def test_listed_seeds_have_no_outcome() -> None:
     of = declared(design={"seed": [0, 1]})
-    assert (sequential.outcome(of, {}), sequential.rule(of)) == ([], "")
+    assert (sequential.outcome(of, EMPTY, {}), sequential.rule(of)) == ([], "")
 
 
 def test_neither_tables_nor_networks_are_loaded_for_it() -> None:
@@ -466,8 +524,8 @@ def test_new_cells_come_as_soon_as_a_look_is_complete(tmp_path: Path) -> None:
     assert scheduler.outline == "30 cells, 0 recorded, 30 to run; up to 45 more if undecided"
     begun = [*handed(scheduler)]
     assert len(begun) == scheduler.total == 30
-    random_split = [work for work in begun if work.cells[0].split.kind == "random"]
-    look = [work for work in random_split if work.cells[0].variant in ("none", "latlon")]
+    clusters = [work for work in begun if work.cells[0].split.kind == "clusters"]
+    look = [work for work in clusters if work.cells[0].variant in ("none", "latlon")]
     for work in look[:-1]:
         end(scheduler, of, work, value)
     assert scheduler.next() is None
@@ -475,7 +533,7 @@ def test_new_cells_come_as_soon_as_a_look_is_complete(tmp_path: Path) -> None:
     assert scheduler.total == 30 + 2 * 3 * 2
     more = [name(work.cells[0]) for work in handed(scheduler)]
     assert more == [
-        f"{arm} random {fold} {seed}" for seed in (2, 3) for fold in range(3) for arm in ("none", "latlon")
+        f"{arm} clusters {fold} {seed}" for seed in (2, 3) for fold in range(3) for arm in ("none", "latlon")
     ]
     assert scheduler.next() is None
     for work in (work for work in begun if work not in look):
@@ -495,7 +553,7 @@ def test_a_study_s_cells_are_those_that_its_records_ask_for(tmp_path: Path) -> N
     assert (len(of.cells), of.further) == (30 + 2 * 3 * 5, 0)
     assert [*of.cells.values()] == of.grid == [cell for cell in of.study.cells() if cell in of.grid]
     assert Scheduler(of).outline == "60 cells, 60 recorded, 0 to run"
-    assert [one["seeds"] for one in sequential.outcome(of.study, of.records())] == [7, 2, 2, 2]
+    assert [one["seeds"] for one in sequential.outcome(of.study, of.store, of.records())] == [7, 2, 2, 2]
 
 
 @pytest.mark.usefixtures("same_world")
@@ -533,7 +591,7 @@ def test_what_another_study_recorded_is_not_run_again(tmp_path: Path) -> None:
     for work in handed(scheduler):
         names.append(name(work.cells[0]))
         end(scheduler, of, work, value)
-    assert {one.split()[-1] for one in names if "random" in one} == {"0", "1", "4", "5", "6"}
+    assert {one.split()[-1] for one in names if "clusters" in one} == {"0", "1", "4", "5", "6"}
     assert scheduler.total == len(names) == 30 + 2 * 3 * 3
     of.refresh()
     assert len(of.records()) == 60
@@ -543,7 +601,7 @@ def test_what_another_study_recorded_is_not_run_again(tmp_path: Path) -> None:
 def test_a_part_of_the_study_gets_its_part_of_the_seeds(tmp_path: Path) -> None:
     of = state(tmp_path)
     scheduler = Scheduler(
-        of, selects=lambda cell: cell.variant in ("none", "latlon") and cell.split.kind == "random"
+        of, selects=lambda cell: cell.variant in ("none", "latlon") and cell.split.kind == "clusters"
     )
     assert scheduler.outline == "30 cells, 0 recorded, 12 to run; up to 30 more if undecided"
     for work in handed(scheduler):
@@ -593,7 +651,7 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
             continue
         trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(work.more)
         scheduler.ended(work, trial)
-    assert (names, scheduler.cells) == (["none random 1 5"], 1)
+    assert (names, scheduler.cells) == (["none clusters 1 5"], 1)
 
 
 @pytest.mark.usefixtures("same_world")

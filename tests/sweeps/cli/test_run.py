@@ -4,17 +4,17 @@ import json
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
-import sweeps.analysis
+from sweeps.analysis import judgement
+from sweeps.analysis.judgement import PairedScores
 from sweeps.engine import worker
 from sweeps.engine.scheduler import Scheduler
 from sweeps.spec import study_file
+from sweeps.spec.claims import Contrast
 from sweeps.state import StudyState
 from sweeps.store.records import Store
 from tests.sweeps.cli.commands import (
@@ -223,7 +223,8 @@ def test_a_run_does_what_is_missing_and_nothing_else(sweep: Sweep, toy: Path, he
     assert len(here) == 1
     after = tree(toy.parent)
     assert before.items() <= after.items()
-    assert {Path(name).parent.name for name in after.keys() - before.keys()} == {*here}
+    added = {Path(name) for name in after.keys() - before.keys()}
+    assert {path for path in added if path.parent.name not in here} == {Path("results/toy/declarations.json")}
     assert sweep("run", toy).status == 1
     assert len(here) == 1
     assert tree(toy.parent) == after
@@ -272,7 +273,7 @@ def test_a_failing_cell_is_exit_1_and_a_result(sweep: Sweep, toy: Path, here: li
 
 
 ADAPTIVE = (
-    *("--set", "design.split=[{kind: random, folds: 3}, {kind: checkerboard, degrees: 16, fold: 0}]"),
+    *("--set", "design.split=[{kind: clusters, folds: 3}, {kind: checkerboard, degrees: 16, fold: 0}]"),
     *("--set", "design.seed={start: 1, max: 3}"),
 )
 
@@ -296,26 +297,27 @@ def test_a_run_adds_seeds_to_what_is_undecided(
 ) -> None:
     seen = []
 
-    def stopped(differences: np.ndarray, **_: Any) -> bool:
-        seen.append(differences.shape)
-        return differences.shape[1] == 2
+    def stops(contrast: Contrast, scores: PairedScores, *_: Any) -> bool:
+        seen.append(scores.differences.shape)
+        return scores.differences.shape[1] == 2
 
-    monkeypatch.setattr(sweeps.analysis, "statistics", SimpleNamespace(stopped=stopped), raising=False)
+    monkeypatch.setattr(judgement, "stops", stops)
     of = (*ADAPTIVE, "--set", f"storage={tmp_path / 'fresh'}")
     ended = sweep("run", toy, *of)
     assert (ended.status, len(here)) == (0, 8 + 6)
     assert "14 of 14 cells done" in ended.out
     assert "up to 12 more" in ended.err.splitlines()[0]
     assert ended.err.splitlines()[-1].startswith("14/14 done")  # it was 8 at the beginning
-    assert {*seen} == {(3, 1), (3, 2)}
+    assert {*seen} >= {(3, 1), (3, 2)}
+    assert all(seeds == 1 for folds, seeds in seen if folds < 3)  # seeds add no test to the checkerboard
     assert "14 of 14 cells done" in sweep("status", toy, *of).out
     out = tmp_path / "cells.csv"
     assert sweep("export", toy, out, *of).status == 0
     frame = pd.read_csv(out)
     assert frame.groupby(["split", "seed"]).size().to_dict() == {
         ("checkerboard-16", 0): 2,
-        ("random", 0): 6,
-        ("random", 1): 6,
+        ("clusters-3", 0): 6,
+        ("clusters-3", 1): 6,
     }
     sweep("run", toy, *of)
     assert len(here) == 14

@@ -40,7 +40,7 @@ CONDITIONAL: dict[str, Any] = {
     "model.width": {"int": [4, 256], "step": 4},
     "model.dropout": {"float": [0.0, 0.5], "step": 0.1},
     "train.target": {"choice": [None, "log1p"]},
-    "train.huber_delta": {"float": [0.5, 2.0], "when": {"train.target": "log1p"}},
+    "train.clip_norm": {"float": [0.5, 2.0], "when": {"train.target": "log1p"}},
     "train.patience": {"int": [1, 40], "log": True, "when": {DEPTH: [1, 3]}},
 }
 
@@ -154,7 +154,7 @@ def test_distributions() -> None:
         "model.width": optuna.distributions.IntDistribution(4, 256, step=4),
         "model.dropout": optuna.distributions.FloatDistribution(0.0, 0.5, step=0.1),
         "train.target": optuna.distributions.CategoricalDistribution([None, "log1p"]),
-        "train.huber_delta": optuna.distributions.FloatDistribution(0.5, 2.0),
+        "train.clip_norm": optuna.distributions.FloatDistribution(0.5, 2.0),
         "train.patience": optuna.distributions.IntDistribution(1, 40, log=True),
     }
 
@@ -179,9 +179,9 @@ def test_a_point_to_try_that_was_tried_is_not_tried_again() -> None:
 
 
 def test_of_a_part_of_a_point_the_rest_is_sampled() -> None:
-    trials = arm_trials(space=CONDITIONAL, enqueue=[{"train.target": "log1p", "train.huber_delta": 1.25}])
+    trials = arm_trials(space=CONDITIONAL, enqueue=[{"train.target": "log1p", "train.clip_norm": 1.25}])
     (params,) = asked(ArmStudy(trials), 1)
-    assert (params["train.target"], params["train.huber_delta"]) == ("log1p", 1.25)
+    assert (params["train.target"], params["train.clip_norm"]) == ("log1p", 1.25)
     assert within(trials.space, params)
 
 

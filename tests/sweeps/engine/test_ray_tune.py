@@ -56,13 +56,21 @@ class Sweep:
         return {path.parent.name for path in self.folder.glob("results/tiny/cells/*/weights.pt")}
 
     def winners(self) -> set[str]:
-        """Keys of each arm's cell with the lowest validation RMSE."""
-        best: dict[tuple[str, str | None], tuple[float, str]] = {}
+        """Keys of each arm's winner: the first fold of the seed with the lowest pooled validation error."""
+        seeds: dict[tuple[str, str | None], dict[int, list[tuple[int, str, int, float]]]] = {}
         for record in map(json.loads, self.records().values()):
-            arm = record["cell"]["variant"], record["cell"].get("fusion")
-            mine = record["metrics"]["val_rmse"], record["key"]
-            best[arm] = min(mine, best.get(arm, mine))
-        return {key for _, key in best.values()}
+            cell = record["cell"]
+            one = cell["fold"], record["key"], record["counts"]["n_val"], record["metrics"]["val_rmse"]
+            of_arm = seeds.setdefault((cell["variant"], cell.get("fusion")), {})
+            of_arm.setdefault(cell["seed"], []).append(one)
+        best = [
+            min(
+                of_arm.values(),
+                key=lambda folds: sum(n * v**2 for *_, n, v in folds) / sum(n for *_, n, _ in folds),
+            )
+            for of_arm in seeds.values()
+        ]
+        return {min(folds)[1] for folds in best}
 
     def runs(self) -> list[tuple[str, str]]:
         """(key, status) of every run in MLflow's database that is not deleted."""
@@ -246,15 +254,15 @@ def test_seeds_that_a_look_asks_for_are_run_in_the_same_run(tmp_path: Path) -> N
     """The last cell of a look may be the last that runs: there is more to hand out after it."""
     design = {
         "variant": ["none", "latlon", "sincos"],
-        "split": [{"kind": "random", "folds": 3}],
+        "split": [{"kind": "clusters", "folds": 3}],
         "seed": {"start": 1, "max": 3},
     }
     claim = {"claim": "it helps", "better": {"variant": "latlon"}, "than": {"variant": "none"}}
-    claim |= {"on": {"split": "random"}, "metric": "rmse"}
+    claim |= {"on": {"split": "clusters"}, "metric": "rmse"}
     sweep = Sweep(tmp_path, design=design, claims=[claim])
     undecided = (
-        "import sweeps.cli, sweeps.analysis.statistics\n"
-        "sweeps.analysis.statistics.stopped = lambda *differences, **how: False\n"
+        "import sweeps.cli, sweeps.analysis.judgement\n"
+        "sweeps.analysis.judgement.stops = lambda *contrast: False\n"
         "sweeps.cli.main()"
     )
     out, err = processes.run_sweep(tmp_path, "run", "tiny.yaml", python=("-c", undecided))

@@ -1,6 +1,7 @@
 """The scheduler: searches before the grids that wait for them, every task once, and where a run stops."""
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -13,16 +14,23 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pm25.cell import Cell
+from pm25 import splits
+from pm25.cell import Cell, Tuning
 from pm25.panel import Panel
+from pm25.splits import RandomSplit
+from sweeps.analysis import inference
 from sweeps.engine.scheduler import Scheduler, SearchPoints, Task
-from sweeps.spec.design import Arm
+from sweeps.report import tables
+from sweeps.report.data import build_report_data
+from sweeps.report.summary import cautions
+from sweeps.spec.design import Arm, FoldArm
 from sweeps.spec.study import Study, Synthetic
 from sweeps.state import StudyState
 from sweeps.store import search_trials
-from sweeps.store.records import Record, Store
+from sweeps.store.records import TUNED_ON_TEST, Record, Store, failed_checks
 from sweeps.store.search_trials import ArmTrials
 from tests import worlds
+from tests.errors import refuses
 
 NONE, LATLON = Arm("none", None), Arm("latlon", None)
 RATE = "train.learning_rate"
@@ -53,7 +61,8 @@ def same_world(world: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
 def state(folder: Path, **changes: Any) -> StudyState:
     """The toy study in a folder; changes to its search by name, to other blocks as `budget={...}`."""
     blocks = {n: changes.pop(n) for n in ("design", "budget", "max_equal_failures") if n in changes}
-    content = STUDY | {"search": STUDY["search"] | changes}
+    search = {name: value for name, value in (STUDY["search"] | changes).items() if value is not None}
+    content = STUDY | {"search": search}
     for name, block in blocks.items():
         content[name] = STUDY.get(name, {}) | block if isinstance(block, dict) else block
     path = folder / "toy.yaml"
@@ -120,7 +129,8 @@ def name(task: Task | None) -> str | None:
     if task is None:
         return None
     if task.kind == "trial":
-        return f"{task.arm.label} trial {task.more['number']}"
+        assert task.scope is not None
+        return f"{task.scope.label} trial {task.more['number']}"
     cell = task.cells[0]
     return f"{task.arm.label} cell {cell.fold} {cell.seed}"
 
@@ -360,6 +370,233 @@ def test_a_cell_that_only_started_is_run(tmp_path: Path) -> None:
     first.state.store.delete_file(key, "result.json")
     again = Run(state(tmp_path, trials=4), {NONE: [0.9], LATLON: [0.9]})
     assert again.all(lambda task: 2.0) == ["none trial 3", "latlon trial 3", "none cell 0 0"]
+
+
+# A search of each fold
+
+NESTED: dict[str, Any] = {"nested": True, "split": None}
+
+
+def test_every_fold_of_an_arm_has_a_search_of_its_own(tmp_path: Path) -> None:
+    of = state(tmp_path, **NESTED)
+    scopes = [FoldArm(arm, "random", fold) for arm in (NONE, LATLON) for fold in (0, 1)]
+    assert [*of.searches] == scopes
+    run = Run(of)
+    assert (
+        run.scheduler.outline == "8 cells, 0 recorded, 8 to run; 4 folds of arms to search first, 12 trials"
+    )
+    assert run.next(4) == [f"{scope.label} trial 0" for scope in scopes]
+    tasks = [run.tasks[f"{scope.label} trial 0"] for scope in scopes]
+    for scope, task in zip(scopes, tasks, strict=True):
+        (cell,) = task.cells
+        assert (Arm.of(cell), cell.split.label, cell.fold) == scope
+        assert (cell.seed, cell.tuning, cell.reserve) == (1000, Tuning(), None)
+        assert (task.more["arm"], task.more["split"], task.more["fold"]) == (
+            scope.arm.label,
+            "random",
+            scope.fold,
+        )
+
+
+def test_equal_points_of_two_folds_are_two_trials(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, **NESTED), {NONE: [0.1, 0.1]})
+    assert run.next(2) == ["none random fold 0 trial 0", "none random fold 1 trial 0"]
+    first, second = run.tasks.values()
+    assert first.more["params"] == second.more["params"]
+    assert first.key != second.key
+    assert first.more["point"] != second.more["point"]
+
+
+def test_a_fold_s_cells_start_when_its_own_search_is_over_with_its_own_winner(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, **NESTED))
+    scopes = [*run.state.searches]
+    own: dict[Any, dict[float, float]] = {scope: {} for scope in scopes}
+    released: dict[Any, int] = {}
+    while (one := run.next()) is not None:
+        task = run.tasks[one]
+        if task.kind == "cell":
+            scope = run.state.study.scope(task.cells[0])
+            assert len(own[scope]) == 3
+            released[scope] = released.get(scope, 0) + 1
+            best = min(own[scope], key=own[scope].__getitem__)
+            assert task.cells[0].train.learning_rate == best
+            assert task.more["tuned"] == {RATE: best}
+            run.end(one)
+            continue
+        rate = task.more["params"][RATE]
+        assert task.scope is not None
+        own[task.scope][rate] = rate if task.cells[0].fold else -rate  # the folds prefer opposite rates
+        run.end(one, own[task.scope][rate])
+    assert released == dict.fromkeys(scopes, 2)
+    chosen = {scope: trials.chosen_point() for scope, trials in state(tmp_path, **NESTED).searches.items()}
+    assert chosen == {scope: {RATE: min(own[scope], key=own[scope].__getitem__)} for scope in scopes}
+    after = state(tmp_path, **NESTED)
+    assert after.waiting == []
+    assert {record["tuned"][RATE] for record in after.records().values()} == {
+        point[RATE] for point in chosen.values() if point
+    }
+    assert Scheduler(after).total == 0
+
+
+def test_cells_of_a_fold_do_not_wait_for_another_fold(tmp_path: Path) -> None:
+    run = Run(state(tmp_path, trials=1, **NESTED), selects=lambda cell: cell.variant == "none")
+    assert run.next(2) == ["none random fold 0 trial 0", "none random fold 1 trial 0"]
+    run.end("none random fold 1 trial 0")
+    assert run.next(3) == ["none cell 1 0", "none cell 1 1", None]
+    run.fail("none random fold 0 trial 0", "Diverged")
+    assert run.scheduler.blocked == {FoldArm(NONE, "random", 0): "none of 1 trials has a score"}
+    assert run.next() is None
+
+
+def test_trials_of_a_nested_search_are_resumed_in_their_fold(tmp_path: Path) -> None:
+    first = Run(state(tmp_path, **NESTED), {NONE: [0.1, 0.2]})
+    first.next(4)
+    keys = {one: task.key for one, task in first.tasks.items()}
+    second = Run(state(tmp_path, **NESTED))
+    assert second.scheduler.trials == 12
+    assert second.next(4) == [*keys]
+    assert {one: task.key for one, task in second.tasks.items()} == keys
+    # A search of the complete arm has none of them.
+    assert Run(state(tmp_path)).state.searches[NONE].numbers == set()
+
+
+def test_no_search_of_a_fold_uses_its_test_set(tmp_path: Path) -> None:
+    assert state(tmp_path, **NESTED).overlap_with_search() == {("random", 0): 0.0, ("random", 1): 0.0}
+    assert state(tmp_path).overlap_with_search() == {("random", 0): 0.0, ("random", 1): 1.0}
+
+
+# Tuning and the test sets
+
+BOARDS = {"kind": "checkerboards", "degrees": 16, "origins": 5}
+EXAMPLE: dict[str, Any] = STUDY | {
+    "data": {"synthetic": {"sites": 80, "days": 25, "seed": 3}},
+    "window": 3,
+    "design": {
+        "variant": ["none", "latlon"],
+        "split": [{"kind": "random", "folds": 5}, {"kind": "spatial", "folds": 2}, BOARDS],
+        "seed": 0,
+    },
+    "claims": [
+        {
+            "claim": name,
+            "better": {"variant": "latlon"},
+            "than": {"variant": "none"},
+            "on": on,
+            "metric": "rmse",
+        }
+        for name, on in (
+            ("on the fold of the search", {"split": "random", "fold": 0}),
+            ("on all folds", {"split": "random"}),
+            ("out of region", {"split": "checkerboards"}),
+        )
+    ],
+}
+"""Three splits, and a search on fold 0 of one of them."""
+SEARCHED = {"split": [{"kind": "random", "folds": 5, "fold": 0}]}
+
+
+def ran(folder: Path, monkeypatch: pytest.MonkeyPatch, **search: Any) -> StudyState:
+    """The example, run to its end by declared points; latlon is better everywhere."""
+    made = worlds.synthetic_panel(80, 25)
+    monkeypatch.setattr(Study, "panel", lambda self: made)
+    declared = {"trials": 2, "space": STUDY["search"]["space"], "objective": "wr", **search}
+    of = of_study(folder, **EXAMPLE | {"search": declared})
+    run = Run(of)
+    while (one := run.next()) is not None:
+        task = run.tasks[one]
+        if task.kind == "trial":
+            run.end(one)
+            continue
+        rmse = {"none": 7.0, "latlon": 6.0}[task.arm.variant] + 0.01 * task.cells[0].fold % 0.03
+        metrics = {f"{part}_rmse": rmse for part in ("test", "wr", "val")}
+        record = worlds.cell_record(task.key, task.cells[0], metrics=metrics) | dict(task.more)
+        end(run.scheduler, of, task, record)
+    of.refresh()
+    assert of.waiting == []
+    return of
+
+
+def test_results_whose_test_samples_the_search_used_fail_their_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = ran(tmp_path, monkeypatch, **SEARCHED)
+    untouched = {*splits.cut(RandomSplit(folds=5), 0, of.panel, 3).test.tolist()}
+    shares = of.overlap_with_search()
+    assert {fold: shares["random", fold] for fold in range(5)} == {0: 0.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}
+    for (label, fold), parts in of.split_indices().items():
+        parts_used = [
+            len({*part.tolist()} - untouched) / len(part)
+            for part in (parts.test, parts.wr)
+            if part is not None
+        ]
+        assert shares[label, fold] == max(parts_used)
+    rows = of.rows()
+    marked = rows["marked"] == TUNED_ON_TEST
+    assert (marked == ((rows["split"] != "random") | (rows["fold"] != 0))).all()
+    assert set(rows.loc[~marked, "marked"]) == {""}
+
+    frame = inference.contrasts(rows, of.study.analysis, of.study.claims)
+    declared = frame[frame["declared"]]
+    assert [(line["split"], line["fold"]) for _, line in declared.iterrows()] == [("random", 0)]
+    boards = frame[(frame["split"] == "checkerboards-16") & (frame["part"] == "test")].iloc[0]
+    assert (boards["p"] < 0.05, math.isnan(boards["p_adjusted"]), boards["marked"]) == (
+        True,
+        True,
+        TUNED_ON_TEST,
+    )
+    claims = inference.claims(rows, of.study.analysis, of.study.claims)
+    assert claims["verdict"].tolist() == ["too few", "tuned on test", "tuned on test"]
+    means = inference.means(rows, of.study.analysis)
+    assert (means["n_marked"] == means["n"] - (means["split"] == "random")).all()
+    by_place = {(line["split"], line["part"]): line for line in frame.to_dict("records")}
+    assert tables.difference(by_place["checkerboards-16", "test"], 0.05).marks == tables.AUDIT_FAILED
+    assert tables.mean(means.to_dict("records")[0]).marks == tables.AUDIT_FAILED
+    report = build_report_data(rows, of.facts(of.records()), of.study.analysis, of.study.claims, brief=True)
+    assert any(str(int(marked.sum())) in line and "search.reserve" in line for line in cautions(report))
+
+
+@pytest.mark.parametrize("search", [SEARCHED | {"reserve": {"share": 0.3, "degrees": 4}}, {"nested": True}])
+def test_a_search_without_test_samples_leaves_no_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
+) -> None:
+    of = ran(tmp_path, monkeypatch, **search)
+    assert set(of.overlap_with_search().values()) == {0.0}
+    rows = of.rows()
+    assert set(rows["marked"]) == {""}
+    assert (rows["state"] == "done").all()
+    frame = inference.contrasts(rows, of.study.analysis, of.study.claims)
+    assert frame["declared"].sum() == 3
+    assert set(frame["marked"]) == {""}
+    claims = inference.claims(rows, of.study.analysis, of.study.claims)
+    assert claims["verdict"].tolist()[-1] == "supported"
+    assert "tuned on test" not in set(claims["verdict"])
+
+
+def test_a_reserve_that_the_search_cannot_divide_is_refused_before_the_run(tmp_path: Path) -> None:
+    boards = {"kind": "checkerboard", "degrees": 30, "fold": 0}
+    of = state(tmp_path, reserve={"share": 0.1, "degrees": 1}, split=[boards])
+    with refuses(f"{of.panel.name}, reserved sites", "split checkerboard-30 fold 0"):
+        of.overlap_with_search()
+
+
+def test_a_store_of_an_earlier_version_is_marked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = ran(tmp_path, monkeypatch, **SEARCHED)
+    for key in of.cells:
+        record = of.store.record(key)
+        assert record is not None
+        assert (
+            record["searched"].pop("test_share")
+            == of.overlap_with_search()[of.cells[key].split.label, of.cells[key].fold]
+        )
+        of.store.forget(key)
+        of.store.write_record(record)
+    assert (of.rows()["marked"] == TUNED_ON_TEST).sum() == 2 * (4 + 2 + 10)
+
+
+def test_a_study_without_a_search_has_no_such_mark(tmp_path: Path) -> None:
+    of = of_study(tmp_path, **{name: block for name, block in EXAMPLE.items() if name != "search"})
+    assert of.overlap_with_search() == {}
+    assert failed_checks(worlds.cell_record("a", {})) == []
 
 
 # Points that were tried before
@@ -622,6 +859,7 @@ def slots(run: Run, count: int, rng: random.Random, dies: int | None) -> Iterato
     workers=st.integers(1, 6),
     kills=st.lists(st.integers(0, 9), max_size=3),
     concurrent=st.sampled_from([None, 1, 2]),
+    nested=st.booleans(),
 )
 def test_every_cell_and_every_trial_is_done_once(
     tmp_path_factory: pytest.TempPathFactory,
@@ -629,32 +867,36 @@ def test_every_cell_and_every_trial_is_done_once(
     workers: int,
     kills: list[int],
     concurrent: int | None,
+    nested: bool,
 ) -> None:
     folder, rng = tmp_path_factory.mktemp("once"), random.Random(seed)
     declared = {"concurrent": concurrent, "max_equal_failures": None, "trials": 4}
+    declared |= NESTED if nested else {}
     ended: list[tuple[Task, Record]] = []
     for begin, dies in enumerate([*kills, None]):
         run = Run(state(folder, **declared))
         run.points = Points(count=100 * begin + rng.randrange(3))
         if begin and rng.random() < 0.5:  # the sampler may well ask for a point again
-            old = [record["params"][RATE] for record in run.state.searches[NONE].ended]
+            old = [record["params"][RATE] for record in next(iter(run.state.searches.values())).ended]
             run.points.declared = {NONE: old}
         ended += slots(run, workers, rng, dies)
         if concurrent is not None:
             assert all(len(of_arm) <= concurrent for of_arm in run.scheduler._in_flight.values())
     after = state(folder, **declared)
     assert Counter(task.key for task, _ in ended).most_common(1)[0][1] == 1
-    for arm, trials in after.searches.items():
+    assert len(after.searches) == (4 if nested else 2)
+    for scope, trials in after.searches.items():
         assert [record["number"] for record in trials.ended] == [0, 1, 2, 3]  # each arm has had its budget
         assert trials.started == []
-        own = {record["key"] for task, record in ended if task.kind == "trial" and task.arm == arm}
+        own = {record["key"] for task, record in ended if task.kind == "trial" and task.scope == scope}
         assert own == {r["key"] for r in trials.ended if "same_as" not in r}
-        cells = [task.cells[0] for task, _ in ended if task.kind == "cell" and task.arm == arm]
+        done = (task.cells[0] for task, _ in ended if task.kind == "cell")
+        cells = [cell for cell in done if after.study.scope(cell) == scope]
         chosen = trials.chosen_point()
         if chosen is None:
             assert cells == []
         else:  # every cell of the grid once, with the settings that were chosen
-            grid = [cell for cell in after.study.cells({arm: chosen}) if Arm.of(cell) == arm]
+            grid = [c for c in after.study.cells({scope: chosen}) if after.study.scope(c) == scope]
             assert sorted(cells, key=Cell.model_dump_json) == sorted(grid, key=Cell.model_dump_json)
     assert Scheduler(after).total == 0
 

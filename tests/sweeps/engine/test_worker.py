@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import pm25
 from pm25 import encoders, fit, trial
 from pm25.cell import Cell, Tuning
 from pm25.encoders import Embedded
@@ -99,6 +100,14 @@ def test_the_record_tells_the_whole_story(done: tuple[Store, Record], panel: Pan
     assert record["counts"]["epochs"] == 2
     assert {"train_sites", "shared_sites", "nearest_km_min"} <= {*record["audit"]}
     assert record["audit"]["failed"] == []
+
+
+@pytest.mark.parametrize(("loss", "numerics"), [("squared", pm25.NUMERICS), ("huber", pm25.HUBER_NUMERICS)])
+def test_the_numerics_are_those_of_the_key(loss: Any, numerics: int, panel: Panel, tmp_path: Path) -> None:
+    store, made = Store(str(tmp_path), "toy"), cell(train=TrainSettings(loss=loss, max_epochs=1))
+    assert worker.train_and_record(made, KEY, panel, store)["numerics"] == numerics
+    trial_cell = made.model_copy(update={"tuning": Tuning()})
+    assert worker.SearchTrial([trial_cell], KEY, panel, store).draft["numerics"] == numerics
 
 
 def test_predictions_stand_beside_the_panel_s_truth(done: tuple[Store, Record], panel: Panel) -> None:

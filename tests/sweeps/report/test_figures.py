@@ -13,14 +13,14 @@ import pytest
 from matplotlib.text import Text
 
 from pm25.metrics import SCORES
-from pm25.splits import CheckerboardSplit, GroupSplit
+from pm25.splits import BlocksSplit, CheckerboardSplit, CheckerboardsSplit, GroupSplit
 from sweeps.analysis import artifacts
 from sweeps.analysis.artifacts import Curves
 from sweeps.analysis.results import SplitMap
 from sweeps.report import figures
-from sweeps.report.figures import Figure, contrasts, maps, style
-from sweeps.report.figures.cells import distances, gap, points
-from sweeps.report.figures.contrasts import forest, ranks, wr_against_oor
+from sweeps.report.figures import Figure, maps, style
+from sweeps.report.figures.cells import distances, points, wr_to_oor
+from sweeps.report.figures.contrasts import forest, wr_against_oor
 from sweeps.report.figures.maps import difference_map, error_map, error_maps, map_limits, split_map
 from sweeps.report.figures.predictions import density, tail
 from sweeps.report.figures.training import learning, parameter_importance, permutations, search_history
@@ -45,6 +45,8 @@ def rows(state: str = "done") -> pd.DataFrame:
                     "fusion": fusion,
                     "split": split,
                     "regime": "OoR" if board else "WR",
+                    "kind": "checkerboard" if board else "random",
+                    "unit": 0 if board else fold,
                     "fold": fold,
                     "folds": folds,
                     "seed": 0,
@@ -68,7 +70,6 @@ def contrast_lines() -> pd.DataFrame:
         line = {"arm": arm, "other": "none", "split": split, "part": part, "regime": regime, "metric": "rmse"}
         line |= {"fold": pd.NA, "n_units": n, "diff": SHIFT[arm], "rope": 0.07, "declared": True}
         line |= {"low": math.nan if few else SHIFT[arm] - 0.2, "high": math.nan if few else SHIFT[arm] + 0.2}
-        line |= {"boot_low": SHIFT[arm] - 0.1, "boot_high": SHIFT[arm] + 0.1}
         lines.append(line | {"verdict": "too few" if few else "better" if SHIFT[arm] < 0 else "undecided"})
     return pd.DataFrame(lines)
 
@@ -78,26 +79,8 @@ def means() -> pd.DataFrame:
     for (regime, split, part, n), arm in ((p, a) for p in PLACES for a in ARMS):
         line = {"arm": arm, "split": split, "part": part, "regime": regime, "metric": "rmse", "n_units": n}
         line |= {"mean": 7 + SHIFT[arm] + (part == "wr"), "low": math.nan, "high": math.nan}
-        lines.append(line | {"boot_low": 6.5 + SHIFT[arm], "boot_high": 8.5 + SHIFT[arm]})
+        lines.append(line)
     return pd.DataFrame(lines)
-
-
-def ranking() -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "arm": arm,
-                "split": split,
-                "part": part,
-                "metric": "rmse",
-                "mean_rank": rank,
-                "critical_difference": 1.5,
-            }
-            | {"friedman_p": 0.04, "n_units": n}
-            for _, split, part, n in PLACES
-            for arm, rank in zip(ARMS, (2.0, 3.0, 1.0), strict=True)
-        ]
-    )
 
 
 def curves() -> Curves:
@@ -126,6 +109,7 @@ def trials() -> pd.DataFrame:
         [
             {"arm": arm, "number": i, "state": state, "objective": "WR RMSE (µg/m³)"}
             | {"value": 8 - i / 2 if state == "done" else math.nan, "smaller_is_better": True}
+            | {"fold": ""}
             for arm in ARMS
             for i, state in enumerate(("done", "pruned", "done", "failed"))
         ]
@@ -167,6 +151,7 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> artifacts.Predicted:
             {
                 "part": np.where(np.arange(400) % 4, "test", "wr"),
                 "site_id": np.array(list("abcdef"))[site],
+                "date": np.datetime64("2021-01-01") + np.arange(400) % 90,
                 "lat": 30.0 + 3 * site,
                 "lon": -120.0 + 9 * site,
                 "truth": truth.astype("float32"),
@@ -183,7 +168,6 @@ def draw_all(sums: artifacts.Predicted) -> list[Figure]:
         rows(),
         contrasts=contrast_lines(),
         means=means(),
-        ranking=ranking(),
         predicted=sums,
         curves=curves(),
         importance=importance(),
@@ -195,7 +179,7 @@ def draw_all(sums: artifacts.Predicted) -> list[Figure]:
 
 
 NAMES = [
-    *("forest-rmse", "wr-oor-rmse", "ranks-rmse", "cells-rmse", "gap-rmse", "cells-r2", "gap-r2"),
+    *("forest-rmse", "wr-oor-rmse", "cells-rmse", "wr-to-oor-rmse", "cells-r2", "wr-to-oor-r2"),
     *("distance", "distance-wr", "split-checkerboard-16-shift4x2", "split-group-state-ca-tx-ny"),
     "difference-geoclip-hadamard",
     *(f"errors-checkerboard-16-{arm}" for arm in ("none", "geoclip-hadamard")),
@@ -262,9 +246,8 @@ def test_every_kind_of_figure_has_the_same_bytes_twice(sums: artifacts.Predicted
     again = [
         forest(contrast_lines()),
         wr_against_oor(means(), arms=arms),
-        ranks(ranking()),
         points(rows()),
-        gap(rows()),
+        wr_to_oor(rows()),
         distances(rows()),
         split_map(cuts()[0], OUTLINES),
         difference_map(sums, arms[-1], ["random", BOARD], OUTLINES),
@@ -277,7 +260,7 @@ def test_every_kind_of_figure_has_the_same_bytes_twice(sums: artifacts.Predicted
         parameter_importance(parameters(), arms),
     ]
     first = {figure.name: figure for figure in drawn.figures}
-    assert len({figure.name for figure in again if figure}) == 15
+    assert len({figure.name for figure in again if figure}) == 14
     assert all(figure and figure == first[figure.name] for figure in again)
 
 
@@ -311,7 +294,6 @@ def test_no_figure_without_data() -> None:
             empty,
             contrasts=contrast_lines().assign(diff=math.nan),
             means=means().assign(mean=math.nan),
-            ranking=ranking().assign(mean_rank=math.nan),
             curves=Curves(nothing(columns=curves().frame.columns), 0, 0),
             importance=nothing(columns=importance().columns),
             trials=trials().assign(value=math.nan),
@@ -322,7 +304,6 @@ def test_no_figure_without_data() -> None:
     for make, frame in (
         (forest, contrast_lines()),
         (wr_against_oor, means()),
-        (ranks, ranking()),
     ):
         draw: Callable[[pd.DataFrame], Figure | None] = make
         assert draw(frame.iloc[:0]) is None
@@ -350,7 +331,6 @@ def test_one_arm_alone(sums: artifacts.Predicted) -> None:
     assert figures.best_encoder(alone) is None
     names = [figure.name for figure in figures.draw(alone, predicted=sums)]
     assert not any(name.startswith("difference") for name in names)
-    assert ranks(ranking().iloc[:1]) is None
 
 
 def test_the_best_encoder_is_complete_and_not_a_control() -> None:
@@ -378,6 +358,35 @@ def test_captions_say_what_was_left_out() -> None:
     region = split_map(cuts()[1])
     assert region is not None
     assert {"1", "3"} <= {*re.findall(r"\d+", region.caption)}
+
+
+@pytest.mark.usefixtures("unrendered")
+@pytest.mark.parametrize(
+    ("split", "folds"),
+    [(CheckerboardsSplit(degrees=16, origins=3), 6), (BlocksSplit(folds=4, deals=2), 8)],
+)
+def test_a_map_of_a_repeated_split_shades_what_each_fold_holds_out(
+    monkeypatch: pytest.MonkeyPatch, split: Any, folds: int
+) -> None:
+    drawn: list[list[np.ndarray]] = []
+    collection = maps.PolyCollection
+
+    def draw(shapes: list[np.ndarray], **options: Any) -> Any:
+        if options["facecolors"] != "none":
+            drawn.append(shapes)
+        return collection(shapes, **options)
+
+    monkeypatch.setattr(maps, "PolyCollection", draw)
+    frame = cuts()[0].roles[0]
+    found = split_map(SplitMap(split, {1: frame, folds - 1: frame}))
+    assert found is not None
+    assert str(folds) in re.findall(r"\d+", found.caption)
+    first, last = drawn
+    assert first
+    assert last
+    assert {shape.tobytes() for shape in first} != {shape.tobytes() for shape in last}  # another grid
+    if isinstance(split, BlocksSplit):
+        assert len(first) == 3  # one around each test site
 
 
 def test_map_limits_are_shared_and_robust() -> None:
@@ -411,25 +420,6 @@ def test_the_user_s_matplotlibrc_changes_nothing(tmp_path: Path) -> None:
     with mpl.rc_context({"font.size": 20, "svg.hashsalt": None, "axes.facecolor": "red"}):
         assert points(rows()) == plain
         assert mpl.rcParams["font.size"] == 20
-
-
-def test_bars_join_arms_within_the_critical_difference() -> None:
-    """Two bars: 1 with 2, and 2 with 3. Arm 3 alone has no bar."""
-
-    class Ax:
-        def __init__(self) -> None:
-            self.bars: list[list[float]] = []
-
-        def plot(self, x: list[float], *_: Any, lw: float = 0, **__: Any) -> None:
-            if lw == 2.6:
-                self.bars.append([round(value, 2) for value in x])
-
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_, **__: None
-
-    ax = Ax()
-    contrasts._critical_difference(ax, ranking().iloc[:3].sort_values("mean_rank"))
-    assert ax.bars == [[0.96, 2.04], [1.96, 3.04]]
 
 
 def test_every_arm_has_its_own_look() -> None:

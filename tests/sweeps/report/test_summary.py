@@ -1,195 +1,230 @@
-"""The answer of the report, from contrasts whose differences are known.
+"""The answer of the report, from contrasts whose numbers are known.
 
 `ANSWERS` is the only place that pins complete sentences; other tests assert the facts in them.
 """
 
+import itertools
 import math
+import re
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from sweeps.report import data, summary
-from sweeps.spec.claims import Analysis, ArmChoice, Claim, EvaluationPlace
+from sweeps.analysis import estimands
+from sweeps.report import summary
+from sweeps.report.data import ReportData
+from sweeps.spec.claims import Analysis
 
-WOBBLE = (0.1, -0.1, 0.05, -0.05, 0.0)
-"""Deviation of an arm's difference by fold, zero on average."""
-GEOCLIP = ArmChoice(variant="geoclip", fusion="hadamard")
-
-
-def study(
-    shift: float = -0.5, split: str = "random", lost: dict[str, int] | None = None, seeds: int = 2
-) -> pd.DataFrame:
-    """Rows of 'none' and of GeoCLIP, which differs by `shift`, on five folds or two colours.
-
-    `lost` has the number of failed cells by variant.
-    """
-    board = split.startswith("checkerboard")
-    lines: list[dict[str, Any]] = []
-    for variant, fusion in (("none", None), ("geoclip", "hadamard")):
-        failed = (lost or {}).get(variant, 0)
-        for fold in range(2 if board else 5):
-            for seed in range(seeds):
-                error = 8.0 + fold + (shift + WOBBLE[fold]) * (variant != "none")
-                done = failed <= 0
-                failed -= 1
-                line = {"key": f"k{len(lines)}", "variant": variant, "fusion": fusion, "split": split}
-                line |= {"regime": "OoR" if board else "WR", "fold": fold, "folds": 2 if board else 5}
-                line |= {
-                    "seed": seed,
-                    "state": "done" if done else "failed",
-                    "error": None if done else "E: x",
-                }
-                for part, value in (("test", error), ("wr", error - 1 if board else math.nan)):
-                    scores = {"rmse": value, "r2": 1 - value / 20, "mae": value / 2, "mbe": value / 9}
-                    line |= {f"{part}_{name}": score for name, score in scores.items()}
-                lines.append(line | {"marked": "", "unfair": "", "tuned": ""})
-    return pd.DataFrame(lines)
+GEOCLIP = "GeoCLIP · Hadamard"
+KINDS = {"random": "random", "spatial": "spatial", "checkerboard-16": "checkerboard"}
+KINDS |= {"checkerboards-16-15": "checkerboards", "blocks-8": "blocks", "rolling-5": "rolling"}
+DESIGN = "{kind: checkerboards, degrees: 16, origins: 15}"
+LEGACY = f"the two halves of one origin have no test; {DESIGN} has one"
 
 
-def claim(split: str = "random", metric: str = "rmse", fold: int | None = None) -> Claim:
-    return Claim.model_validate(
-        {
-            "claim": f"{split} {metric} {fold}",
-            "better": GEOCLIP,
-            "than": ArmChoice(variant="none"),
-            "on": EvaluationPlace(split=split, fold=fold),
-            "metric": metric,
-        }
+def contrast(split: str, verdict: str = "better", diff: float = -0.5, **more: Any) -> dict[str, Any]:
+    """One line of `inference.contrasts`: GeoCLIP against 'none', 0.5 µg/m³ lower, p = 0.01."""
+    about = estimands.of(KINDS[split])
+    few = verdict == "too few"
+    nan = math.nan
+    line = {"arm": GEOCLIP, "other": "none", "split": split, "part": "test", "metric": "rmse"}
+    line |= {"regime": "OoR" if about.name.startswith("regions") else "WR", "fold": None}
+    line |= {"estimand": about.name, "unit": about.unit, "n_pairs": 10, "n_units": 15, "n_better": 9}
+    line |= {"mean_arm": 8.0 + diff, "mean_other": 8.0, "diff": diff, "rope": 0.08, "declared": True}
+    line |= {"low": nan if few else diff - 0.1, "high": nan if few else diff + 0.1, "p": nan if few else 0.01}
+    line |= {"df": nan if few else 14.0, "test": "" if few else about.test, "p_adjusted": line["p"]}
+    line |= {"verdict": verdict, "untested": LEGACY if few else "", "sensitivity": "", "unfair": ""}
+    line |= dict.fromkeys(("keys_arm", "keys_other", "without", "without_verdict"), "")
+    line |= dict.fromkeys(("without_diff", "without_low", "without_high", "without_p_adjusted"), nan)
+    line |= dict.fromkeys(("p_better", "p_equal", "p_worse"), nan)
+    return line | more
+
+
+def report(*lines: dict[str, Any], arms: tuple[str, ...] = ("none", "geoclip"), **more: Any) -> ReportData:
+    """Data of a report with these contrasts, 4 of whose 5 cells are done."""
+    fusion = {"geoclip": "hadamard", "random": "hadamard"}
+    rows = pd.DataFrame(
+        [
+            {"variant": arm, "fusion": fusion.get(arm), "split": "random", "fold": i, "seed": 0}
+            | {"state": "failed" if i == 4 else "done", "marked": "", "unfair": "", "tuned": ""}
+            for arm in arms
+            for i in range(5)
+        ]
+    )
+    labels = {"none": "none", "geoclip": GEOCLIP, "random": "random · Hadamard", "latlon": "lat/lon"}
+    means = pd.DataFrame(
+        [{"arm": labels[arm], "variant": arm, "part": "test", "n_marked": 0} for arm in arms]
+    )
+    frame = pd.DataFrame(lines, columns=list(contrast("random")))
+    return ReportData(
+        rows=rows.iloc[: 5 if lines else len(rows)],
+        facts={},
+        analysis=Analysis(),
+        metric="rmse",
+        means={"rmse": means},
+        contrasts={"rmse": frame.astype({"declared": bool})},
+        directions={},
+        direction_contrasts={},
+        tail={},
+        claims=pd.DataFrame(),
+        **more,
     )
 
 
-def answer(rows: pd.DataFrame, *claims: Claim, **analysis: Any) -> list[str]:
-    return summary.answer(data.build_report_data(rows, {"study": "toy"}, Analysis(**analysis), claims))
-
-
-BOARD = "checkerboard-16"
+NUMBERS = "RMSE 0.50 µg/m³ or 6.2% lower, 95% interval [−0.60, −0.40], p = 0.010 after Holm"
 ANSWERS = {
-    "better": (
-        study(),
-        [claim()],
+    "within and out of region": (
+        report(
+            contrast("random"),
+            contrast("spatial", "undecided", -0.05),
+            contrast("checkerboards-16-15"),
+        ),
         [
-            "Within region, on random, 'GeoCLIP · Hadamard' is better than 'none' by more than the margin "
-            "of 0.10 µg/m³. The RMSE of 'GeoCLIP · Hadamard' is 0.50 µg/m³ lower than that of 'none' (95% "
-            "interval [−0.65, −0.35]; corrected resampled t-test, p < 0.001 after Holm; 5 test sets).",
-            "Nothing is open: the test decides the only declared contrast. All 20 cells are done.",
+            "It is undecided whether 'GeoCLIP · Hadamard' predicts other places inside the network better "
+            "than no location (spatial: RMSE 0.05 µg/m³ or 0.6% lower, 95% interval [−0.15, +0.05], "
+            "p = 0.010 after Holm; random, at these monitors: better).",
+            "'GeoCLIP · Hadamard' predicts regions without monitors better than no location "
+            f"(checkerboards-16-15: {NUMBERS}).",
+            "2 of 3 declared comparisons are decided (2 better, 1 undecided; 4 of 5 cells done, 1 failed).",
         ],
     ),
-    "too few": (
-        study(lost={"geoclip": 6}),
-        [claim()],
+    "random alone": (
+        report(contrast("random")),
         [
-            "Within region, on random, nothing is tested, because 2 test sets are too few. The RMSE of "
-            "'GeoCLIP · Hadamard' is 0.53 µg/m³ lower than that of 'none' (better in 4 of 4 pairs; 4 of 10 "
-            "pairs have a score).",
-            "Too few test sets for a test: 'GeoCLIP · Hadamard' on random. Of 20 cells, 6 failed. Arms "
-            "without all their cells are not ranked.",
+            "'GeoCLIP · Hadamard' predicts other days at these monitors better than no location "
+            f"(random: {NUMBERS}; spatial: not planned).",
+            "1 of 1 declared comparison is decided (1 better; 4 of 5 cells done, 1 failed).",
         ],
     ),
-    "single folds": (
-        study(split=BOARD),
-        [claim(BOARD, fold=0), claim(BOARD, fold=1)],
+    "one origin": (
+        report(contrast("checkerboard-16", "too few")),
         [
-            "Within region, on held-out sites of the training regions of checkerboard-16, nothing is tested, "
-            "because 2 test sets are too few. The RMSE of 'GeoCLIP · Hadamard' is 0.50 µg/m³ lower than that "
-            "of 'none' (better in 4 of 4 pairs).",
-            "Out of region, on checkerboard-16, only contrasts of single folds are declared; over all "
-            "folds, nothing is tested, because 2 test sets are too few. The RMSE of 'GeoCLIP · Hadamard' "
-            "is 0.50 µg/m³ lower than that of 'none' (better in 4 of 4 pairs).",
-            "Too few test sets for a test: 'GeoCLIP · Hadamard' on checkerboard-16, colour 0 held out, "
-            "'GeoCLIP · Hadamard' on checkerboard-16, colour 1 held out. All 8 cells are done.",
+            "'GeoCLIP · Hadamard' predicts regions without monitors better than no location so far, without "
+            f"a test (checkerboard-16: RMSE 0.50 µg/m³ or 6.2% lower, {LEGACY}).",
+            "0 of 1 declared comparison are decided (1 not tested; 4 of 5 cells done, 1 failed).",
         ],
     ),
-    "two metrics": (
-        study(shift=-0.09),
-        [claim(metric="rmse"), claim(metric="mae")],
+    "equivalent": (
+        report(contrast("spatial", "equal", 0.001)),
         [
-            "Within region, on random, it is undecided whether 'GeoCLIP · Hadamard' differs from 'none' "
-            "by more than the margin of 0.10 µg/m³. The RMSE of 'GeoCLIP · Hadamard' is 0.09 µg/m³ lower "
-            "than that of 'none' (95% interval [−0.24, +0.06]; corrected resampled t-test, p = 0.330 "
-            "after Holm; 5 test sets).",
-            "Undecided: 'GeoCLIP · Hadamard' on random by RMSE, 'GeoCLIP · Hadamard' on random by MAE. "
-            "All 20 cells are done.",
+            "'GeoCLIP · Hadamard' predicts other places inside the network as well as no location (spatial: "
+            "RMSE the same to 0.01 µg/m³, 95% interval [−0.10, +0.10], p = 0.010 after Holm, margin "
+            "0.08 µg/m³).",
+            "1 of 1 declared comparison is decided (1 equivalent; 4 of 5 cells done, 1 failed).",
+        ],
+    ),
+    "not declared": (
+        report(contrast("spatial", "worse", 0.5, declared=False, p_adjusted=math.nan)),
+        [
+            "'GeoCLIP · Hadamard' predicts other places inside the network worse than no location, in a "
+            "comparison that was not declared (spatial: RMSE 0.50 µg/m³ or 6.2% higher, 95% interval "
+            "[+0.40, +0.60], p = 0.010, not adjusted).",
+            "No comparison was declared, so every result is exploratory (4 of 5 cells done, 1 failed).",
         ],
     ),
     "one arm": (
-        study().iloc[:10],
-        [],
+        report(arms=("none",)),
         [
-            "Within region, on random, 'none' has the lowest mean RMSE, 10.00 µg/m³ (10 cells). It is the "
-            "only arm.",
-            "No contrast is declared, so nothing was tested. All 10 cells are done.",
+            "The study has no arm besides 'none', so there is nothing to compare.",
+            "No comparison was declared, so every result is exploratory (4 of 5 cells done, 1 failed).",
         ],
     ),
-    "no cell": (
-        study().iloc[:0],
-        [],
-        ["No contrast is declared, so nothing was tested. The study has no cell."],
+    "no 'none'": (
+        report(arms=("geoclip",)),
+        [
+            "The study has no arm 'none', so it cannot say whether the location helps.",
+            "No comparison was declared, so every result is exploratory (4 of 5 cells done, 1 failed).",
+        ],
+    ),
+    "nothing done": (
+        report(contrast("random", "too few", n_pairs=0)),
+        [
+            "Within region, no two arms can be compared yet.",
+            "0 of 1 declared comparison are decided (1 not tested; 4 of 5 cells done, 1 failed).",
+        ],
     ),
 }
-"""Rows, claims and the expected answer of each case."""
+"""Report and the expected answer of each case."""
 
 
 @pytest.mark.parametrize("case", ANSWERS)
 def test_complete_answers(case: str) -> None:
-    rows, claims, expected = ANSWERS[case]
-    assert answer(rows, *claims) == expected
+    found, expected = ANSWERS[case]
+    assert summary.answer(found) == expected
 
 
-def test_a_declared_contrast_without_all_its_cells_is_reported_with_its_pairs() -> None:
-    within, rest = answer(study(lost={"geoclip": 1}), claim())
-    assert "'GeoCLIP · Hadamard' is better than 'none'" in within
-    assert "9 of 10 pairs" in within
-    assert "exploratory" not in within
-    assert "Of 20 cells, 1 failed" in rest
+VERDICTS = ("better", "worse", "equal", "undecided", "too few")
 
 
-def test_one_test_set_is_too_few() -> None:
-    within, _ = answer(study(lost={"geoclip": 8}), claim())
-    assert "nothing is tested" in within
-    assert "1 test set " in within
-    assert "'GeoCLIP · Hadamard'" in within
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("split", KINDS)
+def test_at_most_three_sentences_of_at_most_25_words_with_the_numbers_in_brackets(
+    split: str, declared: bool
+) -> None:
+    for verdict, beside in itertools.product(VERDICTS, VERDICTS):
+        other = "checkerboards-16-15" if split != "checkerboards-16-15" else "spatial"
+        lines = (
+            contrast(place, one, declared=declared) for place, one in ((split, verdict), (other, beside))
+        )
+        sentences = summary.answer(report(*lines))
+        assert len(sentences) <= 3
+        for sentence in sentences:
+            plain = re.sub(r" \(.*\)", "", sentence)
+            assert len(plain.split()) <= 25, plain
+            assert plain.count(".") == 1, plain
+            assert sentence == sentences[-1] or not re.search(r"\d", plain), plain
 
 
-def test_over_all_folds_a_claim_about_one_fold_is_exploratory() -> None:
-    within, _ = answer(study(), claim(fold=0))
-    assert "single folds" in within
-    assert "exploratory" in within
-    assert "not adjusted" in within
+@pytest.mark.parametrize("verdict", ["better", "undecided", "too few"])
+def test_beside_a_better_result_at_these_monitors_stands_the_spatial_one(verdict: str) -> None:
+    random, spatial = contrast("random"), contrast("spatial", verdict)
+    assert summary.other_places(random, [random, spatial]) == f"spatial: {summary.verdict(spatial)} −0.50"
+    assert summary.other_places(random, [random]) == summary.NO_SPATIAL
+    another = {**spatial, "arm": "lat/lon"}
+    assert summary.other_places(random, [random, another]) == summary.NO_SPATIAL
+    for other in ("worse", "equal", "undecided", "too few"):
+        assert summary.other_places(contrast("random", other), [spatial]) == ""
+    assert summary.other_places(spatial, [random, spatial]) == ""
+    said = summary.answer(report(random, spatial))[0]
+    assert "random, at these monitors: better" in said or "spatial: not tested" in said
 
 
-@pytest.mark.parametrize(
-    ("shift", "verdict", "difference"),
-    [
-        (-0.5, "is better than", "0.50 µg/m³ lower"),
-        (0.5, "is worse than", "0.50 µg/m³ higher"),
-        (-0.1, "undecided", "0.10 µg/m³ lower"),
-    ],
-)
-def test_the_verdict_in_words(shift: float, verdict: str, difference: str) -> None:
-    within, rest = answer(study(shift), claim())
-    assert verdict in within
-    assert difference in within
-    assert "margin of 0.10 µg/m³" in within
-    assert ("Undecided: 'GeoCLIP · Hadamard' on random" in rest) is (verdict == "undecided")
-    assert ("Nothing is open" in rest) is (verdict != "undecided")
+def test_the_words_of_a_verdict() -> None:
+    words = {"better": "better", "equal": "equivalent", "too few": "not tested"}
+    for verdict, word in words.items():
+        assert summary.verdict(contrast("spatial", verdict)) == word
+        undeclared = contrast("spatial", verdict, declared=False)
+        assert summary.verdict(undeclared) == ("not tested" if verdict == "too few" else "exploratory")
+    assert summary.verdict(contrast("spatial", n_pairs=0)) == "no pairs"
 
 
-def test_practically_equal_needs_a_margin_wider_than_the_interval() -> None:
-    within, _ = answer(study(-0.02), claim(), rope=0.05)
-    assert "'GeoCLIP · Hadamard' and 'none' are practically equal" in within
-    assert "margin of 0.50 µg/m³" in within
-    within, _ = answer(study(-0.02), claim(), rope=0.01)
-    assert "undecided" in within
+def test_a_control_is_not_the_answer() -> None:
+    control = contrast("spatial", "better", -2.0, arm="random · Hadamard")
+    (within, _) = summary.answer(report(control, contrast("spatial"), arms=("none", "geoclip", "random")))
+    assert within.startswith("'GeoCLIP · Hadamard'")
+    (within, _) = summary.answer(report(control, arms=("none", "geoclip", "random")))
+    assert within.startswith("'random · Hadamard'")
 
 
-@pytest.mark.parametrize(("cells", "count"), [(20, "20 cells"), (10, "10 cells"), (1, "only cell")])
-def test_the_number_of_cells(cells: int, count: str) -> None:
-    assert count in answer(study().iloc[:cells].reset_index(drop=True))[-1]
+def test_the_best_arm_is_the_one_that_is_better_then_the_one_with_the_largest_gain() -> None:
+    undecided = contrast("spatial", "undecided", -2.0, arm="lat/lon")
+    arms = ("none", "geoclip", "latlon")
+    (within, _) = summary.answer(report(undecided, contrast("spatial"), arms=arms))
+    assert within.startswith("'GeoCLIP · Hadamard'")
+    (within, _) = summary.answer(report(undecided, contrast("spatial", "undecided"), arms=arms))
+    assert "'lat/lon'" in within
+    r2 = [contrast("spatial", diff=d, metric="r2", arm=arm) for d, arm in ((0.1, GEOCLIP), (0.2, "lat/lon"))]
+    assert summary.answer(report(*r2, arms=arms))[0].startswith("'lat/lon' predicts")
 
 
-def test_wilcoxon_cannot_decide_five_test_sets() -> None:
-    within, _ = answer(study(), claim(), test="wilcoxon")
-    assert "nothing is tested" in within
-    assert "5 test sets" in within
-    assert "p =" not in within
+def test_a_claim_that_none_is_better_is_reversed() -> None:
+    (line,) = summary.against_none([contrast("spatial", arm="none", other="lat/lon")])
+    assert (line["arm"], line["other"], line["verdict"], line["diff"]) == ("lat/lon", "none", "worse", 0.5)
+    assert (line["low"], line["high"], line["n_better"]) == (pytest.approx(0.4), pytest.approx(0.6), 1)
+
+
+def test_a_confounded_difference_is_marked() -> None:
+    found = report(contrast("spatial", unfair="in every pair: torch"))
+    assert "6.2% lower‡," in summary.answer(found)[0]
+    assert "1 of 1 contrast" in summary.cautions(found)[0]

@@ -23,6 +23,8 @@ def cell(variant, split, fold, seed, test=NAN, wr=NAN, *, state="done", fusion=N
         "regime": "OoR" if split.startswith("checkerboard") else "WR",
         "fold": fold,
         "folds": 2,
+        "kind": split.split("-")[0],
+        "unit": 0 if split.startswith("checkerboard") else fold,
         "seed": seed,
         "state": state,
         "n_train": 70.0,
@@ -91,7 +93,7 @@ def test_means_show_what_is_missing(rows):
     assert found["GeoCLIP · Hadamard"][0] == "5.00 ± 2.83 (n=2/3)"
     assert found["lat/lon"] == ["missing (0/3)", "failed (1/2)", "failed (1/2)"]
     none = dict(table.lines)["none"][0]
-    assert none.source.startswith("3 of 3 cells, 2 test sets, 2 seeds (cells.csv: arm none, split random")
+    assert none.source.startswith("3 of 3 cells, 2 folds, 2 seeds (cells.csv: arm none, split random")
 
 
 def test_a_done_cell_without_a_finite_metric_is_undefined():
@@ -129,8 +131,7 @@ def line(**changed):
         "sd": 0.5,
         "low": 6.5,
         "high": 7.5,
-        "boot_low": 6.0,
-        "boot_high": 8.0,
+        "unit": "block of monitors",
         "diff": -0.25,
         "n_pairs": 5,
         "n_better": 4,
@@ -141,10 +142,9 @@ def line(**changed):
     return blank | changed
 
 
-def test_an_interval_over_test_sets_before_that_of_the_bootstrap():
+def test_without_an_interval_the_spread_of_the_cells_is_shown():
     assert tables.mean(line()).line() == "7.00 [6.50, 7.50] (n=5)"
-    assert tables.mean(line(low=NAN)).line() == "7.00 [6.00, 8.00]§ (n=5)"
-    assert tables.mean(line(low=NAN, boot_low=NAN)).line() == "7.00 ± 0.50 (n=5)"
+    assert tables.mean(line(low=NAN)).line() == "7.00 ± 0.50 (n=5)"
     assert tables.mean(line(mean=-0.5), sign=True).text == "−0.50"
     assert tables.mean(line(n_marked=1)).line() == "7.00† [6.50, 7.50] (n=5)"
 
@@ -155,6 +155,7 @@ def test_a_difference_is_marked_by_its_test_alone():
     assert tables.difference(line(declared=False, p_adjusted=NAN), 0.05).marks == ""
     assert tables.difference(line(unfair="in every pair: x"), 0.01).marks == "‡"
     assert tables.difference(line(n_pairs=0), 0.05).line() == "no pairs"
+    assert "5 blocks of monitors" in tables.difference(line(), 0.05).source
 
 
 def test_differences_of_one_other_name_it_in_the_corner(rows):
@@ -189,6 +190,10 @@ def test_the_best_and_the_second_of_the_whole_arms():
 def test_best_means_low_error_high_r2_and_little_bias(metric, best):
     found = tables.places(of_one_split((0.9, 2), (0.1, 2), (-0.5, 2), metric=metric))
     assert [arm for arm, place in found.items() if place == 1] == [best]
+
+
+def test_degrees_of_freedom_have_one_decimal_at_most():
+    assert [tables.degrees_of_freedom(df) for df in (14.0, 11.27, NAN)] == ["14", "11.3", "–"]
 
 
 def test_a_p_value_is_never_zero():

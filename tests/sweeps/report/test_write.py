@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import html
 import math
 import os
 import pickle
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,11 +20,14 @@ from pm25.metrics import SCORES
 from sweeps.report import data, summary, tables, write
 from sweeps.report.figures import Figure
 from sweeps.spec.claims import Analysis, ArmChoice, Claim, EvaluationPlace, Published, PublishedValue
+from sweeps.spec.design import NO_LADDERS, Ladders
 
 HOSTILE = "ValueError: <script>alert('x')</script> | *bold*"
 PAGES = ["index.html", "report.md", "cells.csv", "means.csv", "contrasts.csv"]
-LATEX = [f"latex/{name}.tex" for name in ("wr", "oor", "gap", "contrasts", "all")]
-FOLDS = {"random": 5, "spatial": 5}
+LATEX = [f"latex/{name}.tex" for name in ("verdicts", "wr", "oor", "contrasts", "all")]
+FOLDS = {"random": 5, "spatial": 5, "clusters": 5}
+ORIGINS = 6
+"""Origins of the checkerboards in `grid`."""
 WOBBLE = (0.05, -0.05, 0.1, -0.1, 0.0)
 """Deviation of an arm's difference by fold, zero on average over five folds."""
 
@@ -33,11 +38,12 @@ def grid(splits=("random", "checkerboard-16"), seeds=(0, 1), variants=("none", "
     lines = []
     for variant in variants:
         for split in splits:
-            board = split.startswith("checkerboard")
-            for fold in range(FOLDS.get(split, 2)):
+            kind = split.split("-")[0]
+            board = kind not in ("random", "spatial")
+            for fold in range(2 * ORIGINS if kind == "checkerboards" else FOLDS.get(split, 2)):
                 for seed in seeds:
                     error = 7.0 + shift[variant] + fold + 0.5 * seed + 2 * board
-                    error += WOBBLE[fold] * (variant != "none")
+                    error += WOBBLE[fold % 5] * (variant != "none")
                     line = {
                         "key": f"{len(lines):032x}",
                         "variant": variant,
@@ -46,6 +52,8 @@ def grid(splits=("random", "checkerboard-16"), seeds=(0, 1), variants=("none", "
                         "regime": "OoR" if board else "WR",
                         "fold": fold,
                         "folds": FOLDS.get(split, 2),
+                        "kind": kind,
+                        "unit": fold // 2 if kind.startswith("checkerboard") else fold,
                         "seed": seed,
                         "state": "done",
                         "n_train": 700.0,
@@ -60,6 +68,37 @@ def grid(splits=("random", "checkerboard-16"), seeds=(0, 1), variants=("none", "
                     lines.append(line | {"marked": "", "unfair": "", "tuned": ""})
     frame = pd.DataFrame(lines)
     return frame.astype({"error": "object", "fold": "int64", "seed": "int64", "folds": "int64"})
+
+
+class Stored:
+    """Sums over the predictions of the rows' cells, which have the RMSE of the row at every monitor.
+
+    There are 48 monitors and 60 days; a fold of a random split has all of them, any other its share.
+    """
+
+    def __init__(self, rows):
+        lat, lon = (side.ravel() for side in np.meshgrid(np.linspace(28, 48, 6), np.linspace(-120, -70, 8)))
+        self.lat, self.lon = lat, lon
+        self._cells = {
+            key: (0 if kind == "random" else fold % folds, 1 if kind == "random" else folds, rmse)
+            for key, kind, fold, folds, rmse in zip(
+                rows["key"], rows["kind"], rows["fold"], rows["folds"], rows["test_rmse"], strict=True
+            )
+        }
+
+    def _sums(self, key, units):
+        _, _, rmse = self._cells[key]
+        wave = 1 + 0.05 * np.sin(units * rmse)  # arms differ from unit to unit
+        sums = np.zeros((len(units), 6))
+        sums[:, 0], sums[:, 3], sums[:, 5] = 10, 10 * (rmse * wave) ** 2, 4000
+        return units, sums
+
+    def of(self, key, part="test"):
+        first, step, _ = self._cells[key]
+        return self._sums(key, np.arange(first, 48, step))
+
+    def by_day(self, key):
+        return self._sums(key, np.arange(60))
 
 
 def lose(rows, at, state, error=None):
@@ -103,10 +142,15 @@ _COMPUTED = {}
 """Report data by its input, because many tests report the same rows."""
 
 
-def made(rows, facts=FACTS, claims=(), *, analysis=None, looks=(), brief=False, **fields):
-    key = pickle.dumps((rows, claims, analysis, looks, brief))
+def made(
+    rows, facts=FACTS, claims=(), *, analysis=None, looks=NO_LADDERS, brief=False, stored=False, **fields
+):
+    key = pickle.dumps((rows, claims, analysis, looks, brief, stored))
     if key not in _COMPUTED:
-        _COMPUTED[key] = data.build_report_data(rows, {}, analysis, claims, looks=looks, brief=brief)
+        sums = Stored(rows) if stored else None
+        _COMPUTED[key] = data.build_report_data(
+            rows, {}, analysis, claims, sums=sums, looks=looks, brief=brief
+        )
     return dataclasses.replace(_COMPUTED[key], facts=facts, **fields)
 
 
@@ -217,27 +261,98 @@ def shows(text, *facts):
         assert fact in text, fact
 
 
+EVERY = ("random", "spatial", "checkerboard-16", "checkerboards-16")
+
+
 def test_the_answer_is_made_from_the_numbers():
-    within, out, rest = summary.answer(made(grid()))
-    shows(within, "Within region", "random", "'GeoCLIP · Hadamard' is better than 'none'", "best of 2 arms")
-    shows(within, "margin of 0.09 µg/m³", "0.50 µg/m³ lower", "95% interval [−0.65, −0.35]", "5 test sets")
-    shows(within, "corrected resampled t-test", "p = 0.001 after Holm", "1 better, 1 worse")
-    shows(out, "Out of region", "checkerboard-16", "nothing is tested", "2 test sets are too few")
-    shows(out, "0.50 µg/m³ lower", "4 of 4 pairs", "Of 2 declared contrasts", "2 with too few test sets")
-    shows(
-        rest, "Too few test sets for a test: 'lat/lon', 'GeoCLIP · Hadamard' on checkerboard-16", "42 cells"
+    within, out, rest = summary.answer(made(grid(splits=EVERY), stored=True))
+    shows(within, "'GeoCLIP · Hadamard' predicts other places inside the network better than no location")
+    shows(within, "spatial: RMSE 0.", "random, at these monitors: better")
+    shows(out, "'GeoCLIP · Hadamard' predicts regions without monitors better", "checkerboards-16: RMSE 0.5")
+    shows(out, "checkerboard-16: not tested")
+    shows(rest, "of 8 declared comparisons", "2 not tested", "144 cells")
+
+
+def test_the_first_screen_has_the_verdicts_the_figure_and_the_sentences(tmp_path):
+    picture = PICTURES[0]._replace(name="forest-rmse", small=b"<svg>small</svg>")
+    page, text = written(tmp_path, grid(splits=EVERY), stored=True, pictures=[picture])
+    first = page.partition("<nav")[0]
+    table, figure, answer = (first.index(mark) for mark in ('class="stacked"', "<figure", 'class="answer"'))
+    assert table < figure < answer
+    small = base64.b64encode(b"<svg>small</svg>").decode()
+    assert f'<source media="(max-width: 36rem)" srcset="data:image/svg+xml;base64,{small}">' in first
+    lines = {line[0]: line[1:] for line in lines_of(text.partition("\n## ")[0])}
+    assert lines["arm"] == [
+        "WR: other days at these monitors · random",
+        "WR: other places inside the network · spatial",
+        "OoR: regions without monitors · checkerboard-16",
+        "OoR: regions without monitors · checkerboards-16",
+    ]
+    random, spatial, board, boards = lines["GeoCLIP · Hadamard"]
+    assert random.startswith("**better −0.")
+    assert "; spatial: better −0." in random  # beside each other: this is about these monitors alone
+    assert spatial.startswith("**better −0.")
+    assert "; spatial" not in spatial
+    assert board == "not tested −0.50"
+    assert boards.startswith("**better −0.")
+    assert lines["lat/lon"][2] == "not tested +0.25"
+    for verdict in ("better", "worse", "not-tested"):
+        assert f"verdict v-{verdict}" in first
+        assert re.search(rf"\.v-{verdict} span::before {{ content: ", page)  # told apart without colour
+    shows(first, "{kind: checkerboards, degrees: 16, origins: 15}", "share days and monitors")
+    shows(first, "6 origins, df 5.", "60 days, df ", "jackknife over blocks of monitors; ")
+    assert "Differs from zero" not in first
+
+
+def sentences_of(page):
+    """Sentences of the page outside of its tables, without what stands in brackets."""
+    body = re.sub(r"<style>.*?</style>|<table.*?</table>|<nav.*?</nav>", "", page, flags=re.DOTALL)
+    text = html.unescape(re.sub(r"<[^>]+>", "\n", body))
+    text = re.sub(r"\([^()]*\)|\[[^\]]*\]|\{[^}]*\}", "", text)
+    return [
+        one.strip() for line in text.splitlines() for one in re.split(r"(?<=[.:;])\s", line) if one.strip()
+    ]
+
+
+def test_every_sentence_of_the_page_is_short(tmp_path):
+    rows = second_encoder(grid(splits=EVERY))
+    rows["test_tail_rmse"], rows["test_tail_recall"] = 10 * rows["test_rmse"], 0.5
+    page, _ = written(tmp_path, rows, claims=[declared(), declared(split="spatial")], stored=True)
+    found = sentences_of(page)
+    assert len(found) > 60
+    assert [one for one in found if len(one.split()) > 25] == []
+
+
+def test_one_origin_is_reported_as_such(tmp_path):
+    page, text = written(tmp_path, grid(splits=("checkerboard-16",)))
+    contrast, _ = (
+        made(grid(splits=("checkerboard-16",)))
+        .contrasts["rmse"]
+        .query("part == 'test' and other == 'none'")
+        .to_dict("records")
     )
+    assert contrast["verdict"] == "too few"
+    assert "{kind: checkerboards, degrees: 16, origins: 15}" in contrast["untested"]
+    assert "The gap from WR to OoR" not in page + text  # both scores are those of other monitors
+    shows(section(text, "How it was tested"), "halves of one origin")
+    shows(section(text, "Out of region (OoR)"), "halves of one origin")
 
 
-def test_the_answer_of_two_splits_has_both():
-    within, _ = summary.answer(made(grid(splits=("random", "spatial"))))
-    shows(within, "Within region, on random, 'GeoCLIP", " On spatial, 'GeoCLIP")
+def test_missing_cells_are_the_reason_where_the_split_has_enough_units():
+    rows = grid(splits=("checkerboards-16",))
+    lost = rows.index[(rows["unit"] < 3) & (rows["variant"] == "geoclip")]
+    contrasts = made(lose(rows, lost, "missing")).contrasts["rmse"]
+    reasons = contrasts[(contrasts["part"] == "test") & (contrasts["verdict"] == "too few")]["untested"]
+    (reason,) = {*reasons}
+    assert "3 origins" in reason
+    assert "missing or failed" in reason
+    assert "kind" not in reason
 
 
 def test_the_interval_and_p_of_the_answer_by_hand():
     """Five folds' mean differences -0.5 + wobble: sd sqrt(0.025 / 4), se with 1/5 + 1/4; t(4) 2.776."""
-    contrasts = made(grid()).contrasts["rmse"]
-    line = contrasts[(contrasts["arm"] == "GeoCLIP · Hadamard") & (contrasts["split"] == "random")].iloc[0]
+    contrasts = made(grid(splits=("clusters",))).contrasts["rmse"]
+    line = contrasts[(contrasts["arm"] == "GeoCLIP · Hadamard") & (contrasts["part"] == "test")].iloc[0]
     half = 2.7764451 * math.sqrt(0.45 * 0.025 / 4)
     assert line["low"] == pytest.approx(-0.5 - half)
     assert line["high"] == pytest.approx(-0.5 + half)
@@ -246,93 +361,70 @@ def test_the_interval_and_p_of_the_answer_by_hand():
 @pytest.mark.parametrize(
     ("shift", "verdict", "words"),
     [
-        (-1.0, "better", "'lat/lon' is better than 'none'"),
-        (1.0, "worse", "'lat/lon' is worse than 'none'"),
-        (-0.1, "undecided", "undecided whether 'lat/lon' differs from 'none'"),
-        (0.0, "equal", "'lat/lon' and 'none' are practically equal"),
+        (-1.0, "better", "'lat/lon' predicts other regions better than no location"),
+        (1.0, "worse", "'lat/lon' predicts other regions worse than no location"),
+        (-0.1, "undecided", "It is undecided whether 'lat/lon' predicts other regions better"),
+        (0.0, "equal", "'lat/lon' predicts other regions as well as no location"),
     ],
 )
 def test_the_answer_has_the_verdict_of_the_test(shift, verdict, words):
-    rows = grid(variants=("none", "latlon"), splits=("random",))
+    rows = grid(variants=("none", "latlon"), splits=("clusters",))
     at = rows["variant"] == "latlon"
     wobble = rows["fold"].map(dict(enumerate(WOBBLE)))
     own = rows["test_rmse"] + shift - 0.25 - (wobble * 0.95 if verdict == "equal" else 0)
     rows["test_rmse"] = rows["test_rmse"].where(~at, own)
     report = made(rows)
-    assert report.contrasts["rmse"]["verdict"].tolist() == [verdict]
-    within, rest = summary.answer(report)
-    shows(within, words, "margin of 0.09 µg/m³", "95% interval", "5 test sets")
-    assert ("is better" in within) is (verdict == "better")
-    assert ("Undecided: 'lat/lon' on random" in rest) is (verdict == "undecided")
-    assert ("Nothing is open" in rest) is (verdict != "undecided")
-    shows(rest, "20 cells")
+    contrasts = report.contrasts["rmse"]
+    assert contrasts[contrasts["part"] == "test"]["verdict"].tolist() == [verdict]
+    out, rest = summary.answer(report)
+    shows(out, words, "95% interval", "p ")
+    assert ("margin 0." in out) is (verdict == "equal")
+    shows(rest, "20 of 20 cells done")
 
 
 def test_what_is_not_declared_is_exploratory():
-    within, *_ = summary.answer(made(grid(), claims=[declared(split="checkerboard-16")]))
-    shows(within, "random", "no contrast with 'none' is declared", "exploratory", "'GeoCLIP", "not adjusted")
-    assert "better than" not in within
+    out, _ = summary.answer(made(grid(splits=("clusters",)), claims=[declared(split="clusters", part="wr")]))
+    shows(out, "'GeoCLIP · Hadamard'", "in a comparison that was not declared", "not adjusted")
 
 
-def test_a_claim_that_none_is_better_is_reversed():
-    report = made(grid(), claims=[declared("none", "latlon")])
-    within, *_ = summary.answer(report)
-    # The margin is a share of the other arm's mean, which in the claim is that of lat/lon.
-    shows(
-        within,
-        "'lat/lon' is worse than 'none'",
-        "margin of 0.10 µg/m³",
-        "0.25 µg/m³ higher",
-        "[+0.10, +0.40]",
-    )
+def test_a_claim_that_none_is_better_is_reversed(tmp_path):
+    rows, claims = grid(splits=("clusters",)), [declared("none", "latlon", split="clusters")]
+    report = made(rows, claims=claims)
+    out, _ = summary.answer(report)
+    shows(out, "'lat/lon' predicts other regions worse than no location", "[+0.10, +0.40]")
     (line,) = report.claims.to_dict("records")
     assert (line["verdict"], line["arm"], line["other"]) == ("supported", "none", "lat/lon")
+    _, text = written(tmp_path, rows, claims=claims)
+    first = {line[0]: line[1] for line in lines_of(text.partition("\n## ")[0])}
+    assert first["lat/lon"].startswith("worse +0.25")
+    assert first["GeoCLIP · Hadamard"].startswith("exploratory −0.50")
 
 
 def test_the_answers_metric_is_that_of_the_claims():
-    report = made(grid(), claims=[declared(metric="r2")])
+    report = made(grid(splits=("clusters",)), claims=[declared(split="clusters", metric="r2")])
     assert report.metric == "r2"
-    shows(summary.answer(report)[0], "R²", "0.025 higher")
+    shows(summary.answer(report)[0], "R² 0.025 higher")
     assert made(grid(), claims=[declared(metric="r2"), declared()]).metric == "rmse"
 
 
-def test_the_answer_ranks_complete_arms_only():
+def test_missing_cells_are_counted():
     rows = grid()
     first = rows.index[(rows["variant"] == "geoclip") & (rows["split"] == "random")][0]
-    within, _, rest = summary.answer(made(lose(rows, first, "missing")))
-    shows(within, "'lat/lon' is worse than 'none'")
-    assert "GeoCLIP" not in within
-    shows(rest, "Of 42 cells, 1 is missing", "not ranked")
-    within, *_ = summary.answer(made(lose(rows, rows.index, "missing")))
-    shows(within, "random", "no arm has all its cells")
-
-
-def test_a_control_is_not_the_answer():
-    rows = grid(splits=("random",))
-    control = rows[rows["variant"] == "geoclip"].assign(variant="random")
-    control["key"] = "c" + control["key"].str.slice(1)
-    control["test_rmse"] -= 1
-    within, _ = summary.answer(made(pd.concat([rows, control], ignore_index=True)))
-    shows(within, "'GeoCLIP · Hadamard' is better than 'none'", "best of 2 arms")
-
-
-def test_the_bootstrap_of_too_few_test_sets_is_no_test():
-    report = made(grid())
-    frame = report.contrasts["rmse"]
-    boot = frame.assign(boot_low=-0.75, boot_high=-0.25)
-    report = dataclasses.replace(report, contrasts={**report.contrasts, "rmse": boot})
-    _, out, _ = summary.answer(report)
-    shows(out, "95% bootstrap interval over blocks of sites [−0.75, −0.25]", "nothing is tested")
-    assert summary.cautions(report) == []
+    *_, rest = summary.answer(made(lose(rows, first, "missing")))
+    shows(rest, "41 of 42 cells done, 1 missing")
+    within, out, rest = summary.answer(made(lose(rows, rows.index, "missing")))
+    shows(within, "Within region, no two arms can be compared yet")
+    shows(out, "Out of region, no two arms")
 
 
 def test_the_answer_without_a_baseline(tmp_path):
     rows = grid(variants=("latlon", "geoclip"))
     page, _ = written(tmp_path, rows)
     assert "The study has no arm &#39;none&#39;" in page
-    within, *_, rest = summary.answer(made(rows))
-    shows(within, "'GeoCLIP · Hadamard' has the lowest mean RMSE, 8.75 µg/m³ (10 cells)", "no arm 'none'")
-    shows(rest, "No contrast is declared", "28 cells")
+    assert 'class="stacked"' not in page
+    first, rest = summary.answer(made(rows))
+    shows(first, "no arm 'none'")
+    shows(rest, "No comparison was declared", "28 of 28 cells")
 
 
 # What is not there
@@ -361,7 +453,16 @@ def test_empty_sections_do_not_appear_and_completeness_does(tmp_path, state):
     for title in ("Completeness", "How it was tested", "Provenance"):
         assert f"<h2>{title}</h2>" in page
         assert f"## {title}" in text
-    for title in ("Failures", "Claims", "Search", "Published values", "Controls", "Comparability", "Maps"):
+    for title in (
+        "Failures",
+        "Claims",
+        "Search",
+        "Published values",
+        "Controls",
+        "Comparability",
+        "Maps",
+        "Ranks",
+    ):
         assert f"<h2>{title}</h2>" not in page
         assert f"## {title}\n" not in text
     assert "Leakage audit" not in page + text
@@ -424,15 +525,15 @@ def lines_of(text):
 
 def test_means_have_their_interval_and_best(tmp_path):
     page, text = written(tmp_path, grid())
-    found = {line[0]: line[1:] for line in lines_of(section(text, "Within region (WR)"))[2:5]}
-    # Normalised over the arms, 0.25 of the wobble remains for 'none': the interval covers what differs.
-    assert found["none"][0].startswith("*9.25 \\[")
-    assert found["GeoCLIP · Hadamard"][0].startswith("**8.75 \\[")
-    assert found["lat/lon"][0].startswith("9.50 \\[")
-    assert found["none"][1] == "*8.25 ± 0.65 (n=4)*"  # WR sites of checkerboard-16: two test sets
-    assert "± standard" not in text
+    head, _, *lines = lines_of(section(text, "Within region (WR)"))
+    assert head[1:] == ["WR splits · random, at these monitors", "OoR splits · checkerboard-16"]
+    found = {line[0]: line[1:] for line in lines[:3]}
+    assert found["none"][0].startswith("*9.25 ± ")
+    assert found["GeoCLIP · Hadamard"][0].startswith("**8.75 ± ")
+    assert found["lat/lon"][0].startswith("9.50 ± ")
+    assert found["none"][1] == "*8.25 ± 0.65 (n=4)*"  # WR sites of checkerboard-16: one origin
     assert "±: standard deviation" in text
-    assert 'title="10 of 10 cells, 5 test sets, 2 seeds (cells.csv: arm none, split random' in page
+    assert 'title="10 of 10 cells, 5 folds, 2 seeds (cells.csv: arm none, split random' in page
     assert re.search(r'<td class="best"[^>]*><span>8\.75</span>', page)
     assert re.search(r'<td class="second"[^>]*><span>9\.25</span>', page)
 
@@ -446,25 +547,52 @@ def test_out_of_region_by_size_and_direction(tmp_path):
     assert none[1:4] == ["*9.75 ± 0.65 (n=4)*", "*9.25 ± 0.35 (n=2)*", "*10.25 ± 0.35 (n=2)*"]
 
 
-def test_the_gap_has_no_best(tmp_path):
-    _, text = written(tmp_path, grid())
-    lines = lines_of(section(text, "The gap from WR to OoR"))
-    assert ["none", "+1.50 ± 0.00 (n=4)"] in lines
-    assert "**+1" not in section(text, "The gap from WR to OoR")
+def test_scores_of_stored_predictions_are_pooled_and_have_an_interval(tmp_path):
+    _, text = written(tmp_path, grid(splits=("random", "spatial")), stored=True)
+    own = section(text, "Within region (WR)")
+    found = {line[0]: line[1:] for line in lines_of(own)[2:5]}
+    # Squares average: sqrt of the mean of (7 + fold + seed / 2)^2 over five folds and two seeds.
+    squares = [(7 + fold + seed / 2) ** 2 for fold in range(5) for seed in (0, 1)]
+    pooled = float(found["none"][0].strip("*").partition(" ")[0])
+    assert pooled == pytest.approx(math.sqrt(sum(squares) / 10), abs=0.05)
+    assert all("\\[" in entry for entry in found["none"])
+    shows(own, "pooled", "share days and monitors")
 
 
-def test_differences_name_their_test(tmp_path):
-    _, text = written(tmp_path, grid())
+def rotating():
+    """Rows of checkerboards whose held-out part rotates: both scores are those of the same monitors."""
+    rows = grid(splits=("checkerboards-16",))
+    return rows.assign(split="checkerboards-16-rotate")
+
+
+def test_the_gap_needs_a_rotation_and_has_no_best(tmp_path):
+    _, text = written(tmp_path, rotating())
+    own = section(text, "The gap from WR to OoR")
+    assert lines_of(own)[2][:2] == ["none", "+1.50 \\[+1.50, +1.50\\] (n=24)"]
+    assert "**+1" not in own
+    _, text = written(tmp_path / "other", grid(splits=("checkerboards-16",)))
+    assert "The gap from WR to OoR" not in text
+
+
+def test_differences_name_their_estimand_unit_df_and_test(tmp_path):
+    _, text = written(tmp_path, grid(splits=("clusters", "checkerboard-16")))
     own = section(text, "Paired differences")
     lines = {line[0]: line[1:] for line in lines_of(own)}
-    assert lines["**WR: random**"][0] == ""
-    geoclip = next(line for line in lines_of(own) if line[0] == "GeoCLIP · Hadamard")
-    assert geoclip[1:] == [
-        "−0.50\\* \\[−0.65, −0.35\\]", "10 of 10", "5", "<0.001".replace("<", "&lt;"), "0.001", "&gt;0.99",
-        "&lt;0.01", "&lt;0.01", "better",
+    heading = next(name for name in lines if name.startswith("**OoR: clusters"))
+    shows(heading, "other regions", "by region", "corrected t over folds")
+    legacy = next(name for name in lines if name.startswith("**OoR: checkerboard-16"))
+    shows(legacy, "regions without monitors", "without a test")
+    geoclip = [line for line in lines_of(own) if line[0] == "GeoCLIP · Hadamard"]
+    assert geoclip[0][1:11] == [
+        "−0.50\\* \\[−0.65, −0.35\\]", "10 of 10", "5", "4", "<0.001".replace("<", "&lt;"), "0.001",
+        "&gt;0.99", "&lt;0.01", "&lt;0.01", "better",
     ]  # fmt: skip
-    shows(own, "\\* Differs from zero", "corrected resampled t-test", "p ≤ 0.05 after Holm")
-    assert "too few sets" in own
+    shows(own, "\\* Differs from zero", "p ≤ 0.05 after Holm")
+    contrasts = pd.read_csv(tmp_path / "contrasts.csv", keep_default_na=False)
+    for name in ("estimand", "unit", "n_units", "se", "df", "test", "untested", "sensitivity"):
+        assert name in contrasts
+    tested = contrasts[contrasts["p"] != ""]
+    assert (tested[["estimand", "unit", "df", "test"]] != "").all(axis=None)
 
 
 def test_every_number_leads_to_its_cells(tmp_path):
@@ -512,7 +640,7 @@ def test_ablations_and_controls(tmp_path):
     fusion = lines_of(section(text, "Fusion ablation"))
     assert [line[0] for line in fusion[2:]] == ["GeoCLIP · concat"]
     assert fusion[0][0] == "arm minus 'GeoCLIP · Hadamard'"
-    assert fusion[2][1] == "+0.25 \\[+0.25, +0.25\\] (n=10)"
+    assert fusion[2][1].startswith("+0.25 ")
     encoder = [line[0] for line in lines_of(section(text, "Encoder ablation"))[2:]]
     assert encoder == ["GeoCLIP · Hadamard", "GeoCLIP · concat"]  # minus lat/lon
     controls = {line[0]: line[1] for line in lines_of(section(text, "Controls"))[2:]}
@@ -544,21 +672,29 @@ def test_the_tail_has_a_section_where_cells_have_its_scores(tmp_path):
 
 def test_claims_have_their_verdicts(tmp_path):
     claims = [
-        declared(),
-        declared("latlon"),
+        declared(split="clusters"),
+        declared("latlon", split="clusters"),
         declared(split="checkerboard-16"),
         declared("latlon", split="no"),
     ]
-    page, text = written(tmp_path, grid(), claims=claims)
+    _, text = written(tmp_path, grid(splits=("clusters", "checkerboard-16")), claims=claims)
     own = lines_of(section(text, "Claims"))[2:]
     assert [line[:2] for line in own] == [
-        ["geoclip beats none, random", "supported"],
-        ["latlon beats none, random", "refuted"],
-        ["geoclip beats none, checkerboard-16", "too few"],
-        ["latlon beats none, no", "no cells"],
+        ["geoclip beats none, clusters", "supported"],
+        ["latlon beats none, clusters", "refuted"],
+        ["geoclip beats none, checkerboard-16", "not tested"],
+        ["latlon beats none, no", "no pairs yet"],
     ]
-    assert "too few test sets to test" not in page
+    assert own[0][7:] == ["other regions", "5 regions (df 4)", "corrected t over folds"]
+    shows(own[2][-1], "{kind: checkerboards, degrees: 16, origins: 15}")
     assert (tmp_path / "latex" / "claims.tex").exists()
+
+
+def test_a_claim_at_these_monitors_says_what_the_spatial_split_says(tmp_path):
+    _, text = written(tmp_path, grid(splits=("random", "spatial")), claims=[declared()], stored=True)
+    (line,) = lines_of(section(text, "Claims"))[2:]
+    assert line[1].startswith("supported spatial: exploratory −0.")
+    assert line[3] == "random, at these monitors"
 
 
 def test_published_values_are_marked_and_in_no_mean(tmp_path):
@@ -592,26 +728,21 @@ def test_adaptive_seeds_and_the_rule_are_reported(tmp_path):
         "other_fusion": None, "split": "random", "part": "test", "metric": "rmse", "looks": [1, 2],
         "seeds": 2, "max": 2, "stopped": "decided",
     }  # fmt: skip
-    _, text = written(tmp_path, grid(), seeds=[one], rule="Every arm has 1 seed.", looks=(1, 2))
+    _, text = written(tmp_path, grid(), seeds=[one], rule="Every arm has 1 seed.", looks=Ladders((1, 2)))
     own = section(text, "How it was tested")
     shows(own, "Every arm has 1 seed.", "Each p is multiplied by 2")
-    assert lines_of(own)[2] == ["lat/lon − none", "random", "RMSE", "1, 2", "2 of 2", "decided"]
+    assert ["lat/lon − none", "random, at these monitors", "RMSE", "1, 2", "2 of 2", "decided"] in lines_of(
+        own
+    )
 
 
-@pytest.mark.parametrize(("test", "name"), [("corrected_t", "Nadeau"), ("wilcoxon", "Wilcoxon")])
-def test_how_it_was_tested_names_the_studys_own_settings(tmp_path, test, name):
-    _, text = written(tmp_path, grid(), analysis=Analysis(test=test, alpha=0.1, rope=0.02, bootstrap=250))
+def test_how_it_was_tested_names_the_studys_own_settings(tmp_path):
+    _, text = written(tmp_path, grid(), analysis=Analysis(alpha=0.1, rope=0.02))
     own = section(text, "How it was tested")
-    for said in (
-        name,
-        "90%",
-        "0.02",
-        "250 resamples",
-        "Holm",
-        "practical equivalence",
-        "4 declared contrasts",
-    ):
-        assert said in own
+    shows(own, "90%", "0.02", "Holm", "practical equivalence", "4 declared contrasts")
+    lines = {line[0]: line[1:] for line in lines_of(own)}
+    assert lines["random, at these monitors"][:4] == ["other days at these monitors", "day", "56", ""]
+    assert lines["checkerboard-16"][:4] == ["regions without monitors", "origin", "5", "1"]
 
 
 def test_searches_show_their_budget_and_importance(tmp_path):
@@ -652,7 +783,6 @@ def test_cells_that_failed_their_audit_are_marked_and_listed(tmp_path, capsys, m
     for content in (text, write.markdown_summary(made(rows, brief=True)), capsys.readouterr().out):
         assert "8.75†" in content
         assert "9.50†" in content
-        assert "9.25† \\[" not in content
         assert "9.25 " in content
     lines = lines_of(section(text, "Leakage audit"))
     assert lines[0] == ["failed check", "arm", "split", "cells"]
@@ -678,8 +808,8 @@ def test_confounded_contrasts_are_marked_and_explained(tmp_path, capsys, monkeyp
     monkeypatch.setenv("COLUMNS", "160")
     rows = unequal(grid())
     page, text = written(tmp_path, rows)
-    assert "−0.50\\*‡ \\[−0.65, −0.35\\]" in text
-    assert "0.50 µg/m³ lower‡ than" in text
+    assert "−0.50‡ (n=4)" in text
+    assert "5.4% lower‡" in text
     (caution,) = summary.cautions(made(rows))
     shows(caution, "6 of 6 contrasts", "confounded (‡)")
     head, _, *lines = lines_of(section(text, "Comparability"))
@@ -734,11 +864,13 @@ def test_the_brief_and_the_terminal_show_one_metric_with_the_answer(capsys, monk
     text = write.markdown_summary(report)
     write.print_summary(report)
     shown = capsys.readouterr().out
-    assert text.startswith("Where &amp; when?\n\nWithin region, ")
+    assert text.startswith("Where &amp; when?\n\n'")
     for content in (text, shown):
         assert "n=6/10" in content
-        assert "Undecided: 'lat/lon'" in content
+        assert "declared comparisons" in content
         assert "R²" not in content
+        assert "other days at these monitors" in content
+        assert "{kind: checkerboards, degrees: 16, origins: 15}" in content
     assert "Out of region (OoR): RMSE (µg/m³)" in shown
 
 

@@ -193,7 +193,7 @@ def test_a_step_that_is_taken_needs_no_warning_of_optuna_s(low: float, steps: in
 CONDITIONAL = {
     "model.depth": {"int": [1, 3]},
     "train.target": {"choice": [None, "log1p"]},
-    "train.huber_delta": {"float": [0.5, 2], "when": {"train.target": "log1p"}},
+    "train.clip_norm": {"float": [0.5, 2], "when": {"train.target": "log1p"}},
     "model.dropout": {"float": [0.0, 0.5], "when": {"model.depth": [2, 3], "train.target": [None]}},
 }
 
@@ -206,9 +206,9 @@ def conditional() -> dict[str, Parameter]:
     ("point", "names"),
     [
         ({"model.depth": 1, "train.target": None}, []),
-        ({"model.depth": 1, "train.target": "log1p"}, ["train.huber_delta"]),
+        ({"model.depth": 1, "train.target": "log1p"}, ["train.clip_norm"]),
         ({"model.depth": 3, "train.target": None}, ["model.dropout"]),
-        ({"model.depth": 3, "train.target": "log1p"}, ["train.huber_delta"]),
+        ({"model.depth": 3, "train.target": "log1p"}, ["train.clip_norm"]),
         ({"model.depth": 3}, []),
         ({}, []),
     ],
@@ -218,7 +218,7 @@ def test_a_parameter_means_something_beside_the_values_it_names(
 ) -> None:
     space = conditional()
     assert [n for n, p in space.items() if p.when and is_active(p, point)] == names
-    everything = {"train.huber_delta": 1.0, "model.dropout": 0.1} | point
+    everything = {"train.clip_norm": 1.0, "model.dropout": 0.1} | point
     assert active(space, everything) == point | {name: everything[name] for name in names}
 
 
@@ -252,7 +252,7 @@ def test_a_point_is_within_its_space_or_not() -> None:
 
 
 NAMES = ["model.depth", "model.attention_units", "train.batch_size", "train.patience", "train.max_epochs"]
-RATES = ["train.learning_rate", "train.decay", "train.huber_delta", "train.clip_norm", "model.dropout"]
+RATES = ["train.learning_rate", "train.decay", "train.clip_norm", "model.dropout"]
 
 
 @st.composite
@@ -481,11 +481,67 @@ def test_points_without_what_means_nothing_in_the_arm() -> None:
 
 
 def test_points_without_what_means_nothing_beside_their_others() -> None:
-    point = {"model.depth": 1, "train.target": "log1p", "train.huber_delta": 1.0, "model.dropout": 0.1}
+    point = {"model.depth": 1, "train.target": "log1p", "train.clip_norm": 1.0, "model.dropout": 0.1}
     (kept,) = first_points(NONE, CONDITIONAL, enqueue=[point])
-    assert kept == {"model.depth": 1, "train.target": "log1p", "train.huber_delta": 1.0}
+    assert kept == {"model.depth": 1, "train.target": "log1p", "train.clip_norm": 1.0}
     (kept,) = first_points(NONE, CONDITIONAL, enqueue=["study"])
     assert kept == {"model.depth": 3, "train.target": None, "model.dropout": 0.2}
+
+
+LOSSES = {
+    "train.loss": {"choice": ["squared", "huber", "absolute"]},
+    "train.huber_delta": {"float": [0.5, 2.0], "when": {"train.loss": "huber"}},
+}
+
+
+def test_the_loss_is_a_parameter_and_only_huber_has_a_delta() -> None:
+    space = space_of(NONE, LOSSES)
+    assert [*space] == ["train.loss", "train.huber_delta"]
+    assert within(space, {"train.loss": "squared"})
+    assert within(space, {"train.loss": "huber", "train.huber_delta": 0.7})
+    assert not within(space, {"train.loss": "huber"})
+    huber = TrainSettings(huber_delta=1.5)
+    for study in (TRAIN, huber):
+        for point in ({"train.loss": "squared"}, {"train.loss": "huber", "train.huber_delta": 0.7}):
+            _, train = settings_at(NONE, point, MODEL, study)
+            assert (train.loss, train.huber_delta) == (point["train.loss"], point.get("train.huber_delta"))
+    assert settings_at(NONE, {"train.loss": "huber"}, MODEL, TRAIN)[1].huber_delta == 1
+    assert settings_at(NONE, {"train.loss": "huber"}, MODEL, huber)[1].huber_delta == 1.5
+    assert settings_at(NONE, {}, MODEL, huber)[1] == huber
+    assert first_points(NONE, LOSSES, enqueue=["published"]) == [{"train.loss": "squared"}]
+    made = search(space=LOSSES, enqueue=["study"])
+    of_huber = made.first_points(NONE, made.space_of(NONE, MODEL, huber), MODEL, huber)
+    assert of_huber == [{"train.loss": "huber", "train.huber_delta": 1.5}]
+
+
+def test_a_study_with_the_huber_loss_tunes_its_delta() -> None:
+    made = search(space={"train.huber_delta": {"float": [0.5, 2.0]}}, enqueue=["study", "published"])
+    huber = TrainSettings(huber_delta=1.5)
+    points = made.first_points(NONE, made.space_of(NONE, MODEL, huber), MODEL, huber)
+    assert points == [{"train.huber_delta": 1.5}, {"train.huber_delta": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("space", "fix"),
+    [
+        ({"train.huber_delta": {"float": [0.5, 2.0]}}, "train.loss: huber"),
+        ({**LOSSES, "train.huber_delta": {"float": [0.5, 2.0]}}, "when: {train.loss: huber}"),
+        (
+            {
+                **LOSSES,
+                "train.huber_delta": {"float": [0.5, 2], "when": {"train.loss": ["huber", "squared"]}},
+            },
+            "when: {train.loss: huber}",
+        ),
+    ],
+)
+def test_a_delta_of_another_loss_is_refused(space: dict[str, Any], fix: str) -> None:
+    refused(("search.space.train.huber_delta", fix), space_of, NONE, space)
+
+
+def test_a_value_that_the_settings_refuse_together_names_its_parameter() -> None:
+    point = {"train.loss": "squared", "train.huber_delta": 0.7}
+    refused(("search.space.train.huber_delta", "squared"), settings_at, NONE, point, MODEL, TRAIN)
 
 
 def test_a_point_is_tried_once_and_an_arm_has_points_of_its_own() -> None:
@@ -536,7 +592,13 @@ def test_a_wrong_first_point_is_refused(point: Any, said: tuple[str, ...]) -> No
         ({"trials": 0}, ("trials", "0")),
         ({"epochs": 0}, ("epochs", "0")),
         ({"concurrent": 0}, ("concurrent", "0")),
-        ({"split": []}, ("split", "1", "0", "[]")),
+        ({"split": []}, ("split",)),
+        ({"split": None}, ("split",)),
+        ({"nested": True}, ("split", "nested")),
+        ({"nested": True, "split": None, "reserve": 0.1}, ("reserve", "nested")),
+        ({"nested": True, "split": None, "objective": "oor"}, ("objective", "oor")),
+        ({"reserve": 1}, ("reserve.share", "1")),
+        ({"reserve": {"degrees": 4}}, ("reserve.share",)),
         ({"seed": []}, ("seed", "1", "0", "[]")),
         ({"objective": []}, ("objective", "1", "0", "[]")),
         ({"seed": [-1]}, ("seed.0", "0", "-1")),
@@ -715,7 +777,7 @@ def test_a_faulty_search_names_its_key(tmp_path: Path, line: str, other: str, sa
         ("search.space=", ("search.space", "None")),
         (
             "search.split=[]",
-            ("search.split", "[]", "1", "0"),
+            ("search.split",),
         ),
         (
             "search.enqueue=[study, {train.learning_rate: 1.0}]",

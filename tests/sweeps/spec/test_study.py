@@ -1,5 +1,6 @@
 """Studies: the cells that they make, the keys of these, and the data that they read."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -34,33 +35,28 @@ def arms(of: Study) -> list[tuple[str, str | None]]:
 # What a study crosses
 
 
-def test_demo_is_30_cells_of_5_arms() -> None:
+def test_demo_is_51_cells_of_3_arms() -> None:
     demo = study_file.load("demo")
     cells = demo.cells()
-    assert len(cells) == len(set(cells)) == 30  # 5 arms x (1 random fold + 2 colours) x 2 seeds
-    assert arms(demo) == [
-        ("none", None),
-        ("latlon", None),
-        ("sincos", None),
-        ("geoclip", "hadamard"),
-        ("geoclip", "concat"),
-    ]
+    assert len(cells) == len(set(cells)) == 51  # 3 arms x (5 spatial folds + 6 origins of 2 colours)
+    assert arms(demo) == [("none", None), ("latlon", None), ("geoclip", "hadamard")]
     assert {(c.split.label, c.fold) for c in cells} == {
-        ("random", 0),
-        ("checkerboard-16", 0),
-        ("checkerboard-16", 1),
+        *(("spatial", fold) for fold in range(5)),
+        *(("checkerboards-16", fold) for fold in range(12)),
     }
-    assert {c.seed for c in cells} == {0, 1}
-    assert {c.model.width for c in cells} == {32}
-    assert {c.train.max_epochs for c in cells} == {8}
+    assert {c.seed for c in cells} == {0}
+    assert {c.model.width for c in cells} == {16}
+    assert {c.train.max_epochs for c in cells} == {6}
     assert {c.train.patience for c in cells} == {30}  # the file names none
+    assert all(c.reserve is not None and c.reserve.share == 0.15 for c in cells)
+    assert [claim.truth for claim in demo.claims] == [True, True]
 
 
-def test_quick_is_60_cells_on_a_table_of_the_users() -> None:
+def test_quick_is_130_cells_on_a_table_of_the_users() -> None:
     quick = study_file.load("quick", ["data.table=panel.parquet"])
-    assert len(quick.cells()) == 60  # 5 arms x (5 + 5 + 2 folds)
+    assert len(quick.cells()) == 130  # 5 arms x (5 + 5 + 2 x 8 folds)
     assert len(arms(quick)) == 5
-    folds = {"random": 5, "spatial": 5, "checkerboard-16": 2}
+    folds = {"random": 5, "spatial": 5, "checkerboards-16": 16}
     assert {(c.split.label, c.fold) for c in quick.cells()} == {
         (label, fold) for label, number in folds.items() for fold in range(number)
     }
@@ -68,9 +64,9 @@ def test_quick_is_60_cells_on_a_table_of_the_users() -> None:
         study_file.load("quick")
 
 
-def test_the_published_design_is_910_cells_of_7_arms() -> None:
+def test_the_published_design_is_980_cells_of_7_arms() -> None:
     published = study_file.load("paper2025", ["data.table=panel.parquet"])
-    assert len(published.cells()) == 910  # 7 arms x (10 + 10 + 3 x 2 folds) x 5 seeds
+    assert len(published.cells()) == 980  # 7 arms x (10 + 10 + 2 x (5 + 15 + 5) folds) x 2 seeds
     assert arms(published) == [
         *(("none", None), ("latlon", None), ("sincos", None)),
         *((variant, fusion) for variant in ("geoclip", "satclip") for fusion in ("hadamard", "concat")),
@@ -148,6 +144,8 @@ def test_folds_are_all_of_a_split_s_unless_named(tmp_path: Path) -> None:
     assert folds("{kind: checkerboard, degrees: 8}") == [0, 1]
     assert folds("{kind: checkerboard, degrees: 8, fold: 1}") == [1]
     assert folds("{kind: random, folds: 10, fold: [9, 3]}") == [9, 3]
+    assert folds("{kind: checkerboards, degrees: 8, origins: 3}") == [*range(6)]
+    assert folds("{kind: blocks, folds: 2, deals: 4, fold: [7, 0]}") == [7, 0]
 
 
 def test_one_level_needs_no_list(tmp_path: Path) -> None:
@@ -372,6 +370,33 @@ def test_one_more_fold_keeps_the_keys() -> None:
     assert len(keys(more)) == 2
 
 
+@pytest.mark.parametrize(
+    ("few", "more"),
+    [
+        ({"origins": 2}, {"origins": 3}),
+        ({"origins": 2, "holdout": "rotate"}, {"origins": 3, "holdout": "rotate"}),
+        ({"kind": "blocks", "folds": 4, "deals": 2}, {"kind": "blocks", "folds": 4, "deals": 3}),
+    ],
+)
+def test_more_origins_or_deals_keep_the_keys(
+    tmp_path: Path, few: dict[str, Any], more: dict[str, Any]
+) -> None:
+    base: dict[str, Any] = {"kind": "checkerboards", "degrees": 16}
+    one, other = (
+        study_file.load(write(tmp_path), [f"design.split={json.dumps(base | changes)}"])
+        for changes in (few, more)
+    )
+    (split, larger) = (of.design.split[0].split for of in (one, other))
+    assert one.design.split[0].folds == tuple(range(split.n_folds))
+    keys = [{cell.key("data", "encoder") for cell in of.cells()} for of in (one, other)]
+    assert keys[0] < keys[1]
+    assert len(keys[0]) / len(keys[1]) == split.n_folds / larger.n_folds == 2 / 3
+    kept = study_file.load(
+        write(tmp_path), [f"design.split={json.dumps(base | few)}", "keep_weights=winners"]
+    )
+    assert all(kept.keeps_weights(cell) for cell in kept.cells())
+
+
 def test_a_key_changes_with_what_changes_numbers_and_with_nothing_else() -> None:
     design = {"variant": "none", "seed": 0, "split": {"kind": "random", "fold": 0}}
     same: list[dict[str, Any]] = [
@@ -387,6 +412,7 @@ def test_a_key_changes_with_what_changes_numbers_and_with_nothing_else() -> None
         {"neighbours": None, "protocol": "strict"},
     ]
     other: list[dict[str, Any]] = [{"window": 14}, {"model": {"width": 4}}, {"train": {"huber_delta": 2}}]
+    other += [{"train": {"loss": "huber"}}, {"train": {"loss": "absolute"}}]
     other += [{"protocol": "paper"}, {"neighbours": {}}, {"neighbours": {"k": 4}}]
     (key,) = keys(design)
     for others in same:

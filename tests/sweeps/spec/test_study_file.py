@@ -229,6 +229,9 @@ def test_the_nearest_key_is_one_of_the_same_block(
         ),
         ("design.head=both", ("design.head.0", "'plain'", "'matched'", "'both'")),
         ("design.head=[]", ("design.head", "[]")),
+        ("analysis.test=wilcoxon", ("analysis.test", "remove analysis.test")),
+        ("analysis.bootstrap=100", ("analysis.bootstrap", "remove analysis.bootstrap")),
+        ("analysis.block_degrees=0", ("analysis.block_degrees", "0")),
         ("protocol=papr", ("protocol", "'strict'", "'paper'", "'papr'")),
         ("data.channels=[]", ("data.channels", "[]")),
         ("data.channels=[1]", ("data.channels.0", "1")),
@@ -304,6 +307,28 @@ def test_the_nearest_key_is_one_of_the_same_block(
             ("design.split.0.fold", "0", "2", "1", "checkerboard-8"),
         ),
         (
+            "design.split={kind: checkerboards, degrees: 8, origins: 5, fold: 10}",
+            ("design.split.0.fold", "0", "10", "9", "checkerboards-8"),
+        ),
+        (
+            "design.split={kind: checkerboards, degrees: 8, origins: 5, holdout: rotate, fold: [49, 50]}",
+            ("design.split.0.fold", "50", "49", "checkerboards-8-rotate"),
+        ),
+        (
+            "design.split={kind: blocks, folds: 4, deals: 2, fold: 8}",
+            ("design.split.0.fold", "8", "7", "blocks-8"),
+        ),
+        (
+            "design.split={kind: checkerboards, degrees: 8, holdout: rotates}",
+            ("design.split.0.holdout", "'rotates'", "0", "1", "rotate"),
+        ),
+        ("design.split={kind: checkerboards, degrees: 8, origins: 0}", ("design.split.0.origins", "0")),
+        ("design.split={kind: rolling, folds: 4}", ("design.split.0.folds", "4")),
+        (
+            "design.split=[{kind: blocks, deals: 2}, {kind: blocks, deals: 3}]",
+            ("design.split", "blocks-8"),
+        ),
+        (
             "design.split=[{kind: random, fold: 0}, {kind: random, fold: 1}]",
             ("design.split", "random"),
         ),
@@ -336,6 +361,26 @@ def test_a_shift_of_a_checkerboard_stays_below_one_cell(tmp_path: Path) -> None:
 def test_a_missing_key_is_named(tmp_path: Path, dropped: str, said: tuple[str, ...]) -> None:
     assert dropped in TOY
     refused(write(tmp_path, TOY.replace(dropped, "")), [], said)
+
+
+def test_a_loss_and_its_delta(tmp_path: Path) -> None:
+    path = write(tmp_path, TOY + "train: {huber_delta: 0.5}\n")
+    assert {(c.train.loss, c.train.huber_delta) for c in study_file.load(path).cells()} == {("huber", 0.5)}
+    refused(path, ["train.loss=squared"], ("train.huber_delta", "0.5", "squared", "loss: huber"))
+    squared = study_file.load(path, ["train.loss=squared", "train.huber_delta=null"])
+    assert squared.train == study_file.load(write(tmp_path)).train
+
+
+def test_the_published_protocol_has_its_own_loss_and_clipping_unless_told_otherwise(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    paper = study_file.load(path, ["protocol=paper", "train.patience=9"])
+    assert (paper.train.loss, paper.train.huber_delta, paper.train.clip_norm) == ("huber", 1.0, None)
+    assert {c.train for c in paper.cells()} == {paper.train}
+    squared = study_file.load(path, ["protocol=paper", "train.loss=squared"])
+    assert {c.train.loss for c in squared.cells()} == {"squared"}
+    told = study_file.load(path, ["protocol=paper", "train.clip_norm=1"])
+    assert {c.train.clip_norm for c in told.cells()} == {1.0}
+    assert study_file.load(path).train.clip_norm == 1.0
 
 
 def test_the_published_protocol_has_a_target_scale_of_its_own(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sqlite3
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -202,26 +203,36 @@ def test_trials_have_their_search_as_parent(store: Store, runs: Any, client: Mlf
 
 
 def test_aggregates_are_written_to_the_parents(store: Store, runs: Any, client: MlflowClient) -> None:
-    first, second = stored(store, 0), stored(store, 1)
+    record, second = stored(store, 0), stored(store, 1)
     tracker = opened(store)
-    tracker.sync([first])
-    some = {"wr_rmse_mean": 5.0, "diff_rmse": -1.0, "n": 1.0, "n_failed": 0.0, "n_expected": 2.0}
-    tracker.answer({("none", "random"): some, ("lat/lon", "random"): some})
+    tracker.sync([record])
+    waiting = {"n": 0.0, "n_failed": 0.0, "n_expected": 2.0}
+    tracker.answer({("none", "random"): waiting})
+    assert runs("arm")[0].data.metrics == {}  # the compare page opens on the metric that was written first
+    some = {"eval_rmse": 5.0, "wr_rmse_mean": 5.0, "diff_rmse": -1.0, **waiting, "n": 1.0}
+    words = {"estimand": "other days at these monitors", "verdict": "better"}
+    tracker.answer({("none", "random"): some | words, ("lat/lon", "random"): some})
     (parent,) = runs("arm")
     assert parent.info.status == "RUNNING"
     assert parent.data.metrics == some
+    assert {name: parent.data.tags.get(name) for name in words} == words
+    with sqlite3.connect(Path(store.storage) / "mlflow.db") as database:
+        query = "select key from latest_metrics where run_uuid = ? order by rowid limit 1"
+        ((first,),) = database.execute(query, (parent.info.run_id,))
+    assert first == "eval_rmse"
 
     tracker.write([second])
-    more = {"wr_rmse_mean": 4.0, "n": 2.0, "n_failed": 0.0, "n_expected": 2.0}
+    more = {"eval_rmse": 4.0, "wr_rmse_mean": 4.0, "n": 2.0, "n_failed": 0.0, "n_expected": 2.0}
     for again in (tracker, opened(store)):
-        again.sync([first, second])
-        again.answer({("none", "random"): more})
+        again.sync([record, second])
+        again.answer({("none", "random"): more | {"verdict": "worse"}})
         again.show({"forest.png": b"png"})
         (parent,) = runs("arm")
         assert (parent.info.status, parent.info.end_time) == (
             "FINISHED",
-            max(milliseconds(record["ended"]) for record in (first, second)),
+            max(milliseconds(one["ended"]) for one in (record, second)),
         )
+        assert parent.data.tags["verdict"] == "worse"
         assert math.isnan(parent.data.metrics.pop("diff_rmse"))
         assert parent.data.metrics == more
         history = client.get_metric_history(parent.info.run_id, "wr_rmse_mean")
@@ -306,6 +317,8 @@ def test_pages_are_saved_and_linked(store: Store, runs: Any, client: MlflowClien
     assert all(len(text) < 5000 for text in tags.values()), "the longest that MLflow takes"
     for view in saved.values():
         assert json.loads(view["state"])["searchFilter"] == "tags.kind = 'arm'"
+    columns = json.loads(saved["mlflow.sharedViewState.arms-by-variant"]["state"])["selectedColumns"]
+    assert {"tags.`estimand`", "tags.`verdict`", "metrics.`diff_rmse`"} <= {*columns}
     links = opened(store).links()
     assert [*links] == [
         *("Arms, grouped by variant", "WR and OoR of every arm"),

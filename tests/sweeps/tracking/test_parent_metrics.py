@@ -3,9 +3,10 @@
 import math
 
 import pandas as pd
+import pytest
 
 from sweeps.spec.claims import Analysis
-from sweeps.tracking.parent_metrics import aggregates, of_rows
+from sweeps.tracking.parent_metrics import FIRST, aggregates, of_rows
 
 NAN = math.nan
 
@@ -29,9 +30,9 @@ def mean(
 
 
 def contrast(
-    part: str, other: str = "none", fold: object = pd.NA, p_adjusted: float = NAN
+    part: str, other: str = "none", fold: object = pd.NA, p_adjusted: float = NAN, **more: object
 ) -> dict[str, object]:
-    return {
+    return more | {
         "arm": "GeoCLIP · Hadamard",
         "other": other,
         "split": "random",
@@ -41,8 +42,17 @@ def contrast(
         "diff": -0.25,
         "low": -0.5,
         "high": 0.0,
+        "df": 4.0,
+        "n_units": 56,
+        "n_pairs": 5,
+        "estimand": "other days at these monitors",
+        "unit": "day",
+        "test": "a test",
+        "untested": "",
         "p": 0.0123456,
         "p_adjusted": p_adjusted,
+        "declared": bool(p_adjusted == p_adjusted),
+        "verdict": more.get("verdict", "better"),
     }
 
 
@@ -61,9 +71,16 @@ def test_regimes_parts_and_metrics_have_names_of_their_own() -> None:
         "diff_rmse_ci_low": -0.5,
         "diff_rmse_ci_high": 0.0,
         "diff_rmse_p": 0.01235,
+        "diff_rmse_df": 4.0,
+        "diff_rmse_units": 56.0,
+        "estimand": "other days at these monitors",
+        "unit": "day",
+        "test": "a test",
+        "verdict": "exploratory",
     }
     assert found == {
         ("GeoCLIP · Hadamard", "random"): {
+            "eval_rmse": 7.0,
             "wr_rmse_mean": 7.0,
             "wr_rmse_ci_low": 6.0,
             "wr_rmse_ci_high": 8.0,
@@ -74,6 +91,7 @@ def test_regimes_parts_and_metrics_have_names_of_their_own() -> None:
             **difference,
         },
         ("GeoCLIP · Hadamard", "checkerboard-16"): {
+            "eval_rmse": 8.0,
             "oor_rmse_mean": 8.0,
             "oor_rmse_ci_low": 7.0,
             "oor_rmse_ci_high": 9.0,
@@ -98,11 +116,47 @@ def test_only_differences_to_none_over_all_folds_are_told() -> None:
     ((_, told),) = aggregates(means, pd.DataFrame([*lines, contrast("wr", p_adjusted=0.02)])).items()
     assert told["wr_diff_rmse"] == -0.25
     assert told["wr_diff_rmse_p_adjusted"] == 0.02
+    assert "verdict" not in told  # that of the test samples
+
+
+@pytest.mark.parametrize(
+    ("verdict", "word", "number"),
+    [
+        ("better", "better", 1),
+        ("equal", "equivalent", 0),
+        ("worse", "worse", -1),
+        ("undecided", "undecided", None),
+    ],
+)
+def test_the_verdict_is_a_number_and_a_word(verdict: str, word: str, number: float | None) -> None:
+    means = pd.DataFrame(
+        [mean("random", "test", "WR", 7.0), mean("random", "test", "WR", 7.5) | {"arm": "none"}]
+    )
+    declared = contrast("test", p_adjusted=0.02, verdict=verdict)
+    found = aggregates(means, pd.DataFrame([declared, declared | {"metric": "r2", "verdict": "worse"}]))
+    told = found["GeoCLIP · Hadamard", "random"]
+    assert (told["verdict"], told.get("diff_rmse_verdict")) == (word, number)
+    assert (told["test"], told["unit"]) == ("a test", "day")
+    baseline = found["none", "random"]
+    assert baseline["estimand"] == "other days at these monitors"
+    assert "verdict" not in baseline
+    undeclared = contrast("test", verdict=verdict)
+    ((_, told),) = aggregates(means.iloc[:1], pd.DataFrame([undeclared])).items()
+    assert "diff_rmse_verdict" not in told
+    assert told["verdict"] == "exploratory"
+
+
+def test_the_rmse_of_the_test_samples_is_first_by_order_and_by_name() -> None:
+    """The compare page opens on the first metric that its runs share; those of 'none' have no difference."""
+    means = [mean("random", "test", "WR", 7.0), mean("random", "test", "WR", 5.0, "mae")]
+    ((_, told),) = aggregates(pd.DataFrame(means), pd.DataFrame([contrast("gap")])).items()
+    assert next(iter(told)) == min(told) == FIRST
 
 
 def test_rows_become_means_and_paired_differences() -> None:
     place = {"variant": "none", "fusion": None, "split": "checkerboard-16", "regime": "OoR", "state": "done"}
     place |= {"folds": 2, "seed": 0, "marked": "", "unfair": "", "tuned": ""}
+    place |= {"kind": "checkerboard", "unit": 0}
     rows = [
         {**place, "key": f"k{fold}", "fold": fold, "test_rmse": 8.0 + fold, "wr_rmse": 7.0 + fold}
         for fold in (0, 1)
@@ -111,20 +165,28 @@ def test_rows_become_means_and_paired_differences() -> None:
     rows[-1]["state"] = "failed"
     found = of_rows(pd.DataFrame(rows), Analysis())
     assert found["none", "checkerboard-16"] == {
+        "eval_rmse": 8.5,
         "oor_rmse_mean": 8.5,
         "wr_rmse_mean": 7.5,
-        "gap_rmse": 1.0,
         "n": 2,
         "n_expected": 2,
         "n_failed": 0,
+        "estimand": "regions without monitors",
+        "unit": "origin",
     }
-    assert found["lat/lon", "checkerboard-16"] == {
+    tags = found["lat/lon", "checkerboard-16"]
+    assert tags == {
+        "eval_rmse": 7.5,
         "oor_rmse_mean": 7.5,
         "wr_rmse_mean": 7.0,
-        "gap_rmse": 0.5,
         "diff_rmse": -0.5,
         "wr_diff_rmse": 0.0,
         "n": 1,
         "n_expected": 2,
         "n_failed": 1,
+        "estimand": "regions without monitors",
+        "unit": "origin",
+        "test": tags["test"],
+        "verdict": "not tested",
     }
+    assert "{kind: checkerboards, degrees: 16, origins: 15}" in str(tags["test"])

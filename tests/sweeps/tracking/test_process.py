@@ -16,7 +16,7 @@ import pytest
 from pm25.cell import Cell
 from pm25.splits import RandomSplit
 from sweeps.bench.engine import trivial
-from sweeps.spec.claims import Analysis
+from sweeps.spec.study import Study
 from sweeps.store.records import Record, Store
 from sweeps.tracking import process
 from sweeps.tracking.parent_metrics import Aggregates
@@ -46,7 +46,13 @@ def runs(store: Store) -> list[tuple[str, str]]:
 def planned(*records: Record) -> Any:
     """Stand-in for a study state as `TrackingProcess.plan` reads it: these cells and no searches."""
     cells = {record["key"]: Cell.model_validate(record["cell"]) for record in records}
-    study = SimpleNamespace(analysis=Analysis(), claims=(), design=SimpleNamespace(looks=()))
+    study = Study.model_validate(
+        {
+            "study": "toy",
+            "data": {"synthetic": {}},
+            "design": {"variant": "none", "split": {"kind": "random"}, "seed": 0},
+        }
+    )
     return SimpleNamespace(cells=cells, waiting=[], search_summaries=list, study=study)
 
 
@@ -259,7 +265,8 @@ def test_the_arms_are_compared_at_leisure_and_at_the_end(tracker: Tracker, store
     view.catch_up(at_leisure=True)
     assert [what for what, _ in tracker.asked] == ["sync"], "nothing is planned as yet"
     cells = {record["key"]: record["cell"], other.key("f"): other.resolved()}
-    view.plan = [cells, [], [["none", {"n": 3.0}]], {}, [], []]
+    declared = {"contrasts": [], "seeds": [0], "analysis": {}}
+    view.plan = [cells, [], [["none", {"n": 3.0}]], {}, [], [], declared]
     view.missed.append(record)
     view.catch_up(at_leisure=False)
     assert [what for what, _ in tracker.asked][1:] == ["write"]

@@ -1,0 +1,154 @@
+"""Declarations of a study: its claims and analysis settings, stored with a time before the first result.
+
+`<storage>/<study>/declarations.json` is a list that only grows. `sweep run` appends a declaration before its
+first training, unless the last one has the same hash. Nothing else writes the file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pm25.errors import InputError
+from sweeps.spec.claims import Contrast
+from sweeps.spec.design import Arm
+from sweeps.spec.study import Study
+from sweeps.store import records
+from sweeps.store.records import StorageError, Store
+
+FILE = "declarations.json"
+FORMAT = 1
+"""Version of the file's format."""
+
+
+class Declaration(NamedTuple):
+    """Content that a study declared at one time."""
+
+    time: str
+    """Time in UTC, in ISO format."""
+    cells: int
+    """Number of cells that had scores at this time."""
+    trials: int
+    """Number of search trials that had scores at this time."""
+    content: Mapping[str, Any]
+    """Declared claims and settings (`content`)."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content."""
+        return digest(self.content)
+
+    @property
+    def first(self) -> bool:
+        """True if no result existed at this time."""
+        return not self.cells and not self.trials
+
+
+def content(study: Study) -> dict[str, Any]:
+    """Return what a study declares, as JSON: contrasts, arms, folds by split, seeds and analysis settings.
+
+    Each claim gives one contrast with its text. Without claims, the contrasts are those that are tested
+    together (`Study.contrasts`), and their text is empty.
+    """
+    found = [(claim.claim, claim.contrast) for claim in study.claims]
+    found = found or [("", contrast) for contrast in study.contrasts()]
+    declared = {
+        "contrasts": [{"claim": text, **_contrast_content(contrast)} for text, contrast in found],
+        "arms": [arm.label for arm in study.arms()],
+        "splits": {factor.split.label: factor.folds for factor in study.design.split},
+        "seeds": study.design.model_dump(mode="json")["seed"],
+        "analysis": study.analysis.model_dump(mode="json", include={"metric", "alpha", "rope"}),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(declared))  # as it is read again: lists, no tuples
+    return plain
+
+
+def contrasts(declared: Mapping[str, Any]) -> list[tuple[str, Contrast]]:
+    """Return the text and the contrast of every item of a declaration's content."""
+    found = []
+    for item in declared["contrasts"]:
+        fields = {name: item[name] for name in Contrast._fields}
+        arms = {name: Arm(**fields[name]) for name in ("arm", "other")}
+        found.append((str(item["claim"]), Contrast(**fields | arms)))
+    return found
+
+
+def digest(declared: Mapping[str, Any]) -> str:
+    """Compute the SHA-256 of the canonical JSON of a declaration's content."""
+    text = json.dumps(declared, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read(store: Store) -> list[Declaration]:
+    """Read the declarations, oldest first; none if the file does not exist.
+
+    Raises InputError for a file that is damaged or was edited, and for a storage that cannot be read.
+    """
+    system, path = store.location(FILE)
+    try:
+        text = records.read(system, path)
+    except FileNotFoundError:
+        return []
+    except StorageError as error:
+        raise store.refusal("read", error) from None
+    try:
+        return [_declaration(item) for item in json.loads(text)]
+    except (ValueError, TypeError, LookupError):
+        raise InputError(
+            path,
+            "",
+            "not a list of declarations, each with the hash of its content",
+            "restore the file, or delete it; reports will then say that no declaration was stored",
+        ) from None
+
+
+def declare(study: Study, store: Store) -> None:
+    """Store what a study declares now, with the time, unless the last declaration is the same.
+
+    Raises InputError for a damaged file, and for a storage that cannot be read or written.
+    """
+    known, declared = read(store), content(study)
+    if known and known[-1].sha256 == digest(declared):
+        return
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        counts = _scored(store), _scored(store.search)
+        system, path = store.location(FILE)
+        items = [_json(one) for one in (*known, Declaration(time, *counts, declared))]
+        records.write(system, path, json.dumps(items, indent=1).encode())
+    except StorageError as error:
+        raise store.refusal("written", error) from None
+
+
+def _scored(store: Store) -> int:
+    """Count the records that have scores, whether the study still asks for their cells or not."""
+    found = store.records(sorted(store.holding("result.json")))
+    return sum(record["state"] != "failed" for record in found.values())
+
+
+def _contrast_content(contrast: Contrast) -> dict[str, Any]:
+    arms = {"arm": contrast.arm._asdict(), "other": contrast.other._asdict()}
+    return {**contrast._asdict(), **arms}
+
+
+def _json(declaration: Declaration) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "time": declaration.time,
+        "cells": declaration.cells,
+        "trials": declaration.trials,
+        "sha256": declaration.sha256,
+        "declared": declaration.content,
+    }
+
+
+def _declaration(item: Mapping[str, Any]) -> Declaration:
+    """Read one item of the file. Raises ValueError, TypeError or LookupError for a damaged one."""
+    found = Declaration(item["time"], item["cells"], item["trials"], item["declared"])
+    datetime.fromisoformat(found.time)
+    counts_are_numbers = type(found.cells) is int and type(found.trials) is int
+    if item["format"] != FORMAT or item["sha256"] != found.sha256 or not counts_are_numbers:
+        raise ValueError
+    contrasts(found.content)
+    return found
