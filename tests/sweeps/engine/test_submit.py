@@ -456,6 +456,8 @@ def test_a_cluster_that_is_gone_is_waited_for_and_then_told(
 def test_ctrl_c_leaves_the_job_alone(sweep: Any, here: Path, toy: Toy) -> None:
     toy.add("RUNNING")
     toy.streams = [(8, "interrupt")]
+    # A server or a library that another test started may have left a handler of its own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     status, _, err = sweep("toy.yaml", "--address", toy.address, "--follow")
     assert status == 130
     assert "toy-0" in err
