@@ -14,7 +14,7 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pm25.errors import InputError
 from sweeps.engine import worker
@@ -28,6 +28,16 @@ from sweeps.tracking.winners import WeightRetention
 
 if TYPE_CHECKING:
     from sweeps.engine.optuna_study import OptunaJournal
+    from sweeps.report.data import ReportData
+
+
+class EndedRun(NamedTuple):
+    """Result of a run, for the user."""
+
+    notices: list[str]
+    """Sentences on why it stopped early, what is incomplete, and how many cells failed."""
+    report: "ReportData"
+    """Data of the summary, which MLflow shows as well."""
 
 
 def train(
@@ -39,8 +49,8 @@ def train(
     needs_tracking: bool = False,
     train_cell: Callable[..., Record] = worker.train_and_record,
     search_trial: type[worker.SearchTrial] = worker.SearchTrial,
-) -> list[str]:
-    """Train everything that the scheduler returns, and return notices for the user.
+) -> EndedRun:
+    """Train everything that the scheduler returns, and return what the user is to read.
 
     `state` is brought up to date. An interrupt loses no finished training, since each is recorded when it
     ends. `address` and `wait_for_nodes` are those of `ray_tune.run`. With `needs_tracking`, a tracking server
@@ -84,11 +94,12 @@ def train(
         worker.delete_checkpoints(state.store, records)
         worker.delete_checkpoints(state.store.search, [record["key"] for record in state.trials()])
         tracking.plan(state)
-        tracking.describe(write.markdown_summary(data.gather_report_data(state, records=records, brief=True)))
+        report = data.gather_report_data(state, records=records, brief=True)
+        tracking.describe(write.markdown_summary(report))
         for winner in winners.winners(state, records):
             tracking.register(winner, winners.example(state, winner))
     behind = {"MLflow": tracking.behind, "Optuna's journal": journal.behind}
-    return list(_notices(scheduler, behind, records))
+    return EndedRun(list(_notices(scheduler, behind, records)), report)
 
 
 def sync(state: StudyState) -> tuple[int, str]:

@@ -25,7 +25,7 @@ NOT_STORED = "no declaration was stored"
 
 
 class Status(NamedTuple):
-    """When a contrast was declared."""
+    """Time and manner of a contrast's declaration."""
 
     declared_at: str
     """Time of the first declaration that has it, in ISO format; '' if none has it."""

@@ -68,7 +68,7 @@ _REGIONS = Estimand(
     "origin",
     "origins",
     MIN_ORIGINS,
-    "corrected repeated t-test over origins",
+    "larger p of the corrected repeated t-tests over origins and over their halves",
     "{kind: checkerboards, degrees: 16, origins: 15}",
 )
 _OTHER_REGIONS = Estimand(
@@ -118,7 +118,7 @@ WITHIN = Estimand(
     "origin",
     "origins",
     MIN_ORIGINS,
-    "corrected repeated t-test over origins",
+    "larger p of the corrected repeated t-tests over origins and over their halves",
     "{kind: checkerboards, degrees: 16, origins: 15}",
 )
 """Estimand of the within-region set of a split of regions."""
@@ -217,14 +217,22 @@ def _decide(sample: Sample, part: str, level: float) -> Evidence:
 
 
 def _over_origins(sample: Sample, part: str, level: float) -> Evidence:
-    """Test origins, the mean of the folds of each; an origin counts when all its folds have a number."""
+    """Test origins, and their two halves; an origin counts when all its folds have a number.
+
+    An origin is the mean of its folds. The larger p of both tests decides. Where errors are correlated over
+    400 km, origins alone reject 7 % of 1,500 null studies at 5 % (`sweeps.bench.calibration`).
+    """
     means, _ = _by_unit(sample)
     estimand = of(sample.kind, part)
     if len(means) < MIN_ORIGINS:
         return _untested(sample, len(means), estimand)
-    name = "origin means, 1/R + 1" if sample.kind in _BOARDS else "folds, 1/J + 1"
-    result = _named(statistics.corrected_t(means, 1.0, level=level), name)
-    return Evidence(result, (result,), (), len(means), "")
+    by_unit = statistics.corrected_t(means, 1.0, level=level)
+    if sample.kind not in _BOARDS:
+        result = _named(by_unit, "folds, 1/J + 1")
+        return Evidence(result, (result,), (), len(means), "")
+    by_half = statistics.corrected_t(_halves(sample), 0.75, level=level)
+    tests = _named(by_unit, "origin means, 1/R + 1"), _named(by_half, "halves of origins, 1/J + .75")
+    return Evidence(_joined(tests, by_unit.estimate), tests, (), len(means), "")
 
 
 def _over_days(sample: Sample, level: float) -> Evidence:
@@ -246,10 +254,10 @@ def _over_days(sample: Sample, level: float) -> Evidence:
 
 
 def _over_blocks(sample: Sample, level: float) -> Evidence:
-    """Test blocks of monitors by the jackknife of the pooled score, with two offsets of the grid."""
+    """Test blocks of monitors by the jackknife of the pooled score."""
     if sample.arm is None:
         return _no_predictions(sample, "spatial")
-    result = _jackknife(sample, sample.block_degrees, 2, level)
+    result = _jackknife(sample, sample.block_degrees, level)
     blocks = int(result.df) + 1
     if blocks < MIN_BLOCKS:
         return _untested(sample, blocks, ESTIMANDS["spatial"])
@@ -278,8 +286,6 @@ def _over_folds(sample: Sample, level: float) -> Evidence:
 def _beside(sample: Sample, part: str, level: float) -> Iterator[TestResult]:
     """Yield the tests beside the one that decides."""
     kind, folds = sample.kind, sample.values[np.isfinite(sample.values)]
-    if kind in _BOARDS:
-        yield _named(statistics.corrected_t(_halves(sample), 0.75, level=level), "halves, 1/J + .75")
     if sample.arm is None or part != "test" or kind == "random":
         return
     assert sample.lat is not None
@@ -293,7 +299,7 @@ def _beside(sample: Sample, part: str, level: float) -> Iterator[TestResult]:
         if np.isfinite(days).sum() >= MIN_DAYS:
             yield statistics.diebold_mariano(days, lag=LAG_DAYS, level=level)
     else:
-        yield _jackknife(sample, _FAR_DEGREES.get(kind, _FAR_DEGREES["blocks"]), 4, level)
+        yield _jackknife(sample, _FAR_DEGREES.get(kind, _FAR_DEGREES["blocks"]), level)
 
 
 def _corrected_t_over_folds(sample: Sample, folds: Array, level: float) -> TestResult:
@@ -301,8 +307,12 @@ def _corrected_t_over_folds(sample: Sample, folds: Array, level: float) -> TestR
     return _named(statistics.corrected_t(folds, shared, level=level), "corrected t over folds")
 
 
-def _jackknife(sample: Sample, degrees: float, offsets: int, level: float) -> TestResult:
-    """Jackknife the pooled score over blocks of monitors."""
+def _jackknife(sample: Sample, degrees: float, level: float) -> TestResult:
+    """Jackknife the pooled score over blocks of monitors, with four offsets of the grid.
+
+    Two offsets reject 5.3 % of 1,500 null studies whose errors are correlated over 400 km, four 3.7 % of
+    1,000, at the same power.
+    """
     assert sample.arm is not None
     assert sample.lat is not None
     assert sample.lon is not None
@@ -314,7 +324,7 @@ def _jackknife(sample: Sample, degrees: float, offsets: int, level: float) -> Te
         sample.lon,
         degrees=degrees,
         metric=sample.metric,
-        offsets=offsets,
+        offsets=4,
         level=level,
     )
 

@@ -259,7 +259,7 @@ def _own(folder: Path, address: str) -> None:
     state.store.prepare()
     with StudyLock(state.store):
         how: dict[str, Any] = {"train_cell": sleeping_cell, "search_trial": SleepingTrial}
-        notices = train(state, Scheduler(state), address, **how)
+        notices = train(state, Scheduler(state), address, **how).notices
     if notices:
         raise RuntimeError("; ".join(notices))
 

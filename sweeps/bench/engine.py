@@ -199,7 +199,7 @@ def _own(cells: int, folder: Path) -> None:
     state = study(folder, cells)
     state.store.prepare()
     with StudyLock(state.store):
-        notices = train(state, Scheduler(state), train_cell=trivial)
+        notices = train(state, Scheduler(state), train_cell=trivial).notices
     if notices:
         raise RuntimeError("; ".join(notices))
     print(harness.peak_mb())

@@ -79,7 +79,8 @@ def plan(
     from sweeps.plan.cost import Estimate
 
     state = open_state(study, overrides)
-    detectable.refuse_untestable(state.study, state.panel, study)
+    lacking = list(detectable.untestable(state.study, state.panel))
+    detectable.refuse_claims(lacking, study)
     state.study.refuse_leaks(state.panel)
     records, split_indices = state.records(), state.split_indices()
     cpus = cpus or len(os.sched_getaffinity(0))
@@ -90,10 +91,7 @@ def plan(
         measure.in_child(study, overrides, capacity)
         estimate = Estimate(state, records, split_indices, capacity, calibration.read(state.store, capacity))
     content = plan_content(state, records, split_indices, estimate, budget)
-    found, lacking = (
-        detectable.detectable(state, records),
-        list(detectable.untestable(state.study, state.panel)),
-    )
+    found = detectable.detectable(state, records, lacking)
     content["detects"] = [detectable.content(one) for one in found]
     if as_json:
         click.echo(json.dumps(content))
@@ -141,7 +139,7 @@ def run(
     if not state.records():  # nothing is paid for yet
         from sweeps.plan import detectable
 
-        detectable.refuse_untestable(state.study, state.panel, study)
+        detectable.refuse_claims(detectable.untestable(state.study, state.panel), study)
     state.study.refuse_leaks(state.panel)
     every = [*state.cells.values(), *state.waiting]
     selects = None if only is None else filters.parse(only, every).matches
@@ -152,7 +150,6 @@ def run(
         return 0
 
     from sweeps.driver import train
-    from sweeps.report import data as report_data
     from sweeps.report import write as report
     from sweeps.store.lock import StudyLock
 
@@ -162,12 +159,12 @@ def run(
         scheduler = Scheduler(state, selects=selects, limit=limit, stopped=lambda: lock.lost)
         size = f"{state.panel.name}, {panel_size(state.panel)}"
         click.echo(f"{state.study.study}: {size}; {scheduler.outline}", err=True)
-        notices = train(
+        ended = train(
             state, scheduler, address, wait_for_nodes=wait_for_nodes, needs_tracking=require_tracking
         )
-        for notice in notices:
+        for notice in ended.notices:
             click.echo(f"sweep: {notice}", err=True)
-    report.print_summary(report_data.gather_report_data(state, brief=True))
+    report.print_summary(ended.report)
     for trials in state.searches.values():
         click.echo(f"search {trials.outline}")
     count = state.cell_counts(state.records())

@@ -8,7 +8,7 @@ which is rough.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ class Detectable(NamedTuple):
     units: int
     """Number of planned units; 0 where they are blocks of monitors or days."""
     difference: float
-    """In the metric's unit if `stored`, otherwise as a share of the RMSE of 'none'."""
+    """Smallest difference: in the metric's unit if `stored`, otherwise as a share of the RMSE of 'none'."""
     stored: bool
     """True if the variance is that of stored cells."""
     more: Mapping[str, float]
@@ -72,10 +72,12 @@ class Untestable(NamedTuple):
     fix: str
 
 
-def detectable(state: StudyState, records: Mapping[str, Record]) -> list[Detectable]:
-    """Compute what each declared contrast detects that can be tested."""
+def detectable(
+    state: StudyState, records: Mapping[str, Record], lacking: Iterable[Untestable]
+) -> list[Detectable]:
+    """Compute what each declared contrast detects, without those of `lacking` (`untestable`)."""
     study = state.study
-    refused = {one.contrast for one in untestable(study, state.panel)}
+    refused = {one.contrast for one in lacking}
     rows = state.rows(records)
     sums = artifacts.predictions(state.store, rows)
     factors = {factor.split.label: factor for factor in study.design.split}
@@ -120,9 +122,9 @@ def untestable(study: Study, panel: Panel) -> Iterator[Untestable]:
         yield Untestable(contrast, claim, number, *found)
 
 
-def refuse_untestable(study: Study, panel: Panel, where: str) -> None:
+def refuse_claims(lacking: Iterable[Untestable], where: str) -> None:
     """Raise InputError for the first claim that the design cannot decide; `where` is the study file."""
-    for one in untestable(study, panel):
+    for one in lacking:
         if one.number >= 0:
             raise InputError(where, f"claims.{one.number}", f"{one.claim!r}: {one.problem}", one.fix)
 
@@ -208,7 +210,8 @@ def _spread(
         return _Spread(shipped, 14.0 if direct else math.nan, direct, False, None, 0.0)
     if direct:
         return _Spread(result.se, result.df, True, True, None, 0.0)
-    value = result.se / _factor(split, evidence.units)
+    # The first test of a split is the one over its units.
+    value = evidence.tests[0].se / _factor(split, evidence.units)
     found = statistics.seed_variance(scores.differences)
     return _Spread(value, math.nan, False, True, None if found is None else seeds, found or 0.0)
 

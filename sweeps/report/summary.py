@@ -209,7 +209,7 @@ def changes(line: Line) -> bool:
 
 
 def _word(verdict: Any) -> str:
-    return {"equal": "equivalent", "too few": "not tested"}.get(verdict, str(verdict))
+    return WORDS.get(verdict, str(verdict))
 
 
 def declared(report: ReportData) -> pd.DataFrame:

@@ -153,9 +153,9 @@ def test_protocol_paper_has_the_published_loss_and_clipping_unless_told_otherwis
     assert (paper.train.loss, paper.train.huber_delta, paper.train.clip_norm) == ("huber", 1.0, None)
     assert paper == cell(protocol="paper", **{"train.clip_norm": None, "train.loss": "huber"})
     for loss in ("squared", "absolute"):
-        told = cell(protocol="paper", **{"train.loss": loss})
-        assert told == Cell.model_validate(told.resolved())
-        assert told.train.loss == loss
+        given = cell(protocol="paper", **{"train.loss": loss})
+        assert given == Cell.model_validate(given.resolved())
+        assert given.train.loss == loss
     assert paper == Cell.model_validate(paper.resolved()) == Cell.model_validate_json(paper.model_dump_json())
     split = CheckerboardSplit(degrees=8)
     built = Cell(variant="geoclip", fusion="hadamard", split=split, fold=0, seed=0, protocol="paper")

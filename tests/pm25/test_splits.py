@@ -370,8 +370,8 @@ def test_a_label_says_what_tells_two_splits_apart(label):
 
 
 def test_regimes_and_folds():
-    told = {s.kind: (s.regime, s.folds, s.repeats, s.n_folds) for s in [RandomSplit(), *BASES]}
-    assert told == {
+    properties = {s.kind: (s.regime, s.folds, s.repeats, s.n_folds) for s in [RandomSplit(), *BASES]}
+    assert properties == {
         "random": ("WR", 5, 1, 5),
         "spatial": ("WR", 5, 1, 5),
         "temporal": ("WR", 1, 1, 1),
@@ -818,10 +818,10 @@ OLD_CUTS = {
 
 def test_the_random_streams_are_as_they_were():
     panel = conus()
-    told = {
+    sizes = {
         split.label: [int(part.sum()) for part in all_parts(cut(split, 1, panel, WINDOW))] for split in SPLITS
     }
-    assert told == OLD_CUTS
+    assert sizes == OLD_CUTS
 
 
 LATER_CUTS = [
@@ -832,10 +832,12 @@ LATER_CUTS = [
 """Splits with a fold of a later origin or deal, and the sums of its parts when the kind was new."""
 
 
-@pytest.mark.parametrize(("split", "fold", "told"), LATER_CUTS, ids=lambda value: getattr(value, "label", ""))
-def test_later_origins_and_deals_are_as_they_were(split, fold, told):
+@pytest.mark.parametrize(
+    ("split", "fold", "sizes"), LATER_CUTS, ids=lambda value: getattr(value, "label", "")
+)
+def test_later_origins_and_deals_are_as_they_were(split, fold, sizes):
     # Their number is not a part of a key, so a key may not come to mean another cut.
-    assert [int(part.sum()) for part in all_parts(cut(split, fold, conus(90), WINDOW))] == told
+    assert [int(part.sum()) for part in all_parts(cut(split, fold, conus(90), WINDOW))] == sizes
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="no real table here")

@@ -275,7 +275,7 @@ def test_squared_is_the_huber_loss_without_its_linear_part():
     ("loss", "low", "high"), [("squared", 11, 17), ("huber", 5.5, 11), ("absolute", 4, 6)]
 )
 def test_a_loss_aims_at_its_own_centre(loss, low, high):
-    """Where nothing is to be learned, the mean (14), a value between, or the median (5) is predicted."""
+    """A model without information predicts the mean (14), a value between, or the median (5)."""
     rng = np.random.default_rng(0)
     panel = world()
     target = np.where(rng.random(panel.target.shape) < 0.1, 95, 5).astype(np.float32)

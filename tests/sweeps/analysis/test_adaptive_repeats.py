@@ -532,7 +532,7 @@ class Null:
 
 
 def rejects(world: Null, ladder: SplitLadder, looks: int) -> bool:
-    """Whether a study stops with a difference at one of its looks, at a level of alpha over `looks`."""
+    """True if a study stops with a difference at one of its looks, at a level of alpha over `looks`."""
     now: State | str = next_look.first(ladder)
     analysis = Analysis(rope=0, alpha=0.05 * ladder.looks / looks)
     while isinstance(now, State):

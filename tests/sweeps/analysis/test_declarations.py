@@ -1,4 +1,4 @@
-"""What was declared before the first result, what changed, and what that means for the tests."""
+"""Declarations before the first result, their changes, and the effect on the tests."""
 
 import math
 from typing import Any

@@ -198,7 +198,7 @@ def test_a_checkerboard_has_two_parts_and_one_unit() -> None:
 
 
 def test_a_gap_needs_a_rotation() -> None:
-    """It is paired: a site is predicted from within and from outside, by equal numbers of training sites."""
+    """The gap is paired: equal numbers of training sites predict a site from within and from outside."""
     plain = inference.contrasts(study([0.0] * 10, "checkerboards-16"), ANALYSIS)
     assert list(plain["part"]) == ["test", "wr"]
     rotated = study(np.repeat(FOLD, 10).tolist(), "checkerboards-16-rotate")

@@ -56,7 +56,7 @@ EMPTY = Store(str(Path(__file__).parent / "nowhere"), "toy")
 
 
 class Judge:
-    """In the place of `judgement.stops`: stops what differs by 1 on average, and remembers what it saw."""
+    """Stand-in for `judgement.stops` that stops at a mean difference of 1, and keeps its arguments."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[np.ndarray, dict[str, Any]]] = []

@@ -170,7 +170,7 @@ def test_an_added_claim_is_exploratory(done: Path) -> None:
 
 
 def test_tests_of_another_metric_look_exploratory(done: Path) -> None:
-    """Without claims, the tests are by the metric of the settings."""
+    """A study without claims is tested by the metric of its settings."""
     done.write_text(STUDY)
     study = study_file.load(str(done))
     store = Store(study.storage, "toy")

@@ -441,12 +441,12 @@ def test_a_run_survives_the_loss_of_nodes_and_the_next_one_that_of_the_head(
 
     held = wait_for(lambda: sweep.suspended(old), "a training on the node that is drained")
     cluster.drain(cluster.nodes[old], seconds=120)
-    told = time.time()
+    announced = time.time()
     running = {n["key"] for n in sweep.notes(old) if "ended" not in n} - {held["key"]}
     wait_for(lambda: running <= sweep.look().keys(), "the drained node ends what it trains")
     handed = len(sweep.notes(new))
     wait_for(lambda: len(sweep.notes(new)) > handed, "the next task")
-    assert not [n for n in sweep.notes(old) if n["began"] > told], "a node that is to go got new work"
+    assert not [n for n in sweep.notes(old) if n["began"] > announced], "a node that is to go got new work"
     cluster.nodes.pop(old).kill()  # which was announced
     wait_for(lambda: held["key"] in sweep.look(), "its training ends elsewhere")
 

@@ -1,8 +1,9 @@
-"""What a study could find: differences by hand, what more units buy, and claims that no seed can decide."""
+"""Detectable differences by hand, the effect of more units, and claims that no seed can decide."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from scipy import stats
 from pm25.sources import synthetic
 from sweeps.analysis import statistics
 from sweeps.plan import detectable
-from sweeps.plan.detectable import SHIPPED
+from sweeps.plan.detectable import SHIPPED, Detectable
 from sweeps.state import StudyState
+from sweeps.store.records import Record
 from tests import worlds
 from tests.errors import refuses
 
@@ -58,8 +60,12 @@ def study(folder: Path) -> Callable[..., StudyState]:
     return make
 
 
+def found(state: StudyState, records: Mapping[str, Record] = MappingProxyType({})) -> list[Detectable]:
+    return detectable.detectable(state, records, detectable.untestable(state.study, state.panel))
+
+
 def test_origins_detect_what_their_standard_error_allows(study: Callable[..., StudyState]) -> None:
-    (one,) = detectable.detectable(study({**BOARDS, "origins": 8}), {})
+    (one,) = found(study({**BOARDS, "origins": 8}))
     assert (one.units, one.stored) == (8, False)
 
     def by_hand(origins: int) -> float:
@@ -72,7 +78,7 @@ def test_origins_detect_what_their_standard_error_allows(study: Callable[..., St
 
 
 def test_deals_are_counted_by_their_folds(study: Callable[..., StudyState]) -> None:
-    (one,) = detectable.detectable(study(BLOCKS), {})
+    (one,) = found(study(BLOCKS))
     assert one.units == 8
     se = SHIPPED["blocks"] * math.sqrt(1 / 12 + 1 / 3)
     assert one.more["deal"] == pytest.approx((stats.t.ppf(0.975, 11) + stats.t.ppf(0.8, 11)) * se)
@@ -80,7 +86,7 @@ def test_deals_are_counted_by_their_folds(study: Callable[..., StudyState]) -> N
 
 @pytest.mark.parametrize("split", [RANDOM, SPATIAL])
 def test_folds_of_one_network_buy_no_units(split: dict[str, Any], study: Callable[..., StudyState]) -> None:
-    (one,) = detectable.detectable(study(split, analysis={"block_degrees": 2.0}), {})
+    (one,) = found(study(split, analysis={"block_degrees": 2.0}))
     assert one.units == 0
     assert not one.more
 
@@ -98,7 +104,7 @@ def test_stored_cells_replace_the_shipped_variance(study: Callable[..., StudySta
             differences[origin, colour, cell.seed] = effect[origin] + rng.normal(0, 0.05)
             rmse += differences[origin, colour, cell.seed]
         records[key] = worlds.cell_record(key, cell, metrics={"test_rmse": rmse, "wr_rmse": 7.0})
-    (one,) = detectable.detectable(state, records)
+    (one,) = found(state, records)
     assert one.stored
     means = differences.mean(axis=(1, 2))
     se = math.sqrt(1 / 6 + 1) * means.std(ddof=1)
@@ -122,23 +128,23 @@ def test_a_claim_that_no_seed_can_decide_is_refused(
 ) -> None:
     state = study(split)
     with refuses("toy.yaml", "claims.0", "the place helps", *values):
-        detectable.refuse_untestable(state.study, state.panel, "toy.yaml")
-    assert not detectable.detectable(state, {})
+        detectable.refuse_claims(detectable.untestable(state.study, state.panel), "toy.yaml")
+    assert not found(state)
 
 
 def test_a_claim_on_a_single_fold_is_refused(study: Callable[..., StudyState]) -> None:
     state = study({**BOARDS, "origins": 8}, on={"split": "checkerboards", "fold": 3})
     with refuses("toy.yaml", "claims.0", "fold"):
-        detectable.refuse_untestable(state.study, state.panel, "toy.yaml")
+        detectable.refuse_claims(detectable.untestable(state.study, state.panel), "toy.yaml")
 
 
 def test_too_few_blocks_of_monitors_name_the_size_that_would_do(study: Callable[..., StudyState]) -> None:
     state = study(SPATIAL, analysis={"block_degrees": 30.0})
     with refuses("toy.yaml", "claims.0", "30 degrees", "--set analysis.block_degrees=") as raised:
-        detectable.refuse_untestable(state.study, state.panel, "toy.yaml")
+        detectable.refuse_claims(detectable.untestable(state.study, state.panel), "toy.yaml")
     degrees = float(raised.value.fix.partition("block_degrees=")[2].partition(",")[0])
     state = study(SPATIAL, analysis={"block_degrees": degrees})
-    detectable.refuse_untestable(state.study, state.panel, "toy.yaml")
+    detectable.refuse_claims(detectable.untestable(state.study, state.panel), "toy.yaml")
     site, _ = state.panel.samples(21)
     blocks = statistics.blocks(state.panel.lat, state.panel.lon, degrees)
     assert statistics.effective_blocks(np.bincount(blocks, np.bincount(site))) >= 8
@@ -159,7 +165,7 @@ def test_without_claims_an_untestable_split_is_told_and_not_refused(folder: Path
         )
     )
     state = StudyState(str(folder / "plain.yaml"))
-    detectable.refuse_untestable(state.study, state.panel, "plain.yaml")
+    detectable.refuse_claims(detectable.untestable(state.study, state.panel), "plain.yaml")
     (lack,) = detectable.untestable(state.study, state.panel)
     assert lack.number == -1
     assert "checkerboards" in next(detectable.lines([], [lack]))

@@ -378,8 +378,8 @@ def test_the_published_protocol_has_its_own_loss_and_clipping_unless_told_otherw
     assert {c.train for c in paper.cells()} == {paper.train}
     squared = study_file.load(path, ["protocol=paper", "train.loss=squared"])
     assert {c.train.loss for c in squared.cells()} == {"squared"}
-    told = study_file.load(path, ["protocol=paper", "train.clip_norm=1"])
-    assert {c.train.clip_norm for c in told.cells()} == {1.0}
+    given = study_file.load(path, ["protocol=paper", "train.clip_norm=1"])
+    assert {c.train.clip_norm for c in given.cells()} == {1.0}
     assert study_file.load(path).train.clip_norm == 1.0
 
 

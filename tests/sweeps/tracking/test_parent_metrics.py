@@ -111,12 +111,12 @@ def test_only_differences_to_none_over_all_folds_are_told() -> None:
         contrast("test", fold=0, p_adjusted=0.5),
         contrast("gap"),
     ]
-    ((_, told),) = aggregates(means, pd.DataFrame(lines)).items()
-    assert not [name for name in told if "diff" in name]
-    ((_, told),) = aggregates(means, pd.DataFrame([*lines, contrast("wr", p_adjusted=0.02)])).items()
-    assert told["wr_diff_rmse"] == -0.25
-    assert told["wr_diff_rmse_p_adjusted"] == 0.02
-    assert "verdict" not in told  # that of the test samples
+    ((_, written),) = aggregates(means, pd.DataFrame(lines)).items()
+    assert not [name for name in written if "diff" in name]
+    ((_, written),) = aggregates(means, pd.DataFrame([*lines, contrast("wr", p_adjusted=0.02)])).items()
+    assert written["wr_diff_rmse"] == -0.25
+    assert written["wr_diff_rmse_p_adjusted"] == 0.02
+    assert "verdict" not in written  # that of the test samples
 
 
 @pytest.mark.parametrize(
@@ -134,23 +134,23 @@ def test_the_verdict_is_a_number_and_a_word(verdict: str, word: str, number: flo
     )
     declared = contrast("test", p_adjusted=0.02, verdict=verdict)
     found = aggregates(means, pd.DataFrame([declared, declared | {"metric": "r2", "verdict": "worse"}]))
-    told = found["GeoCLIP · Hadamard", "random"]
-    assert (told["verdict"], told.get("diff_rmse_verdict")) == (word, number)
-    assert (told["test"], told["unit"]) == ("a test", "day")
+    written = found["GeoCLIP · Hadamard", "random"]
+    assert (written["verdict"], written.get("diff_rmse_verdict")) == (word, number)
+    assert (written["test"], written["unit"]) == ("a test", "day")
     baseline = found["none", "random"]
     assert baseline["estimand"] == "other days at these monitors"
     assert "verdict" not in baseline
     undeclared = contrast("test", verdict=verdict)
-    ((_, told),) = aggregates(means.iloc[:1], pd.DataFrame([undeclared])).items()
-    assert "diff_rmse_verdict" not in told
-    assert told["verdict"] == "exploratory"
+    ((_, written),) = aggregates(means.iloc[:1], pd.DataFrame([undeclared])).items()
+    assert "diff_rmse_verdict" not in written
+    assert written["verdict"] == "exploratory"
 
 
 def test_the_rmse_of_the_test_samples_is_first_by_order_and_by_name() -> None:
     """The compare page opens on the first metric that its runs share; those of 'none' have no difference."""
     means = [mean("random", "test", "WR", 7.0), mean("random", "test", "WR", 5.0, "mae")]
-    ((_, told),) = aggregates(pd.DataFrame(means), pd.DataFrame([contrast("gap")])).items()
-    assert next(iter(told)) == min(told) == FIRST
+    ((_, written),) = aggregates(pd.DataFrame(means), pd.DataFrame([contrast("gap")])).items()
+    assert next(iter(written)) == min(written) == FIRST
 
 
 def test_rows_become_means_and_paired_differences() -> None:
