@@ -300,7 +300,7 @@ def test_the_first_screen_has_the_verdicts_the_figure_and_the_sentences(tmp_path
         assert f"verdict v-{verdict}" in first
         assert re.search(rf"\.v-{verdict} span::before {{ content: ", page)  # told apart without colour
     shows(first, "{kind: checkerboards, degrees: 16, origins: 15}", "share days and monitors")
-    shows(first, "6 origins, df 11.", "60 days, df ", "jackknife over blocks of monitors; ")
+    shows(first, "6 origins, df 5 to 11.", "60 days, df ", "jackknife over blocks of monitors; ")
     assert "Differs from zero" not in first
 
 
