@@ -167,11 +167,11 @@ def test_a_file_that_changed_meanwhile_starts_anew(world: World, tmp_path: Path)
     world.faults[f"/epa/{ZIP}"] = ["drop", *["503"] * (download.ATTEMPTS - 1)]
     with refuses(f"/epa/{ZIP}", "", "HTTP 503"):
         run(world, tmp_path)
-    world.files[f"/epa/{ZIP}"] = archive(2)
+    world.files[f"/epa/{ZIP}"] = changed = archive(2)  # it has the time at which it is made
     world.asked.clear()
     run(world, tmp_path)
     assert len(asked_of_zip(world)) == 1
-    assert (tmp_path / ZIP).read_bytes() == archive(2)
+    assert (tmp_path / ZIP).read_bytes() == changed
 
 
 def test_a_server_without_ranges_starts_anew(world: World, tmp_path: Path) -> None:
