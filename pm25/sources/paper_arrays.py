@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pm25.errors import InputError
-from pm25.panel import CALENDAR, MAX_DAYS, REQUIRED
 from pm25.protocol import PAPER_MASK
+from pm25.tables.schema import CALENDAR, MAX_DAYS, REQUIRED
 
 CHANNELS = (
     "aod_047", "aod_055", "day_cos", "day_sin", "daymet_dayl", "lat", "lon", "prcp", "srad", "tmax", "tmin",

@@ -41,12 +41,15 @@ def check(table: str, harmless: tuple[str, ...], as_json: bool) -> int:
     TABLE is a path, or an address such as s3://bucket/panel.parquet. The JSON lists all rows of a problem.
     """
     from pm25 import leak_probes, panel, uri
+    from pm25.tables.check import check as check_table
+    from pm25.tables.reading import read_table
+    from pm25.tables.schema import Problem
 
-    content = panel.read_table(table)
-    found = panel.check(content, uri.file_name(table))
+    content = read_table(table)
+    found = check_table(content, uri.file_name(table))
     if not found.problems:
         leaks = leak_probes.find(panel.from_table(content, table), harmless)
-        problems = [panel.Problem(leak.channel, leak.problem, leak_probes.fix([leak])) for leak in leaks]
+        problems = [Problem(leak.channel, leak.problem, leak_probes.fix([leak])) for leak in leaks]
         found.problems.extend(problems)
     if as_json:
         faults = {

@@ -9,7 +9,8 @@ import numpy as np
 from pm25.cell import Cell
 from pm25.geo import CONUS
 from pm25.metrics import EXCEEDANCE_UGM3
-from pm25.panel import CALENDAR, Panel
+from pm25.panel import Panel
+from pm25.tables.schema import CALENDAR
 from sweeps.store.records import Record, failed_checks
 
 if TYPE_CHECKING:

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pm25 import panel
-from pm25.panel import Panel, check, from_table, read, read_table
+from pm25.panel import Panel, from_table, read
+from pm25.tables import schema
+from pm25.tables.check import check
+from pm25.tables.reading import read_table
 from tests.errors import refuses
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "conus_daily_2021.parquet"
@@ -136,7 +138,7 @@ def test_chosen_channels_are_in_the_order_chosen(tmp_path):
 
 def test_only_the_needed_columns_are_read(tmp_path):
     path = write(frame(), tmp_path / "t.parquet")
-    assert set(read_table(path, ["wind", "day_cos"]).column_names) == {*panel.REQUIRED, "wind"}
+    assert set(read_table(path, ["wind", "day_cos"]).column_names) == {*schema.REQUIRED, "wind"}
 
 
 # --- Samples -----------------------------------------------------------------------------------------

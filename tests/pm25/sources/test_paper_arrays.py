@@ -15,6 +15,7 @@ import pytest
 from pm25 import encoders, panel
 from pm25.sources import paper_arrays
 from pm25.sources.paper_arrays import CHANNELS
+from pm25.tables import schema
 from tests.errors import refuses
 
 DAYS = 21
@@ -239,14 +240,14 @@ def test_dates_given(tmp_path):
         paper_arrays.to_table(*files)
     assert len(set(re.findall(r"2021-03-\d\d", refused.value.problem))) == 2
     same(paper_arrays.to_table(*files, dates=world.ends(tmp_path)), world)
-    expected = world.table.drop(columns=[*panel.CALENDAR, "year"])
-    calendar = [CHANNELS.index(c) for c in (*panel.CALENDAR, "year")]
+    expected = world.table.drop(columns=[*schema.CALENDAR, "year"])
+    calendar = [CHANNELS.index(c) for c in (*schema.CALENDAR, "year")]
     world.x = np.delete(world.x, calendar, axis=2)
     names = [c for i, c in enumerate(CHANNELS) if i not in calendar]
     files = world.save(tmp_path)
     found = paper_arrays.to_table(*files, names, world.ends(tmp_path))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
-    with refuses("X.npy", ", ".join([*panel.CALENDAR, "year"]), "dates="):
+    with refuses("X.npy", ", ".join([*schema.CALENDAR, "year"]), "dates="):
         paper_arrays.to_table(*files, names)
 
 
@@ -449,7 +450,7 @@ def test_more_than_a_century(tmp_path):
     ends = world.dates.to_numpy()[world.day].astype("datetime64[D]")
     ends[0] = np.datetime64("9999-01-01")
     np.save(tmp_path / "dates.npy", ends)
-    with refuses("dates.npy", "date", "9999-01-01", panel.MAX_DAYS):
+    with refuses("dates.npy", "date", "9999-01-01", schema.MAX_DAYS):
         convert(tmp_path, world, channels=names, dates=tmp_path / "dates.npy")
 
 

@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.neighbours import NeighbourSettings
-from pm25.panel import CALENDAR, Panel
+from pm25.panel import Panel
 from pm25.settings import ENCODERS, ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
+from pm25.tables.schema import CALENDAR
 from sweeps.spec import study_file
 from sweeps.spec.study import Encoders, Study
 from tests.errors import refuses

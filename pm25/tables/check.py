@@ -1,0 +1,120 @@
+"""Finds every problem of a table."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pm25.geo import inside_conus
+from pm25.tables.channels import find_non_numbers
+from pm25.tables.columns import as_days, as_float, rows_of, site_codes, unparsed_rows
+from pm25.tables.schema import MAX_DAYS, MIN_DAYS, REQUIRED, Check, Problem
+from pm25.tables.sites import find_moved_sites, find_wrong_groups, find_wrong_places
+
+
+def check(
+    table: pa.Table, name: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
+) -> Check:
+    """Find every problem of `table`. Without `channels`, every column is checked as a possible channel."""
+    notices: list[Problem] = []
+    counts: dict[str, int | float | str] = {"table": name, "rows": table.num_rows}
+    problems = find_missing_columns(table)
+    if problems:
+        return Check(problems, notices, counts)
+    problems += find_non_numbers(table, channels, groups, notices)
+    problems += find_missing_keys(table)
+    if problems:
+        return Check(problems, notices, counts)
+
+    day = as_days(table["date"])
+    code, sites = site_codes(table)
+    lat, lon, target = (as_float(table[c]) for c in ("lat", "lon", "pm25"))
+    misplaced = find_wrong_places(lat, lon)
+    problems += misplaced
+    problems += find_moved_sites(lat, lon, code, sites)
+    problems += find_wrong_groups(table, groups, code, sites)
+    problems += find_wrong_days(day, code, sites)
+    observed = np.isfinite(target)
+    first, last = (np.datetime64(int(end), "D") for end in (day.min(), day.max()))
+    counts |= {
+        "sites": len(sites),
+        "days": int(day.max() - day.min()) + 1,
+        "first_day": str(first),
+        "last_day": str(last),
+        "observed": int(observed.sum()),
+    }
+    if not observed.any():
+        problems.append(Problem("pm25", "all values are null", "give the target in ug/m3"))
+        return Check(problems, notices, counts)
+
+    negative = observed & (target < 0)
+    counts |= {
+        "pm25_mean": round(float(target[observed].mean()), 2),
+        "pm25_max": round(float(target[observed].max()), 2),
+        "negative": int(negative.sum()),
+    }
+    if negative.any():
+        what = f"{int(negative.sum())} negative values, the lowest {target[negative].min():g}, are kept"
+        notices.append(
+            Problem("pm25", f"{what}; monitors read slightly below zero in clean air", rows=rows_of(negative))
+        )
+    silent = len(sites) - len(np.unique(code[observed]))
+    if silent:
+        notices.append(Problem("pm25", f"{silent} sites have no observation and are not used"))
+    outside = ~inside_conus(lat, lon)
+    if outside.any() and not misplaced:
+        what = f"{len(np.unique(code[outside]))} sites outside CONUS are left out of checkerboards and blocks"
+        notices.append(Problem("lat, lon", what))
+    return Check(problems, notices, counts)
+
+
+def find_missing_columns(table: pa.Table) -> list[Problem]:
+    """Find missing and repeated columns, and a table without rows."""
+    has = ", ".join(table.column_names)
+    missing = [column for column in REQUIRED if column not in table.column_names]
+    problems = [Problem(column, "column is missing", f"add it; the table has {has}") for column in missing]
+    for column in dict.fromkeys(table.column_names):
+        if table.column_names.count(column) > 1:
+            problems.append(Problem(column, "two columns have this name", "keep one of them"))
+    if table.num_rows == 0:
+        fix = f"give {MIN_DAYS} or more days of one site"
+        problems.append(Problem("site_id", "the table has no rows", fix))
+    return problems
+
+
+def find_missing_keys(table: pa.Table) -> list[Problem]:
+    """Find sites and dates that are missing, and dates that cannot be read."""
+    problems = []
+    for column in ("site_id", "date"):
+        null = rows_of(pc.is_null(table[column]))
+        if len(null):
+            problems.append(Problem(column, "value is missing", "fill it in or drop the row", null))
+    try:
+        as_days(table["date"])
+    except pa.ArrowException as error:
+        text = unparsed_rows(table["date"], pa.date32())
+        what = f"{table['date'][int(text[0]) - 1].as_py()!r}" if len(text) else str(error).splitlines()[0]
+        problems.append(Problem("date", f"not a date ({what})", "write dates as YYYY-MM-DD", text))
+    return problems
+
+
+def find_wrong_days(day: np.ndarray, code: np.ndarray, sites: np.ndarray) -> list[Problem]:
+    """Find repeated site-days, and a table of too few or too many days."""
+    problems = []
+    order = np.lexsort((np.arange(len(code)), day, code))
+    again = np.zeros(len(code), bool)
+    again[order[1:]] = (np.diff(code[order]) == 0) & (np.diff(day[order]) == 0)
+    if again.any():
+        row = int(np.argmax(again))
+        first = f"{sites[code[row]]} {np.datetime64(int(day[row]), 'D')}"
+        what = f"{int(again.sum())} duplicate site-days, the first {first}"
+        problems.append(Problem("site_id, date", what, "keep one row for each site and day", rows_of(again)))
+    span = int(day.max() - day.min()) + 1
+    if span < MIN_DAYS:
+        problems.append(Problem("date", f"only {span} days", f"give {MIN_DAYS} or more, for one window"))
+    if span > MAX_DAYS:
+        ends = " to ".join(str(np.datetime64(int(end), "D")) for end in (day.min(), day.max()))
+        what = f"{span} days, {ends}, but at most {MAX_DAYS} are allowed"
+        problems.append(Problem("date", what, "fix the year that is wrong"))
+    return problems

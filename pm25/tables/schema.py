@@ -1,0 +1,55 @@
+"""The columns of a table, and the problems that a check of it finds."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pm25.errors import one_line
+
+REQUIRED = ("site_id", "date", "lat", "lon", "pm25")
+"""Columns that every table must have."""
+CALENDAR = ("day_cos", "day_sin", "month_cos", "month_sin")
+"""Channels computed from the date if the table has no column of that name."""
+MIN_DAYS = 21
+"""Fewest days of a table: one window of the default length."""
+MAX_DAYS = 36_525
+"""Most days of a table: a century. A longer table has a mistyped year, and all days between need memory."""
+
+LEAVE_EMPTY = "leave it empty where the value is missing"
+"""Fix for a value that is not a number."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of problem in a table, with every row that has it."""
+
+    column: str
+    """Name of the column, or of several, separated by a comma."""
+    what: str
+    """Problem with the value that was found."""
+    fix: str = ""
+    """Instruction for the user; empty for a notice."""
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Rows, counted from 1 for the first row of data; empty if the problem concerns the complete column."""
+
+    @property
+    def problem(self) -> str:
+        """Description of the problem, with the first of its rows."""
+        shown = ", ".join(map(str, self.rows[:5]))
+        dots = f", ... {len(self.rows)} rows in all" if len(self.rows) > 5 else ""
+        return f"{self.what} (row {shown}{dots})" if len(self.rows) else self.what
+
+    def __str__(self) -> str:
+        return one_line("", self.column, self.problem, self.fix)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Problems and counts of a table."""
+
+    problems: list[Problem]
+    """Problems; a table with any of them cannot be used."""
+    notices: list[Problem]
+    """Facts that the user should know; they do not prevent the table's use."""
+    counts: dict[str, int | float | str]
+    """Counts and ranges, such as sites, days and observed values."""
