@@ -2,8 +2,9 @@
 
 `train` is what `sweep run` does, in this order:
 
-1. `declarations.declare` stores what the study declares, unless nothing is trained. `WeightRetention.tidy`
-   deletes stored weights of cells that are not the winners of their arm.
+1. `declarations.declare` stores what the study declares, and `running.clear` deletes the progress files of a
+   killed run, unless nothing is trained. `WeightRetention.tidy` deletes stored weights of cells that are not
+   the winners of their arm.
 2. `TrackingProcess` starts the process that writes to MLflow. Ray is imported meanwhile.
 3. The tracking process receives earlier records and the grid (`plan`); `OptunaJournal.write` adds trials.
 4. `ray_tune.run` trains the search trials and cells that the `Scheduler` returns, until none is left.
@@ -13,7 +14,8 @@
 8. Leaving the `with` block waits until MLflow has everything; `_notices` returns what the user must know.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pm25.errors import InputError
@@ -21,7 +23,7 @@ from sweeps.engine import worker
 from sweeps.engine.progress import RunProgress
 from sweeps.engine.scheduler import Scheduler
 from sweeps.state import StudyState
-from sweeps.store import declarations
+from sweeps.store import declarations, running
 from sweeps.store.records import Record
 from sweeps.tracking.process import TrackingProcess
 from sweeps.tracking.winners import WeightRetention
@@ -58,6 +60,7 @@ def train(
     """
     if scheduler.total:
         declarations.declare(state.study, state.store)
+        running.clear(state.store)
     records = state.records()
     retention = WeightRetention(state.study, state.store)
     retention.tidy(state.cells, records)
@@ -75,7 +78,8 @@ def train(
         tracking.plan(state)
         journal.write(state.searches.values())
         if scheduler.total:
-            with _Observer(scheduler, tracking, journal, retention, needs_tracking) as observer:
+            read = functools.partial(running.running, state.store)
+            with _Observer(scheduler, tracking, journal, retention, needs_tracking, read) as observer:
                 ray_tune.run(
                     scheduler,
                     state.panel,
@@ -91,6 +95,7 @@ def train(
         journal.write(state.searches.values())
         records = state.records()
         retention.tidy(state.cells, records)
+        running.clear(state.store)
         worker.delete_checkpoints(state.store, records)
         worker.delete_checkpoints(state.store.search, [record["key"] for record in state.trials()])
         tracking.plan(state)
@@ -162,8 +167,9 @@ class _Observer(RunProgress):
         journal: "OptunaJournal",
         retention: WeightRetention,
         needs_tracking: bool,
+        read: Callable[[Sequence[str]], Sequence[running.Progress]],
     ) -> None:
-        super().__init__(scheduler.total, scheduler.trials)
+        super().__init__(scheduler.total, scheduler.trials, read=read)
         self._scheduler, self._tracking = scheduler, tracking
         self._journal, self._retention = journal, retention
         self._needs_tracking = needs_tracking

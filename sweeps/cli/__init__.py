@@ -7,7 +7,7 @@ import sys
 import click
 
 from pm25.errors import InputError
-from sweeps.cli import bench, data, exit_status, results, run
+from sweeps.cli import bench, data, exit_status, results, run, status
 
 
 def main() -> None:
@@ -60,7 +60,8 @@ def cli() -> None:
 
 
 for command in (
-    *(run.plan, run.run, run.submit, run.status, run.retry, run.why),
+    *(run.plan, run.run, run.submit, run.retry, run.why),
+    *(status.status, status.list_),
     *(results.export, results.compare, results.report, results.sync),
     *(results.importance, results.verify, results.ui),
     bench.bench,

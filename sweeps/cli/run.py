@@ -1,10 +1,9 @@
-"""The commands that plan, run and inspect a study."""
+"""The commands that plan and run a study, and explain its cells."""
 
 import dataclasses
 import json
 import os
 import shlex
-from typing import Any
 
 import click
 
@@ -20,9 +19,6 @@ from sweeps.cli.shared import (
     panel_size,
     study_argument,
 )
-
-FAILURES_SHOWN = 8
-"""Largest number of groups of failures that `sweep status` prints."""
 
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Start at most N cells and search trials."
@@ -311,44 +307,6 @@ def submit(
     if ended.status != "succeeded":
         click.echo(f"sweep: {ended.line}", err=True)
     return ended.exit_status
-
-
-@click.command()
-@study_argument
-@json_option
-def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Count done, failed and missing cells.
-
-    Equal failures are grouped. Each group has one line: the number of cells, the factor levels that only
-    these cells share, the error, one key, and the hosts. `sweep retry --where` accepts the levels in the
-    same form.
-    """
-    from sweeps.store import failures
-
-    state = open_state(study, overrides)
-    records = state.records()
-    count = state.cell_counts(records)
-    failed = failures.groups(state.cells, records, state.waiting)
-    if as_json:
-        content: dict[str, Any] = {"study": state.study.study, "cells": count}
-        if state.looks is not None:
-            content["further"] = state.further
-        content["search"] = state.trial_counts()
-        if failed:
-            content["failures"] = [group.content for group in failed]
-        click.echo(json.dumps(content))
-        return
-    further = f"; up to {state.further} more if undecided" if state.further else ""
-    click.echo(f"{state.study.study}: {cell_counts(count)}{further}")
-    for trials in state.searches.values():
-        click.echo(f"  search {trials.outline}")
-    for group in failed[:FAILURES_SHOWN]:
-        click.echo(f"  {group.line}")
-    if more := failed[FAILURES_SHOWN:]:
-        click.echo(f"  and {sum(len(group.keys) for group in more)} more, with {len(more)} other errors")
-    if failed:
-        explain = f"`{command_line('why', study, overrides)} {failed[0].keys[0][:8]}` explains the first"
-        click.echo(f"  {explain}; `{command_line('retry', study, overrides)}` allows them to run again")
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,6 +50,25 @@ def open_state(study: str, overrides: tuple[str, ...]) -> "StudyState":
 def command_line(name: str, study: str, overrides: tuple[str, ...]) -> str:
     """Format another command on the same study, quoted for a shell."""
     return shlex.join(["sweep", name, study, *(part for value in overrides for part in ("--set", value))])
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows with equal keys as a table; None is an empty entry. A log file gets lines of any length."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        numbers = all(isinstance(row[name], int | float | None) for row in rows)
+        table.add_column(Text(name.replace("_", " ")), justify="right" if numbers else "left", no_wrap=True)
+    for row in rows:
+        texts = (f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values())
+        table.add_row(*(Text("" if text == "None" else text) for text in texts))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000
+    console.print(table)
 
 
 def cell_counts(count: Mapping[str, int]) -> str:

@@ -34,8 +34,9 @@ from pm25.cell import Cell
 from pm25.encoders import Embedded
 from pm25.metrics import SCORES
 from pm25.panel import Panel
-from sweeps.store import failures
+from sweeps.store import failures, running
 from sweeps.store.records import Record, Store
+from sweeps.store.running import Progress, ProgressWriter
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,7 @@ def train_and_record(
         **more,
     }
     checkpoints = _Checkpoints(store, key, record, checkpoint_seconds)
+    progress = _progress(record, cell.label, cell.train.max_epochs, store)
     _reset_peak_memory(device)
     try:
         training = trial.Training(
@@ -91,6 +93,8 @@ def train_and_record(
             record["resumed"] = len(training.history)
         while not training.finished:
             training.epoch()
+            rmse = [epoch.validation_rmse for epoch in training.history]
+            progress.epoch(len(rmse), rmse[-1], min(rmse))
             if not training.finished:
                 checkpoints.offer(training.state)
         result = training.result()
@@ -104,7 +108,7 @@ def train_and_record(
             raise
         return _record_failure(record, store, error)
     if (first := store.record(key)) is not None:  # as in `_end`; its files stay as they are
-        store.delete_file(key, CHECKPOINT)
+        _delete_progress(key, store)
         return first
     store.write_table(key, "predictions", predictions_table(result))
     names = [field.name for field in dataclasses.fields(trial.Epoch)]
@@ -142,6 +146,9 @@ class SearchTrial:
         self._to_prepare = [*zip(cells, found["trainings"], strict=True)]
         self._how = {**trial_arguments(embedded), "device": device}
         self._trainings: list[Training] = []
+        name = f"{more['arm']} search trial {more['number']}" if "number" in more else cells[0].label
+        most = max(cell.train.max_epochs for cell in cells)
+        self._progress = _progress(self.draft, name, most, store)
         _reset_peak_memory(device)
         if found["reported"]:
             self.draft["resumed"] = len(found["reported"])
@@ -163,7 +170,9 @@ class SearchTrial:
                 if not training.finished:
                     training.epoch()
             best = [min(epoch.validation_rmse for epoch in training.history) for training in self._trainings]
-        self.draft["reported"].append(math.fsum(best) / len(best))
+        reported = self.draft["reported"]
+        reported.append(math.fsum(best) / len(best))
+        self._progress.epoch(len(reported), reported[-1], min(reported))
         if not self.finished:
             self._checkpoints.offer(self._state)
 
@@ -430,14 +439,27 @@ def _record_failure(record: Record, store: Store, error: Exception) -> Record:
 def _end(record: Record, store: Store) -> Record:
     first = store.record(record["key"])
     if first is not None and first["state"] != "failed":  # a worker of a killed run has recorded it first
-        store.delete_file(record["key"], CHECKPOINT)
+        _delete_progress(record["key"], store)
         return first
     record = record | {"ended": _now()}
     if "reported" in record:  # infinite where undoing log1p overflows, which JSON cannot hold
         record["reported"] = [_finite(value) for value in record["reported"]]
     store.write_record(record)
-    store.delete_file(record["key"], CHECKPOINT)
+    _delete_progress(record["key"], store)
     return record
+
+
+def _delete_progress(key: str, store: Store) -> None:
+    """Delete the checkpoint and the progress of a training that has a record."""
+    store.delete_file(key, CHECKPOINT)
+    running.ended(store, key)
+
+
+def _progress(record: Record, label: str, max_epochs: int, store: Store) -> ProgressWriter:
+    """Start to write the progress of the training that `record` describes."""
+    place = {name: record[name] for name in ("key", "host", "process", "started")}
+    first = Progress(**place, label=label, updated=record["started"], max_epochs=max_epochs)
+    return ProgressWriter(store, first)
 
 
 def _finite(value: float) -> float | None:

@@ -53,6 +53,11 @@ class Driver(BaseModel):
         """Process and host, for messages."""
         return f"process {self.process} on host {self.host}"
 
+    @property
+    def is_here(self) -> bool:
+        """True if the process id is valid on this machine, so that `lives` can look for the process."""
+        return self.process_space == _process_space()
+
     def lives(self) -> bool:
         """Return True if the process is running. Valid only within its own process space."""
         try:
@@ -156,7 +161,7 @@ class StudyLock:
 
     def _wait_until_dead(self, other: Driver) -> None:
         """Return when `other` is dead or has released the lock. Raises InputError if it is running."""
-        if other.process_space == self._me.process_space:
+        if other.is_here:
             if other.lives():
                 raise self._refused(other)
             return
@@ -164,7 +169,7 @@ class StudyLock:
         silent = max(0.0, (datetime.now(UTC) - other.beat).total_seconds())
         patience = max(WATCH_S, STALE_S - silent)
         click.echo(
-            f"sweep: {other.name} ran study {self._store.study} at {_utc(other.beat)}; "
+            f"sweep: {other.name} ran study {self._store.study} at {utc(other.beat)}; "
             f"waiting up to {patience:.0f} s for its next heartbeat",
             err=True,
         )
@@ -207,18 +212,7 @@ class StudyLock:
             os.close(folder)  # this releases the file lock, as does the end of the process
 
     def _read(self) -> Driver | None:
-        """Return the driver that the file names; None without a file. Raises InputError."""
-        try:
-            return Driver.model_validate_json(read(self._system, self._path))
-        except FileNotFoundError:
-            return None
-        except ValidationError:
-            raise InputError(
-                self._path,
-                "",
-                f"does not name the process that runs study {self._store.study}",
-                "delete the file if no process runs the study",
-            ) from None
+        return driver(self._store)
 
     def _write(self) -> None:
         write(self._system, self._path, self._me.model_dump_json(indent=1).encode())
@@ -228,9 +222,30 @@ class StudyLock:
         return InputError(
             self._path,
             "",
-            f"{other.name} has been running study {self._store.study} since {_utc(other.since)}",
+            f"{other.name} has been running study {self._store.study} since {utc(other.since)}",
             "stop that process, or wait until it has ended",
         )
+
+
+def driver(store: Store) -> Driver | None:
+    """Return the driver that the study's `driver.json` names; None without the file. Raises InputError.
+
+    A driver that was killed leaves the file.
+    """
+    system, path = store.location("driver.json")
+    try:
+        return Driver.model_validate_json(read(system, path))
+    except FileNotFoundError:
+        return None
+    except StorageError as error:
+        raise store.refusal("read", error) from None
+    except ValidationError:
+        raise InputError(
+            path,
+            "",
+            f"does not name the process that runs study {store.study}",
+            "delete the file if no process runs the study",
+        ) from None
 
 
 def _process_space() -> str:
@@ -242,6 +257,6 @@ def _process_space() -> str:
         return f"{socket.gethostname()} {psutil.boot_time():.0f}"
 
 
-def _utc(moment: datetime) -> str:
+def utc(moment: datetime) -> str:
     """Format a time for messages."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

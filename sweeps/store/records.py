@@ -280,6 +280,23 @@ def _put(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) -
         stream.write(content)
 
 
+def studies(storage: str) -> list[str]:
+    """Return the names of the studies of a storage, in order. Raises InputError."""
+    any_study = Store(storage, "")
+    system, root = any_study.location()
+    root = root.rstrip("/")
+    try:
+        uri.check_server(storage, root)
+        names = [info.base_name for info in system.get_file_info(pyarrow.fs.FileSelector(root))]
+        parts = {name: system.get_file_info([f"{root}/{name}/{kind}" for kind in _ENDED]) for name in names}
+    except FileNotFoundError:
+        raise InputError(storage, "storage", "no such folder", "give the storage of a study") from None
+    except StorageError as error:
+        raise any_study.refusal("read", error) from None
+    folder = pyarrow.fs.FileType.Directory
+    return sorted(name for name, infos in parts.items() if any(info.type == folder for info in infos))
+
+
 def default_tracking(storage: str) -> str:
     """Return the address of MLflow's database, `<storage>/mlflow.db`.
 

@@ -13,13 +13,10 @@ from sweeps.analysis import judgement
 from sweeps.analysis.judgement import PairedScores
 from sweeps.engine import worker
 from sweeps.engine.scheduler import Scheduler
-from sweeps.spec import study_file
 from sweeps.spec.claims import Contrast
 from sweeps.state import StudyState
-from sweeps.store.records import Store
 from tests.sweeps.cli.commands import (
     Sweep,
-    by_key,
     check_refused,
     done_keys,
     fail,
@@ -28,74 +25,6 @@ from tests.sweeps.cli.commands import (
     toy_keys,
     tree,
 )
-
-
-def test_status_as_json_has_exactly_this_shape(sweep: Sweep, toy: Path) -> None:
-    ended = sweep("status", toy, "--json")
-    assert (ended.status, ended.err) == (0, "")
-    assert len(ended.out.splitlines()) == 1
-    content = json.loads(ended.out)
-    assert content.pop("failures") == [
-        {
-            "cells": 1,
-            "where": {"variant": "none", "split": "checkerboard-16"},
-            "error": "RuntimeError",
-            "message": "the worker died",
-            "signature": "RuntimeError: the worker died",
-            "hosts": [],
-            "key": toy_keys(toy)[2],
-        }
-    ]
-    assert content == {
-        "study": "toy",
-        "cells": {"total": 4, "done": 2, "failed": 1, "missing": 1},
-        "search": {"total": 0, "done": 0, "failed": 0},
-    }
-    sweep("retry", toy)
-    assert {*json.loads(sweep("status", toy, "--json").out)} == {"study", "cells", "search"}
-
-
-def test_status_names_what_failed(sweep: Sweep, toy: Path) -> None:
-    key = toy_keys(toy)[2]
-    ended = sweep("status", toy)
-    assert (ended.status, ended.err) == (0, "")
-    head, group, hint = ended.out.splitlines()
-    assert head.startswith("toy: 2 of 4 cells done, 1 failed, 1 missing")
-    for value in ("1 cell", "variant=none,split=checkerboard-16", "RuntimeError: the worker died", key):
-        assert value in group
-    assert f"`sweep why {toy} {key[:8]}`" in hint
-    assert f"`sweep retry {toy}`" in hint
-
-
-def test_status_puts_equal_failures_in_one_line(sweep: Sweep, toy: Path) -> None:
-    for key in toy_keys(toy):
-        fail(toy, key, "CUDA out of memory", "MemoryError", "beta" if key < "8" else "alpha")
-    first = toy_keys(toy)[0]
-    hosts = ", ".join(sorted({"beta" if key < "8" else "alpha" for key in toy_keys(toy)}))
-    lines = sweep("status", toy).out.splitlines()
-    assert all(value in lines[1] for value in ("4 cells", "MemoryError: CUDA out of memory", first, hosts))
-    assert len(lines) == 3
-
-
-def test_status_stays_short(sweep: Sweep, toy: Path) -> None:
-    many = ["--set", "design.seed=[0, 1, 2]"]
-    toy_study = study_file.load(str(toy), many[1:])
-    store = Store(toy_study.storage, "toy")
-    for number, (key, cell) in enumerate(by_key(toy_study, toy_study.panel()).items()):
-        kind = "abcdefghij"[max(0, number - 2)]  # three a, and nine others
-        store.forget(key)
-        worker.record_loss({"key": key, "cell": cell.resolved()}, store, kind)
-    lines = sweep("status", toy, *many).out.splitlines()
-    assert [line.split(" RuntimeError: ")[1][0] for line in lines[1:9]] == [*"abcdefgh"]
-    assert "3 cells: seed=0" in lines[1]
-    assert re.findall(r"\d+", lines[9]) == ["2", "2"]  # cells, and errors
-    assert len(lines) == 11
-
-
-def test_status_of_a_study_that_never_ran(sweep: Sweep, toy: Path, tmp_path: Path) -> None:
-    ended = sweep("status", toy, "--set", f"storage={tmp_path / 'nowhere'}")
-    assert re.findall(r"\d+", ended.out) == ["0", "4", "0", "4"]  # done, of all, failed, missing
-    assert not (tmp_path / "nowhere").exists()  # asking makes nothing
 
 
 def test_more_levels_only_add_cells(sweep: Sweep, toy: Path) -> None:

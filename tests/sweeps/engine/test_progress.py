@@ -1,13 +1,18 @@
 """The progress line: counts, rate and time left by a clock that the test turns."""
 
 import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from pm25.errors import InputError
 from sweeps.engine import progress
 from sweeps.engine.progress import RunProgress
+from sweeps.store.running import Progress
+from tests.processes import wait_for
 from tests.worlds import record
 
 
@@ -54,11 +59,11 @@ def test_hours_and_the_end(clock: Clock) -> None:
     shown.started("a", "cell")
     clock.now += 5025
     shown.ended("cell", record("a", "done"))
-    assert shown.line() == "1/3 done, 0 running, 0 failed, 0.0 cells/min, 2:47:30 left"
+    assert shown.line() == "1/3 done, 0 running, 0 failed, 0.7 cells/h, 2:47:30 left"
     for key in "bc":
         shown.started(key, "cell")
         shown.ended("cell", record(key, "done"))
-    assert shown.line().endswith("0 failed, 0.0 cells/min")  # nothing is left
+    assert shown.line().endswith("0 failed, 2.1 cells/h")  # nothing is left
 
 
 def test_without_a_terminal_lines_are_few_and_plain(clock: Clock) -> None:
@@ -145,3 +150,60 @@ def test_search_trials_are_counted_beside_the_cells(clock: Clock) -> None:
             shown.ended(kind, record(key, state))
     # A trial that was pruned has ended as it should. 4 in 60 s: the last one takes 15 s.
     assert shown.line() == "3/5 done, 0 running, 1 failed, 3/3 search trials, 4.0/min, 0:00:15 left"
+
+
+def test_epochs_of_running_trainings_count_for_the_time_left(clock: Clock) -> None:
+    trained: list[Progress] = []
+    with RunProgress(4, console=plain()[0], read=lambda keys: trained) as shown:
+        shown.started("a", "cell")
+        clock.now += 100
+        shown._trained = [under_way("a", epoch=5, of=20), under_way("of another run", epoch=9, of=10)]
+        # A quarter of one cell in 100 s: 3.75 cells at 400 s each
+        assert shown.line() == "0/4 done, 1 running, 0 failed, 0:25:00 left"
+
+
+def test_without_a_terminal_long_trainings_are_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "READ_PLAIN_EVERY_S", 0.02)
+    console, text = plain()
+    asked: list[list[str]] = []
+
+    def read(keys: Sequence[str]) -> list[Progress]:
+        asked.append([*keys])
+        return [under_way("a", epoch=3, of=8)]
+
+    with RunProgress(2, console=console, read=read) as shown:
+        shown.started("a", "cell")
+        wait_for(lambda: "epoch 3 of 8, validation RMSE 7.50, lowest 7.25" in text.getvalue())
+    assert asked[-1] == ["a"]
+
+
+def test_on_a_terminal_each_long_training_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "READ_EVERY_S", 0.02)
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=120)
+    many = [under_way(f"{i:02}", epoch=i, of=90) for i in range(progress.SHOWN + 1)]
+    with RunProgress(9, console=console, read=lambda keys: many) as shown:
+        for one in many:
+            shown.started(one.key)
+        wait_for(lambda: f"epoch {progress.SHOWN - 1} of 90" in text.getvalue())
+        shown.ended("cell", record("00", "done"))
+        wait_for(lambda: f"epoch {progress.SHOWN} of 90" in text.getvalue())  # it has the place of the first
+
+
+def test_a_storage_that_cannot_be_read_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "READ_PLAIN_EVERY_S", 0.02)
+    asked: list[int] = []
+
+    def read(keys: Sequence[str]) -> list[Progress]:
+        asked.append(len(keys))
+        raise InputError("storage", problem="cannot be read")
+
+    with RunProgress(2, console=plain()[0], read=read):
+        wait_for(lambda: len(asked) > 2)
+
+
+def under_way(key: str, epoch: int, of: int) -> Progress:
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    place = {"host": "here", "process": 1, "started": now, "updated": now}
+    scores = {"rmse": 7.5, "best_rmse": 7.25}
+    return Progress(key=key, label=f"cell {key}", epoch=epoch, max_epochs=of, **place, **scores)

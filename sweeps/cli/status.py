@@ -1,0 +1,187 @@
+"""The commands that show how far studies are: `status` of one study, `list` of all studies of a storage."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sweeps.cli.shared import cell_counts, command_line, json_option, open_state, print_table, study_argument
+
+if TYPE_CHECKING:
+    from sweeps.state import StudyState
+    from sweeps.store.failures import FailureGroup
+    from sweeps.store.lock import Driver
+    from sweeps.store.records import Record
+
+FAILURES_SHOWN = 8
+"""Largest number of groups of failures that `sweep status` prints."""
+
+STALE_SHOWN = 3
+"""Largest number of keys of stale cells that `sweep status` prints."""
+
+
+@click.command()
+@study_argument
+@click.option("--cells", "each", is_flag=True, help="List every cell with its state and its test RMSE.")
+@json_option
+def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) -> None:
+    """Show what is done, what runs, and what failed.
+
+    While a run is on, the output names its process and its trainings, each with its epoch and its validation
+    RMSE (ug/m3).
+
+    Equal failures are grouped. Each group has one line: the number of cells, the factor levels that only
+    these cells share, the error, one key, and the hosts. `sweep retry --where` accepts the levels in the
+    same form.
+
+    A stale cell is stored, but the study no longer contains it.
+
+    \b
+      sweep status quick --set data.table=panel.parquet
+      sweep status quick --set data.table=panel.parquet --cells
+    """
+    from sweeps.store import failures, lock, running
+
+    state = open_state(study, overrides)
+    records = state.records()
+    count = state.cell_counts(records)
+    failed = failures.groups(state.cells, records, state.waiting)
+    driver = lock.driver(state.store)
+    training = running.running(state.store) if driver is not None and _may_live(driver) else []
+    stale = _stale(state)
+    cells = list(_cells(state, records, {one.key: one for one in training})) if each else []
+    if as_json:
+        content: dict[str, Any] = {"study": state.study.study, "cells": count}
+        if state.looks is not None:
+            content["further"] = state.further
+        content["search"] = state.trial_counts()
+        if driver is not None:
+            content["run"] = {**driver.model_dump(mode="json"), "alive": _alive(driver)}
+        if training:
+            content["training"] = [one.model_dump(mode="json") for one in training]
+        if failed:
+            content["failures"] = [group.content for group in failed]
+        if stale:
+            content["stale"] = stale
+        if each:
+            content["each"] = cells
+        click.echo(json.dumps(content))
+        return
+    further = f"; up to {state.further} more if undecided" if state.further else ""
+    click.echo(f"{state.study.study}: {cell_counts(count)}{further}")
+    if driver is not None:
+        click.echo(f"  {_driver_line(driver)}")
+    for one in training:
+        click.echo(f"  training {one.line}, on host {one.host} since {lock.utc(one.started)}")
+    for trials in state.searches.values():
+        click.echo(f"  search {trials.outline}")
+    for line in _failure_lines(failed, study, overrides):
+        click.echo(f"  {line}")
+    if stale:
+        some = ", ".join(key[:8] for key in stale[:STALE_SHOWN]) + (", ..." if stale[STALE_SHOWN:] else "")
+        explain = f"`{command_line('why', study, overrides)} {stale[0][:8]}`"
+        click.echo(f"  {len(stale)} stored cells are stale: {some}; {explain} explains the first")
+    if each:
+        print_table(f"Cells of {state.study.study}", cells)
+
+
+@click.command("list")
+@click.argument("storage", default="results")
+@json_option
+def list_(storage: str, as_json: bool) -> None:
+    """List the studies of STORAGE, a folder or an address such as s3://bucket/results.
+
+    Default: the folder `results`. Each line has the numbers of stored cells and search trials, the time of
+    the newest result, and the process that runs the study.
+
+    \b
+      sweep list
+      sweep list s3://bucket/results --json
+    """
+    from sweeps.store import lock
+    from sweeps.store.records import Store, studies
+
+    found = []
+    for name in studies(storage):
+        store = Store(storage, name)
+        cells, trials = (list(one.records(one.keys()).values()) for one in (store, store.search))
+        driver = lock.driver(store)
+        ended = [record["ended"] for record in (*cells, *trials)]
+        found.append(
+            {
+                "study": name,
+                "done": sum(record["state"] == "done" for record in cells),
+                "failed": sum(record["state"] == "failed" for record in cells),
+                "search trials": len(trials),
+                "newest result": lock.utc(datetime.fromisoformat(max(ended))) if ended else None,
+                "run": None if driver is None else _driver_line(driver),
+            }
+        )
+    if as_json:
+        click.echo(json.dumps({"storage": storage, "studies": found}))
+    elif found:
+        print_table(f"Studies of {storage}", found)
+    else:
+        click.echo(f"{storage} has no study")
+
+
+def _alive(driver: "Driver") -> bool | None:
+    """Return True if a driver is running; None if it is elsewhere, where only its heartbeat is known."""
+    return driver.lives() if driver.is_here else None
+
+
+def _may_live(driver: "Driver") -> bool:
+    return _alive(driver) is not False
+
+
+def _driver_line(driver: "Driver") -> str:
+    """Describe the process that runs a study, or that ran it until it was killed."""
+    from sweeps.store.lock import utc
+
+    alive = _alive(driver)
+    if alive is False:
+        return f"stopped: {driver.name} was killed; the next `sweep run` resumes"
+    heartbeat = "" if alive else f", last heartbeat at {utc(driver.beat)}"
+    return f"running since {utc(driver.since)}: {driver.name}{heartbeat}"
+
+
+def _stale(state: "StudyState") -> list[str]:
+    """Keys of the stored cells that the study does not contain."""
+    others = sorted(state.store.keys() - state.cells.keys())
+    return [*state.store.records(others)] if others else []
+
+
+def _failure_lines(groups: Sequence["FailureGroup"], study: str, overrides: tuple[str, ...]) -> Iterator[str]:
+    for group in groups[:FAILURES_SHOWN]:
+        yield group.line
+    if more := groups[FAILURES_SHOWN:]:
+        yield f"and {sum(len(group.keys) for group in more)} more, with {len(more)} other errors"
+    if groups:
+        explain = f"`{command_line('why', study, overrides)} {groups[0].keys[0][:8]}` explains the first"
+        yield f"{explain}; `{command_line('retry', study, overrides)}` allows them to run again"
+
+
+def _cells(
+    state: "StudyState", records: Mapping[str, "Record"], training: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Describe each cell in the order of the grid: its factors, state, test RMSE in ug/m3 and seconds."""
+    from sweeps.spec.design import Arm
+
+    for cell in state.grid:
+        key = None if cell in state.waiting else state.key(cell)
+        record = records.get(key, {}) if key is not None else {}
+        stands = record.get("state") or ("waits for its search" if key is None else "missing")
+        if key is not None and key in training and not record:
+            stands = f"epoch {training[key].epoch} of {training[key].max_epochs}"
+        yield {
+            "key": key,
+            "arm": Arm.of(cell).label,
+            "split": cell.split.label,
+            "fold": cell.fold,
+            "seed": cell.seed,
+            "state": stands,
+            "test_rmse": record.get("metrics", {}).get("test_rmse"),
+            "seconds": record.get("seconds"),
+        }
