@@ -220,6 +220,7 @@ def commands() -> str:
             table.append(f"| {cell_text(f'`{flags}`')} | {required} | {cell_text(option.help or '')} |")
         if len(table) > 2:
             lines.append("\n".join(table))
+        lines.append(help_text((command.epilog or "").replace("Examples:\n", "")))
         found += filter(None, lines)
     return "\n\n".join(found) + "\n"
 

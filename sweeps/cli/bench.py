@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from sweeps.cli.shared import examples
+
 GROUPS = ("trial", "engine", "mirror", "report", "busy", "scale", "calibration")
 """Groups of measurements (`sweeps.bench.suite`)."""
 
 
-@click.command()
+@click.command(epilog=examples("bench --only trial", "bench --only calibration --studies 100"))
 @click.option(
     "--table",
     type=click.Path(path_type=Path, exists=True),

@@ -7,7 +7,7 @@ import click
 
 from pm25.errors import InputError
 from sweeps.cli.files import write_panel, write_parquet
-from sweeps.cli.shared import json_option
+from sweeps.cli.shared import examples, json_option
 
 panel_option = click.option(
     "-o",
@@ -23,7 +23,7 @@ def data() -> None:
     """Make and check tables of daily PM2.5."""
 
 
-@data.command()
+@data.command(epilog=examples("data check panel.parquet"))
 @click.argument("table")
 @click.option(
     "--harmless",
@@ -71,7 +71,7 @@ def check(table: str, harmless: tuple[str, ...], as_json: bool) -> int:
     return 2 if found.problems else 0
 
 
-@data.command()
+@data.command(epilog=examples("data synth panel.parquet --sites 300 --days 365"))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--sites", type=int, default=300, show_default=True, help="Number of monitoring sites.")
 @click.option("--days", type=int, default=365, show_default=True, help="Number of days.")
@@ -83,7 +83,12 @@ def synth(out: Path, sites: int, days: int, seed: int) -> None:
     click.echo(write_panel(synthetic.synthesize(sites=sites, days=days, seed=seed), out))
 
 
-@data.command()
+@data.command(
+    epilog=examples(
+        "data aqs --year 2021 --fetch downloads -o panel.parquet",
+        "data aqs daily_88101_2021.zip --weather CRND0103-2021-AZ_Tucson_11_W.txt -o panel.parquet",
+    )
+)
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--weather",
@@ -132,7 +137,7 @@ def aqs(
     click.echo(write_panel(source.build(files, weather, max_station_km=max_station_km), out))
 
 
-@data.command()
+@data.command(epilog=examples("data npy X.npy Y.npy -o panel.parquet"))
 @click.argument("x", type=click.Path(path_type=Path))
 @click.argument("y", type=click.Path(path_type=Path))
 @click.option(
@@ -152,7 +157,7 @@ def npy(x: Path, y: Path, channels: str | None, dates: Path | None, out: Path) -
     click.echo(write_panel(paper_arrays.to_table(x, y, names, dates=dates), out))
 
 
-@data.command()
+@data.command(epilog=examples("data embeddings vectors.npy -o vectors.parquet"))
 @click.argument("vectors", type=click.Path(path_type=Path))
 @click.option(
     "-o",

@@ -11,14 +11,14 @@ import click
 
 from pm25.errors import InputError
 from sweeps.cli.files import check_suffix, write_cells
-from sweeps.cli.shared import command_line, json_option, open_state, study_argument
+from sweeps.cli.shared import command_line, examples, json_option, open_state, study_argument
 
 if TYPE_CHECKING:
     from sweeps.analysis.compare import StudyResults
     from sweeps.state import StudyState
 
 
-@click.command()
+@click.command(epilog=examples("export quick cells.csv --set data.table=panel.parquet"))
 @study_argument
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
@@ -29,7 +29,12 @@ def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
     click.echo(f"{out}: {len(frame)} cells, {int((frame['state'] == 'done').sum())} done")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "compare demo demo --set-b storage=other-results",
+        "compare quick quick --set data.table=panel.parquet --set-b train.loss=huber",
+    )
+)
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option(
@@ -111,7 +116,7 @@ def _study_results(reference: str, overrides: tuple[str, ...], name: str) -> "St
     return StudyResults(name, rows, state.records(), inferred(state.study, rows, state.store))
 
 
-@click.command()
+@click.command(epilog=examples("report quick -o report --set data.table=panel.parquet"))
 @study_argument
 @click.option(
     "-o",
@@ -137,7 +142,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
         click.echo(str(file))
 
 
-@click.command()
+@click.command(epilog=examples("sync quick --set data.table=panel.parquet"))
 @study_argument
 def sync(study: str, overrides: tuple[str, ...]) -> None:
     """Rebuild the MLflow view from the store.
@@ -156,7 +161,7 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
     click.echo(f"{written} runs written to {address}")
 
 
-@click.command()
+@click.command(epilog=examples("ui quick --set data.table=panel.parquet --port 5001"))
 @study_argument
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port of the local server."
@@ -178,7 +183,7 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
         os.execv(sys.executable, [sys.executable, *server])
 
 
-@click.command()
+@click.command(epilog=examples("importance quick --set data.table=panel.parquet"))
 @study_argument
 @click.argument("key", required=False)
 @click.option(
@@ -245,7 +250,7 @@ def _cell(state: "StudyState", key: str) -> str:
     return chosen[0]
 
 
-@click.command()
+@click.command(epilog=examples("verify demo --sample 3", "verify demo --negative-control"))
 @study_argument
 @click.option(
     "--sample",

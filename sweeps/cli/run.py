@@ -14,6 +14,7 @@ from sweeps.cli.shared import (
     Duration,
     cell_counts,
     command_line,
+    examples,
     json_option,
     open_state,
     panel_size,
@@ -35,7 +36,12 @@ wait_option = click.option(
 )
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "plan quick --set data.table=panel.parquet",
+        "plan paper2025 --set data.table=panel.parquet --gpus 8 --budget 40h",
+    )
+)
 @study_argument
 @click.option(
     "--cpus",
@@ -97,7 +103,13 @@ def plan(
         click.echo(line)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "run quick --set data.table=panel.parquet",
+        'run quick --set data.table=panel.parquet --only "variant=geoclip,split=random|spatial"',
+        "run quick --set data.table=/shared/panel.parquet --set storage=/shared/results --address auto",
+    )
+)
 @study_argument
 @click.option(
     "--address",
@@ -168,7 +180,13 @@ def run(
     return int(bool(count["failed"] or scheduler.blocked))
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --follow",
+        "submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --status",
+        "submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --stop",
+    )
+)
 @study_argument
 @click.option(
     "--address", metavar="URL", required=True, help="Address of the cluster's dashboard: http://HOST:8265."
@@ -222,10 +240,6 @@ def submit(
     the exit status of the run. Ctrl-C leaves the job running (exit status 130), and the same command joins it
     again. If the last job was stopped or lost, the command submits one that resumes.
 
-    \b
-      sweep submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --follow
-      sweep submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --status
-      sweep submit quick --address http://HOST:8265 --set data.table=/shared/panel.parquet --stop
 
     If the cluster uses a token (RAY_AUTH_MODE=token), set RAY_AUTH_MODE=token here too. The token is read
     from RAY_AUTH_TOKEN, from the file named by RAY_AUTH_TOKEN_PATH, or from ~/.ray/auth_token.
@@ -309,7 +323,13 @@ def submit(
     return ended.exit_status
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "retry quick --set data.table=panel.parquet",
+        'retry quick --set data.table=panel.parquet --where "variant=geoclip,split=random|checkerboard"',
+        "retry quick --set data.table=panel.parquet --where error=OutOfMemoryError,host=gpu-07",
+    )
+)
 @study_argument
 @click.option("--where", "text", metavar="FILTER", help="Forget only the failed cells that match FILTER.")
 def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
@@ -320,9 +340,6 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
 
     FILTER is FIELD=VALUE: a comma means and, | means or.
 
-    \b
-      --where variant=geoclip,split=random|checkerboard
-      --where error=OutOfMemoryError,host=gpu-07
 
     \b
     Fields of the cell: variant, fusion (- for none), head, arm,
@@ -354,7 +371,7 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
     click.echo(f"{what} will run again with `{command_line('run', study, overrides)}`{rest}")
 
 
-@click.command()
+@click.command(epilog=examples("why quick 3f2a --set data.table=panel.parquet"))
 @study_argument
 @click.argument("key")
 @json_option

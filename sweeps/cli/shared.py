@@ -27,6 +27,11 @@ def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
+def examples(*lines: str) -> str:
+    """Format the examples that end the help of a command; each line is given without `sweep`."""
+    return "\n".join(["\b", "Examples:", *(f"  sweep {line}" for line in lines)])
+
+
 class Duration(click.ParamType):
     """Duration such as `90m`, `40h` or `2d`, converted to hours."""
 

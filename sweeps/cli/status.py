@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sweeps.cli.shared import cell_counts, command_line, json_option, open_state, print_table, study_argument
+from sweeps.cli.shared import (
+    cell_counts,
+    command_line,
+    examples,
+    json_option,
+    open_state,
+    print_table,
+    study_argument,
+)
 
 if TYPE_CHECKING:
     from sweeps.state import StudyState
@@ -22,7 +30,11 @@ STALE_SHOWN = 3
 """Largest number of keys of stale cells that `sweep status` prints."""
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "status quick --set data.table=panel.parquet", "status quick --set data.table=panel.parquet --cells"
+    )
+)
 @study_argument
 @click.option("--cells", "each", is_flag=True, help="List every cell with its state and its test RMSE.")
 @json_option
@@ -38,9 +50,6 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
 
     A stale cell is stored, but the study no longer contains it.
 
-    \b
-      sweep status quick --set data.table=panel.parquet
-      sweep status quick --set data.table=panel.parquet --cells
     """
     from sweeps.store import failures, lock, running
 
@@ -87,7 +96,7 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
         print_table(f"Cells of {state.study.study}", cells)
 
 
-@click.command("list")
+@click.command("list", epilog=examples("list", "list s3://bucket/results --json"))
 @click.argument("storage", default="results")
 @json_option
 def list_(storage: str, as_json: bool) -> None:
@@ -96,9 +105,6 @@ def list_(storage: str, as_json: bool) -> None:
     Default: the folder `results`. Each line has the numbers of stored cells and search trials, the time of
     the newest result, and the process that runs the study.
 
-    \b
-      sweep list
-      sweep list s3://bucket/results --json
     """
     from sweeps.store import lock
     from sweeps.store.records import Store, studies

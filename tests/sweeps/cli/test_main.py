@@ -2,13 +2,17 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from sweeps.cli import cli
 from tests.sweeps.cli.commands import Ended, Sweep, check_refused, toy_keys, tree
 
 
@@ -96,3 +100,29 @@ def test_the_installed_command_ends_with_the_same_status(toy: Path) -> None:
         env={**os.environ, "PYTHONWARNINGS": "error"},
     )
     check_refused(Ended(ended.returncode, ended.stdout, ended.stderr), "modle", "model")
+
+
+def commands(group: click.Group = cli, *before: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command with its words."""
+    for name, command in group.commands.items():
+        words = (*before, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *words)
+        else:
+            yield words, command
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), [pytest.param(words, command, id=" ".join(words)) for words, command in commands()]
+)
+def test_the_help_of_every_command_ends_with_examples_that_it_accepts(
+    words: tuple[str, ...], command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    help_ = command.get_help(click.Context(command, info_name=f"sweep {' '.join(words)}"))
+    _, examples = help_.split("Examples:\n")
+    lines = [shlex.split(line) for line in examples.splitlines()]
+    assert lines
+    for _, *line in lines:
+        assert tuple(line[: len(words)]) == words
+        command.make_context(" ".join(words), line[len(words) :])
