@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # An MLflow server with users and passwords: without containers, and in the container of compose.yaml.
-# Usage: serve.sh; every setting is a variable of .env.example. Stops on SIGINT and SIGTERM.
+# Usage: serve.sh; every setting is a variable of .env.example. Stops on SIGINT, SIGTERM and SIGHUP.
 set -euo pipefail
 umask 077
 # shellcheck source=mlflow/settings.sh
@@ -41,11 +41,19 @@ export MLFLOW_DISABLE_TELEMETRY=true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # jobs of the GenAI pages
 unset MLFLOW_TRACKING_URI MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD
 cd "$state"
-exec "$program" server \
+"$program" server \
     --app-name basic-auth \
     --host "${MLFLOW_HOST:-127.0.0.1}" \
     --port "${MLFLOW_PORT:-5000}" \
     --workers "${MLFLOW_WORKERS:-2}" \
     --allowed-hosts "${MLFLOW_SERVER_ALLOWED_HOSTS:-localhost,localhost:*,127.0.0.1,127.0.0.1:*}" \
     --serve-artifacts \
-    --artifacts-destination "$artifacts"
+    --artifacts-destination "$artifacts" &
+server=$!
+# The server would take the SIGHUP of a closed terminal as a request to restart its workers.
+trap 'kill -TERM "$server" 2>/dev/null' HUP INT TERM
+status=0
+while kill -0 "$server" 2>/dev/null; do # a trapped signal ends `wait` early
+    wait "$server" && status=0 || status=$?
+done
+exit "$status"

@@ -71,6 +71,11 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(20)
 
+    def lose_terminal(self) -> None:
+        """Send all its processes the signal of a terminal that is closed."""
+        os.killpg(self.process.pid, signal.SIGHUP)
+        self.process.wait(20)
+
     def ask(self, call: str, **body: Any) -> Any:
         answer = requests.post(f"{self.url}/api/2.0/mlflow/{call}", json=body, auth=ADMIN, timeout=10)
         answer.raise_for_status()
@@ -231,7 +236,9 @@ def test_a_backup_is_restored_into_an_empty_database(
         assert again.runs() == before
         assert requests.get(again.url + artifact, auth=ADMIN, timeout=10).content == b"kept"
     finally:
-        again.stop()
+        again.lose_terminal()
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"{again.url}/health", timeout=5)
 
     (backup / "artifacts.tar").write_bytes(b"damaged")
     damaged = script("restore.sh", backup, MLFLOW_STATE=str(tmp_path / "third"))
