@@ -103,9 +103,9 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
     for labels, epochs in _grouped((label, _range(e)) for label, e in content["epochs"].items()):
         yield f"  epochs  {epochs} ({', '.join(labels)})"
     for source, jobs in content["speeds"].items():
-        yield f"  speed   of {jobs}: {source}"
+        yield f"  speed   {counted(jobs, 'task')}: {source}"
     if unknown := content["jobs"] - sum(content["speeds"].values()):
-        yield f"  speed   of {unknown}: unknown; omit --no-calibrate to measure it"
+        yield f"  speed   {counted(unknown, 'task')}: unknown; omit --no-calibrate to measure it"
     yield f"  disk    {_range(content['disk_mb'])} MB in the store"
     if content["memory_mb"]:
         yield f"  memory  {content['memory_mb'] / 1000:.1f} GB per cell"
@@ -116,9 +116,10 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
     if content["wall_hours"] is None:
         return
     if capacity["gpu"]:
-        yield f"  GPU     {_hours(content['gpu_hours'])}"
-    yield f"  CPU     {_hours(content['cpu_hours'])}"
-    yield f"  wall    {_hours(content['wall_hours'])}"
+        yield f"  GPU     {_hours(content['gpu_hours'])} of GPU time"
+    yield f"  CPU     {_hours(content['cpu_hours'])} of CPU time"
+    yield f"  wall    {_hours(content['wall_hours'])} from start to end"
+    yield "  ranges  expected (low to high), from 80% of the measured speeds and the possible numbers of epochs"
     unit = content["without"]["unit"]
     yield f"  saved by leaving out a level ({unit.removesuffix('-hours')} time)"
     yield from _level_lines(content["without"]["levels"])

@@ -63,13 +63,13 @@ def test_plan_measures_unknown_speeds_once(sweep: Sweep, toy: Path, monkeypatch:
     nothing = json.loads(sweep("plan", toy, "--json", "--no-calibrate", *more).out)
     assert nothing["wall_hours"] is nothing["cpu_hours_left"] is None  # nothing to judge by is no zero
     unmeasured = sweep("plan", toy, "--no-calibrate", *more).out.splitlines()
-    assert said(unmeasured, "speed").startswith("of 2: ")
+    assert said(unmeasured, "speed").startswith("2 tasks: ")
     assert "--no-calibrate" in said(unmeasured, "speed")
     assert not began
     assert not calibrations.exists()
     measured = sweep("plan", toy, *more)
     assert (measured.status, began) == (0, [str(toy)])
-    assert said(measured.out.splitlines(), "speed").startswith("of 2: ")
+    assert said(measured.out.splitlines(), "speed").startswith("2 tasks: ")
     assert re.match(r"[01]\.\d GB", said(measured.out.splitlines(), "memory"))
     before = tree(calibrations)
     assert len(before) == 1
