@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from pm25.errors import InputError
+from pm25.geo import distance_text, great_circle_km, place_codes
 from pm25.panel import Panel
 from pm25.splits import (
     AnySplit,
@@ -15,9 +17,8 @@ from pm25.splits import (
     nearest_site_km,
     regions,
 )
-
-PLACE_DEGREES = 1e-4
-"""Grid on which two sites count as one place, about 10 m."""
+from pm25.tables.sites import ONE_PER_PLACE
+from pm25.text import counted
 
 
 def audit(
@@ -38,7 +39,9 @@ def audit(
 
     - `train_sites`, `test_sites`: numbers of sites;
     - `shared_samples`: samples in more than one set;
-    - `shared_sites`, `shared_places`: test sites that are training sites, or at the place of one;
+    - `shared_sites`: test sites that are training sites;
+    - `shared_places`: test sites at the place of a training site (`pm25.geo.place_codes`), and within-region
+      test sites at the place of another site that trains;
     - `shared_sites_validation`: validation sites that are held out;
     - `overlapping_test_windows`: test samples that share an input day with a training sample of their site;
     - `duplicate_rows`: held-out samples with the features and targets of a training sample on all days;
@@ -62,8 +65,8 @@ def audit(
         np.unique(flat // days) for flat in (indices.train, indices.validation, indices.test, held_out)
     )
     times = np.bincount(np.concatenate([indices.train, indices.validation, held_out]))
-    places = np.rint(np.stack([panel.lat, panel.lon]) / PLACE_DEGREES).astype(np.int64)
-    place = places[0] * 10_000_000 + places[1]
+    place = place_codes(panel.lat, panel.lon)
+    placed = np.union1d(test_sites, np.setdiff1d(held_out_sites, train_sites))
     nearest = distance_to_training_km(indices, panel)[test_sites]
     content = _window_hashes(panel, window)
     found: dict[str, Any] = {
@@ -71,7 +74,7 @@ def audit(
         "test_sites": len(test_sites),
         "shared_samples": int((times > 1).sum()),
         "shared_sites": int(np.isin(test_sites, train_sites).sum()),
-        "shared_places": int(np.isin(place[test_sites], place[train_sites]).sum()),
+        "shared_places": int(np.isin(place[placed], place[train_sites]).sum()),
         "shared_sites_validation": int(np.isin(validation_sites, held_out_sites).sum()),
         "overlapping_test_windows": _overlapping_windows(indices, panel, window),
         "duplicate_rows": int(np.isin(content[held_out], content[indices.train]).sum()),
@@ -112,6 +115,35 @@ def audit(
             promises.append(("buffer_km_min", closest >= split.buffer_km))
     broken = [name for name in found if name in must_be_zero and found[name]]
     return found | {"failed": broken + [name for name, kept in promises if not kept]}
+
+
+def refuse_shared_places(
+    split: AnySplit, indices: SplitIndices, panel: Panel, *, fold: int, source: str
+) -> None:
+    """Raise InputError, which names `source`, if a held-out site is at the place of a training site.
+
+    It is what `audit` counts as `shared_places` after a training. Splits by sample and by time hold out no
+    site, so they are not refused.
+    """
+    if isinstance(split, RandomSplit | PeriodSplit):
+        return
+    held_out = indices.test if indices.wr is None else np.concatenate([indices.test, indices.wr])
+    train_sites, held_out_sites = (np.unique(flat // len(panel.dates)) for flat in (indices.train, held_out))
+    place = place_codes(panel.lat, panel.lon)
+    shared = held_out_sites[np.isin(place[held_out_sites], place[train_sites])]
+    if not len(shared):
+        return
+    tested = shared[0]
+    trained = train_sites[place[train_sites] == place[tested]][0]
+    km = great_circle_km(*(values[site] for site in (tested, trained) for values in (panel.lat, panel.lon)))
+    raise InputError(
+        source,
+        "site_id",
+        f"split {split.label} fold {fold} tests on {panel.site_id[tested]} and trains on "
+        f"{panel.site_id[trained]}, {distance_text(float(km))} apart, which is one place; "
+        f"{counted(len(shared), 'test site')} in all",
+        ONE_PER_PLACE,
+    )
 
 
 def audit_or_failure(

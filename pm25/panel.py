@@ -10,11 +10,13 @@ import pyarrow as pa
 
 from pm25 import uri
 from pm25.errors import InputError
+from pm25.tables import column_map
 from pm25.tables.channels import channels_of
 from pm25.tables.check import check
+from pm25.tables.column_map import NO_MAP, ColumnMap, read_mapped
 from pm25.tables.columns import as_days, as_float, as_text, first_rows, site_codes
-from pm25.tables.reading import read_table
 from pm25.tables.schema import CALENDAR
+from pm25.tables.sites import site_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,27 +76,44 @@ class Panel:
         return site.astype(np.int32), (day + window - 1).astype(np.int32)
 
 
-def read(path: Path | str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()) -> Panel:
+def read(
+    path: Path | str,
+    channels: Sequence[str] | None = None,
+    groups: Sequence[str] = (),
+    columns: ColumnMap = NO_MAP,
+) -> Panel:
     """Read a Parquet or CSV table with one row per site and day, at a path or a URI.
 
     `channels` names the columns to feed to the model, in order. None means every numeric column except
     the required ones, then the calendar. `groups` names columns that group sites, such as their state. They
-    are read as strings, and are not channels unless `channels` names them. Raises InputError for the first
-    problem that `check` finds.
+    are read as strings, and are not channels unless `channels` names them. `columns` renames columns of the
+    file: `{"pm25": "PM2.5"}` reads the column PM2.5 as pm25. Raises InputError for the first problem that
+    `check` finds.
     """
-    return from_table(read_table(path, channels, groups), str(path), channels, groups)
+    table = read_mapped(path, channels, groups, columns)
+    return from_table(table, str(path), channels, groups, columns=columns)
 
 
 def from_table(
-    table: pa.Table, source: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
+    table: pa.Table,
+    source: str,
+    channels: Sequence[str] | None = None,
+    groups: Sequence[str] = (),
+    *,
+    columns: ColumnMap = NO_MAP,
 ) -> Panel:
-    """Convert a table to arrays. Raises InputError, which names `source`, for the first problem found."""
+    """Convert a table to arrays. Raises InputError, which names `source`, for the first problem found.
+
+    `columns` is the map that has renamed the table's columns, which errors name as they are in the file.
+    """
     name = uri.file_name(source)
-    found = check(table, name, channels, groups)
+    found = check(table, name, channels, groups, source=source, columns=columns)
     if found.problems:
         first, more = found.problems[0], len(found.problems) - 1
-        rest = f"; run `sweep data check {source}` to see {more} more" if more else ""
-        raise InputError(source, first.column, first.problem, first.fix + rest)
+        command = f"`sweep data check {source}{column_map.flags(columns)}`"
+        rest = f"; run {command} to see {more} more" if more else ""
+        field = column_map.with_source(first.column, columns)
+        raise InputError(source, field, first.problem, first.fix + rest)
     channels = list(channels) if channels is not None else channels_of(table, groups)
     code, sites = site_codes(table)
     day = as_days(table["date"])
@@ -110,7 +129,7 @@ def from_table(
         else:
             features[:, :, index] = _calendar(channel, dates)
     rows = first_rows(code, len(sites))
-    lat, lon = (as_float(table[c])[rows] for c in ("lat", "lon"))
+    lat, lon = site_places(as_float(table["lat"]), as_float(table["lon"]), code, len(sites))
     grouped = {column: as_text(table[column].take(pa.array(rows))) for column in groups}
     return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped)
 

@@ -12,9 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pm25 import uri
 from pm25.encoders.base import Source, checked_places, checked_site_ids
 from pm25.errors import InputError
-
-TOLERANCE_DEG = 1e-4
-"""Largest distance from a place to its row in a table keyed by lat and lon; 11 m, 4 decimals."""
+from pm25.geo import SAME_PLACE_DEG
 
 MONTHS = np.arange(1, 13)
 
@@ -67,7 +65,7 @@ class Table:
                 problem = f"has no meaning for {path}, which is keyed by site_id"
                 raise InputError("encoder table", "tolerance_deg", problem, "leave it out")
             return Source("table", {}, content, other)
-        tolerance = TOLERANCE_DEG if tolerance_deg is None else tolerance_deg
+        tolerance = SAME_PLACE_DEG if tolerance_deg is None else tolerance_deg
         if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance <= 1:
             problem = f"{tolerance!r} is out of range"
             raise InputError("encoder table", "tolerance_deg", problem, "give degrees from 0 to 1")

@@ -8,18 +8,35 @@ import pyarrow.compute as pc
 
 from pm25.geo import inside_conus
 from pm25.tables.channels import find_non_numbers
+from pm25.tables.column_map import NO_MAP, ColumnMap, find_missing
 from pm25.tables.columns import as_days, as_float, rows_of, site_codes, unparsed_rows
-from pm25.tables.schema import MAX_DAYS, MIN_DAYS, REQUIRED, Check, Problem
-from pm25.tables.sites import find_moved_sites, find_wrong_groups, find_wrong_places
+from pm25.tables.coordinates import find_whole_degrees, find_wrong_places
+from pm25.tables.schema import MAX_DAYS, MIN_DAYS, Check, Problem
+from pm25.tables.sites import (
+    find_moved_sites,
+    find_shared_places,
+    find_similar_ids,
+    find_wrong_groups,
+)
 
 
 def check(
-    table: pa.Table, name: str, channels: Sequence[str] | None = None, groups: Sequence[str] = ()
+    table: pa.Table,
+    name: str,
+    channels: Sequence[str] | None = None,
+    groups: Sequence[str] = (),
+    *,
+    source: str | None = None,
+    columns: ColumnMap = NO_MAP,
 ) -> Check:
-    """Find every problem of `table`. Without `channels`, every column is checked as a possible channel."""
+    """Find every problem of `table`. Without `channels`, every column is checked as a possible channel.
+
+    `source` is the table's path or address, and `columns` the map that has renamed its columns; they are
+    part of the commands that a fix proposes.
+    """
     notices: list[Problem] = []
     counts: dict[str, int | float | str] = {"table": name, "rows": table.num_rows}
-    problems = find_missing_columns(table)
+    problems = find_missing(table.column_names, source or name, columns) + find_repeated_columns(table)
     if problems:
         return Check(problems, notices, counts)
     problems += find_non_numbers(table, channels, groups, notices)
@@ -30,9 +47,12 @@ def check(
     day = as_days(table["date"])
     code, sites = site_codes(table)
     lat, lon, target = (as_float(table[c]) for c in ("lat", "lon", "pm25"))
-    misplaced = find_wrong_places(lat, lon)
+    misplaced = find_wrong_places(lat, lon, code, sites, notices)
+    if not misplaced:  # else the places are not known
+        misplaced += find_moved_sites(lat, lon, code, sites, notices)
+        misplaced += find_whole_degrees(table, lat, lon, code, sites, notices)
     problems += misplaced
-    problems += find_moved_sites(lat, lon, code, sites)
+    problems += find_similar_ids(lat, lon, code, sites, notices)
     problems += find_wrong_groups(table, groups, code, sites)
     problems += find_wrong_days(day, code, sites)
     observed = np.isfinite(target)
@@ -62,6 +82,8 @@ def check(
     silent = len(sites) - len(np.unique(code[observed]))
     if silent:
         notices.append(Problem("pm25", f"{silent} sites have no observation and are not used"))
+    if not misplaced:
+        notices += find_shared_places(lat, lon, code, sites, observed)
     outside = ~inside_conus(lat, lon)
     if outside.any() and not misplaced:
         what = f"{len(np.unique(code[outside]))} sites outside CONUS are left out of checkerboards and blocks"
@@ -69,11 +91,9 @@ def check(
     return Check(problems, notices, counts)
 
 
-def find_missing_columns(table: pa.Table) -> list[Problem]:
-    """Find missing and repeated columns, and a table without rows."""
-    has = ", ".join(table.column_names)
-    missing = [column for column in REQUIRED if column not in table.column_names]
-    problems = [Problem(column, "column is missing", f"add it; the table has {has}") for column in missing]
+def find_repeated_columns(table: pa.Table) -> list[Problem]:
+    """Find repeated columns, and a table without rows."""
+    problems = []
     for column in dict.fromkeys(table.column_names):
         if table.column_names.count(column) > 1:
             problems.append(Problem(column, "two columns have this name", "keep one of them"))

@@ -1,6 +1,8 @@
 """The commands that make and check tables of daily PM2.5."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -23,7 +25,9 @@ def data() -> None:
     """Make and check tables of daily PM2.5."""
 
 
-@data.command(epilog=examples("data check panel.parquet"))
+@data.command(epilog=examples(
+    "data check panel.parquet", "data check panel.parquet --map site_id=station --map pm25=PM2.5"
+))
 @click.argument("table")
 @click.option(
     "--harmless",
@@ -31,8 +35,16 @@ def data() -> None:
     metavar="COLUMN",
     help="Accept this column although it resembles the target (repeatable), like data.harmless of a study.",
 )
+@click.option(
+    "--map",
+    "mapped",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="Read this column of the table as NAME, such as pm25=PM2.5 (repeatable), like data.columns of a "
+    "study.",
+)
 @json_option
-def check(table: str, harmless: tuple[str, ...], as_json: bool) -> int:
+def check(table: str, harmless: tuple[str, ...], mapped: tuple[str, ...], as_json: bool) -> int:
     """List every problem of TABLE with its column and rows; exit 2 if there is one.
 
     Every numeric column is compared with the target as a possible channel, and a column that contains it is a
@@ -41,14 +53,17 @@ def check(table: str, harmless: tuple[str, ...], as_json: bool) -> int:
     TABLE is a path, or an address such as s3://bucket/panel.parquet. The JSON lists all rows of a problem.
     """
     from pm25 import leak_probes, panel, uri
+    from pm25.tables import column_map
     from pm25.tables.check import check as check_table
-    from pm25.tables.reading import read_table
     from pm25.tables.schema import Problem
 
-    content = read_table(table)
-    found = check_table(content, uri.file_name(table))
+    columns = _column_map(mapped)
+    unmapped = column_map.read_unmapped(table, columns=columns)
+    content = column_map.renamed(unmapped, columns, table)
+    found = check_table(content, uri.file_name(table), source=table, columns=columns)
+    found.notices.extend(column_map.notices_of(unmapped.column_names, columns))
     if not found.problems:
-        leaks = leak_probes.find(panel.from_table(content, table), harmless)
+        leaks = leak_probes.find(panel.from_table(content, table, columns=columns), harmless)
         problems = [Problem(leak.channel, leak.problem, leak_probes.fix([leak])) for leak in leaks]
         found.problems.extend(problems)
     if as_json:
@@ -62,13 +77,27 @@ def check(table: str, harmless: tuple[str, ...], as_json: bool) -> int:
     else:
         for name, value in found.counts.items():
             click.echo(f"{name:12} {value:,}" if isinstance(value, int) else f"{name:12} {value}")
-        for notice in found.notices:
-            click.echo(f"notice: {notice}")
-        for problem in found.problems:
-            click.echo(f"problem: {problem}", err=True)
+        for kind, listed in (("notice", found.notices), ("problem", found.problems)):
+            for one in listed:
+                named = replace(one, column=column_map.with_source(one.column, columns))
+                click.echo(f"{kind}: {named}", err=kind == "problem")
         if not found.problems:
             click.echo("no problem found")
     return 2 if found.problems else 0
+
+
+def _column_map(mapped: Sequence[str]) -> dict[str, str]:
+    """Read the options NAME=COLUMN. Raises InputError."""
+    columns: dict[str, str] = {}
+    for text in mapped:
+        name, equals, column = text.partition("=")
+        if not (name and equals and column):
+            fix = "write, for example, --map pm25=PM2.5"
+            raise InputError("data check", "--map", f"{text!r} is not of the form NAME=COLUMN", fix)
+        if name in columns:
+            raise InputError("data check", "--map", f"{name} is given twice", "give each name once")
+        columns[name] = column
+    return columns
 
 
 @data.command(epilog=examples("data synth panel.parquet --sites 300 --days 365"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import (
     BeforeValidator,
     Field,
@@ -59,6 +60,8 @@ class Data(Settings):
 
     table: FileLocation | None = None
     """Parquet or CSV table with one row for each site and day: a path or an address."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Names of the table's columns, by the names used here: `{site_id: station, pm25: PM2.5}`."""
     synthetic: Synthetic | None = None
     """Synthetic panel in place of a table."""
     channels: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(listed)] = (
@@ -76,6 +79,8 @@ class Data(Settings):
                     "", "has neither table nor synthetic", "add --set data.table=PANEL.parquet"
                 )
             raise SettingError("", "has both table and synthetic", "add --set data.synthetic=null")
+        if self.columns and self.table is None:
+            raise SettingError("columns", "a synthetic panel has no other names", "leave columns out")
         repeated = [name for i, name in enumerate(self.channels or ()) if name in (self.channels or ())[:i]]
         if repeated:
             raise SettingError("channels", f"{repeated[0]} is listed twice", "remove one of the two")
@@ -108,8 +113,8 @@ class TableOptions(Settings):
     path: FileLocation
     """Table of vectors: a path or an address."""
     tolerance_deg: PositiveFloat | None = None
-    """Largest distance in degrees between a place and its row. Default: an exact match. Not used for a table
-    keyed by site_id."""
+    """Largest distance in degrees between a place and its row. Default: 0.0001, about 11 m. Not used for a
+    table keyed by site_id."""
     trained_on_target: bool = False
     """True if the vectors were learned from PM2.5 or other air quality data; results then fail the audit for
     leakage."""
@@ -455,7 +460,7 @@ class Study(Settings):
         from pm25 import panel
 
         if self.data.table is not None:
-            read = panel.read(self.data.table, self.data.channels, self.groups())
+            read = panel.read(self.data.table, self.data.channels, self.groups(), self.data.columns)
             protocol.refuse_leaks(read, self.protocol)
             return read
         import pyarrow as pa
@@ -468,11 +473,23 @@ class Study(Settings):
         return panel.from_table(table, "synthetic", self.data.channels, self.groups())
 
     def refuse_leaks(self, panel: Panel) -> None:
-        """Raise InputError if a channel contains the target, except in protocol paper."""
-        from pm25 import leak_probes
+        """Raise InputError if a channel contains the target, or a split trains on the place of a test site.
 
-        if self.protocol == "strict":
-            leak_probes.refuse(panel, str(self.data.table or "data.synthetic"), self.data.harmless)
+        Protocol paper allows both.
+        """
+        from pm25 import leak_probes, leakage
+        from pm25.geo import place_codes
+
+        if self.protocol != "strict":
+            return
+        source = str(self.data.table or "data.synthetic")
+        leak_probes.refuse(panel, source, self.data.harmless)
+        if len(np.unique(place_codes(panel.lat, panel.lon))) == len(panel.site_id):
+            return
+        for factor in self.design.split:
+            for fold in factor.folds:
+                indices = self.cut(factor.split, fold, panel)
+                leakage.refuse_shared_places(factor.split, indices, panel, fold=fold, source=source)
 
     def keys(self, panel: Panel) -> Callable[[Cell], str]:
         """Return the function that computes the key of a cell of this study on `panel`."""
