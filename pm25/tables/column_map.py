@@ -85,7 +85,10 @@ def read_unmapped(
     refuse_repeats(columns, str(path))
     # In a CSV file, the site and the groups are read as strings, so that they keep their leading zeros.
     text = [columns.get(name, name) for name in ("site_id", *groups)]
-    needed = None if channels is None else [columns.get(name, name) for name in (*REQUIRED, *channels)]
+    needed = None
+    if channels is not None:
+        needed = [columns.get(name, name) for name in (*REQUIRED, *channels)]
+        needed = list(dict.fromkeys([*needed, *columns.values()]))
     return read_table(path, needed, text)
 
 
@@ -238,4 +241,7 @@ def _yaml(text: str) -> str:
     """Quote a text for YAML where it needs it."""
     words = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
     plain = re.fullmatch(r"[A-Za-z][\w.]*( [\w.]+)*", text) and text.lower() not in words
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    if plain:
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)

@@ -128,7 +128,7 @@ def find_shared_places(
     together = [group for group in together if len({_without_blanks(sites[s]).casefold() for s in group}) > 1]
     if not together:
         return []
-    first = together[0]
+    first = min(together, key=lambda group: int(group[0]))
     apart = great_circle_km(own_lat[first[0]], own_lon[first[0]], own_lat[first], own_lon[first]).max()
     what = f"{len(together)} places have several site_ids, the first" if len(together) > 1 else "a place has"
     what += f" {_names(sites[first])} at {place_text(own_lat[first[0]], own_lon[first[0]])}"

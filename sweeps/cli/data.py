@@ -25,9 +25,11 @@ def data() -> None:
     """Make and check tables of daily PM2.5."""
 
 
-@data.command(epilog=examples(
-    "data check panel.parquet", "data check panel.parquet --map site_id=station --map pm25=PM2.5"
-))
+@data.command(
+    epilog=examples(
+        "data check panel.parquet", "data check panel.parquet --map site_id=station --map pm25=PM2.5"
+    )
+)
 @click.argument("table")
 @click.option(
     "--harmless",

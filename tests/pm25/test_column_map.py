@@ -137,7 +137,7 @@ SPELLINGS = {
 }
 
 
-@given(st.data())
+@given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_what_the_error_says_to_type_reads_the_table(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("a folder")
