@@ -119,7 +119,7 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
         yield f"  GPU     {_hours(content['gpu_hours'])} of GPU time"
     yield f"  CPU     {_hours(content['cpu_hours'])} of CPU time"
     yield f"  wall    {_hours(content['wall_hours'])} from start to end"
-    yield "  ranges  expected (low to high), from 80% of the measured speeds and the possible numbers of epochs"
+    yield "  ranges  expected (low to high), from 80% of the measured speeds and all possible epochs"
     unit = content["without"]["unit"]
     yield f"  saved by leaving out a level ({unit.removesuffix('-hours')} time)"
     yield from _level_lines(content["without"]["levels"])

@@ -37,10 +37,10 @@ SHIPPED = {
 }
 """Standard deviation of a difference between units, as a share of the RMSE of 'none', by kind of split.
 
-For random and spatial splits it is the standard error itself. The values of random, spatial and checkerboards
-were measured on the table of 2021 with one seed (GeoCLIP with the Hadamard product against 'none'; five folds,
-15 origins). That of checkerboards gives the standard error of the test with the larger p. The others are
-assumptions of that size.
+For random and spatial splits it is the standard error itself. The values of random, spatial and
+checkerboards were measured on the table of 2021 with one seed: GeoCLIP with the Hadamard product
+against 'none', five folds, 15 origins. That of checkerboards gives the standard error of the test
+with the larger p. The others are assumptions of that size.
 """
 
 
