@@ -29,7 +29,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
-from pm25.metrics import METRICS, SITE_SAMPLES
+from pm25.metrics import METRICS, SITE_SAMPLES, TAIL_SCORES
+from pm25.splits import HOLDOUT_PARTS
 from sweeps.analysis import comparability, episodes, estimands, judgement, labels, next_look, statistics
 from sweeps.analysis.declarations import Status
 from sweeps.analysis.episodes import CellEpisodes, Episode
@@ -133,11 +134,58 @@ class Grid(NamedTuple):
     def scores(self, part: str, metric: str) -> np.ndarray:
         """Arrange the scores of one evaluation set, with NaN where a cell has no number."""
         if part == GAP:
-            return self.scores("test", metric) - self.scores("wr", metric)
+            return self._gaps(metric)
         name = f"{part}_{metric}"
         if part == "wr" and name not in self.rows:  # a score of high values, without any within region
             return np.full(self.row.shape, math.nan)
         return self.column(name, math.nan).astype(np.float64)
+
+    def _gaps(self, metric: str) -> np.ndarray:
+        """Subtract the within-region score from the score out of region, at the same monitors: `row.shape`.
+
+        The monitors of a colour are tested by the folds that hold this colour out, and predicted from within
+        region by the five folds that train on it. Both scores are those of the colour as a whole. A mean of
+        the scores of five small parts would be another number: the mean RMSE of parts is below their joint
+        RMSE. Each fold has the gap of the colour that it tests, and NaN where a fold of either side has no
+        number.
+        """
+        found = np.full(self.row.shape, math.nan)
+        half = np.array(self.folds, np.int64) // HOLDOUT_PARTS
+        for number in np.unique(half):
+            tests, trains = half == number, half == number ^ 1  # the colours of an origin are 2 i and 2 i + 1
+            if tests.sum() == trains.sum() == HOLDOUT_PARTS:
+                found[:, tests] = self._gap(metric, tests, trains)[:, None]
+        return found
+
+    def _gap(self, metric: str, tests: np.ndarray, trains: np.ndarray) -> np.ndarray:
+        """Compute the gap of one colour, which the folds `tests` test and the folds `trains` train on.
+
+        The result is (arms, seeds). The variance of the truth is that of the test set, because both sides
+        have the same samples. Scores of high values have no gap.
+        """
+
+        def pooled(part: str, name: str, folds: np.ndarray, power: int = 1) -> np.ndarray:
+            values = self.scores(part, name)[:, folds]
+            # Parts of a colour differ by one monitor at most; a mean over monitors counts them alike.
+            weight = np.ones_like(values) if name == "site_rmse" else self._counts(f"n_{part}")[:, folds]
+            with np.errstate(invalid="ignore"):  # weights of cells that are not done
+                mean = (weight * values**power).sum(axis=1) / weight.sum(axis=1)
+            return np.asarray(mean ** (1 / power))
+
+        if metric in TAIL_SCORES:
+            return np.full((len(self.arms), len(self.seeds)), math.nan)
+        if metric != "r2":
+            power = 2 if metric == "rmse" else 1
+            return pooled("test", metric, tests, power) - pooled("wr", metric, trains, power)
+        out, inside = pooled("test", "rmse", tests, 2), pooled("wr", "rmse", trains, 2)
+        unexplained = 1 - pooled("test", "r2", tests)
+        with np.errstate(invalid="ignore", divide="ignore"):  # predictions without any error
+            return unexplained * (inside**2 / out**2 - 1)
+
+    def _counts(self, name: str) -> np.ndarray:
+        """Arrange numbers of samples, with NaN where a cell has none."""
+        values = self.rows[name].to_numpy(np.float64, na_value=math.nan)
+        return np.where(self.row >= 0, values[self.row], math.nan)
 
     @property
     def parts(self) -> list[str]:

@@ -140,8 +140,10 @@ def gap(report: ReportData) -> Section:
         if len(contrasts):
             found.append(_differences(report, contrasts, columns, f"Difference of the gaps, paired: {name}."))
     text = (
-        "How much worse an arm is at the same monitors when their region is not in its training set. Both "
-        "trainings have equally many samples. The gap has no best value, because a model that is bad "
+        "How much worse an arm is at the same monitors when their region is not in its training set. The "
+        "monitors of a colour are scored together, from within and from outside. So the gap is not the "
+        "difference of the means above, which are over single parts. Over both colours, the training sets "
+        "inside and outside are equally large. The gap has no best value, because a model that is bad "
         "everywhere may have a gap of zero. Compare the gaps of the arms."
     )
     return Section("gap", "The gap from WR to OoR", text, found)
