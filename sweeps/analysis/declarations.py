@@ -2,16 +2,20 @@
 
 The last declaration before the first result is the reference. A contrast that it lacks was declared after
 results: it is exploratory, and takes no part in Holm's method. A contrast that it has and the study no longer
-declares was withdrawn. It stays in the family, so that nobody can make the family smaller. After a change of
-the level, or of the region of practical equivalence, verdicts follow another rule than the declared one. Then
-every contrast is exploratory.
+declares was withdrawn. It stays in the family, so that nobody can make the family smaller.
+
+A contrast is exploratory too if it is tested in another way than declared: with another level or region of
+practical equivalence, with other blocks of monitors on a spatial split, with another draw of its split, or
+without folds or seeds that were declared. Folds and seeds that were added, and changed settings of the
+trainings, are said.
 
 Whether results of a store without such a reference were declared before is not known. Its contrasts are
 tested, and the report says so. Results are cells and search trials that have scores.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -19,8 +23,13 @@ from pm25.text import counted
 from sweeps.spec.claims import Contrast
 from sweeps.store.declarations import Declaration, contrasts
 
-RULES = ("alpha", "rope")
-"""Analysis settings that decide a verdict."""
+RULES = ("analysis.alpha", "analysis.rope")
+"""Settings that decide every verdict."""
+SEEDS = "design.seed"
+LONGEST = 80
+"""Most characters of two values that a sentence shows."""
+BLOCKS = "analysis.block_degrees"
+"""Setting that decides the verdicts on spatial splits."""
 NOT_STORED = "no declaration was stored"
 
 
@@ -83,9 +92,10 @@ def history(stored: Sequence[Declaration], present: Mapping[str, Any], cells: in
     reference = stored[start]
     later = [_Point(*one, [c for _, c in contrasts(one.content)]) for one in stored[start + 1 :]]
     later.append(_Point("", cells, trials, present, now))
-    settings = {name: _setting(name, reference, present, later) for name in ("alpha", "rope", "metric")}
-    settings["seeds"] = _setting("seeds", reference, present, later)
-    rules = "; ".join(settings[name] for name in RULES if settings[name])
+    changed = [*_changes(reference.content, present, later)]
+
+    def of(contrast: Contrast) -> list[_Change]:
+        return [one for one in changed if one.concerns(contrast)]
 
     before: dict[Contrast, str] = {}
     for text, contrast in contrasts(reference.content):
@@ -96,7 +106,9 @@ def history(stored: Sequence[Declaration], present: Mapping[str, Any], cells: in
     changes, origins = [], set()
     for contrast in now:
         if contrast in before:
-            found[contrast] = Status(reference.time, rules or unknown, exploratory=bool(rules))
+            exploratory = any(one.rule for one in of(contrast))
+            words = "; ".join(one.text for one in of(contrast))
+            found[contrast] = Status(reference.time, words or unknown, exploratory)
             continue
         point = next(point for point in later if contrast in point.contrasts)
         free = [old for old in gone if old not in origins]  # one claim does not become two
@@ -108,10 +120,10 @@ def history(stored: Sequence[Declaration], present: Mapping[str, Any], cells: in
     for contrast in gone:
         point = next(point for point in later if contrast not in point.contrasts)
         what = f"withdrawn {point.after}"
-        found[contrast] = Status(reference.time, what, exploratory=bool(rules))
+        found[contrast] = Status(reference.time, what, any(one.rule for one in of(contrast)))
         if contrast not in origins:
             changes.append(f"{_name(contrast, before[contrast])} was {what}")
-    return History(found, (*changes, *filter(None, settings.values())), reference, results)
+    return History(found, (*changes, *(one.text for one in changed)), reference, results)
 
 
 def shown_time(time: str) -> str:
@@ -124,18 +136,91 @@ def _results(cells: int, trials: int) -> str:
     return " and ".join([*found, *([counted(trials, "search trial")] if trials else [])])
 
 
-def _setting(name: str, reference: Declaration, present: Mapping[str, Any], later: Sequence[_Point]) -> str:
-    """Describe the change of one setting; '' if it is as declared."""
+class _Change(NamedTuple):
+    """A change of the settings after results."""
 
-    def value(declared: Mapping[str, Any]) -> Any:
-        return declared["seeds"] if name == "seeds" else declared["analysis"][name]
+    text: str
+    rule: bool
+    """True if contrasts are then tested in another way than declared."""
+    splits: Collection[str] | None
+    """Splits whose contrasts it is said beside; None for all."""
 
-    old, new = value(reference.content), value(present)
-    if old == new:
-        return ""
-    point = next(point for point in later if value(point.content) == new)
-    dotted = "design.seed" if name == "seeds" else f"analysis.{name}"
-    return f"{dotted} was changed from {old} to {new} {point.after}"
+    def concerns(self, contrast: Contrast) -> bool:
+        """Return True if it is said beside a contrast."""
+        return self.splits is None or contrast.split in self.splits
+
+
+def _changes(
+    reference: Mapping[str, Any], present: Mapping[str, Any], later: Sequence[_Point]
+) -> Iterator[_Change]:
+    """Yield the changes of settings and seeds, then those of the splits that both declare.
+
+    What one of the two does not list is not compared, because declarations of other versions list less.
+    """
+    olds, news = _settings(reference), _settings(present)
+    for name, old in olds.items():
+        if name not in news or news[name] == old:
+            continue
+        new = news[name]
+        point = next(point for point in later if _settings(point.content).get(name) == new)
+        text = f"{name} was changed{_values(old, new)} {point.after}"
+        if name in RULES:
+            yield _Change(text, rule=True, splits=None)
+        elif name == BLOCKS:
+            spatial = [split for split in present["splits"] if split.partition("-")[0] == "spatial"]
+            yield _Change(text, rule=True, splits=spatial)
+        elif name == SEEDS and _numbers(old) - _numbers(new):
+            yield _Change(text, rule=True, splits=None)
+        else:
+            yield _Change(text, rule=False, splits=())
+    for split in reference["splits"]:
+        if split in present["splits"]:
+            yield from _split_changes(split, reference, present, later)
+
+
+def _split_changes(
+    split: str, reference: Mapping[str, Any], present: Mapping[str, Any], later: Sequence[_Point]
+) -> Iterator[_Change]:
+    """Yield the changes of the folds of one split, and of its settings."""
+    old, new = ({*declared["splits"][split]} for declared in (reference, present))
+    if old != new:
+        point = next(point for point in later if {*point.content["splits"].get(split, ())} == new)
+        counts = ((len(old - new), "left out"), (len(new - old), "added"))
+        words = ", ".join(f"{number} {what}" for number, what in counts if number)
+        text = f"the folds of {split} were changed ({words}) {point.after}"
+        yield _Change(text, rule=bool(old - new), splits=(split,))
+    olds, news = (declared.get("split_settings", {}).get(split, {}) for declared in (reference, present))
+    for name in (name for name in olds if name in news and olds[name] != news[name]):
+
+        def value(point: _Point, name: str = name) -> Any:
+            return point.content.get("split_settings", {}).get(split, {}).get(name)
+
+        point = next(point for point in later if value(point) == news[name])
+        text = f"{name} of split {split} was changed{_values(olds[name], news[name])} {point.after}"
+        yield _Change(text, rule=True, splits=(split,))
+
+
+def _settings(declared: Mapping[str, Any]) -> dict[str, Any]:
+    """List the settings of a declaration by their dotted names, those of the analysis first."""
+    found = {f"analysis.{name}": value for name, value in declared["analysis"].items()}
+    found[SEEDS] = declared["seeds"]
+    for name, value in declared.get("settings", {}).items():
+        if isinstance(value, Mapping) and name in ("model", "train"):
+            found |= {f"{name}.{own}": inner for own, inner in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _numbers(seeds: Any) -> set[int]:
+    """Return the training seeds that a study may run."""
+    return {*range(seeds["max"])} if isinstance(seeds, Mapping) else {*seeds}
+
+
+def _values(old: Any, new: Any) -> str:
+    """Format two values of a setting; empty if they are long."""
+    old, new = (value if isinstance(value, str) else json.dumps(value) for value in (old, new))
+    return f" from {old} to {new}" if len(old) + len(new) <= LONGEST else ""
 
 
 def _origin(

@@ -340,7 +340,8 @@ def contrasts(
       difference is that of the pooled scores where these are tested. low, high, se, df, test: interval of
       `diff` of level 1 - alpha, standard error, degrees of freedom and name of the test that decides.
     - p: two-sided p-value of no difference. p_adjusted: adjusted by Holm's method over the declared family;
-      NaN for other contrasts. The family is the planned one: a contrast that lost its cells still counts.
+      NaN for other contrasts. The family is the planned one: a contrast that lost its cells, or that was
+      removed from the study after results, still counts.
     - declared: True for the family. declared_at: time of the first declaration with the contrast. changed:
       what changed after results, when, and after how many; '' if it was declared before the first result.
     - sensitivity: other tests of the same difference with their p-values, which decide nothing.
@@ -380,6 +381,8 @@ def contrasts(
     late = {contrast for contrast, status in statuses.items() if status.exploratory}
     marks = {one: _marks(one, splits[one.split]) for one in asked}
     family = {one: None for one in asked if one not in late and TUNED_ON_TEST not in marks[one]}
+    # Those whose arm, split or fold was removed after results: the family is as large as it was declared.
+    gone = sum(one not in asked and one not in late for one in statuses)
     every = dict.fromkeys([*_against_none(splits.values(), metric), *asked, *also])
     outcomes = [
         _judge(
@@ -387,14 +390,15 @@ def contrasts(
             splits[contrast.split],
             analysis,
             looks.of(contrast.split),
-            len(family) if contrast in family else 0,
+            len(family) + gone if contrast in family else 0,
             sums,
             sensitivity=sensitivity and contrast.metric == metric,
             episode=episode and contrast.metric == metric and contrast in family,
         )
         for contrast in every
     ]
-    _adjust([one for one in outcomes if one.contrast in family and one.planned], analysis, family=True)
+    planned = [one for one in outcomes if one.contrast in family and one.planned]
+    _adjust(planned, analysis, family=True, gone=gone)
     for one in outcomes:
         if one.contrast not in family:
             _adjust([one], analysis, family=False)
@@ -844,13 +848,14 @@ def _totals(keys: np.ndarray, part: str, sums: Sums | None) -> Totals | None:
     return Totals(by_site, by_day)
 
 
-def _adjust(outcomes: list[_Outcome], analysis: Analysis, *, family: bool) -> None:
+def _adjust(outcomes: list[_Outcome], analysis: Analysis, *, family: bool, gone: int = 0) -> None:
     """Add verdicts by Holm's method over `outcomes`, and for the declared `family` the column p_adjusted.
 
-    Outcomes that cannot be tested count with p = 1: cells that failed do not make the family smaller.
+    Outcomes that cannot be tested count with p = 1: cells that failed do not make the family smaller. So do
+    those that are `gone`, the number of declared contrasts without cells in the study.
     """
     tested = [one for one in outcomes if one.evidence.tests]
-    untested = [1.0] * (len(outcomes) - len(tested))
+    untested = [1.0] * (len(outcomes) - len(tested) + gone)
     inside = [
         min(1.0, one.looks * statistics.equivalence(one.evidence.tests, one.scores.rope))
         if has_direction(one.contrast.part, one.contrast.metric)
@@ -868,7 +873,7 @@ def _adjust(outcomes: list[_Outcome], analysis: Analysis, *, family: bool) -> No
         if family:
             one.columns["p_adjusted"] = p
         if verdict == "undecided":
-            level = analysis.alpha / one.looks / len(outcomes)
+            level = analysis.alpha / one.looks / (len(outcomes) + gone)
             one.columns["more_seeds"] = judgement.more_seeds(
                 one.grid.kind,
                 one.contrast.part,

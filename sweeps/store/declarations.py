@@ -21,6 +21,11 @@ FILE = "declarations.json"
 FORMAT = 1
 """Version of the file's format."""
 
+ANALYSIS = {"metric", "alpha", "rope", "block_degrees"}
+"""Analysis settings that decide a verdict."""
+SETTINGS = {"window", "protocol", "neighbours", "model", "train", "search"}
+"""Settings of a study that its results depend on, beside the design and the channels."""
+
 
 class Declaration(NamedTuple):
     """Content that a study declared at one time."""
@@ -46,10 +51,11 @@ class Declaration(NamedTuple):
 
 
 def content(study: Study) -> dict[str, Any]:
-    """Return what a study declares, as JSON: contrasts, arms, folds by split, seeds and analysis settings.
+    """Return what a study declares, as JSON: contrasts, arms, splits, seeds, analysis and other settings.
 
-    Each claim gives one contrast with its text. Without claims, the contrasts are those that are tested
-    together (`Study.contrasts`), and their text is empty.
+    The settings are those that a result depends on. Locations of files are left out, because a study may be
+    moved. Each claim gives one contrast with its text. Without claims, the contrasts are those that are
+    tested together (`Study.contrasts`), and their text is empty.
     """
     found = [(claim.claim, claim.contrast) for claim in study.claims]
     found = found or [("", contrast) for contrast in study.contrasts()]
@@ -57,8 +63,14 @@ def content(study: Study) -> dict[str, Any]:
         "contrasts": [{"claim": text, **_contrast_content(contrast)} for text, contrast in found],
         "arms": [arm.label for arm in study.arms()],
         "splits": {factor.split.label: factor.folds for factor in study.design.split},
+        "split_settings": {
+            factor.split.label: factor.split.in_cell().model_dump(mode="json")
+            for factor in study.design.split
+        },
         "seeds": study.design.model_dump(mode="json")["seed"],
-        "analysis": study.analysis.model_dump(mode="json", include={"metric", "alpha", "rope"}),
+        "analysis": study.analysis.model_dump(mode="json", include=ANALYSIS),
+        "settings": study.model_dump(mode="json", by_alias=True, include=SETTINGS)
+        | {"channels": study.data.channels},
     }
     plain: dict[str, Any] = json.loads(json.dumps(declared))  # as it is read again: lists, no tuples
     return plain

@@ -148,6 +148,81 @@ def test_a_withdrawn_claim_stays_in_the_family() -> None:
     assert found.contrasts[HELPS] == (FIRST, "", False)  # more seeds are said, and change no claim
 
 
+def designed(seeds: Any = (0, 1), **more: Any) -> dict[str, Any]:
+    """Content of a declaration with the folds and the settings of its splits."""
+    found = declared(("A", HELPS), ("B", HELPS._replace(split="spatial")))
+    splits = {"clusters-10": [0, 1, 2, 3], "spatial": [0, 1]}
+    of = {"clusters-10": {"kind": "clusters", "seed": 0}, "spatial": {"kind": "spatial", "seed": 0}}
+    settings = {"model": {"width": 32}, "train": {"lr": 0.001, "epochs": 20}}
+    return found | {"seeds": seeds, "splits": splits, "split_settings": of, "settings": settings} | more
+
+
+@pytest.mark.parametrize(
+    ("folds", "exploratory", "words"),
+    [
+        ([0, 1, 2], True, "1 left out"),
+        ([0, 1, 2, 4], True, "1 left out, 1 added"),
+        ([0, 1, 2, 3, 4, 5], False, "2 added"),
+    ],
+)
+def test_changed_folds_are_said_and_none_may_be_left_out(
+    folds: list[int], exploratory: bool, words: str
+) -> None:
+    found = after_a_run(designed(splits={"clusters-10": folds, "spatial": [0, 1]}), designed())
+    status = found.contrasts[HELPS]
+    assert status.exploratory == exploratory
+    for value in ("folds of clusters-10", words, "6 results"):
+        assert value in status.changed
+    assert found.contrasts[HELPS._replace(split="spatial")] == (FIRST, "", False)
+    assert found.changes == (status.changed,)
+
+
+def test_another_draw_of_a_split_is_another_test() -> None:
+    of = designed()["split_settings"] | {"clusters-10": {"kind": "clusters", "seed": 3}}
+    found = after_a_run(designed(split_settings=of), designed())
+    status = found.contrasts[HELPS]
+    assert status.exploratory
+    for value in ("seed of split clusters-10", "from 0 to 3", "6 results"):
+        assert value in status.changed
+    assert not found.contrasts[HELPS._replace(split="spatial")].exploratory
+
+
+@pytest.mark.parametrize(
+    ("seeds", "exploratory"),
+    [((0,), True), ((0, 2), True), ((0, 1, 2), False), ({"start": 2, "max": 8}, False)],
+)
+def test_seeds_may_be_added_and_none_left_out(seeds: Any, exploratory: bool) -> None:
+    found = after_a_run(designed(seeds), designed())
+    assert {status.exploratory for status in found.contrasts.values()} == {exploratory}
+    (change,) = found.changes
+    assert "design.seed" in change
+
+
+def test_changed_blocks_concern_the_splits_that_they_test() -> None:
+    present, first = designed(), designed()
+    present["analysis"] = present["analysis"] | {"block_degrees": 4.0}
+    first["analysis"] = first["analysis"] | {"block_degrees": 8.0}
+    found = after_a_run(present, first)
+    spatial = found.contrasts[HELPS._replace(split="spatial")]
+    assert spatial.exploratory
+    assert "analysis.block_degrees was changed from 8.0 to 4.0" in spatial.changed
+    assert found.contrasts[HELPS] == (FIRST, "", False)
+
+
+def test_changed_settings_of_the_trainings_are_said() -> None:
+    settings = {"model": {"width": 64}, "train": {"lr": 0.001, "epochs": 50}}
+    found = after_a_run(designed(settings=settings), designed())
+    assert not any(status.exploratory for status in found.contrasts.values())
+    width, epochs = found.changes
+    assert "model.width was changed from 32 to 64 after 6 results" in width
+    assert "train.epochs was changed from 20 to 50" in epochs
+
+
+def test_a_declaration_without_these_settings_is_not_compared_by_them() -> None:
+    old = {name: value for name, value in designed().items() if not name.endswith("settings")}
+    assert after_a_run(designed(), old).changes == ()
+
+
 @pytest.mark.parametrize(("name", "value"), [("alpha", 0.1), ("rope", 0.05)])
 def test_a_changed_rule_makes_all_exploratory(name: str, value: float) -> None:
     other = declared(("A", HELPS), ("B", COORDINATES), **{name: value})
@@ -310,11 +385,12 @@ def test_an_added_claim_does_not_join_the_family() -> None:
     assert found.loc["A", "p_adjusted"] == pytest.approx(2 * p_of(GEOCLIP))
 
 
-def test_a_withdrawn_claim_without_cells_is_left_out() -> None:
+def test_a_withdrawn_claim_without_cells_still_counts() -> None:
+    """Removing the arm, the split or the fold of a claim after results does not make the family smaller."""
     gone = (HELPS._replace(split="random"), HELPS._replace(fold=12), HELPS._replace(arm=Arm("sincos", None)))
     first = declared(("A", HELPS), *((f"gone {i}", one) for i, one in enumerate(gone)))
     found = judged(("A", HELPS), first=first)
-    assert found.loc["A", "p_adjusted"] == pytest.approx(p_of(GEOCLIP))
+    assert found.loc["A", "p_adjusted"] == pytest.approx(4 * p_of(GEOCLIP))
 
 
 def test_a_changed_rope_leaves_no_verdict() -> None:

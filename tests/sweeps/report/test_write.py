@@ -562,7 +562,9 @@ def test_scores_of_stored_predictions_are_pooled_and_have_an_interval(tmp_path):
 def rotating():
     """Rows of checkerboards whose held-out part rotates: both scores are those of the same monitors."""
     rows = grid(splits=("checkerboards-16",))
-    parts = [rows.assign(fold=5 * rows["fold"] + part, key=rows["key"].str[:31] + f"{part}") for part in range(5)]
+    parts = [
+        rows.assign(fold=5 * rows["fold"] + part, key=rows["key"].str[:31] + f"{part}") for part in range(5)
+    ]
     board = pd.concat(parts, ignore_index=True)
     same = board["fold"] // 5 % 2  # both colours of an origin have one error, so that a gap has one value
     for name in ("test_rmse", "wr_rmse"):

@@ -83,9 +83,17 @@ def test_a_declaration_is_read_as_it_was_made(store: Store, tmp_path: Path) -> N
         ],
         "arms": ["none", "geoclip-hadamard"],
         "splits": {"random": [0, 1, 2, 3, 4], "checkerboard-16": [0, 1]},
+        "split_settings": {
+            "random": {"kind": "random", "folds": 5, "validation": 0.1, "seed": 0},
+            "checkerboard-16": found.content["split_settings"]["checkerboard-16"],
+        },
         "seeds": [0, 1],
-        "analysis": {"metric": "rmse", "alpha": 0.05, "rope": 0.01},
+        "analysis": {"metric": "rmse", "alpha": 0.05, "rope": 0.01, "block_degrees": 8.0},
+        "settings": found.content["settings"],
     }
+    of_trainings = {"window", "protocol", "channels", "neighbours", "model", "train", "search"}
+    assert found.content["settings"].keys() == of_trainings
+    assert found.content["settings"]["train"]["loss"] == "squared"
     assert declarations.contrasts(found.content) == [("GeoCLIP helps", study(tmp_path).claims[0].contrast)]
 
 
@@ -93,7 +101,7 @@ def test_equal_declarations_are_stored_once(store: Store, tmp_path: Path) -> Non
     declarations.declare(study(tmp_path), store)
     declarations.declare(study(tmp_path), store)
     assert len(declarations.read(store)) == 1
-    declarations.declare(study(tmp_path, "train.max_epochs=3"), store)  # nothing of it is declared
+    declarations.declare(study(tmp_path, "budget.cells=3"), store)  # nothing of it is declared
     assert len(declarations.read(store)) == 1
     (first,) = declarations.read(store)
     declarations.declare(study(tmp_path, "analysis.alpha=0.1"), store)
