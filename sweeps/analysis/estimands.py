@@ -32,6 +32,8 @@ LAG_DAYS = 14
 MIN_DAYS = 4 * LAG_DAYS
 """Fewest days of a Diebold-Mariano test."""
 
+GRIDS = 4
+"""Number of grids of blocks of monitors, moved by half a block, of which the largest p decides."""
 JACKKNIFE_DEGREES = 8.0
 """Edge of the blocks of monitors within region, in degrees."""
 _FAR_DEGREES = {"checkerboards": 16.0, "blocks": 10.0}
@@ -257,11 +259,36 @@ def _over_blocks(sample: Sample, level: float) -> Evidence:
     """Test blocks of monitors by the jackknife of the pooled score."""
     if sample.arm is None:
         return _no_predictions(sample, "spatial")
-    result = _jackknife(sample, sample.block_degrees, level)
-    blocks = int(result.df) + 1
+    assert sample.lat is not None
+    assert sample.lon is not None
+    samples = sample.arm.by_site[:, statistics.N]
+    if sample.other is not None:
+        samples = np.where(sample.other.by_site[:, statistics.N] > 0, samples, 0)
+    blocks = blocks_of_monitors(sample.lat, sample.lon, samples, sample.block_degrees)
     if blocks < MIN_BLOCKS:
         return _untested(sample, blocks, ESTIMANDS["spatial"])
+    result = _jackknife(sample, sample.block_degrees, level)
     return Evidence(result, (result,), (), blocks, "")
+
+
+def blocks_of_monitors(lat: Array, lon: Array, samples: Array, degrees: float) -> int:
+    """Count the effective blocks of monitors (n,) with these numbers of samples, on the grid with the fewest.
+
+    The grids are those of the jackknife. The number depends on the monitors alone, so `plan` knows it.
+    """
+    used = samples > 0
+    if not used.any():
+        return 0
+    lat, lon, samples = lat[used], lon[used], samples[used].astype(np.float64)
+    return min(
+        int(
+            statistics.effective_blocks(
+                np.bincount(statistics.blocks(lat, lon, degrees, offset), samples).astype(np.float64)
+            )
+            + 1e-9
+        )
+        for offset in statistics.OFFSETS[GRIDS]
+    )
 
 
 def _over_periods(sample: Sample, level: float) -> Evidence:
@@ -324,7 +351,7 @@ def _jackknife(sample: Sample, degrees: float, level: float) -> TestResult:
         sample.lon,
         degrees=degrees,
         metric=sample.metric,
-        offsets=4,
+        offsets=GRIDS,
         level=level,
     )
 

@@ -808,8 +808,8 @@ def _sample(
     other = None if others is None else _totals(others, part, sums)
     lacking = arm is None or (others is not None and other is None)
     if metric == "site_rmse" and len(keys):
-        # The sums are over all seeds, so each sample is counted once for each.
-        least = SITE_SAMPLES * int(np.isfinite(scores).sum(axis=1).max())
+        # The sums are over cells, so a monitor has as many samples as in one of them, times their number.
+        least = SITE_SAMPLES * _cells_by_site(keys, part, sums)
         arm, other = (
             None if one is None else Totals(statistics.one_per_monitor(one.by_site, least), one.by_day[:0])
             for one in (arm, other)
@@ -826,6 +826,16 @@ def _sample(
         other=None if lacking else other,
         block_degrees=block_degrees,
     )
+
+
+def _cells_by_site(keys: np.ndarray, part: str, sums: Sums | None) -> np.ndarray:
+    """Count the cells that have predictions of each site: (sites,)."""
+    found = np.zeros(0 if sums is None else len(sums.lat))
+    for key in keys:
+        of_cell = None if sums is None else sums.of(key, part)
+        if of_cell is not None:
+            found[of_cell[0]] += 1
+    return found
 
 
 def _totals(keys: np.ndarray, part: str, sums: Sums | None) -> Totals | None:

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 GAP = "gap"
 """Evaluation set of a contrast that is about OoR minus WR at the same monitors."""
 
+BOARDS = ("checkerboard", "checkerboards")
+"""Kinds of splits whose unit is an origin."""
+PERIODS = ("temporal", "rolling")
+"""Kinds of splits whose unit is a test period."""
+
 Verdict = Literal["better", "worse", "equal", "undecided", "too few"]
 
 
@@ -84,10 +89,27 @@ def may_be_tested(kind: str, part: str, units: np.ndarray) -> bool:
 
     `kind` is that of the split. Blocks of monitors and days are counted when the predictions are there.
     """
-    if part != "test" or kind in ("checkerboard", "checkerboards"):
-        return len(set(units.tolist())) >= MIN_ORIGINS
+    if part != "test" or kind in BOARDS:
+        return complete_units(units) >= MIN_ORIGINS
     needed = {"spatial": 1, "temporal": MIN_PERIODS, "rolling": MIN_PERIODS}.get(kind, MIN_FOLDS)
     return len(units) >= needed
+
+
+def complete_units(units: np.ndarray) -> int:
+    """Count the units that have the most folds; an origin with fewer folds than others is not tested."""
+    folds = np.unique(units, return_counts=True)[1]
+    return int((folds == folds.max()).sum()) if len(folds) else 0
+
+
+def shared_variance(kind: str, part: str, folds: int) -> float:
+    """Return the part of a unit's variance that no number of units removes, for tests of folds and origins.
+
+    It is the term beside 1 / n in the variance factor of the first test of `estimands`. `folds` are those of
+    one deal.
+    """
+    if part != "test" or kind in BOARDS:
+        return 1.0
+    return 0.0 if kind in PERIODS else overlap(folds)
 
 
 def verdict(contrast: Contrast, difference: float, p: float, inside: float, alpha: float) -> Verdict:
@@ -158,10 +180,11 @@ def by_unit(
 
     For the tests whose unit is a fold or an origin; `folds` are those of one deal.
     """
-    if kind not in ("checkerboard", "checkerboards") and part == "test":
-        return differences, overlap(folds)
+    shared = shared_variance(kind, part, folds)
+    if kind not in BOARDS and part == "test":
+        return differences, shared
     rows = [differences[units == unit] for unit in np.unique(units)]
-    return np.array([row.mean(axis=0) for row in rows]), 1.0  # NaN where a fold of the unit is missing
+    return np.array([row.mean(axis=0) for row in rows]), shared  # NaN where a fold of the unit is missing
 
 
 def _mean(values: np.ndarray) -> float:

@@ -539,13 +539,14 @@ def score(totals: Array, metric: str) -> Array:
         return np.where(sst > 0, 1 - totals[..., E2] / sst, math.nan)
 
 
-def one_per_monitor(totals: Array, samples: float) -> Array:
+def one_per_monitor(totals: Array, samples: ArrayLike) -> Array:
     """Replace the samples of each monitor by one of the size of its RMSE: (n, 6) -> (n, 6).
 
     The mean absolute error of the result is the mean over monitors of their RMSE, the metric site_rmse.
-    Monitors with fewer than `samples` samples are left out: their totals are zero.
+    Monitors with fewer than `samples` samples, one number or one for each (n,), are left out: their totals
+    are zero.
     """
-    seen = totals[:, N] >= max(samples, 1)
+    seen = totals[:, N] >= np.maximum(samples, 1)
     rmse = np.sqrt(totals[seen, E2] / totals[seen, N])
     found = np.zeros_like(totals)
     found[seen] = np.stack([np.ones_like(rmse), rmse, rmse, rmse**2, 0 * rmse, 0 * rmse], axis=1)

@@ -8,13 +8,14 @@ which is rough.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from pm25.errors import InputError
+from pm25.metrics import METRICS, SITE_SAMPLES
 from pm25.panel import Panel
 from pm25.splits import AnySplit
 from sweeps.analysis import artifacts, estimands, inference, judgement, labels, statistics, units
@@ -25,6 +26,8 @@ from sweeps.state import StudyState
 from sweeps.store.records import Record
 
 POWER = 0.8
+BLOCK_DEGREES = (8.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.25)
+"""Edges of blocks that `plan` proposes in place of larger ones."""
 
 SHIPPED = {
     "random": 0.007,
@@ -89,20 +92,22 @@ def detectable(
         looks = study.design.looks.of(contrast.split).looks
         level = study.analysis.alpha / len(family) / looks
         scores, evidence = inference.evidence(contrast, rows, study.analysis, looks, sums)
-        spread = _spread(contrast, factor, scores, evidence, len(study.design.first_seeds))
+        folds = sorted({*rows.loc[rows["split"] == contrast.split, "fold"]})  # those of the scores
+        spread = _spread(contrast, factor.split, folds, scores, evidence, len(study.design.first_seeds))
         planned = _planned(contrast, factor)
         more = {
-            name: _smallest(spread, factor.split, count, level) for name, count in _one_more(factor, planned)
+            name: _smallest(spread, contrast, factor.split, count, level)
+            for name, count in _one_more(factor, planned)
         }
         if spread.seeds is not None:
-            more["seed"] = _smallest(spread.with_more_seeds(), factor.split, planned, level)
+            more["seed"] = _smallest(spread.with_more_seeds(), contrast, factor.split, planned, level)
         found.append(
             Detectable(
                 contrast,
                 tuple(claim.claim for claim in study.claims if claim.contrast == contrast),
                 estimands.of(factor.split.kind, contrast.part).name,
                 planned,
-                _smallest(spread, factor.split, planned, level),
+                _smallest(spread, contrast, factor.split, planned, level),
                 spread.stored,
                 more,
             )
@@ -132,13 +137,13 @@ def refuse_claims(lacking: Iterable[Untestable], where: str) -> None:
 
 def _lack(contrast: Contrast, factor: SplitFactor, study: Study, panel: Panel) -> tuple[str, str] | None:
     """Return what a contrast lacks to be tested, and the design that has it; None if it can be tested."""
-    split, analysis = factor.split, study.analysis
+    split = factor.split
     about = estimands.of(split.kind, contrast.part)
     if contrast.fold is not None:
         return "a single fold is not independent evidence", "leave fold out, so that all folds are compared"
     folds = np.array([split.unit(fold) for fold in factor.folds])
     if not judgement.may_be_tested(split.kind, contrast.part, folds):
-        have = len(set(folds.tolist()))
+        have = judgement.complete_units(folds)
         # The days of a random split are counted below.
         one, several, needed = about.unit, about.units, about.needed
         if split.kind in ("random", "spatial"):
@@ -149,31 +154,51 @@ def _lack(contrast: Contrast, factor: SplitFactor, study: Study, panel: Panel) -
             f"use the split {about.design}",
         )
     if split.kind == "spatial" and contrast.part == "test":
-        site, _ = panel.samples(study.window)
-        samples = np.bincount(site, minlength=len(panel.site_id)).astype(np.float64)
-        for degrees in dict.fromkeys((analysis.block_degrees, 8.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.25)):
-            blocks = statistics.blocks(panel.lat, panel.lon, degrees)
-            effective = int(statistics.effective_blocks(np.bincount(blocks, samples).astype(np.float64)))
-            if effective >= units.MIN_BLOCKS:
-                break
-            if degrees == analysis.block_degrees:
-                have = effective
-        else:
-            return f"the table has {have} effective blocks of monitors", "take a table of a larger region"
-        if degrees != analysis.block_degrees:
-            return (
-                f"the table has {have} effective blocks of {analysis.block_degrees:g} degrees, and "
-                f"{units.MIN_BLOCKS} are needed",
-                f"--set analysis.block_degrees={degrees:g}, if errors are not correlated over more",
-            )
+        return _lacks_blocks(contrast, factor, study, panel)
     if split.kind == "random":
-        days = len(panel.dates) - study.window + 1
+        days = int((_tested(factor, study, panel) > 0).any(axis=0).sum())
         if days < estimands.MIN_DAYS:
             return (
-                f"the table has {days} target days, and {estimands.MIN_DAYS} are needed",
+                f"the table has {days} days that are tested, and {estimands.MIN_DAYS} are needed",
                 "take a table of more days",
             )
     return None
+
+
+def _lacks_blocks(
+    contrast: Contrast, factor: SplitFactor, study: Study, panel: Panel
+) -> tuple[str, str] | None:
+    """Return what a contrast on a spatial split lacks, by the blocks of the monitors that are tested."""
+    samples = _tested(factor, study, panel).sum(axis=1).astype(np.float64)
+    if contrast.metric == "site_rmse":  # every monitor counts once
+        samples = (samples >= SITE_SAMPLES).astype(np.float64)
+    wanted = study.analysis.block_degrees
+
+    def effective(degrees: float) -> int:
+        return estimands.blocks_of_monitors(panel.lat, panel.lon, samples, degrees)
+
+    have = effective(wanted)
+    if have >= units.MIN_BLOCKS:
+        return None
+    enough = (
+        degrees for degrees in BLOCK_DEGREES if degrees < wanted and effective(degrees) >= units.MIN_BLOCKS
+    )
+    if (degrees := next(enough, None)) is None:
+        return (
+            f"its tested monitors are {have} effective blocks, and {units.MIN_BLOCKS} are needed",
+            "take a table of a larger region",
+        )
+    return (
+        f"its tested monitors are {have} effective blocks of {wanted:g} degrees, and {units.MIN_BLOCKS} are "
+        "needed",
+        f"--set analysis.block_degrees={degrees:g}, if errors are not correlated over more",
+    )
+
+
+def _tested(factor: SplitFactor, study: Study, panel: Panel) -> np.ndarray:
+    """Count the test samples of each site-day over the folds of a split: (sites, days)."""
+    flat = np.concatenate([study.cut(factor.split, fold, panel).test for fold in factor.folds])
+    return np.bincount(flat, minlength=panel.target.size).reshape(panel.target.shape)
 
 
 class _Spread(NamedTuple):
@@ -198,13 +223,14 @@ class _Spread(NamedTuple):
 
 def _spread(
     contrast: Contrast,
-    factor: SplitFactor,
+    split: AnySplit,
+    folds: Sequence[int],
     scores: judgement.PairedScores,
     evidence: estimands.Evidence,
     seeds: int,
 ) -> _Spread:
     """Return the spread of a contrast from its stored cells, else the shipped one."""
-    split, direct = factor.split, factor.split.kind in ("random", "spatial") and contrast.part == "test"
+    direct = split.kind in ("random", "spatial") and contrast.part == "test"
     result = evidence.result
     if not evidence.tests or not math.isfinite(result.se) or result.se == 0:
         shipped = SHIPPED.get(split.kind, max(SHIPPED.values()))
@@ -212,8 +238,10 @@ def _spread(
     if direct:
         return _Spread(result.se, result.df, True, True, None, 0.0)
     # The first test of a split is the one over its units.
-    value = evidence.tests[0].se / _factor(split, evidence.units)
-    found = statistics.seed_variance(scores.differences)
+    value = evidence.tests[0].se / _factor(split, contrast.part, evidence.units)
+    of = np.array([split.unit(fold) for fold in folds])
+    by_unit, _ = judgement.by_unit(split.kind, contrast.part, of, int(split.folds), scores.differences)
+    found = statistics.seed_variance(by_unit)
     return _Spread(value, math.nan, False, True, None if found is None else seeds, found or 0.0)
 
 
@@ -222,7 +250,7 @@ def _planned(contrast: Contrast, factor: SplitFactor) -> int:
     split = factor.split
     if split.kind in ("random", "spatial") and contrast.part == "test":
         return 0
-    return len({split.unit(fold) for fold in factor.folds})
+    return judgement.complete_units(np.array([split.unit(fold) for fold in factor.folds]))
 
 
 def _one_more(factor: SplitFactor, planned: int) -> Iterator[tuple[str, int]]:
@@ -236,18 +264,15 @@ def _one_more(factor: SplitFactor, planned: int) -> Iterator[tuple[str, int]]:
         yield "fold", planned + 1
 
 
-def _factor(split: AnySplit, count: int) -> float:
+def _factor(split: AnySplit, part: str, count: int) -> float:
     """Return the standard error of the mean over `count` units, as a multiple of their spread."""
-    folds = int(split.folds)
-    overlap = {"checkerboards": 1.0, "checkerboard": 1.0, "rolling": 0.0, "temporal": 0.0}.get(
-        split.kind, units.overlap(folds)
-    )
-    return math.sqrt(1 / max(count, 1) + overlap)
+    shared = judgement.shared_variance(split.kind, part, int(split.folds))
+    return math.sqrt(1 / max(count, 1) + shared)
 
 
-def _smallest(spread: _Spread, split: AnySplit, count: int, level: float) -> float:
+def _smallest(spread: _Spread, contrast: Contrast, split: AnySplit, count: int, level: float) -> float:
     """Return the smallest difference that is found with `POWER` at a two-sided `level`."""
-    se = spread.value if spread.direct else spread.value * _factor(split, count)
+    se = spread.value if spread.direct else spread.value * _factor(split, contrast.part, count)
     df = spread.df if spread.direct else count - 1
     return float((stats.t.ppf(1 - level / 2, df) + stats.t.ppf(POWER, df)) * se)
 
@@ -285,6 +310,7 @@ def _named(contrast: Contrast) -> str:
 
 
 def _amount(one: Detectable, value: float) -> str:
-    if not one.stored:
-        return f"{value:.1%} of the RMSE"
+    metric = METRICS[one.contrast.metric]
+    if not one.stored:  # the shipped variances are those of errors
+        return f"{value:.1%} of the {metric.name}" if metric.unit else f"a change of the RMSE by {value:.1%}"
     return labels.number(value, one.contrast.metric)

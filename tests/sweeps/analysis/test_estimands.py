@@ -267,7 +267,7 @@ def test_spatial_jackknifes_blocks_of_monitors(seed: int, paired: bool) -> None:
     assert found.result.p == pytest.approx(max(t)[0])
     if max(t)[0] > 0:  # the p of one arm's score may be zero on several grids
         assert found.result.df == pytest.approx(max(t)[1])
-        assert found.units == int(max(t)[1]) + 1
+        assert found.units == min(int(df) + 1 for _, df in t)  # whichever grid has the largest p
     halves = [stats.t.ppf(0.975, df) * se for se, df in grids]
     assert found.result.estimate == pytest.approx(pooled) == estimands.pooled(given)
     assert (found.result.low, found.result.high) == pytest.approx(
@@ -277,6 +277,16 @@ def test_spatial_jackknifes_blocks_of_monitors(seed: int, paired: bool) -> None:
         assert [test.name for test in found.sensitivity] == ["Hering-Genton", "corrected t over folds"]
         student(found.sensitivity[1], -0.4, math.sqrt((1 / 8 + 1 / 7) * VARIANCE), 7)
         assert found.sensitivity[0].estimate == pytest.approx(pooled)
+
+
+def test_blocks_are_counted_on_the_grid_with_the_fewest() -> None:
+    """Pairs of monitors on both sides of a border are two blocks, and one of a grid moved by half a block."""
+    lon = CONUS[0] + 8 * np.arange(6) + np.array([7, 1, 7, 1, 7, 1.0])
+    lat, samples = np.full(6, CONUS[1] + 6.0), np.ones(6)
+    assert len(set(statistics.blocks(lat, lon, 8).tolist())) == 6
+    assert estimands.blocks_of_monitors(lat, lon, samples, 8) == 3
+    assert estimands.blocks_of_monitors(lat, lon, samples * (np.arange(6) < 2), 8) == 1
+    assert estimands.blocks_of_monitors(lat, lon, 0 * samples, 8) == 0
 
 
 def test_spatial_needs_blocks() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.analysis import judgement, statistics, units
+from sweeps.analysis import estimands, judgement, statistics, units
 from sweeps.analysis.estimands import Evidence
 from sweeps.analysis.statistics import TestResult
 from sweeps.spec.claims import NONE, Analysis, Contrast
@@ -198,3 +198,25 @@ def test_more_seeds_of_folds_and_of_origins() -> None:
     assert of_origins != of_folds
     for kind in ("random", "spatial"):
         assert judgement.more_seeds(kind, "test", folds, 10, DIFFERENCES, **how) is None
+
+
+def test_an_origin_with_fewer_folds_than_others_is_not_counted() -> None:
+    assert judgement.complete_units(np.array([0, 0, 1, 2, 3, 4])) == 1
+    assert judgement.complete_units(np.arange(10) // 2) == 5
+    assert judgement.complete_units(np.empty(0, int)) == 0
+    assert not judgement.may_be_tested("checkerboards", "test", np.array([0, 0, 1, 2, 3, 4]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "expected"),
+    [("rolling", "test", 0), ("checkerboards", "test", 1), ("blocks", "test", 0.25), ("blocks", "wr", 1)],
+)
+def test_predictions_have_the_variance_of_the_test(kind: str, part: str, expected: float) -> None:
+    """What more seeds would do is computed with the variance factor of the test that decides."""
+    assert judgement.shared_variance(kind, part, 5) == pytest.approx(expected)
+    _, shared = judgement.by_unit(kind, part, np.arange(6), 5, np.zeros((6, 2)))
+    assert shared == pytest.approx(expected)
+    values = np.array([-0.4, -0.3, -0.5, -0.2, -0.6, -0.4])
+    sample = estimands.Sample(kind=kind, unit=np.arange(6), parts=5, values=values, metric="rmse")
+    test, *_ = estimands.compare(sample, part).tests
+    assert test.se == pytest.approx(np.std(values, ddof=1) * np.sqrt(1 / 6 + expected))

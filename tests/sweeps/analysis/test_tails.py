@@ -219,6 +219,21 @@ def test_seeds_do_not_make_samples(store: Store) -> None:
     assert mean == pytest.approx(errors["rmse"].drop("s003").mean())
 
 
+def test_a_monitor_counts_where_one_of_its_seeds_is_missing(store: Store) -> None:
+    """Each monitor has 30 samples, which are enough in one cell. One fold lacks a seed of both arms."""
+    rows = world(store, "spatial", 5, calm, seeds=2)
+    for key in rows["key"]:
+        table = store.read_table(key, "predictions").to_pandas()
+        table = table[table["date"].astype("datetime64[ns]").rank(method="dense") <= 30]
+        store.write_table(key, "predictions", {name: pa.array(table[name]) for name in table})
+    rows = rows[(rows["fold"] > 0) | (rows["seed"] == 0)].reset_index(drop=True)
+    sums = read(store, rows)
+    (line,) = inference.contrasts(rows, Analysis(), (), "site_rmse", sums).to_dict("records")
+    errors = sums.site_errors("none", "spatial")
+    assert len(errors) == len(SITES)
+    assert line["mean_other"] == pytest.approx(errors["rmse"].mean())
+
+
 def test_days_have_no_rmse_by_monitor(store: Store) -> None:
     rows = world(store, "random", 3, calm)  # 28 samples of each monitor and fold
     frame = inference.contrasts(rows, Analysis(), (), "site_rmse", read(store, rows))

@@ -84,6 +84,25 @@ def test_deals_are_counted_by_their_folds(study: Callable[..., StudyState]) -> N
     assert one.more["deal"] == pytest.approx((stats.t.ppf(0.975, 11) + stats.t.ppf(0.8, 11)) * se)
 
 
+def test_within_region_the_folds_of_deals_share_more(study: Callable[..., StudyState]) -> None:
+    """The test within region has the variance factor 1/J + 1, whatever the number of folds."""
+    (one,) = found(study(BLOCKS, on={"split": "blocks", "part": "wr"}))
+    se = SHIPPED["blocks"] * math.sqrt(1 / 8 + 1)
+    assert one.difference == pytest.approx((stats.t.ppf(0.975, 7) + stats.t.ppf(0.8, 7)) * se)
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [("rmse", "% of the RMSE with"), ("mae", "% of the MAE with"), ("r2", "the RMSE by 2")],
+)
+def test_an_amount_names_its_metric(metric: str, words: str, study: Callable[..., StudyState]) -> None:
+    state = study({**BOARDS, "origins": 15})
+    claim = state.study.claims[0].model_copy(update={"metric": metric})
+    state.study = state.study.model_copy(update={"claims": (claim,)})
+    (line,) = detectable.lines(found(state), [])
+    assert words in line
+
+
 @pytest.mark.parametrize("split", [RANDOM, SPATIAL])
 def test_folds_of_one_network_buy_no_units(split: dict[str, Any], study: Callable[..., StudyState]) -> None:
     (one,) = found(study(split, analysis={"block_degrees": 2.0}))
@@ -109,7 +128,10 @@ def test_stored_cells_replace_the_shipped_variance(study: Callable[..., StudySta
     means = differences.mean(axis=(1, 2))
     se = math.sqrt(1 / 6 + 1) * means.std(ddof=1)
     assert one.difference == pytest.approx((stats.t.ppf(0.975, 5) + stats.t.ppf(0.8, 5)) * se)
-    assert one.more["seed"] < one.difference
+    # Two seeds of an origin are two means over its colours.
+    of_seeds = differences.mean(axis=1).var(axis=1, ddof=1).mean()
+    three = math.sqrt(means.var(ddof=1) - of_seeds / 2 + of_seeds / 3)
+    assert one.more["seed"] == pytest.approx(one.difference * three / means.std(ddof=1))
     assert one.more["origin"] < one.difference
 
 
@@ -118,6 +140,9 @@ def test_stored_cells_replace_the_shipped_variance(study: Callable[..., StudySta
     [
         ({"kind": "checkerboard", "degrees": 16}, ["1 origin", "5 are needed", "kind: checkerboards"]),
         ({**BOARDS, "origins": 4}, ["4 origins", "5 are needed"]),
+        # One origin has both colours, and the four others have no test beside it.
+        ({**BOARDS, "origins": 8, "fold": [0, 1, 2, 4, 6, 8]}, ["1 origin", "5 are needed"]),
+        ({"kind": "spatial", "folds": 40, "fold": [0, 1]}, ["effective blocks", "8 are needed"]),
         ({**RANDOM, "fold": [0, 1]}, ["2 folds", "3 are needed", "kind: random"]),
         ({"kind": "temporal", "test_from": "2021-03-15"}, ["1 test period", "kind: rolling"]),
         ({"kind": "clusters", "folds": 2}, ["2 regions", "3 are needed"]),
