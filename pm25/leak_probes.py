@@ -152,6 +152,7 @@ def _bases(
         ("the inverse-distance mean of all monitors", mixed, here),
         ("the nearest other monitor", nearest, here),
         ("the mean of 30 other monitors", region, here),
+        ("the target's change since the day before", own - _shifted(own, 1), here),
         ("the target's mean over 3 days up to its own", _moving_mean(own, 2, 0), here),
         ("the target's mean over 7 days up to its own", _moving_mean(own, 6, 0), here),
         ("the target's mean over 3 days before it", _moving_mean(own, 3, -1), here),

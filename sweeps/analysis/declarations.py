@@ -4,9 +4,9 @@ The last declaration before the first result is the reference. A contrast that i
 results: it is exploratory, and takes no part in Holm's method. A contrast that it has and the study no longer
 declares was withdrawn. It stays in the family, so that nobody can make the family smaller.
 
-A contrast is exploratory too if it is tested in another way than declared: with another level or region of
-practical equivalence, with other blocks of monitors on a spatial split, with another draw of its split, or
-without folds or seeds that were declared. Folds and seeds that were added, and changed settings of the
+A contrast is exploratory too if it is tested in another way than declared. The level or the region of
+practical equivalence is another one, or the blocks of monitors on a spatial split are. Or its split has
+another draw, or lacks folds or seeds that were declared. Folds and seeds that were added, and changed settings of the
 trainings, are said.
 
 Whether results of a store without such a reference were declared before is not known. Its contrasts are

@@ -143,8 +143,8 @@ class Grid(NamedTuple):
     def _gaps(self, metric: str) -> np.ndarray:
         """Subtract the within-region score from the score out of region, at the same monitors: `row.shape`.
 
-        The monitors of a colour are tested by the folds that hold this colour out, and predicted from within
-        region by the five folds that train on it. Both scores are those of the colour as a whole. A mean of
+        Five folds test the monitors of a colour. The five folds that train on this colour predict them from
+        within, one part each. Both scores are those of the colour as a whole. A mean of
         the scores of five small parts would be another number: the mean RMSE of parts is below their joint
         RMSE. Each fold has the gap of the colour that it tests, and NaN where a fold of either side has no
         number.

@@ -85,6 +85,7 @@ HIDDEN = {
     "own lag 20": lagged(20),
     "lead 1": lagged(-1),
     "log of lag 2": np.log1p(np.maximum(lagged(2), 0)),
+    "change in a day": TARGET - lagged(1),
     "mean of 3 days": rolling(3),
     "mean of 7 days": rolling(7),
     "nearest": inverse_distance(TARGET, WORLD.lat, WORLD.lon, k=1, power=2)[0],
