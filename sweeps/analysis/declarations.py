@@ -6,8 +6,8 @@ declares was withdrawn. It stays in the family, so that nobody can make the fami
 
 A contrast is exploratory too if it is tested in another way than declared. The level or the region of
 practical equivalence is another one, or the blocks of monitors on a spatial split are. Or its split has
-another draw, or lacks folds or seeds that were declared. Folds and seeds that were added, and changed settings of the
-trainings, are said.
+another draw, or lacks folds or seeds that were declared. Folds and seeds that were added, and changed
+settings of the trainings, are said.
 
 Whether results of a store without such a reference were declared before is not known. Its contrasts are
 tested, and the report says so. Results are cells and search trials that have scores.
