@@ -93,7 +93,7 @@ def test_within_region_the_folds_of_deals_share_more(study: Callable[..., StudyS
 
 @pytest.mark.parametrize(
     ("metric", "words"),
-    [("rmse", "% of the RMSE with"), ("mae", "% of the MAE with"), ("r2", "the RMSE by 2")],
+    [("rmse", "% of the RMSE with"), ("mae", "% of the MAE with"), ("r2", "a change of the RMSE by 5.3%")],
 )
 def test_an_amount_names_its_metric(metric: str, words: str, study: Callable[..., StudyState]) -> None:
     state = study({**BOARDS, "origins": 15})
