@@ -25,7 +25,7 @@ from pm25.panel import Panel
 from pm25.protocol import Protocol
 from pm25.settings import ENCODERS, ModelSettings, Seed, Settings, TrainSettings
 from pm25.splits import AnySplit, GroupSplit, PeriodSplit, Reserve, SplitIndices
-from sweeps.spec import claims, suggest
+from sweeps.spec import claims, suggest, tracking_address
 from sweeps.spec.claims import Analysis, Claim, Contrast, Published
 from sweeps.spec.design import Arm, Design, FoldArm, Scope, SplitFactor, arm_of, listed
 from sweeps.spec.search_space import Search, settings_at
@@ -220,6 +220,12 @@ class Study(Settings):
     """Claims that are tested. Default: every arm is compared with `none` on the test set of every split."""
     published: Published | None = None
     """Values of a paper, shown next to the study's own. Default: none."""
+
+    @model_validator(mode="after")
+    def _tracking_is_an_address(self) -> "Study":
+        if self.tracking:
+            tracking_address.check(self.tracking)
+        return self
 
     @model_validator(mode="after")
     def _claims_are_of_the_design(self, info: ValidationInfo) -> "Study":

@@ -10,6 +10,10 @@ All were run with MLflow 3.17.2. `test_mlflow_internals.py` checks them with the
   the compare page. Public alternative: none; links could open only the list of all runs.
 - `get_artifact_repository`. Public alternative: `MlflowClient.log_artifact`, with one more request per file,
   which asks the server for the address of the run's artifacts.
+- `http_request` and `get_default_host_creds`, which send one request with the user's password and TLS settings.
+  Public alternative: `MlflowClient`, which retries for minutes and hides the server's answer.
+- `ScriptDirectory` of MLflow's migrations, and `Base.metadata`, which name the revisions and the tables of a
+  database. Public alternative: none; MLflow migrates a database, or adds its tables, when it opens it.
 """
 
 import json
@@ -17,7 +21,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import requests
+from alembic.script import ScriptDirectory
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.db import utils
+from mlflow.store.db.base_sql_model import Base
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Tags of a new experiment, so that the UI opens it in its mode for model training."""
@@ -61,3 +71,27 @@ def upload_file(artifacts: str, path: str, tracking_uri: str) -> None:
 def upload_folder(artifacts: str, folder: str, name: str, tracking_uri: str) -> None:
     """Copy the files of a folder to the folder `name` of a run's artifacts."""
     get_artifact_repository(artifacts, tracking_uri=tracking_uri).log_artifacts(folder, name)
+
+
+def get(server: str, endpoint: str, query: Mapping[str, str], seconds: float) -> requests.Response:
+    """Send one GET request to a server, without retries, and return its answer, whatever its status."""
+    return http_request(
+        get_default_host_creds(server),
+        endpoint,
+        "GET",
+        max_retries=0,
+        timeout=seconds,
+        raise_on_status=False,
+        params=query,
+    )
+
+
+def revisions() -> list[str]:
+    """Revisions of the database schema that the installed MLflow knows, the newest first."""
+    script = ScriptDirectory.from_config(utils._get_alembic_config(db_url=""))
+    return [revision.revision for revision in script.walk_revisions()]
+
+
+def tables() -> set[str]:
+    """Names of the tables of the newest schema."""
+    return {*Base.metadata.tables}

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
 from sweeps.store.records import Record, Store, default_tracking, failed_checks
-from sweeps.tracking import mlflow_internals
+from sweeps.tracking import mlflow_internals, readiness
 from sweeps.tracking.connection import artifacts_uri, input_errors
 from sweeps.tracking.parent_metrics import Aggregates
 from sweeps.tracking.run_content import (
@@ -83,6 +83,7 @@ class Tracker:
         self._datasets: set[str] = set()
         """Fingerprints of the data sets that the server already has."""
         self.uri = uri or default_tracking(store.storage)
+        readiness.check(self.uri, store.study)
         with input_errors(self.uri):
             self._client = MlflowClient(tracking_uri=self.uri)
             experiment = self._client.get_experiment_by_name(store.study)
