@@ -22,6 +22,7 @@ from pm25.errors import InputError
 from sweeps.engine import worker
 from sweeps.engine.progress import RunProgress
 from sweeps.engine.scheduler import Scheduler
+from sweeps.spec.tracking_address import without_password
 from sweeps.state import StudyState
 from sweeps.store import declarations, running
 from sweeps.store.records import Record
@@ -138,7 +139,7 @@ def sync(state: StudyState) -> tuple[int, str]:
     journal.write(state.searches.values())
     if journal.behind:
         raise InputError("Optuna's journal", "", f"the searches cannot be written ({journal.behind})")
-    return written, tracker.uri
+    return written, without_password(tracker.uri)
 
 
 def _notices(scheduler: Scheduler, behind: Mapping[str, str], records: Mapping[str, Record]) -> Iterator[str]:
@@ -150,7 +151,8 @@ def _notices(scheduler: Scheduler, behind: Mapping[str, str], records: Mapping[s
         yield f"{arm.label}: {reason}, so {cells}; widen search.space"
     for view, reason in behind.items():
         if reason:
-            yield f"{view} is incomplete ({reason}); `sweep sync` completes it"
+            then = "" if "sweep sync STUDY" in reason else "; `sweep sync STUDY` completes it"
+            yield f"{view} is incomplete ({reason}){then}"
     failed = [record["error"] for record in records.values() if record["state"] == "failed"]
     if failed:
         first = f"{failed[0]['type']}: {failed[0]['message']}"

@@ -11,7 +11,14 @@ import click
 
 from pm25.errors import InputError
 from sweeps.cli.files import check_suffix, write_cells
-from sweeps.cli.shared import command_line, examples, json_option, open_state, study_argument
+from sweeps.cli.shared import (
+    command_line,
+    examples,
+    fix_names_study,
+    json_option,
+    open_state,
+    study_argument,
+)
 
 if TYPE_CHECKING:
     from sweeps.analysis.compare import StudyResults
@@ -155,7 +162,8 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
 
     state = open_state(study, overrides)
     state.store.prepare()
-    with StudyLock(state.store):  # a run writes to the same views
+    # A run writes to the same views.
+    with StudyLock(state.store), fix_names_study(study, overrides):
         state.refresh()
         written, address = driver.sync(state)
     click.echo(f"{written} runs written to {address}")
@@ -169,18 +177,22 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
 def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     """Open the MLflow UI with the study's runs."""
     from sweeps.spec import study_file
+    from sweeps.spec.tracking_address import without_password
     from sweeps.store.records import Store
     from sweeps.tracking.mlflow_view import Tracker
 
     declared = study_file.load(study, overrides)
-    tracker = Tracker(Store(declared.storage, declared.study), declared.tracking)
+    with fix_names_study(study, overrides):
+        tracker = Tracker(Store(declared.storage, declared.study), declared.tracking)
+        links = tracker.links()
     has_server = tracker.uri.startswith("http")
-    address = tracker.uri.rstrip("/") if has_server else f"http://127.0.0.1:{port}"
-    for name, page in tracker.links().items():
+    address = without_password(tracker.uri.rstrip("/")) if has_server else f"http://127.0.0.1:{port}"
+    for name, page in links.items():
         click.echo(f"{name}: {address}{page}")
     if not has_server:
-        server = ["-m", "mlflow", "ui", "--backend-store-uri", tracker.uri, "--port", str(port)]
-        os.execv(sys.executable, [sys.executable, *server])
+        # A password in the address would appear in lists of processes.
+        variables = {**os.environ, "MLFLOW_BACKEND_STORE_URI": tracker.uri}
+        os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--port", str(port)], variables)
 
 
 @click.command(epilog=examples("importance quick --set data.table=panel.parquet"))

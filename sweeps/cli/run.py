@@ -14,7 +14,9 @@ from sweeps.cli.shared import (
     Duration,
     cell_counts,
     command_line,
+    complete_sync,
     examples,
+    fix_names_study,
     json_option,
     open_state,
     panel_size,
@@ -162,7 +164,7 @@ def run(
     from sweeps.store.lock import StudyLock
 
     state.store.prepare()
-    with StudyLock(state.store) as lock:
+    with StudyLock(state.store) as lock, fix_names_study(study, overrides):
         state.refresh()  # another run may have had the lock until now
         scheduler = Scheduler(state, selects=selects, limit=limit, stopped=lambda: lock.lost)
         size = f"{state.panel.name}, {panel_size(state.panel)}"
@@ -171,7 +173,7 @@ def run(
             state, scheduler, address, wait_for_nodes=wait_for_nodes, needs_tracking=require_tracking
         )
         for notice in ended.notices:
-            click.echo(f"sweep: {notice}", err=True)
+            click.echo(f"sweep: {complete_sync(notice, study, overrides)}", err=True)
     report.print_summary(ended.report)
     for trials in state.searches.values():
         click.echo(f"search {trials.outline}")

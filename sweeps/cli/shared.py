@@ -1,11 +1,14 @@
 """Arguments, option types and short texts that several commands share."""
 
+import contextlib
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from pm25.errors import InputError
 
 if TYPE_CHECKING:
     from pm25.panel import Panel
@@ -74,6 +77,21 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     if not console.is_terminal:
         console.width = 1000
     console.print(table)
+
+
+def complete_sync(text: str, study: str, overrides: tuple[str, ...]) -> str:
+    """Complete the command `sweep sync STUDY` in a text with the study and its overrides."""
+    return text.replace("sweep sync STUDY", command_line("sync", study, overrides))
+
+
+@contextlib.contextmanager
+def fix_names_study(study: str, overrides: tuple[str, ...]) -> Iterator[None]:
+    """Complete the command `sweep sync STUDY` in the fix of an error."""
+    try:
+        yield
+    except InputError as error:
+        error.fix = complete_sync(error.fix, study, overrides)
+        raise
 
 
 def cell_counts(count: Mapping[str, int]) -> str:

@@ -187,7 +187,7 @@ class OptunaJournal:
     def __init__(self, store: Store) -> None:
         self.behind = ""
         """Why the journal differs from the store; empty while they agree."""
-        self._study = store.study
+        self._store, self._study = store, store.study
         self.path = None if "://" in store.storage else Path(store.storage, store.study, "optuna.journal")
         self._written: dict[Scope, tuple[optuna.Study, set[str]]] | None = None
         """Each arm's study and the keys of its trials in the file; None before the file has been read."""
@@ -228,28 +228,40 @@ class OptunaJournal:
     def _studies(
         self, path: Path, searches: list[ArmTrials]
     ) -> dict[Scope, tuple[optuna.Study, set[str]]] | None:
-        """Open the file's studies; None if the file contains anything that the records do not."""
+        """Open the file's studies; None if it is not a complete journal.
+
+        A study with anything that the records do not contain is replaced. Studies of other arms stay, since
+        another file of this study may search them.
+        """
         if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             return None  # a killed writer left half a line, which the next one would extend
         storage = JournalStorage(JournalFileBackend(str(path)))
         names = {trials.scope: f"{self._study}/{trials.scope.label}" for trials in searches}
         known = optuna.get_all_study_names(storage)
-        if not {*known} <= {*names.values()}:
-            return None
+
+        def create(trials: ArmTrials) -> optuna.Study:
+            name, wanted = names[trials.scope], directions(trials.search)
+            return optuna.create_study(study_name=name, storage=storage, directions=wanted)
+
+        others = {*known} - {*names.values()}
+        recorded = self._store.search.keys() if others else set()
+        for name in others:
+            other = optuna.load_study(study_name=name, storage=storage)
+            keys = [trial.user_attrs.get("key") for trial in other.get_trials(deepcopy=False)]
+            if not keys or not recorded.issuperset(keys):
+                optuna.delete_study(study_name=name, storage=storage)
         found = {}
         for trials in searches:
             name = names[trials.scope]
             if name in known:
                 study = optuna.load_study(study_name=name, storage=storage)
             else:
-                study = optuna.create_study(
-                    study_name=name, storage=storage, directions=directions(trials.search)
-                )
+                study = create(trials)
             there = [trial.user_attrs.get("key") for trial in study.get_trials(deepcopy=False)]
             own = {record["key"] for record in trials.ended}
-            if study.directions != directions(trials.search) or not own.issuperset(there):
-                return None
-            if len({*there}) < len(there):
-                return None
+            differs = study.directions != directions(trials.search) or not own.issuperset(there)
+            if differs or len({*there}) < len(there):
+                optuna.delete_study(study_name=name, storage=storage)
+                study, there = create(trials), []
             found[trials.scope] = study, own.intersection(there)
         return found

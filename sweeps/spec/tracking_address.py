@@ -1,4 +1,4 @@
-"""Addresses of MLflow servers and databases: which ones are valid, and how one is shown without its password."""
+"""Addresses of MLflow servers and databases: which are valid, and how one is shown without its password."""
 
 import re
 from pathlib import PurePath
@@ -25,7 +25,9 @@ def check(address: str) -> None:
     """Raise SettingError unless the address names an MLflow server or a database that MLflow opens."""
     if (fix := _fix(address)) is not None:
         raise SettingError(
-            "tracking", f"{without_password(address)!r} is not an address of an MLflow server or database", fix
+            "tracking",
+            f"{without_password(address)!r} is not an address of an MLflow server or database",
+            fix,
         )
 
 

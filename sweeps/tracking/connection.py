@@ -87,13 +87,20 @@ _OF_SQLITE: tuple[tuple[str, str, str], ...] = (
 """Pattern of the error of an SQLite file, the problem, and the kind of its fix."""
 
 _OF_DATABASE: tuple[tuple[str, str, str], ...] = (
-    ("refused|timeout|timed out|translate host|name or service|no route|closed|starting up|shutting down"
-     "|too many|unreachable|lost connection|can't connect|canceling statement", "does not answer", "start"),
+    (
+        "refused|timeout|timed out|translate host|name or service|no route|closed|starting up|shutting down"
+        "|too many|unreachable|lost connection|can't connect|canceling statement",
+        "does not answer",
+        "start",
+    ),
     ("authentication|password|pg_hba|access denied|role .* does not exist", "refuses this user", "password"),
     ("database .* does not exist|unknown database", "does not exist", "create"),
     ("permission denied|read-only|must be owner", "does not let this user write", "grant"),
-    ("no such table|undefinedtable|undefinedcolumn|relation .* does not exist", "lacks tables of MLflow",
-     "rebuild"),
+    (
+        "no such table|undefinedtable|undefinedcolumn|relation .* does not exist",
+        "lacks tables of MLflow",
+        "rebuild",
+    ),
 )
 """The same of another database."""  # fmt: skip
 
@@ -115,7 +122,7 @@ def _input_error(uri: str, error: Exception) -> InputError:
                 "--set tracking=sqlite:////FOLDER/mlflow.db",
                 "space": f"free some space, then run `{SYNC}`",
                 "place": "choose another file with --set tracking=sqlite:////FOLDER/mlflow.db",
-                "start": f"start the database server, or correct host and port; `{SYNC}` then writes the view",
+                "start": f"start the server, or correct host and port; `{SYNC}` then writes the view",
                 "password": "set the user in the address, and the password in PGPASSWORD or ~/.pgpass",
                 "create": "create the empty database, or correct its name",
                 "grant": "let this user own the database",
@@ -133,9 +140,8 @@ def _server_error(uri: str, error: Exception) -> InputError:
         return no_answer(uri, cause)
     if re.search(r"\b40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED", reason):
         return refused(uri)
-    return Unreachable(
-        "tracking", "", f"{shown} does not do what MLflow asks ({reason})", f"look at its log, then run `{SYNC}`"
-    )
+    problem = f"{shown} does not do what MLflow asks ({reason})"
+    return Unreachable("tracking", "", problem, f"look at its log, then run `{SYNC}`")
 
 
 def no_answer(uri: str, cause: str) -> Unreachable:

@@ -10,8 +10,8 @@ All were run with MLflow 3.17.2. `test_mlflow_internals.py` checks them with the
   the compare page. Public alternative: none; links could open only the list of all runs.
 - `get_artifact_repository`. Public alternative: `MlflowClient.log_artifact`, with one more request per file,
   which asks the server for the address of the run's artifacts.
-- `http_request` and `get_default_host_creds`, which send one request with the user's password and TLS settings.
-  Public alternative: `MlflowClient`, which retries for minutes and hides the server's answer.
+- `http_request` and `get_default_host_creds`, which send one request with the user's password and TLS
+  settings. Public alternative: `MlflowClient`, which retries for minutes and hides the server's answer.
 - `ScriptDirectory` of MLflow's migrations, and `Base.metadata`, which name the revisions and the tables of a
   database. Public alternative: none; MLflow migrates a database, or adds its tables, when it opens it.
 """

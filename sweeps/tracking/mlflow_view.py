@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
+from sweeps.store import declarations
 from sweeps.store.records import Record, Store, default_tracking, failed_checks
 from sweeps.tracking import mlflow_internals, readiness
 from sweeps.tracking.connection import artifacts_uri, input_errors
@@ -112,6 +114,9 @@ class Tracker:
 
         Removed are runs that are incomplete, duplicate, older than their record, or without a record. Parents
         that are duplicate or have no runs are removed too. Runs with a wrong parent are moved.
+
+        Runs of all records in the store stay, whichever file of the study they belong to. So do the runs that
+        another store wrote to the same experiment.
         """
         with input_errors(self.uri):
             return self._sync(records)
@@ -119,7 +124,7 @@ class Tracker:
     def _sync(self, records: Iterable[Record]) -> int:
         runs: dict[str, list[Run]] = {}
         parents: dict[tuple[str, str | None], list[Run]] = {}
-        for run in self._runs():
+        for run in self._own_runs():
             tags = run.data.tags
             if tags["kind"] in PARENTS.values():
                 parents.setdefault((tags["arm"], tags.get("split")), []).append(run)
@@ -169,6 +174,20 @@ class Tracker:
             if not token:
                 return
 
+    @cached_property
+    def _origin(self) -> dict[str, str]:
+        """Tag of the runs that this store wrote: the time of its first declaration; empty without one."""
+        first = declarations.read(self._store)[:1]
+        return {"origin": f"{first[0].time} {first[0].sha256[:8]}"} if first else {}
+
+    def _own_runs(self, condition: str = "tags.kind LIKE '%'") -> Iterator[Run]:
+        """Yield all runs except those of another store that shares the study's name and the server."""
+        own = self._origin.get("origin")
+        for run in self._runs(condition):
+            origin = run.data.tags.get("origin")
+            if origin in (None, own):
+                yield run
+
     def _remove(self, run: Run) -> None:
         if run.info.status == "RUNNING":
             self._client.set_terminated(run.info.run_id, "KILLED")
@@ -182,14 +201,14 @@ class Tracker:
     def _parent(self, record: Record) -> _Parent:
         """Find the parent of a record's run, or create it."""
         if self._parents is None:
-            found = [run for kind in PARENTS.values() for run in self._runs(f"tags.kind = '{kind}'")]
+            found = [run for kind in PARENTS.values() for run in self._own_runs(f"tags.kind = '{kind}'")]
             places = [(run.data.tags["arm"], run.data.tags.get("split")) for run in found]
             self._parents = {place: _Parent.of(run) for place, run in zip(places, found, strict=True)}
         child = run_content(record).tags
         place = child["arm"], child.get("split")
         if place not in self._parents:
             shared = {name: child[name] for name in PARENT_TAGS if name in child}
-            tags = {"kind": PARENTS[child["kind"]], "view": VIEW, **shared}
+            tags = {"kind": PARENTS[child["kind"]], "view": VIEW, **self._origin, **shared}
             name = f"{place[0]} | {place[1] or 'search'}"
             run = self._client.create_run(self.experiment_id, milliseconds(record["started"]), tags, name)
             self._parents[place] = _Parent.of(run)
@@ -233,7 +252,7 @@ class Tracker:
         The end comes last: `sync` replaces a run without it, so that no incomplete run is kept.
         """
         content = run_content(record)
-        tags = {**content.tags, "mlflow.parentRunId": parent}
+        tags = {**content.tags, **self._origin, "mlflow.parentRunId": parent}
         start, end = (milliseconds(record[stamp]) for stamp in ("started", "ended"))
         run = self._client.create_run(self.experiment_id, start, tags, content.name)
         run_id = run.info.run_id
@@ -340,7 +359,7 @@ class Tracker:
             version = model_registry.find_version(self._client, name, winner)
             created = None
             if version is None:
-                (run,) = self._runs(f"tags.key = '{winner.key}'")
+                (run,) = self._own_runs(f"tags.key = '{winner.key}'")
                 created = model_registry.create_version(self._client, name, winner, run, example, self.uri)
             model_registry.set_winner(self._client, name, created or str(version))
         return created

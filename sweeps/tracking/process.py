@@ -18,6 +18,7 @@ import click
 
 from pm25.cell import Cell
 from pm25.errors import InputError
+from sweeps.spec.tracking_address import without_password
 from sweeps.store import declarations
 from sweeps.store.records import Record, Store, default_tracking
 
@@ -93,14 +94,15 @@ class TrackingProcess:
 
         If the view is `needed`, a store that does not answer yet raises InputError too.
         """
+        waiting = f"{without_password(self._uri)} does not answer within {OPENS_S:g} s"
         try:
             answer = self._answered.get(timeout=OPENS_S)
         except queue.Empty:
             if needed:
-                problem = f"{self._uri} does not answer within {OPENS_S:g} s"
                 raise InputError(
-                    "tracking", "", problem, "start the server, or omit --require-tracking"
+                    "tracking", "", waiting, "start the server, or omit --require-tracking"
                 ) from None
+            self._say(waiting)
             return
         if answer is None:
             self._answered.put(None)  # the process has died, which `close` reports
@@ -110,6 +112,13 @@ class TrackingProcess:
             raise InputError(*value)
         if needed and value:
             raise InputError("tracking", "", value, "start the server, or omit --require-tracking")
+        if value:
+            self._say(value)
+
+    @staticmethod
+    def _say(problem: str) -> None:
+        """Tell the user at the start; the notice at the end names the fix, if the view is incomplete then."""
+        click.echo(f"sweep: MLflow: {problem}; training continues without it", err=True)
 
     def add(self, record: Record) -> None:
         """Write the record of a cell or search trial that has ended."""
@@ -208,7 +217,7 @@ def serve() -> None:
             last = time.monotonic()
             answer("left", messages.qsize())
     view.finish(note, models)
-    answer("closed", view.behind)
+    answer("closed", f"{view.behind}. Fix: {view.fix}" if view.behind and view.fix else view.behind)
 
 
 def _listen(messages: "queue.Queue[tuple[str, Any]]", closing: threading.Event) -> None:
@@ -232,12 +241,13 @@ class MlflowMirror:
 
         self._store, self._uri, self._data = store, uri, data
         self._tracker: Tracker | None = None
-        self._in_step = False
+        self._in_step, self._tracker = False, None  # it is examined again before anything else is written
         self._rests_until = self._answers_at = -math.inf
         self.missed: list[Record] = []
         self.plan: list[Any] | None = None
         """Last message of `TrackingProcess.plan`."""
-        self.behind = ""
+        self.behind = self.fix = ""
+        """Problem of the tracking store, and what the user can do; empty while the view is complete."""
         try:
             self._tracker = self._open()
         except Unreachable as error:
@@ -311,7 +321,7 @@ class MlflowMirror:
         except Exception as error:  # no error of the tracking store may end the training
             self._failed(error)
         else:
-            self.behind = ""
+            self.behind = self.fix = ""
 
     def _open(self) -> "Tracker":
         from sweeps.tracking.mlflow_view import Tracker
@@ -321,6 +331,7 @@ class MlflowMirror:
     def _failed(self, error: Exception) -> None:
         from sweeps.tracking.connection import short_reason
 
-        self._in_step = False
+        self._in_step, self._tracker = False, None  # it is examined again before anything else is written
         self._rests_until = time.monotonic() + PAUSE_S
         self.behind = short_reason(error)
+        self.fix = error.fix.rstrip(".") if isinstance(error, InputError) else ""

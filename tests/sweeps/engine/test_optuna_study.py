@@ -568,6 +568,18 @@ def test_an_arm_that_is_gone_is_gone_from_the_journal(tmp_path: Path) -> None:
     check_same(view, trials)
 
 
+def test_an_arm_of_another_file_stays_in_the_journal(tmp_path: Path) -> None:
+    trials, other = arm_trials(*ENDED), arm_trials(*ENDED, arm=LATLON)
+    view = view_in(tmp_path)
+    view._store.prepare()
+    for ended in other.ended:
+        view._store.search.write_record(ended)
+    view.write([trials, other])
+    view = view_in(tmp_path)
+    view.write([trials])
+    check_same(view, trials, other)
+
+
 def test_a_lock_that_a_killed_run_left_behind_holds_nobody_up(tmp_path: Path) -> None:
     view, trials = view_in(tmp_path), arm_trials(*ENDED)
     assert view.path is not None

@@ -65,9 +65,7 @@ def refusal(store: Store, uri: str | None = None) -> InputError:
 
 
 @pytest.mark.parametrize("kind", broken.DATABASES)
-def test_a_broken_database_is_reported_and_kept(
-    kind: str, schema: Path, tmp_path: Path, quiet: None
-) -> None:
+def test_a_broken_database_is_reported_and_kept(kind: str, schema: Path, tmp_path: Path, quiet: None) -> None:
     file = broken.copied(schema, tmp_path)
     change, says = broken.DATABASES[kind]
     change(file)
