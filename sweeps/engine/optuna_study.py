@@ -253,10 +253,7 @@ class OptunaJournal:
         found = {}
         for trials in searches:
             name = names[trials.scope]
-            if name in known:
-                study = optuna.load_study(study_name=name, storage=storage)
-            else:
-                study = create(trials)
+            study = optuna.load_study(study_name=name, storage=storage) if name in known else create(trials)
             there = [trial.user_attrs.get("key") for trial in study.get_trials(deepcopy=False)]
             own = {record["key"] for record in trials.ended}
             differs = study.directions != directions(trials.search) or not own.issuperset(there)

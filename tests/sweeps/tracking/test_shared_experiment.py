@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 PANEL: Any = SimpleNamespace(fingerprint="f" * 64)
-STUDY = {
+STUDY: dict[str, Any] = {
     "study": "toy",
     "data": {"synthetic": {}},
     "design": {"variant": "none", "split": {"kind": "random"}, "seed": 0},
@@ -46,10 +46,11 @@ def active(uri: str, kind: str = "cell") -> dict[str, str]:
 
 
 def declared(folder: Path) -> Store:
-    """A store with a declaration of its own."""
+    """A store with a declaration of its own: times have seconds, so the seeds differ too."""
     store = Store(str(folder), "toy")
     store.prepare()
-    declarations.declare(Study.model_validate(STUDY), store)
+    design = {**STUDY["design"], "seed": [0, 1 + sum(map(ord, folder.name))]}
+    declarations.declare(Study.model_validate({**STUDY, "design": design}), store)
     return store
 
 
