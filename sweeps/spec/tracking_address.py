@@ -49,7 +49,7 @@ def _fix(address: str) -> str | None:
             return f"write http://{address}"
         if PurePath(address).suffix in (".db", ".sqlite", ".sqlite3"):
             return f"write sqlite:///{address}"
-        if scheme.lower() not in ("http", "https"):
+        if not colon or scheme.lower() not in ("http", "https"):
             return f"write {_EXAMPLES}"
     if scheme not in ("http", "https", *DATABASES):
         known = _CORRECTED.get(scheme.lower(), scheme.lower())

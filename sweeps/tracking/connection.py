@@ -105,13 +105,25 @@ _OF_DATABASE: tuple[tuple[str, str, str], ...] = (
 """The same of another database."""  # fmt: skip
 
 
+_PACKAGES = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "pymysql": "PyMySQL",
+}
+"""Packages of pip, by the module of a database driver."""
+
+
 def _input_error(uri: str, error: Exception) -> InputError:
     if is_server(uri):
         return _server_error(uri, error)
     shown, reason = without_password(uri), short_reason(error)
     file = str(sqlite_file(uri)) if uri.startswith("sqlite") else ""
     if isinstance(error, ImportError):
-        fix = "install the driver of the database, such as `python -m pip install psycopg2-binary`"
+        package = _PACKAGES.get(error.name or "", error.name or "a driver of this database")
+        fix = f"python -m pip install {package}"
+        if error.name == "psycopg":
+            fix = f"write postgresql+psycopg2:// if psycopg2 is installed, otherwise {fix}"
         return InputError("tracking", "", f"{shown} needs a package that is missing ({reason})", fix)
     for pattern, problem, kind in _OF_SQLITE if file else _OF_DATABASE:
         if re.search(pattern, reason, re.IGNORECASE):

@@ -161,7 +161,7 @@ def test_an_answer_that_is_not_one_of_mlflow_is_reported(kind: str, tmp_path: Pa
     ],
     ids=["hangs", "trickles", "closes", "another protocol"],
 )
-@pytest.mark.parametrize("scheme", ["http", "https", "postgresql"])
+@pytest.mark.parametrize("scheme", ["http", "https", "postgresql+psycopg2"])
 def test_a_server_that_hangs_is_reported(
     scheme: str, reply: bytes | None, slowly: bool, tmp_path: Path, quiet: None
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_server_that_hangs_is_reported(
     assert uri in error.problem
 
 
-@pytest.mark.parametrize("scheme", ["http", "https", "postgresql"])
+@pytest.mark.parametrize("scheme", ["http", "https", "postgresql+psycopg2"])
 @pytest.mark.parametrize(("host", "says"), [("127.0.0.1:9", "refused"), ("nowhere.invalid:5000", "")])
 def test_a_server_that_is_down_may_answer_later(
     scheme: str, host: str, says: str, tmp_path: Path, quiet: None
@@ -184,9 +184,14 @@ def test_a_server_that_is_down_may_answer_later(
     assert "sweep sync STUDY" in error.fix
 
 
+def test_a_driver_that_is_missing_is_named(tmp_path: Path, quiet: None) -> None:
+    error = refusal(Store(str(tmp_path), "toy"), "mysql+pymysql://host/mlflow")
+    assert "python -m pip install PyMySQL" in error.fix
+
+
 @pytest.mark.slow
 def test_a_postgresql_database_is_examined(postgres: "object", tmp_path: Path, quiet: None) -> None:
-    uri = postgres.create()  # type: ignore[attr-defined]
+    uri = postgres.create().replace("postgresql:", "postgresql+psycopg2:")  # type: ignore[attr-defined]
     store = Store(str(tmp_path), "toy")
     Tracker(store, uri)
     name = uri.rpartition("/")[2]
@@ -199,7 +204,7 @@ def test_a_postgresql_database_is_examined(postgres: "object", tmp_path: Path, q
         error = refusal(store, uri)
         assert says in error.problem
         assert postgres.password not in str(error)  # type: ignore[attr-defined]
-    other = postgres.create()  # type: ignore[attr-defined]
+    other = postgres.create().replace("postgresql:", "postgresql+psycopg2:")  # type: ignore[attr-defined]
     postgres.sql(other.rpartition("/")[2], "CREATE TABLE monitors (site text)")  # type: ignore[attr-defined]
     assert "monitors" in refusal(store, other).problem
     assert "exist" in refusal(store, f"{uri}_absent").problem
