@@ -22,10 +22,12 @@ from sweeps.tracking import mlflow_internals, readiness
 from sweeps.tracking.connection import artifacts_uri, input_errors
 from sweeps.tracking.parent_metrics import Aggregates
 from sweeps.tracking.run_content import (
+    NOTE,
     PARENT_TAGS,
     VIEW,
     dataset_input,
     milliseconds,
+    parent_content,
     run_content,
     run_status,
 )
@@ -102,7 +104,7 @@ class Tracker:
     def describe(self, markdown: str) -> None:
         """Show a text, such as the comparison of the arms, on the experiment's page."""
         with input_errors(self.uri):
-            self._tag("mlflow.note.content", markdown)
+            self._tag(NOTE, markdown)
 
     def _tag(self, name: str, value: str) -> None:
         if self._tags.get(name) != value:
@@ -209,7 +211,7 @@ class Tracker:
         if place not in self._parents:
             shared = {name: child[name] for name in PARENT_TAGS if name in child}
             tags = {"kind": PARENTS[child["kind"]], "view": VIEW, **self._origin, **shared}
-            name = f"{place[0]} | {place[1] or 'search'}"
+            name, tags[NOTE] = parent_content(child)
             run = self._client.create_run(self.experiment_id, milliseconds(record["started"]), tags, name)
             self._parents[place] = _Parent.of(run)
             # The compare page of the UI draws parameters, but no tags.

@@ -14,8 +14,11 @@ from sweeps.analysis import labels
 from sweeps.spec.design import Arm, Head
 from sweeps.store.records import Record, failed_checks
 
-VIEW = "2"
+VIEW = "3"
 """Version of this content; after a change, `sweep sync` replaces runs with another version."""
+
+NOTE = "mlflow.note.content"
+"""Tag with the description of a run or of an experiment."""
 
 PARENT_TAGS = ("arm", "variant", "fusion", "head", "split", "regime")
 """Tags that a parent run has in common with its runs."""
@@ -46,7 +49,7 @@ def run_content(record: Record) -> RunContent:
     if record["state"] == "failed":
         error = record["error"]
         content.tags["error"] = f"{error['type']}: {error['message']}"[:5000]
-        content.tags["mlflow.note.content"] = f"```\n{error.get('traceback', '')[-7900:]}\n```"
+        content.tags[NOTE] += f"\n\n```\n{error.get('traceback', '')[-7800:]}\n```"
     return content
 
 
@@ -68,7 +71,9 @@ def _cell(record: Record) -> RunContent:
     metrics: list[tuple[int, Mapping[str, Any]]] = []
     if record["state"] == "done":
         metrics = [(0, {**record["metrics"], **record["counts"], **audit, "seconds": record["seconds"]})]
-    return RunContent(cell.label, tags, _params(record["cell"]), metrics)
+    name, place = _places(tags, f"fold {cell.fold}")
+    tags[NOTE] = f"Training of {place}, seed {cell.seed}."
+    return RunContent(f"{name} | seed {cell.seed}", tags, _params(record["cell"]), metrics)
 
 
 def _trial(record: Record) -> RunContent:
@@ -81,9 +86,27 @@ def _trial(record: Record) -> RunContent:
     }
     spent = {"epochs": record["epochs"], "seconds": record["seconds"]}
     curve = [(step, {"validation_rmse": value}) for step, value in enumerate(record["reported"], 1)]
-    fold = f" {record['split']} fold {record['fold']}" if "split" in record else ""  # of a nested search
-    name = f"search {record['arm']}{fold} trial {record['number']}"
+    # Only a trial of a nested search belongs to a fold.
+    nested = {"arm": tags["arm"], "split": record["split"]} if "split" in record else {"arm": tags["arm"]}
+    name, place = _places(nested, *([f"fold {record['fold']}"] if "split" in record else []))
+    tags[NOTE] = f"Search trial {record['number']} of {place}."
+    name = f"{name} | search | trial {record['number']}"
     return RunContent(name, tags, _params(record["params"]), [(0, {**scores, **spent}), *curve])
+
+
+def parent_content(child: Mapping[str, str]) -> tuple[str, str]:
+    """Build the name and the description of the run above a run with these tags."""
+    name, place = _places(child)
+    if child["kind"] == "trial":
+        return f"{name} | search", f"All search trials of {place}."
+    return name, f"All trainings of {place}: means over folds and seeds."
+
+
+def _places(tags: Mapping[str, str], *more: str) -> tuple[str, str]:
+    """Name an arm, its split and more: for a run's name, and for a sentence."""
+    parts = [tags["arm"], *([tags["split"]] if "split" in tags else []), *more]
+    sentence = f"{parts[0]} on {', '.join(parts[1:])}" if parts[1:] else parts[0]
+    return " | ".join(parts), sentence
 
 
 def _factors(arm: Arm) -> dict[str, str]:

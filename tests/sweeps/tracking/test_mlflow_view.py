@@ -317,16 +317,16 @@ def test_pages_are_saved_and_linked(store: Store, runs: Any, client: MlflowClien
     assert all(len(text) < 5000 for text in tags.values()), "the longest that MLflow takes"
     for view in saved.values():
         assert json.loads(view["state"])["searchFilter"] == "tags.kind = 'arm'"
-    columns = json.loads(saved["mlflow.sharedViewState.arms-by-variant"]["state"])["selectedColumns"]
+    columns = json.loads(saved["mlflow.sharedViewState.arms-by-split"]["state"])["selectedColumns"]
     assert {"tags.`estimand`", "tags.`verdict`", "metrics.`diff_rmse`"} <= {*columns}
     links = opened(store).links()
     assert [*links] == [
-        *("Arms, grouped by variant", "WR and OoR of every arm"),
+        *("Arms, grouped by split", "WR and OoR of every arm"),
         *("Arms side by side on random", "Every run"),
     ]
     compared = parse_qs(links["Arms side by side on random"].partition("?")[2])
     assert set(json.loads(compared["runs"][0])) == {run.info.run_id for run in runs("arm")}
-    assert "viewStateShareKey=arms-by-variant" in unquote(links["Arms, grouped by variant"])
+    assert "viewStateShareKey=arms-by-split" in unquote(links["Arms, grouped by split"])
 
 
 def test_a_deleted_experiment_comes_back(store: Store, runs: Any, client: MlflowClient) -> None:
