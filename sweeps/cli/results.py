@@ -179,9 +179,10 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     from sweeps.spec import study_file
     from sweeps.spec.tracking_address import without_password
     from sweeps.store.records import Store
-    from sweeps.tracking.mlflow_view import Tracker
 
     declared = study_file.load(study, overrides)
+    from sweeps.tracking.mlflow_view import Tracker  # slow; a bad study file is reported before
+
     with fix_names_study(study, overrides):
         tracker = Tracker(Store(declared.storage, declared.study), declared.tracking)
         links = tracker.links()
