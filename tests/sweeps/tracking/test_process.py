@@ -104,7 +104,7 @@ def test_what_no_waiting_will_open_is_refused_before_anything_is_trained(
     (Path(store.storage) / "file").touch()
     uri = f"sqlite:///{store.storage}/file/mlflow.db"
     made = TrackingProcess(store, uri, [])
-    with refuses("tracking", "", uri), made:
+    with refuses("tracking", "", uri.removeprefix("sqlite:///")), made:
         made.opened()
     assert made._process.poll() is not None
 
