@@ -127,6 +127,16 @@ def held_out(split: str, fold: int) -> str:
     return f"{kinds.get(split.split('-')[0], 'region')} {fold} held out"
 
 
+def region(split: str, fold: int) -> tuple[str, int]:
+    """Name the kind of region that a fold of an OoR split is about, with its number: ("origin", 3).
+
+    The two halves of an origin have one number, and so have the parts of a rotating holdout.
+    """
+    if split.startswith("checkerboards"):
+        return "origin", fold // (2 * HOLDOUT_PARTS if "-rotate" in split else 2)
+    return ("colour" if split.startswith("checkerboard") else "region"), fold
+
+
 def split_title(split: str) -> str:
     """Name a split in tables and figures; a random split says that its result holds at these monitors."""
     return "random, at these monitors" if split == "random" else split

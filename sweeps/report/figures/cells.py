@@ -68,7 +68,7 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             y = selected["arm"].map({label: i for i, label in enumerate(arms)}) + selected["seed"].map(height)
             directed = selected["regime"].eq(labels.OOR).all()
             for fold in folds_of(selected) if directed else [0]:
-                marker, colour = fold_look(fold)
+                marker, colour = fold_look(split, fold)
                 of_fold = selected["fold"].eq(fold) if directed else selected["fold"].notna()
                 dots = {"ms": 3.5, "alpha": 0.75, "mec": "none", "rasterized": len(cells) > MANY}
                 ax.plot(value[of_fold], y[of_fold], marker, color=colour, **dots)
@@ -111,7 +111,7 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             f"cells-{metric}",
             f"{METRICS[metric].name} of every cell by arm and split, with its mean",
             f"{METRICS[metric].title} of every cell, a dot per cell. Bars are means over the cells of an "
-            "arm.",
+            "arm. The tables pool random and spatial splits over their samples, so their values may differ.",
             "png" if len(cells) > MANY else "svg",
         )
 
@@ -140,7 +140,7 @@ def wr_to_oor(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             for i, label in enumerate(arms):
                 of_arm = selected[selected["arm"] == label]
                 for fold in folds_of(of_arm):
-                    marker, colour = fold_look(fold)
+                    marker, colour = fold_look(split, fold)
                     pairs = (
                         of_arm.loc[of_arm["fold"] == fold, [f"wr_{metric}", f"test_{metric}"]].to_numpy().T
                     )
@@ -199,6 +199,7 @@ def distances(rows: pd.DataFrame, part: str = "test") -> Figure | None:
     if not drawn:
         return None
     looks = arm_looks(cells["arm"])
+    samples = "held-out sites of the training region" if part == "wr" else "the test samples"
     down, across = panel_grid(len(drawn))
     with house_style():
         canvas = Canvas(figsize=(min(WIDTH, 1 + 3.1 * across), 2.3 * down + 0.5), layout="constrained")
@@ -230,7 +231,7 @@ def distances(rows: pd.DataFrame, part: str = "test") -> Figure | None:
             "distance" if part == "test" else f"distance-{part}",
             "RMSE by distance to the nearest training monitor, arm by arm"
             + (" (WR sites of the out-of-region splits)" if part == "wr" else ""),
-            "RMSE (µg/m³) of the test samples by the distance from their site to the nearest training "
-            "monitor. A mark is the mean over the cells of an arm, and a line is their range. Each fold "
-            "has other sites in a bin; few sites are far from all training monitors.",
+            f"RMSE (µg/m³) of {samples} by the distance from their site to the nearest training monitor. A "
+            "mark is the mean over the cells of an arm, and a line is their range. Each fold has other sites "
+            "in a bin; few sites are far from all training monitors.",
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,10 +70,15 @@ def _forest(contrasts: pd.DataFrame, metric: str, *, narrow: bool) -> Figure | N
     down, across = panel_grid(len(places), 1) if narrow else panel_grid(len(places))
     with house_style():
         width = NARROW if narrow else WIDTH
-        canvas = Canvas(figsize=(width, (0.55 + 0.21 * len(arms)) * down + 0.75), layout="constrained")
+        canvas = Canvas(figsize=(width, (0.7 + 0.21 * len(arms)) * down + 0.75), layout="constrained")
         axes = canvas.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        small: dict[str, Any] = {"fontsize": 7, "color": GREY}
+        characters = 36 if narrow else {1: 60, 2: 44}.get(across, 30)  # that a panel's width has room for
         for ax, (regime, split, part) in zip(axes.flat, places, strict=False):
             selected = frame[(frame["split"] == split) & (frame["part"] == part)]
+            ax.annotate(
+                "units", (1, 1), (3, 3), xycoords="axes fraction", textcoords="offset points", **small
+            )
             rope = float(selected["rope"].max())
             if math.isfinite(rope):
                 ax.axvspan(-rope, rope, color="#ececec", lw=0, zorder=0)
@@ -88,10 +95,10 @@ def _forest(contrasts: pd.DataFrame, metric: str, *, narrow: bool) -> Figure | N
                     xycoords=("axes fraction", "data"),
                     textcoords="offset points",
                     va="center",
-                    fontsize=7,
-                    color=GREY,
+                    **small,
                 )
-            ax.set_title(f"{regime}: {labels.split_title(split)}")
+            estimand = str(selected["estimand"].iloc[0])
+            ax.set_title("\n".join([*textwrap.wrap(f"{regime}: {estimand}", characters), split]))
             ax.set_ylim(len(arms) - 0.5, -0.5)
             ax.set_yticks(range(len(arms)), arms)
             plain_axes(ax, "x")

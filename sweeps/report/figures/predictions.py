@@ -44,7 +44,7 @@ def density(predicted: Predicted, split: str) -> Figure | None:
     most = max(int(count.max()) for count in counts.values())
     down, across = panel_grid(len(counts))
     with house_style():
-        canvas = Canvas(figsize=(WIDTH, 2.15 * down + 0.4), layout="constrained")
+        canvas = Canvas(figsize=(WIDTH, 2.3 * down + 0.4), layout="constrained")
         axes = canvas.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         for ax, (label, count) in zip(axes.flat, counts.items(), strict=False):
             mesh = ax.pcolormesh(
@@ -60,15 +60,7 @@ def density(predicted: Predicted, split: str) -> Figure | None:
                 line(EXCEEDANCE_UGM3, color=ORANGE, lw=0.6, ls=":")
             _bent_axes(ax, low, high, "xy")
             ax.set_aspect("equal")
-            ax.set_title(label)
-            ax.text(
-                0.03,
-                0.97,
-                _pooled_scores(predicted, label, split),
-                transform=ax.transAxes,
-                va="top",
-                fontsize=7,
-            )
+            ax.set_title(f"{label}\n{_pooled_scores(predicted, label, split)}")
             plain_axes(ax, "both")
         hide_unused(axes, len(counts))
         canvas.colorbar(mesh, ax=axes, label="samples", shrink=0.75, aspect=30, pad=0.01)
@@ -79,18 +71,19 @@ def density(predicted: Predicted, split: str) -> Figure | None:
             f"density-{slug(split)}",
             f"Observed against predicted PM2.5 on {split}, by arm",
             f"Observed against predicted daily PM2.5 (µg/m³) on the test sets of {split}, pooled over folds "
-            f"and seeds. On the solid line both are equal; dotted lines mark {EXCEEDANCE_UGM3} µg/m³. The "
-            "axes are linear near zero and logarithmic above.",
+            "and seeds. The scores above are those of all these samples together, so they may differ from "
+            f"means over cells. On the solid line both are equal; dotted lines mark {EXCEEDANCE_UGM3} µg/m³. "
+            "The axes are linear near zero and logarithmic above.",
             "png",
         )
 
 
 def _pooled_scores(predicted: Predicted, arm: str, split: str) -> str:
-    """Return RMSE, R2 and n of the pooled test samples, one per line."""
+    """Return RMSE, R2 and n of the pooled test samples, on one line."""
     n, _, _, squared, y, y2 = predicted.totals(arm, split)
     scatter = y2 - y * y / n
-    r2 = f"\nR² {1 - squared / scatter:.2f}" if scatter > 1e-12 * n else ""
-    return f"RMSE {math.sqrt(squared / n):.2f}{r2}\nn {int(n):,}"
+    r2 = f", R² {1 - squared / scatter:.2f}" if scatter > 1e-12 * n else ""
+    return f"RMSE {math.sqrt(squared / n):.2f}{r2}, n {int(n):,}"
 
 
 def tail(predicted: Predicted, split: str, arms: Sequence[str] = ()) -> Figure | None:

@@ -137,9 +137,9 @@ def folds_of(cells: pd.DataFrame) -> list[int]:
     return sorted(int(fold) for fold in cells["fold"].unique())
 
 
-def fold_look(fold: int) -> tuple[str, str]:
-    """Return marker and colour of a fold; they repeat after six folds."""
-    return LOOKS[fold % len(LOOKS)]
+def fold_look(split: str, fold: int) -> tuple[str, str]:
+    """Return marker and colour of the region of a fold (`labels.region`); they repeat after six regions."""
+    return LOOKS[labels.region(split, fold)[1] % len(LOOKS)]
 
 
 def legend(canvas: Canvas, handles: Sequence[Line2D]) -> None:
@@ -162,13 +162,17 @@ def arm_legend(canvas: Canvas, looks: Mapping[str, tuple[str, str]]) -> None:
 
 
 def fold_legend(canvas: Canvas, ax: Any, cells: pd.DataFrame, line: str) -> None:
-    """Place a legend of the held-out folds of the OoR cells; `line` is the line style of their marks."""
-    oor = cells[cells["regime"] == labels.OOR]
-    boards = oor["split"].str.startswith("checkerboard").all()
-    word = labels.held_out("checkerboard" if boards else "", 0).split()[0]
-    for fold in folds_of(oor)[: len(LOOKS)]:
-        marker, colour = fold_look(fold)
-        ax.plot([], [], f"{marker}{line}", color=colour, ms=4, mec="none", label=f"{word} {fold} held out")
+    """Place a legend of the regions of the OoR cells; `line` is the line style of their marks."""
+    oor = cells.loc[cells["regime"] == labels.OOR, ["split", "fold"]].drop_duplicates()
+    regions = {labels.region(split, int(fold)) for split, fold in oor.itertuples(index=False)}
+    alike: dict[tuple[str, int], list[int]] = {}
+    for word, number in sorted(regions):
+        alike.setdefault((word, number % len(LOOKS)), []).append(number)
+    for (word, look), numbers in alike.items():
+        marker, colour = LOOKS[look]
+        label = f"{word}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+        label += "" if word == "origin" else " held out"  # an origin holds out each of its halves in turn
+        ax.plot([], [], f"{marker}{line}", color=colour, ms=4, mec="none", label=label)
     canvas.legend(loc="outside upper right", ncols=3)
 
 

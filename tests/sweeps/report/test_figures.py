@@ -68,6 +68,7 @@ def contrast_lines() -> pd.DataFrame:
     for (regime, split, part, n), arm in ((p, a) for p in PLACES for a in ARMS if a != "none"):
         few = n < 3
         line = {"arm": arm, "other": "none", "split": split, "part": part, "regime": regime, "metric": "rmse"}
+        line |= {"estimand": "a place with a name that does not fit on one line of a panel"}
         line |= {"fold": pd.NA, "n_units": n, "diff": SHIFT[arm], "rope": 0.07, "declared": True}
         line |= {"low": math.nan if few else SHIFT[arm] - 0.2, "high": math.nan if few else SHIFT[arm] + 0.2}
         lines.append(line | {"verdict": "too few" if few else "better" if SHIFT[arm] < 0 else "undecided"})
@@ -217,7 +218,8 @@ def drawn(sums: artifacts.Predicted) -> Drawn:
             if text.get_visible() and text.get_text().strip():
                 found.texts.append((text.get_text(), text.get_fontsize()))
                 box = text.get_window_extent()
-                if not (page.x0 - 2 <= box.x0 and box.x1 <= page.x1 + 2):
+                within = page.x0 - 2 <= box.x0 and box.x1 <= page.x1 + 2
+                if not (within and page.y0 - 2 <= box.y0 and box.y1 <= page.y1 + 2):
                     found.beyond.append(text.get_text())
 
     with pytest.MonkeyPatch.context() as patch:
@@ -227,7 +229,7 @@ def drawn(sums: artifacts.Predicted) -> Drawn:
 
 
 def test_every_figure_is_legible(drawn: Drawn) -> None:
-    """Text has at least 7 points and stays on the page; a figure is at most a page wide."""
+    """Text has at least 7 points and stays on the page on all sides; a figure is at most a page wide."""
     assert [figure.name for figure in drawn.figures] == NAMES
     assert max(drawn.widths) <= style.WIDTH
     assert len(drawn.texts) > 300
