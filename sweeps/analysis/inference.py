@@ -725,7 +725,7 @@ def _judge(
             "p_worse": math.nan,
             "verdict": "too few" if untested else "",
             "untested": untested,
-            "sensitivity": "; ".join(f"{one.name}: p = {one.p:.3g}" for one in tested.sensitivity),
+            "sensitivity": "; ".join(f"{one.name}: {_shown_p(one.p)}" for one in tested.sensitivity),
             "more_seeds": None,
             "looks": n_looks,
             "without": "",
@@ -739,6 +739,10 @@ def _judge(
         lower, higher = ("p_better", "p_worse")[:: 1 if METRICS[contrast.metric].better == "lower" else -1]
         outcome.columns |= {lower: below, "p_equal": inside, higher: above}
     return outcome
+
+
+def _shown_p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _without(

@@ -123,6 +123,7 @@ def facts(
         "question": study.question,
         "protocol": study.protocol,
         "table": panel.name,
+        **({"synthetic": study.data.synthetic.model_dump()} if study.data.synthetic else {}),
         "data_fingerprint": panel.fingerprint,
         "sites": len(panel.site_id),
         "days": len(panel.dates),
@@ -163,8 +164,21 @@ def _commits(done: Sequence[Record]) -> dict[str, str]:
 def _search(search: Search, known: Mapping[tuple[str, int], float]) -> dict[str, Any]:
     """Describe how the arms were tuned, and how much of each test set the search has used."""
     declared = search.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    shares = {f"{split} fold {fold}": f"{share:.0%}" for (split, fold), share in known.items()}
-    return {**declared, "test samples used by the search": shares}
+    # A split at its defaults has no key, not even its kind.
+    placements = search.model_dump(mode="json", by_alias=True, include={"split"}, exclude_none=True)
+    of_split: dict[str, dict[int, float]] = {}
+    for (split, fold), share in known.items():
+        of_split.setdefault(split, {})[fold] = share
+    shares = {split: _shares(of_fold) for split, of_fold in of_split.items()}
+    return {**declared, **placements, "test samples used by the search": shares}
+
+
+def _shares(of_fold: Mapping[int, float]) -> str:
+    """List shares by fold; one share alone if all folds have it."""
+    texts = {fold: f"{share:.0%}" for fold, share in sorted(of_fold.items())}
+    if len({*texts.values()}) == 1:
+        return f"{next(iter(texts.values()))} in each fold"
+    return ", ".join(f"fold {fold}: {text}" for fold, text in texts.items())
 
 
 class SplitMap(NamedTuple):
@@ -229,21 +243,23 @@ def search_trials(searches: Mapping[Scope, ArmTrials]) -> pd.DataFrame:
 
 
 def searches(found: Mapping[Scope, ArmTrials]) -> pd.DataFrame:
-    """Make one line per arm: trials, those pruned and failed, epochs, hours, scores of the chosen trial."""
-    columns = ["arm", "trials", "pruned", "failed", "epochs", "hours", "best"]
+    """Make one line per arm: trials, those pruned and failed, epochs, time, scores of the chosen trial."""
+    columns = ["arm", "trials", "pruned", "failed", "epochs", "time (h:min:s)", "best"]
     lines = []
     for trials in found.values():
         states = [record["state"] for record in trials.ended]
-        hours = sum(record.get("seconds") or 0.0 for record in trials.ended) / 3600
+        seconds = round(sum(record.get("seconds") or 0.0 for record in trials.ended))
         best = trials.best()
         scores = "–"
         if best is not None:
             metric = trials.search.metric
             values = zip(trials.search.objective, trials.values(best), strict=True)
-            scores = ", ".join(f"{regime} {labels.number(value, metric)}" for regime, value in values)
-            scores = f"{METRICS[metric].name} {scores} (no. {best['number']})"
+            names = {"wr": labels.WR, "oor": labels.OOR}
+            scores = ", ".join(f"{names[regime]} {labels.number(value, metric)}" for regime, value in values)
+            scores = f"{METRICS[metric].name} {scores} (trial {best['number']})"
         count = f"{len(states)} of {trials.search.trials}"
-        ended = (states.count("pruned"), states.count("failed"), trials.epochs, f"{hours:.2f}", scores)
+        time = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        ended = (states.count("pruned"), states.count("failed"), trials.epochs, time, scores)
         label = labels.of_arm(trials.arm)
         if trials.fold is not None:
             label += f", {trials.fold.split} fold {trials.fold.fold}"

@@ -35,7 +35,9 @@ def search(report: ReportData) -> Section:
     if chosen:
         arms = list(dict.fromkeys(labels.with_arm(report.rows)["arm"]))
         names = sorted({name for settings in chosen.values() for name in settings})
-        lines = [(arm, [Entry(chosen.get(arm, {}).get(name, "not tuned")) for name in names]) for arm in arms]
+        lines = [
+            (arm, [_tuned(chosen.get(arm, {}).get(name, "not tuned")) for name in names]) for arm in arms
+        ]
         found.append(Table("arm", [("", name) for name in names], lines, "Tuned settings."))
     if report.parameters is not None and len(report.parameters):
         wide = report.parameters.pivot_table(
@@ -58,6 +60,16 @@ def search(report: ReportData) -> Section:
     return Section("search", "Search", text, found, pictures(report, "search-"))
 
 
+def _tuned(text: str) -> Entry:
+    """Return tuned values as an entry; one number has four significant digits, and all of them on hover."""
+    try:
+        number = float(text)
+    except ValueError:  # a word, or values that differ between folds
+        return Entry(text)
+    short = text if number.is_integer() else f"{number:.4g}"
+    return Entry(short, source=text if short != text else "")
+
+
 def testing(report: ReportData) -> Section:
     """Description of the statistical tests and intervals."""
     analysis = report.analysis
@@ -69,8 +81,12 @@ def testing(report: ReportData) -> Section:
         "network of monitors, so more seeds do not add units. The table below lists the estimands of this "
         "study with their tests.",
         f"Interval ({level}): the differences that the test does not reject. Where the larger p of two tests "
-        "decides, the interval covers those of both. The tests beside it use the same predictions and "
-        "decide nothing.",
+        "decides, the interval covers those of both. An interval is not adjusted for the number of "
+        "contrasts. Blocks of monitors count by their effective number, which is smaller if few of them "
+        "weigh most.",
+        "Other tests use the same predictions and decide nothing. Some of them miss more differences, and "
+        "that over folds of one network finds too many. The command sweep bench --only calibration measures "
+        "how often each test finds a difference where there is none.",
         f"Family: {counted(len(family), 'declared contrast')}"
         + (
             " (those of the claims)"
@@ -78,7 +94,8 @@ def testing(report: ReportData) -> Section:
             else f" (every arm against 'none' on every split, by {METRICS[report.metric].name})"
         )
         + ". Their p-values, for the hypothesis of no difference, are adjusted by Holm's method (1979). The "
-        f"probability of one or more false positives is at most {analysis.alpha:g}. Contrasts whose split "
+        f"probability of one or more false positives is at most {analysis.alpha:g} if each test keeps its "
+        "level. Contrasts whose split "
         "has too few units take no part in the adjustment. Undeclared contrasts are exploratory, and so are "
         "those that were declared or changed after the first result. Withdrawn contrasts stay in the family."
         + _hash(report),
@@ -164,12 +181,25 @@ def _estimands(report: ReportData) -> Table:
     for line in kinds:
         about, of_split = estimands.of(line["kind"]), report.rows[report.rows["split"] == line["split"]]
         units = of_split["unit"].nunique()
-        planned = "" if about.unit in ("day", "block of monitors") else f"{units}"
+        planned = f"{units}"
+        if about.unit in ("day", "block of monitors"):  # the data decide their number
+            planned = _found_units(report, str(line["split"]))
         test = about.test
         if line["kind"] == "checkerboard":
             test = f"none: the two colours are halves of one origin; {about.design} has a test"
         entries = [Entry(text) for text in (about.name, about.unit, f"{about.needed}", planned, test)]
         lines.append((labels.split_title(line["split"]), entries))
-    heads = ("carried over to", "unit", "units needed", "units planned", "test")
+    heads = ("carried over to", "unit", "units needed", "units", "test")
     notes = split_notes(report, report.rows["split"])
-    return Table("split", [("", head) for head in heads], lines, "Estimands and tests.", notes)
+    return Table("split", [("", head) for head in heads], lines, "Estimands and tests.", notes, stacked=True)
+
+
+def _found_units(report: ReportData, split: str) -> str:
+    """Return the range of the numbers of units that the contrasts with 'none' on a split have."""
+    frame = report.contrasts[report.metric]
+    lines = summary.against_none_by_place(frame[(frame["split"] == split) & (frame["part"] == "test")])
+    numbers = [int(line["n_units"]) for line in lines if line["n_units"]]
+    if not numbers:
+        return tables.ABSENT
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -21,6 +21,7 @@ _PROVENANCE = (
     "study",
     "protocol",
     "table",
+    "synthetic",
     "data_fingerprint",
     "sites",
     "days",
@@ -106,16 +107,22 @@ def provenance(report: ReportData) -> Section:
     facts = {name: report.facts[name] for name in _PROVENANCE if report.facts.get(name) is not None}
     text = (
         "The same cells and the same versions reproduce this report byte for byte. means.csv, contrasts.csv "
-        "and claims.csv contain every number of the tables; cells.csv contains every cell with its key."
+        "and claims.csv contain the means, differences and verdicts of the tables; cells.csv contains every "
+        "cell with its key. Cells of different numerics, the version of the arithmetic of a training, are "
+        "not comparable."
     )
-    found = [_pairs(facts, "fact"), _pairs(report.facts.get("versions", {}), "package")]
+    for name in ("sites", "days", "observed"):
+        if isinstance(facts.get(name), int):
+            facts[name] = f"{facts[name]:,}"
+    packages = _pairs(report.facts.get("versions", {}), "package", "version")
+    found = [_pairs(facts, "fact"), packages]
     return Section("provenance", "Provenance", text, [table for table in found if table.lines])
 
 
-def _pairs(values: Mapping[str, Any], corner: str) -> Table:
+def _pairs(values: Mapping[str, Any], corner: str, head: str = "value") -> Table:
     """Return a table of values by dotted name, such as 'train.max_epochs', sorted by name."""
     lines = []
     for name, value in sorted(dotted(values).items(), key=lambda item: item[0].split(".")):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         lines.append((name, [Entry(text)]))
-    return Table(corner, [("", "value")], lines)
+    return Table(corner, [("", head)], lines)

@@ -339,7 +339,7 @@ def test_search_trials_are_a_line_per_objective_and_their_budget_one_per_arm() -
     ended[0] |= {"epochs": 3, "seconds": 5400.0, "params": {}}
     ended[1] |= {"epochs": 2, "seconds": None}
     (line,) = results.searches(searches).to_numpy().tolist()
-    assert line == ["GeoCLIP · Hadamard", "2 of 3", 0, 1, 5, "1.50", "RMSE wr 2.00, oor 3.00 (no. 0)"]
+    assert line == ["GeoCLIP · Hadamard", "2 of 3", 0, 1, 5, "1:30:00", "RMSE WR 2.00, OoR 3.00 (trial 0)"]
 
 
 def test_the_setting_that_decides_is_the_important_one() -> None:
