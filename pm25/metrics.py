@@ -23,6 +23,8 @@ class Metric(NamedTuple):
     better: Literal["lower", "higher", "nearer zero"]
     digits: int
     """Decimal places in tables."""
+    meaning: str
+    """Meaning of the score, in words."""
 
     @property
     def title(self) -> str:
@@ -36,14 +38,14 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "rmse": Metric("RMSE", "µg/m³", "lower", 2),
-    "r2": Metric("R²", "", "higher", 3),
-    "mae": Metric("MAE", "µg/m³", "lower", 2),
-    "mbe": Metric("MBE", "µg/m³", "nearer zero", 2),
-    "site_rmse": Metric("RMSE by monitor", "µg/m³", "lower", 2),
-    "tail_rmse": Metric("RMSE of the tail", "µg/m³", "lower", 1),
-    "tail_recall": Metric("recall", "", "higher", 3),
-    "tail_precision": Metric("precision", "", "higher", 3),
+    "rmse": Metric("RMSE", "µg/m³", "lower", 2, "the typical error (root mean squared error)"),
+    "r2": Metric("R²", "", "higher", 3, "the share of the variance that is predicted"),
+    "mae": Metric("MAE", "µg/m³", "lower", 2, "the mean absolute error"),
+    "mbe": Metric("MBE", "µg/m³", "nearer zero", 2, "the mean error, predicted minus observed"),
+    "site_rmse": Metric("RMSE by monitor", "µg/m³", "lower", 2, "the mean over monitors of their RMSE"),
+    "tail_rmse": Metric("RMSE of the tail", "µg/m³", "lower", 1, "the RMSE of the samples with high PM2.5"),
+    "tail_recall": Metric("recall", "", "higher", 3, "the share of high samples that are predicted so high"),
+    "tail_precision": Metric("precision", "", "higher", 3, "the share of predictions so high that are right"),
 }
 """Scores that tables and figures show, by the name of their column.
 

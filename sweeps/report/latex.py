@@ -66,6 +66,7 @@ _SPECIAL = {
     "‡": r"\textdaggerdbl{}",
     "§": r"\S{}",
     "¶": r"\P{}",
+    "○": r"$\circ$",
 }
 _LETTERS = frozenset("ßæœøåłÆŒØÅŁ")
 """Letters that the fonts of any installation have (OT1)."""

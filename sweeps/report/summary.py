@@ -85,15 +85,15 @@ def _gain(line: Line) -> float:
 
 def _finding(line: Line) -> str:
     """Return the verdict of a contrast as a sentence without its numbers."""
-    arm, other, where = f"'{line['arm']}'", "no location", line["estimand"]
+    arm, predictions = f"'{line['arm']}'", f"predictions for {line['estimand']}"
     if line["verdict"] == "too few":
         word = "better" if _gain(line) > 0 else "worse"
-        return f"{arm} predicts {where} {word} than {other} so far, without a test"
+        return f"With {arm}, {predictions} are {word} than without location so far, and this was not tested"
     said = {
-        "better": f"{arm} predicts {where} better than {other}",
-        "worse": f"{arm} predicts {where} worse than {other}",
-        "equal": f"{arm} predicts {where} as well as {other}",
-    }.get(str(line["verdict"]), f"It is undecided whether {arm} predicts {where} better than {other}")
+        "better": f"With {arm}, {predictions} are better than without location",
+        "worse": f"With {arm}, {predictions} are worse than without location",
+        "equal": f"With {arm}, {predictions} are as good as without location",
+    }.get(str(line["verdict"]), f"It is undecided whether {predictions} are better with {arm}")
     return said if line["declared"] else f"{said}, in a comparison that was not declared"
 
 
@@ -170,8 +170,39 @@ def cautions(report: ReportData) -> list[str]:
             f"have another verdict: {'; '.join(words)}."
         )
     if tuned := comparability.by_name(labels.measured(report.rows)["tuned"]):
-        found.append(f"Settings that a search chose per arm, unlike in 'none': {', '.join(sorted(tuned))}.")
-    return found
+        found.append(
+            f"A search chose these settings for each arm, so they may differ from those of 'none': "
+            f"{', '.join(sorted(tuned))}."
+        )
+    return [*found, *_known_truth(report)]
+
+
+def _known_truth(report: ReportData) -> list[str]:
+    """Return the sentence that compares the verdicts with the truth of the claims whose truth is known."""
+    truths = {claim.claim: claim.truth for claim in report.declared if claim.truth is not None}
+    if not truths or report.claims.empty:
+        return []
+    frame = report.claims[report.claims["claim"].isin(list(truths))]
+    right = {True: "supported", False: "refuted"}
+    agrees = sum(right[truths[line["claim"]]] == line["verdict"] for line in frame.to_dict("records"))
+    against = int(frame["verdict"].isin([*right.values()]).sum()) - agrees
+    still_open = len(frame) - agrees - against
+    return [
+        f"The truth of {counted(len(frame), 'claim')} is known. Of the verdicts, {agrees} agree with it, "
+        f"{against} contradict it, and {still_open} leave it open."
+    ]
+
+
+def data_line(report: ReportData) -> str:
+    """Return the data of the study in one line; empty if they are not known."""
+    facts = report.facts
+    if "observed" not in facts:
+        return ""
+    name = "a synthetic panel" if facts.get("synthetic") else str(facts["table"])
+    return (
+        f"Data: {name}, {counted(facts['sites'], 'site')}, {facts['first_day']} to {facts['last_day']}, "
+        f"{facts['observed']:,} daily observations."
+    )
 
 
 CHANGES_SHOWN = 3

@@ -28,6 +28,9 @@ CONFOUNDED = "‡"
 SIGNIFICANT = "*"
 """Mark of a declared difference that differs from zero by its adjusted test."""
 
+EXPLORATORY = "○"
+"""Mark of a tested difference that was not declared."""
+
 SECOND_HAND = "¶"
 """Mark of a number taken from a publication."""
 
@@ -74,6 +77,8 @@ class Table(NamedTuple):
     """Pairs (label, entries); a line without entries is a heading of the lines below."""
     caption: str = ""
     notes: Sequence[str] = ()
+    stacked: bool = False
+    """True if the entries of a line are below each other on a small screen."""
 
 
 def plain(frame: pd.DataFrame, corner: str, caption: str = "") -> Table:
@@ -97,9 +102,9 @@ def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
         count = f"{line['n_failed']}/{expected}" if word == "failed" else f"0/{expected}"
         return Entry(f"{word} ({count})", absent=True, source=source)
     spread = ""
-    if math.isfinite(line["low"]):
+    if line["low"] < line["high"]:  # equal values show no spread, which would look like certainty
         spread = interval(line["low"], line["high"], metric, sign)
-    elif math.isfinite(line["sd"]):
+    elif not math.isfinite(line["low"]) and line["sd"] > 0:
         spread = f"± {number(line['sd'], metric)}"
     sets = counted(line["n_units"], "fold")
     source = f"{n} of {expected} cells, {sets}, {counted(line['n_seeds'], 'seed')} ({source})"
@@ -108,8 +113,11 @@ def mean(line: Mapping[Any, Any], *, sign: bool = False) -> Entry:
     return Entry(minus(number(line["mean"], metric, sign)), spread, count, marks, source=source)
 
 
-def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
-    """Return the entry for a row of `inference.contrasts`: paired difference, interval and n."""
+def difference(line: Mapping[Any, Any], alpha: float, *, exploratory: bool = False) -> Entry:
+    """Return the entry for a row of `inference.contrasts`: paired difference, interval and n.
+
+    With `exploratory`, a tested difference that was not declared has a mark.
+    """
     metric, pairs = str(line["metric"]), int(line["n_pairs"])
     if not pairs:
         return Entry("no pairs", absent=True)
@@ -117,6 +125,7 @@ def difference(line: Mapping[Any, Any], alpha: float) -> Entry:
     if math.isfinite(line["low"]):
         spread = interval(line["low"], line["high"], metric, sign=True)
     marks = SIGNIFICANT if line["declared"] and line["p_adjusted"] <= alpha else ""
+    marks += EXPLORATORY if exploratory and spread and not line["declared"] else ""
     marks += doubts(line)
     units = estimands.counted_units(int(line["n_units"]), line["unit"])
     source = (
@@ -225,7 +234,11 @@ def of_differences(
         entries = []
         for _, _, split, part in columns:
             line = lines.get((label, other, split, part))
-            entries.append(Entry("not planned", absent=True) if line is None else difference(line, alpha))
+            entries.append(
+                Entry("not planned", absent=True)
+                if line is None
+                else difference(line, alpha, exploratory=True)
+            )
         found.append((label if alone else f"{label} − {other}", entries))
     corner = f"arm minus '{others[0]}'" if alone else METRICS[str(contrasts["metric"].iloc[0])].title
     return Table(corner, [column[:2] for column in columns], found, caption, notes)

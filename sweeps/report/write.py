@@ -113,7 +113,7 @@ def _small(report: ReportData) -> Iterable[Table]:
     oor = oor_columns(means, means[:0])
     for title, columns in (
         ("Within region (WR)", wr_columns(means)),
-        ("Out of region (OoR)", [("", split, split, part) for split, _, _, part in oor]),
+        ("Out of region (OoR)", [("", split, split, part) for _, _, split, part in oor]),
     ):
         if columns:
             yield tables.of_means(means, columns, f"{title}: {name}", legend(report, means))
@@ -146,8 +146,9 @@ def _markdown(report: ReportData, content: Sequence[Section]) -> str:
     blocks = [f"# {tables.escape(_title(facts))}"]
     if facts.get("protocol") == "paper":
         blocks.append(f"> **Warning: {PAPER}.** These numbers are not an estimate of error on new data.")
-    if facts.get("question"):
-        blocks.append(tables.escape(str(facts["question"])))
+    blocks += [
+        tables.escape(text) for text in (str(facts.get("question") or ""), summary.data_line(report)) if text
+    ]
     first = [section for section in content if section.anchor == "verdicts"]
     for table in (table for section in first for table in section.tables):
         blocks += [f"**{tables.escape(table.caption)}**", tables.in_markdown(table)]
@@ -185,6 +186,7 @@ def _html(report: ReportData, content: Sequence[Section]) -> str:
     return environment.get_template("report.html.j2").render(
         title=_title(facts),
         question=facts.get("question"),
+        data=summary.data_line(report),
         warning=PAPER if facts.get("protocol") == "paper" else None,
         answer=summary.answer(report),
         cautions=summary.cautions(report),

@@ -47,11 +47,12 @@ def claims(report: ReportData) -> Section:
         units = estimands.counted_units(int(line["n_units"]), line["unit"]) if line["n_pairs"] else ""
         df = f" (df {tables.degrees_of_freedom(line['df'])})" if line["test"] else ""
         places = summary.other_places(of_contrast.get(_pair(line), line), everywhere)
-        entries = [Entry(_WORDS.get(line["verdict"], line["verdict"]), places)]
-        entries += [Entry(contrast), Entry(where), Entry(METRICS[metric].name)]
+        word = str(_WORDS.get(line["verdict"], line["verdict"]))
+        test = line["test"] or line["untested"] or tables.ABSENT
+        entries = [Entry(word, places, verdict=word)]
+        entries += [Entry(contrast, f"{METRICS[metric].name} on {where}: {line['estimand']}")]
         entries += [difference._replace(n=""), Entry(tables.p_value(line["p_adjusted"]))]
-        entries += [Entry(str(line["estimand"])), Entry(f"{units}{df}")]
-        entries += [Entry(line["test"] or line["untested"] or tables.ABSENT)]
+        entries += [Entry(test, f"{units}{df}")]
         if has_declarations:
             entries += [Entry(line["changed"] or "before the first result")]
         if repeated:
@@ -61,24 +62,23 @@ def claims(report: ReportData) -> Section:
         lines.append((str(line["claim"]), entries))
     heads = (
         "verdict",
-        *["truth"] * has_truth,
+        *["known truth"] * has_truth,
         "contrast",
-        "on",
-        "metric",
         "difference",
         "p (Holm)",
-        "about",
-        "units",
         "test",
         *["declared"] * has_declarations,
         *["without the most influential episode"] * repeated,
     )
     text = (
-        "Supported: the arm is better, and p is against no difference. Refuted: it is worse, or equivalent "
-        "within the margin. Tuned on test: the search has used the test samples, so the claim is not judged. "
+        "Supported: the first arm of the contrast is better, by the adjusted p. Refuted: it is worse, or "
+        "equivalent within the margin. Undecided: neither is shown. Tuned on test: the search has used the "
+        "test samples, so the claim is not judged. "
         "Exploratory: it was declared or changed after the first result, so its p is not adjusted and it has "
         "no verdict. claims.csv lists the keys of the cells behind each claim; cells.csv has the cells."
     )
+    if has_truth:
+        text += " Known truth: what the study file says to be so, as it can of a synthetic panel."
     if repeated:
         text += (
             f" An episode is an {DEGREES:g}-degree square in {DAYS} days, or a week of all monitors on a "
@@ -86,9 +86,8 @@ def claims(report: ReportData) -> Section:
             "claim is tested again without its samples, while the other claims keep theirs. This "
             "decides nothing, because the episode is chosen for its effect."
         )
-    table = Table(
-        "claim", [("", head) for head in heads], lines, "Claims.", legend(report, frame, ranked=False)
-    )
+    notes = legend(report, frame, ranked=False)
+    table = Table("claim", [("", head) for head in heads], lines, "Claims.", notes, stacked=True)
     return Section("claims", "Claims", text, [table])
 
 

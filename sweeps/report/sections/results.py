@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pm25.metrics import EXCEEDANCE_UGM3, METRICS
-from sweeps.analysis import labels
+from sweeps.analysis import estimands, labels
 from sweeps.report import summary, tables
 from sweeps.report.sections.section import (
     Section,
@@ -111,9 +111,10 @@ def oor_columns(means: pd.DataFrame, directions: pd.DataFrame) -> list[tuple[str
     """Return the columns (group, head, split, part): each OoR split, then each of its held-out regions."""
     found = []
     for split, part in splits_of(means, labels.OOR, "test"):
-        found.append((split, "all", split, part))
         regions = [name for name in dict.fromkeys(directions["split"]) if name.startswith(f"{split} · ")]
-        if 1 < len(regions) <= DIRECTIONS:
+        has_columns = 1 < len(regions) <= DIRECTIONS
+        found.append((split, "all", split, part) if has_columns else ("", split, split, part))
+        if has_columns:
             found += [
                 (split, name.partition(" · ")[2].removesuffix(" held out"), name, part) for name in regions
             ]
@@ -178,18 +179,20 @@ def against_none(contrasts: pd.DataFrame) -> pd.DataFrame:
 def _contrast_table(report: ReportData, frame: pd.DataFrame, caption: str) -> Table:
     """Table of contrasts with their tests, a line each, under a heading for each split and evaluation set."""
     alpha = report.analysis.alpha
-    has_posterior = frame["p_better"].notna().any()
+    has_posterior = bool(frame["p_better"].notna().any())
     has_seeds = frame["more_seeds"].notna().any()
     names = ["difference", "better in", "units", "df", "p", "p (Holm)"]
     names += ["P better", "P equal", "P worse"] if has_posterior else []
-    names += ["verdict", *(["more seeds"] if has_seeds else []), "beside it"]
+    names += ["verdict", *(["more seeds"] if has_seeds else []), "other tests"]
+    kinds = dict(zip(report.rows["split"], report.rows["kind"], strict=True))
     several = len(dict.fromkeys(frame["other"])) > 1
     everywhere = frame.to_dict("records")
     lines: list[tuple[str, list[Entry]]] = []
     for (regime, split, part), group in frame.groupby(["regime", "split", "part"], sort=False):
         sites = ", held-out sites of the training region" if part == "wr" else ""
         records = group.to_dict("records")
-        lines.append((f"{regime}: {split}{sites} — {_tested_by(records)}", []))
+        test = _test_of(records, estimands.of(kinds[split], str(part)))
+        lines.append((f"{regime}: {split}{sites} — {records[0]['estimand']}; {test}", []))
         for line in records:
             first = tables.difference(line, alpha)._replace(n="")
             entries = [first]
@@ -215,14 +218,31 @@ def _contrast_table(report: ReportData, frame: pd.DataFrame, caption: str) -> Ta
         [("", name) for name in names],
         lines,
         caption,
-        legend(report, frame, ranked=False),
+        [*_columns_in_words(has_posterior), *legend(report, frame, ranked=False)],
     )
 
 
-def _tested_by(lines: Sequence[Mapping[Any, Any]]) -> str:
-    """Return the estimand, the unit and the test of the contrasts on one evaluation set."""
-    names = [line["test"] for line in lines if line["test"]]
-    return f"{lines[0]['estimand']}, by {lines[0]['unit']}, {names[0] if names else 'without a test'}"
+def _columns_in_words(has_posterior: bool) -> list[str]:
+    """Return what the columns of a table of contrasts mean."""
+    words = [
+        "Better in: pairs of cells in which the arm has the better score.",
+        "Units: independent units of the test. df: degrees of freedom of the test, or of that with the "
+        "larger p.",
+    ]
+    if has_posterior:
+        words.append(
+            "P better, P equal, P worse: posterior probabilities, explained under How it was tested."
+        )
+    return [*words, "Other tests: those of the same difference that decide nothing."]
+
+
+def _test_of(lines: Sequence[Mapping[Any, Any]], estimand: estimands.Estimand) -> str:
+    """Return the name of the test of the contrasts on one evaluation set."""
+    names = {line["test"] for line in lines if line["test"]}
+    if not names:
+        return "without a test"
+    # Of two tests, a contrast names the one with the larger p.
+    return estimand.test if len(names) > 1 or estimand.test.startswith("larger p") else names.pop()
 
 
 def _test_columns(means: pd.DataFrame) -> list[tuple[str, str, str, str]]:
@@ -275,6 +295,8 @@ def _differences(
 ) -> Table:
     """Return the table of paired differences with its legend."""
     notes = legend(report, contrasts, ranked=False)
+    if (contrasts["low"].notna() & ~contrasts["declared"]).any():
+        notes.append(f"{tables.EXPLORATORY} Exploratory: not declared, so it has no verdict.")
     return tables.of_differences(contrasts, columns, report.analysis.alpha, caption, notes)
 
 
@@ -311,10 +333,10 @@ def leverage(report: ReportData) -> Section:
         entries.append(Entry(str(line["week_first"])))
         found.setdefault(str(line["split"]), []).append((str(line["arm"]), entries))
     lines = [one for split, own in found.items() for one in [(split, list[Entry]()), *own]]
-    heads = ("predictions", "top .1 %", "top 1 %", "10 monitors", "worst week", "from")
+    heads = ("predictions", "top 0.1%", "top 1%", "10 monitors", "worst week", "week from")
     text = (
-        "Share of the squared error of the test sets, over all folds and seeds, in few places. The top .1 "
-        "and 1 % are the predictions with the largest errors. The 10 monitors and the week are those with "
+        "Share of the squared error of the test sets, over all folds and seeds, in few places. The top 0.1% "
+        "and 1% are the predictions with the largest errors. The 10 monitors and the week are those with "
         "the largest sums. The larger a share is, the fewer samples decide a difference of RMSE. Claims are "
         "tested again without their most influential episode. leverage.csv has the within-region sets too."
     )
@@ -329,8 +351,11 @@ def errors(report: ReportData) -> Section:
         means = report.means[metric]
         if columns := _test_columns(means):
             found.append(tables.of_means(means, columns, f"{METRICS[metric].title}.", legend(report, means)))
-    text = "MBE is predicted minus observed; positive values are too high. The best MBE is nearest to zero."
-    return Section("errors", "Mean bias", text, found, pictures(report, "distance-"))
+    text = (
+        "MBE, the mean bias error, is predicted minus observed; positive values are too high. The best MBE "
+        "is nearest to zero."
+    )
+    return Section("errors", "Bias and distance", text, found, pictures(report, "distance"))
 
 
 def maps(report: ReportData) -> Section:

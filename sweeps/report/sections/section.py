@@ -39,22 +39,25 @@ def legend(report: ReportData, frame: pd.DataFrame, *, ranked: bool = True) -> l
     notes = []
     if "diff" in frame:
         if frame["low"].notna().any():
-            notes.append(f"In brackets: {level} interval of the test that decides.")
+            notes.append(
+                f"In brackets after a difference: {level} interval of the test that decides, not adjusted."
+            )
         return [*notes, *_contrast_marks(report, frame), *split_notes(report, frame["split"])]
     if ranked:
         notes.append("Bold: best mean. Underlined: second-best mean. Only complete arms are ranked.")
     if frame["low"].notna().any():
         notes.append(
-            f"In brackets: {level} interval of one arm. Arms share most of it, so compare them by their "
-            f"differences."
+            f"In brackets after a mean: {level} interval of one arm. Arms share most of its variation, so "
+            "compare them by their differences."
         )
     if (frame["low"].isna() & frame["sd"].notna()).any():
         notes.append("±: standard deviation over cells, where the units are too few for an interval.")
-    if frame["pooled"].any():
+    has_pooled = bool(frame["pooled"].any())
+    if has_pooled:
         notes.append("Scores of random and spatial splits are pooled over all test samples.")
     if (~frame["pooled"]).any():
-        notes.append("Other scores are means over cells.")
-    notes.append("n: number of cells; 3/4 means that one of four cells has no score.")
+        notes.append(f"{'Other scores' if has_pooled else 'Scores'} are means over cells.")
+    notes.append("n: number of cells, each one training; 3/4 means that one of four cells has no score.")
     if (frame["n_marked"] > 0).any():
         notes.append(f"{tables.AUDIT_FAILED} Includes a cell that failed the leakage audit.")
     return [*notes, *split_notes(report, frame["split"])]

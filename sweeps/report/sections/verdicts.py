@@ -38,12 +38,12 @@ def verdict_table(report: ReportData) -> Table:
     ]
     heads = [(f"{regime}: {estimand}", split) for regime, estimand, split in places]
     caption = f"Is an arm better than 'none'? {METRICS[report.metric].title}, arm minus 'none'."
-    notes = [*_words(report, lines), *legend(report, frame, ranked=False)]
+    notes = [*_glossary(report), *_words(report, lines), *legend(report, frame, ranked=False)]
     notes = [note for note in notes if not note.startswith(tables.SIGNIFICANT)]  # verdicts have no such mark
     kinds = dict(zip(report.rows["split"], report.rows["kind"], strict=True))
     for *_, split in places:
         notes += _tested(split, kinds[split], [line for line in lines if line["split"] == split])
-    return Table("arm", heads, rows, caption, notes)
+    return Table("arm", heads, rows, caption, notes, stacked=True)
 
 
 def _entry(line: Mapping[Any, Any] | None, lines: Sequence[Line]) -> Entry:
@@ -70,6 +70,19 @@ def _entry(line: Mapping[Any, Any] | None, lines: Sequence[Line]) -> Entry:
     return Entry(word, numbers, marks=marks, place=place, source=source, verdict=word)
 
 
+def _glossary(report: ReportData) -> list[str]:
+    """Return what a stranger has to know of the words in the table."""
+    metric = METRICS[report.metric]
+    better = "a value nearer to zero" if metric.better == "nearer zero" else f"a {metric.better} value"
+    meaning = f"{metric.meaning}, so {better} is better"
+    return [
+        "Arm: a way of giving the model the location. 'none' is the same model without location.",
+        "WR, within region: monitors near those of the test were used for training. OoR, out of region: "
+        "whole regions were left out of the training.",
+        f"{metric.name}: {meaning}.",
+    ]
+
+
 def _words(report: ReportData, lines: Sequence[Line]) -> list[str]:
     """Return what the verdicts in the table mean."""
     margin = f"{report.analysis.rope:.3g}"
@@ -81,7 +94,10 @@ def _words(report: ReportData, lines: Sequence[Line]) -> list[str]:
         "exploratory": "Exploratory: not declared. Its p is not adjusted, and it has no verdict.",
     }
     words = {summary.verdict(line) for line in lines}
-    return [meaning for word, meaning in meanings.items() if word in words]
+    found = [meaning for word, meaning in meanings.items() if word in words]
+    if any(math.isfinite(line["p_adjusted"]) for line in lines):
+        found.insert(0, "p: adjusted by Holm's method over the declared comparisons.")
+    return found
 
 
 def _tested(split: str, kind: str, lines: Sequence[Line]) -> list[str]:
@@ -96,4 +112,6 @@ def _tested(split: str, kind: str, lines: Sequence[Line]) -> list[str]:
     if min(units) < max(units):
         counts = f"{min(units):,} to {counts}"
     ends = dict.fromkeys(tables.degrees_of_freedom(value) for value in (min(df), max(df)))
-    return [f"{split}: {estimands.of(kind).test}; {counts}, df {' to '.join(ends)}."]
+    test = estimands.of(kind).test
+    of_test = " of the test with the larger p" if test.startswith("larger p") else ""
+    return [f"{split}: {test}; {counts}, df {' to '.join(ends)}{of_test}."]

@@ -81,45 +81,46 @@ ANSWERS = {
             contrast("checkerboards-16-15"),
         ),
         [
-            "It is undecided whether 'GeoCLIP · Hadamard' predicts other places inside the network better "
-            "than no location (spatial: RMSE 0.05 µg/m³ or 0.6% lower, 95% interval [−0.15, +0.05], "
+            "It is undecided whether predictions for other places inside the network are better with "
+            "'GeoCLIP · Hadamard' (spatial: RMSE 0.05 µg/m³ or 0.6% lower, 95% interval [−0.15, +0.05], "
             "p = 0.010 after Holm; random, at these monitors: better).",
-            "'GeoCLIP · Hadamard' predicts regions without monitors better than no location "
-            f"(checkerboards-16-15: {NUMBERS}).",
+            "With 'GeoCLIP · Hadamard', predictions for regions without monitors are better than without "
+            f"location (checkerboards-16-15: {NUMBERS}).",
             "2 of 3 declared comparisons are decided (2 better, 1 undecided; 4 of 5 cells done, 1 failed).",
         ],
     ),
     "random alone": (
         report(contrast("random")),
         [
-            "'GeoCLIP · Hadamard' predicts other days at these monitors better than no location "
-            f"(random: {NUMBERS}; spatial: not planned).",
+            "With 'GeoCLIP · Hadamard', predictions for other days at these monitors are better than "
+            f"without location (random: {NUMBERS}; spatial: not planned).",
             "1 of 1 declared comparison is decided (1 better; 4 of 5 cells done, 1 failed).",
         ],
     ),
     "one origin": (
         report(contrast("checkerboard-16", "too few")),
         [
-            "'GeoCLIP · Hadamard' predicts regions without monitors better than no location so far, without "
-            f"a test (checkerboard-16: RMSE 0.50 µg/m³ or 6.2% lower, {LEGACY}).",
+            "With 'GeoCLIP · Hadamard', predictions for regions without monitors are better than without "
+            "location so far, and this was not tested (checkerboard-16: RMSE 0.50 µg/m³ or 6.2% lower, "
+            f"{LEGACY}).",
             "0 of 1 declared comparison are decided (1 not tested; 4 of 5 cells done, 1 failed).",
         ],
     ),
     "equivalent": (
         report(contrast("spatial", "equal", 0.001)),
         [
-            "'GeoCLIP · Hadamard' predicts other places inside the network as well as no location (spatial: "
-            "RMSE the same to 0.01 µg/m³, 95% interval [−0.10, +0.10], p = 0.010 after Holm, margin "
-            "0.08 µg/m³).",
+            "With 'GeoCLIP · Hadamard', predictions for other places inside the network are as good as "
+            "without location (spatial: RMSE the same to 0.01 µg/m³, 95% interval [−0.10, +0.10], p = 0.010 "
+            "after Holm, margin 0.08 µg/m³).",
             "1 of 1 declared comparison is decided (1 equivalent; 4 of 5 cells done, 1 failed).",
         ],
     ),
     "not declared": (
         report(contrast("spatial", "worse", 0.5, declared=False, p_adjusted=math.nan)),
         [
-            "'GeoCLIP · Hadamard' predicts other places inside the network worse than no location, in a "
-            "comparison that was not declared (spatial: RMSE 0.50 µg/m³ or 6.2% higher, 95% interval "
-            "[+0.40, +0.60], p = 0.010, not adjusted).",
+            "With 'GeoCLIP · Hadamard', predictions for other places inside the network are worse than "
+            "without location, in a comparison that was not declared (spatial: RMSE 0.50 µg/m³ or 6.2% "
+            "higher, 95% interval [+0.40, +0.60], p = 0.010, not adjusted).",
             "No comparison was declared, so every result is exploratory (4 of 5 cells done, 1 failed).",
         ],
     ),
@@ -202,20 +203,20 @@ def test_the_words_of_a_verdict() -> None:
 def test_a_control_is_not_the_answer() -> None:
     control = contrast("spatial", "better", -2.0, arm="random · Hadamard")
     (within, _) = summary.answer(report(control, contrast("spatial"), arms=("none", "geoclip", "random")))
-    assert within.startswith("'GeoCLIP · Hadamard'")
+    assert within.startswith("With 'GeoCLIP · Hadamard',")
     (within, _) = summary.answer(report(control, arms=("none", "geoclip", "random")))
-    assert within.startswith("'random · Hadamard'")
+    assert within.startswith("With 'random · Hadamard',")
 
 
 def test_the_best_arm_is_the_one_that_is_better_then_the_one_with_the_largest_gain() -> None:
     undecided = contrast("spatial", "undecided", -2.0, arm="lat/lon")
     arms = ("none", "geoclip", "latlon")
     (within, _) = summary.answer(report(undecided, contrast("spatial"), arms=arms))
-    assert within.startswith("'GeoCLIP · Hadamard'")
+    assert within.startswith("With 'GeoCLIP · Hadamard',")
     (within, _) = summary.answer(report(undecided, contrast("spatial", "undecided"), arms=arms))
     assert "'lat/lon'" in within
     r2 = [contrast("spatial", diff=d, metric="r2", arm=arm) for d, arm in ((0.1, GEOCLIP), (0.2, "lat/lon"))]
-    assert summary.answer(report(*r2, arms=arms))[0].startswith("'lat/lon' predicts")
+    assert summary.answer(report(*r2, arms=arms))[0].startswith("With 'lat/lon',")
 
 
 def test_a_claim_that_none_is_better_is_reversed() -> None:
