@@ -1,9 +1,19 @@
 """Settings blocks of a cell, with their defaults and bounds."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pm25.errors import SettingError
 
@@ -37,6 +47,33 @@ class Settings(BaseModel):
     """Base of every settings block: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_boolean_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for a number, which pydantic would read as 1 and 0."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        for one in values:
+            if isinstance(one, bool) and _takes_only_numbers(cls, str(info.field_name)):
+                raise SettingError("", f"{str(one).lower()} is a boolean, not a number", "give a number")
+        return value
+
+
+@functools.cache
+def _takes_only_numbers(block: type[Settings], field: str) -> bool:
+    """Return True if a field takes numbers, alone or in a list, but neither booleans nor texts."""
+    leaves = {*_leaves(block.model_fields[field].annotation)}
+    return bool(leaves & {int, float}) and not leaves & {bool, str, Any}
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """Yield the types of an annotation without unions, lists and metadata."""
+    inner = get_args(annotation)
+    if inner and get_origin(annotation) is not Literal:
+        for one in inner[:1] if get_origin(annotation) is Annotated else inner:
+            yield from _leaves(one)
+    else:
+        yield annotation
 
 
 class ModelSettings(Settings):

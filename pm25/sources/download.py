@@ -13,7 +13,7 @@ import tenacity
 from requests.structures import CaseInsensitiveDict
 
 from pm25.errors import InputError, one_line
-from pm25.sources import uscrn
+from pm25.sources import agency_files, uscrn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -250,7 +250,7 @@ def _zip_problem(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except uscrn.DAMAGED_ZIP as error:
+    except agency_files.DAMAGED_ZIP as error:
         return f"damaged zip ({error})"
     return bad and f"damaged zip (CRC of {bad})"
 

@@ -1,8 +1,6 @@
 """NOAA USCRN daily01 station files, interpolated to places by inverse squared distance."""
 
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +12,8 @@ from pyarrow import csv
 
 from pm25.errors import InputError
 from pm25.geo import great_circle_km
+from pm25.sources import agency_files
+from pm25.sources.agency_files import AGAIN
 
 # fmt: off
 COLUMNS = [  # all columns of the format, in order
@@ -27,9 +27,6 @@ COLUMNS = [  # all columns of the format, in order
 ]
 # fmt: on
 
-DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
-"""Errors that zipfile raises for a damaged zip."""
-
 VARIABLES = {
     "crn_tmax_c": "T_DAILY_MAX",
     "crn_tmin_c": "T_DAILY_MIN",
@@ -42,8 +39,23 @@ VARIABLES = {
 }
 """Panel column -> USCRN field."""
 
-AGAIN = "download the file again"
-"""Fix for a damaged file."""
+RANGES = {
+    "T_DAILY_MAX": (-90.0, 70.0),
+    "T_DAILY_MIN": (-90.0, 70.0),
+    "T_DAILY_AVG": (-90.0, 70.0),
+    "P_DAILY_CALC": (0.0, 2000.0),
+    "SOLARAD_DAILY": (-5.0, 100.0),
+    "RH_DAILY_AVG": (0.0, 110.0),
+    "RH_DAILY_MIN": (0.0, 110.0),
+    "SUR_TEMP_DAILY_AVG": (-90.0, 100.0),
+}
+"""Lowest and highest accepted value of each field that is used; NOAA's solar radiation is up to 61."""
+
+MISSING = tuple(1 - 10.0**digits for digits in range(2, 10))
+"""Codes of a missing value: -99, -999, ... NOAA writes -9999.0 or -99.000, by the width of the field."""
+
+STATION_FILE = r"CRND.*\.txt(\.gz)?"
+"""Regular expression of the names of daily01 files."""
 
 MIN_DISTANCE_KM = 5.0
 """Smallest distance used in a weight. Positions are given to 0.01 degrees (about 1 km). A station at the
@@ -53,13 +65,16 @@ place itself must neither divide by zero nor make the weights of the other stati
 def parse(data: bytes, name: str) -> pd.DataFrame:
     """Read the rows of one station file: WBANNO, date, LONGITUDE, LATITUDE and the fields of `VARIABLES`.
 
-    -9999 becomes NaN. Units are those of the file: degrees C, mm, MJ/m2, %. Raises InputError, which names
-    `name`, for a wrong number of columns, a bad number, date or position.
+    Codes of missing values become NaN: -9999.0, -99.000 and all others of nines. Lines with the names of the
+    columns are left out. Units are those of the file: degrees C, mm, MJ/m2, %. Raises InputError, which names
+    `name` and the line, for a wrong number of columns, a bad number, date or position, and an impossible
+    value.
     """
     wanted = ["WBANNO", "LST_DATE", "LONGITUDE", "LATITUDE", *VARIABLES.values()]
+    lines = _Lines(name, data)
     try:
         table = csv.read_csv(
-            pa.BufferReader(re.sub(rb"(?m)^ +| +\r?$", b"", re.sub(rb"[ \t]+", b" ", data))),
+            pa.BufferReader(lines.rows),
             read_options=csv.ReadOptions(use_threads=False, column_names=COLUMNS),
             parse_options=csv.ParseOptions(delimiter=" ", quote_char=False),
             convert_options=csv.ConvertOptions(
@@ -70,24 +85,46 @@ def parse(data: bytes, name: str) -> pd.DataFrame:
         )
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
-        problem = f"not a USCRN daily01 file of {len(COLUMNS)} columns ({reason})"
-        raise InputError(name, "", problem, AGAIN) from error
+        number = re.search(r"Row #(\d+): ", reason)
+        problem = f"not a USCRN daily01 file of {len(COLUMNS)} columns ({reason[:200]})"
+        raise lines.error(int(number[1]) - 1 if number else None, "", problem) from error
     frame: pd.DataFrame = table.to_pandas()
     dates = pd.to_datetime(frame["LST_DATE"], format="%Y%m%d", errors="coerce")
     if dates.isna().any():
         row = int(np.argmax(dates.isna()))
-        problem = f"{frame['LST_DATE'].iloc[row]!r} is not a date YYYYMMDD"
-        raise InputError(f"{name}: line {row + 1}", "LST_DATE", problem, AGAIN)
+        raise lines.error(row, "LST_DATE", f"{frame['LST_DATE'].iloc[row]!r} is not a date YYYYMMDD")
     bad = ~(frame["LATITUDE"].abs().le(90) & frame["LONGITUDE"].abs().le(180))
     if bad.any():
         row = int(np.argmax(bad))
         place = (float(frame["LATITUDE"].iloc[row]), float(frame["LONGITUDE"].iloc[row]))
-        problem = f"{place} is not a place on Earth"
-        raise InputError(f"{name}: line {row + 1}", "LATITUDE, LONGITUDE", problem, AGAIN)
+        raise lines.error(row, "LATITUDE, LONGITUDE", f"{place} is not a place on Earth")
     fields = list(VARIABLES.values())
-    frame[fields] = frame[fields].where(frame[fields] > -9999)
+    frame[fields] = frame[fields].mask(frame[fields].isin(MISSING))
+    for field, (low, high) in RANGES.items():
+        bad = (frame[field] < low) | (frame[field] > high)
+        if bad.any():
+            row = int(np.argmax(bad))
+            problem = f"{frame[field].iloc[row]:g} is not between {low:g} and {high:g}"
+            raise lines.error(row, field, problem, "write -9999.0 for a missing value")
     frame["LST_DATE"] = dates
     return frame.rename(columns={"LST_DATE": "date"})
+
+
+class _Lines:
+    """Lines of a station file with single blanks, and their numbers for errors."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name = name
+        self.rows = re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t]+", b" ", agency_files.with_newlines(data)))
+        if b"WBANNO" in self.rows:
+            self.rows = re.sub(rb"(?m)^WBANNO .*$", b"", self.rows)
+
+    def error(self, row: int | None, field: str, problem: str, fix: str = AGAIN) -> InputError:
+        """Error that names the file and the line of a row, counted from 0; Arrow counts no empty lines."""
+        if row is None:
+            return InputError(self.name, field, problem, fix)
+        numbers = [i for i, line in enumerate(self.rows.split(b"\n"), 1) if line]
+        return InputError(f"{self.name}: line {numbers[row]}", field, problem, fix)
 
 
 def load(paths: Sequence[Path]) -> pd.DataFrame:
@@ -155,21 +192,11 @@ def _station_files(path: Path) -> Iterator[tuple[str, bytes]]:
     fix = "give CRND0103-YEAR-STATION.txt files, a folder of them or a zip of them"
     if not path.exists():
         raise InputError(str(path), "", "no such file or folder", fix)
-    if path.is_dir():
-        found = sorted(path.rglob("CRND*.txt"))
-        if not found:
-            raise InputError(str(path), "", "no CRND*.txt in this folder", fix)
-        for file in found:
-            yield str(file), file.read_bytes()
-    elif path.suffix.lower() != ".zip":
-        yield str(path), path.read_bytes()
-    else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = sorted(m for m in archive.namelist() if re.search(r"(^|/)CRND[^/]*\.txt$", m))
-                if not members:
-                    raise InputError(str(path), "", "no CRND*.txt in this zip", fix)
-                for member in members:
-                    yield f"{path}:{member}", archive.read(member)
-        except DAMAGED_ZIP as error:
-            raise InputError(str(path), "", f"damaged zip ({error})", AGAIN) from error
+    if not path.is_dir():
+        yield from agency_files.contents(path, STATION_FILE, "CRND*.txt", fix)
+        return
+    found = sorted(file for file in path.rglob("*") if re.fullmatch(STATION_FILE, file.name, re.IGNORECASE))
+    if not found:
+        raise InputError(str(path), "", "no CRND*.txt in this folder", fix)
+    for file in found:
+        yield from agency_files.contents(file, STATION_FILE, "CRND*.txt", fix)

@@ -320,7 +320,7 @@ class GroupSplit(RegionSplit):
     """Column of the table that names the group of a site, such as its state."""
     values: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
-        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+        BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,)),
         Field(min_length=1),
         AfterValidator(_all_different),
     ]

@@ -31,7 +31,8 @@ def find_non_numbers(
             others.remove(column)
     for column in ("lat", "lon", "pm25", *others):
         if column not in table.column_names:
-            fix = f"choose data.channels among {', '.join(channels_of(table))}"
+            own = ", ".join(channels_of(table))
+            fix = f"add --set data.channels=null for all of {own}, or choose among these"
             problems.append(Problem(column, "the table has no such channel", fix))
         elif not is_numeric(table[column].type):
             text = unparsed_rows(table[column], pa.float64())

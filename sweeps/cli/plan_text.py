@@ -133,8 +133,7 @@ def _level_lines(levels: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for (factor, jobs, hours), group in equal:
         names = [level["level"] for level in group]
         each = "each " if len(names) > 1 else ""
-        place = "fold no." if factor == "fold" else factor
-        yield f"    {place:9} {', '.join(names)}: {each}{counted(jobs, 'task')}, {hours}"
+        yield f"    {factor:9} {', '.join(names)}: {each}{counted(jobs, 'task')}, {hours}"
 
 
 def _budget_lines(budget: Mapping[str, Any], unit: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pm25.splits import SplitIndices
 from sweeps.plan.bounds import NOTHING, OF_FEW, Bounds
 from sweeps.plan.calibration import Calibration, SplitShape
 from sweeps.plan.capacity import Capacity
-from sweeps.plan.schedule import PlannedTask, levels_of, planned_tasks, wall
+from sweeps.plan.schedule import POSITION, PlannedTask, levels_of, planned_tasks, wall
 from sweeps.plan.speed import Speeds, epochs_of
 from sweeps.spec.design import Arm, SplitFactor
 from sweeps.state import StudyState
@@ -52,6 +52,11 @@ class Subset(NamedTuple):
     wall_hours: Bounds
     """Time until the missing cells are done."""
     keep: Keep
+
+
+def _is_kept(levels: Mapping[str, str], keep: Keep) -> bool:
+    """Return True if each level is kept; a search trial has no seed, split or fold, and is kept."""
+    return all(levels.get(factor) in (None, *kept) for factor, kept in keep.items())
 
 
 class Estimate:
@@ -173,12 +178,13 @@ class Estimate:
         """Tasks and hours of each level, for the factors of which several levels are kept."""
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for levels in self._grid_levels:
-            for factor, level in levels.items():
-                if level in keep.get(factor, (level,)):
+            if _is_kept(levels, keep):
+                for factor, level in levels.items():
                     counts[factor][level] += 0
         for task, _ in self._kept(keep):
             for factor, level in task.levels.items():
                 counts[factor][level] += 1
+        counts.pop(POSITION, None)
         return [
             Level(factor, level, n, self.worker_hours((factor, level), keep))
             for factor, found in counts.items()
@@ -191,7 +197,7 @@ class Estimate:
         return [
             (task, seconds)
             for task, seconds in zip(self.tasks, self._task_seconds, strict=True)
-            if all(task.levels.get(factor) in (None, *levels) for factor, levels in keep.items())
+            if _is_kept(task.levels, keep)
         ]
 
     def disk_mb(self, stored_bytes: int) -> Bounds:
@@ -221,7 +227,7 @@ class Estimate:
         """Keep the first seeds and folds, and all searches. Raises InputError if a speed is not known."""
         keep = {
             "seed": [str(seed) for seed in self._seeds[:seeds]],
-            "fold": [str(position) for position in range(1, folds + 1)],
+            POSITION: [str(position) for position in range(folds)],
         }
         cells = sum(all(levels[name] in keep[name] for name in keep) for levels in self._grid_levels)
         hours = self.wall_hours(keep)
@@ -255,7 +261,7 @@ class Estimate:
         if factor.repeats is None:
             return len(factor.folds)
         label = factor.split.label
-        return max(int(levels["fold"]) for levels in self._grid_levels if levels["split"] == label)
+        return 1 + max(int(levels[POSITION]) for levels in self._grid_levels if levels["split"] == label)
 
     def overrides(self, subset: Subset) -> list[str]:
         """List the arguments of `--set` that reduce the study to a subset."""

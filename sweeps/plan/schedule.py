@@ -12,6 +12,9 @@ from sweeps.state import StudyState
 from sweeps.store import search_trials
 from sweeps.store.records import Record
 
+POSITION = "position"
+"""Factor of a cell beside those of the design: the position of its fold in the split's list, from 0."""
+
 
 class PlannedTask(NamedTuple):
     """A task of one worker: a grid cell, or a search trial with all its trainings."""
@@ -44,7 +47,7 @@ def planned_tasks(state: StudyState, recorded: Mapping[str, Record]) -> list[Pla
             levels = _arm_levels(trials.arm)
             if trials.fold is not None:
                 own = levels_of(state.study, cells[0])
-                levels |= {factor: own[factor] for factor in ("split", "fold")}
+                levels |= {factor: own[factor] for factor in ("split", "fold", POSITION)}
             task = PlannedTask(trials.arm, cells, levels, trial=True, fold=trials.fold)
             found += [task] * (trials.search.trials - len(trials.ended))
     for cell in state.grid:
@@ -57,12 +60,12 @@ def planned_tasks(state: StudyState, recorded: Mapping[str, Record]) -> list[Pla
 
 
 def levels_of(study: Study, cell: Cell) -> dict[str, str]:
-    """Level of each design factor; the level of a fold is its position in the split's list, from 1."""
+    """Level of each design factor, and the position of the fold in the split's list (`POSITION`)."""
     folds = next(factor.folds for factor in study.design.split if factor.split.label == cell.split.label)
-    position = folds.index(cell.fold) + 1
     return _arm_levels(Arm.of(cell)) | {
         "split": cell.split.label,
-        "fold": str(position),
+        "fold": str(cell.fold),
+        POSITION: str(folds.index(cell.fold)),
         "seed": str(cell.seed),
     }
 

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from pm25.errors import SettingError
 from pm25.settings import Fusion, Settings, Share, Variant
 from sweeps.spec import suggest
-from sweeps.spec.design import Arm, Design, Head
+from sweeps.spec.design import Arm, Design, Head, Levels
 
 MetricName = Literal["rmse", "r2", "mae"]
 ClaimMetric = Literal["rmse", "r2", "mae", "site_rmse"]
@@ -132,7 +132,7 @@ class Published(Settings):
 
     source: Text
     """Citation of the paper."""
-    values: Annotated[tuple[PublishedValue, ...], Field(min_length=1)]
+    values: Annotated[tuple[PublishedValue, ...], *Levels]
     """Published values."""
 
 

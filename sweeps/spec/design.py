@@ -18,6 +18,14 @@ def listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) or value is None else (value,)
 
 
+def refuse_repeated(field: str, levels: Sequence[Any]) -> None:
+    """Raise SettingError for a level that is listed twice."""
+    for i, level in enumerate(levels):
+        if level in levels[:i]:
+            left = ", ".join(map(str, dict.fromkeys(levels)))
+            raise SettingError(field, f"{level} is listed twice", f"write [{left}]")
+
+
 Levels = (BeforeValidator(listed), Field(min_length=1))
 """Metadata of a field that takes one level or a list of at least one."""
 
@@ -152,6 +160,7 @@ class SplitFactor(Settings):
                     f"{fold} is not a fold of split {self.split.label}",
                     f"use folds from 0 to {last}" if last else "use fold 0",
                 )
+        refuse_repeated("fold", self.fold)
         if self.fold and self.repeats is not None:
             raise SettingError(
                 "fold",
@@ -216,6 +225,15 @@ class Design(Settings):
     def first_seeds(self) -> tuple[int, ...]:
         """Seeds that every arm runs on every split."""
         return tuple(range(self.seed.start)) if isinstance(self.seed, AdaptiveSeeds) else self.seed
+
+    @model_validator(mode="after")
+    def _levels_differ(self) -> "Design":
+        """Refuse a level that is listed twice: its cells would be equal, not two."""
+        seeds = () if isinstance(self.seed, AdaptiveSeeds) else self.seed
+        factors: dict[str, Sequence[Any]] = {"variant": self.variant, "fusion": self.fusion}
+        for name, levels in (factors | {"head": self.head, "seed": seeds}).items():
+            refuse_repeated(name, levels)
+        return self
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "Design":

@@ -50,8 +50,8 @@ class Parameter(Settings):
     """Lowest and highest value of a real setting, both included."""
     int_: Annotated[tuple[ExactInt, ExactInt] | None, Field(alias="int")] = None
     """Lowest and highest value of an integer setting, both included."""
-    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
-    """Values of a categorical setting."""
+    choice: Annotated[Annotated[tuple[Any, ...], Field(min_length=1)] | None, BeforeValidator(listed)] = None
+    """Values of a categorical setting, or its only value."""
     log: bool = False
     """Sample the range on a logarithmic scale."""
     step: Annotated[float | None, Field(gt=0)] = None
@@ -135,6 +135,10 @@ Space = Annotated[dict[str, Parameter], BeforeValidator(_dotted)]
 """Parameters by the dotted names of their settings."""
 
 
+Points = Annotated[tuple[Literal["study", "published"] | dict[str, Any], ...], BeforeValidator(listed)]
+"""Points of a search space, one or a list."""
+
+
 class ArmSearch(Settings):
     """Additions to the search for some arms: parameters and first points of their own."""
 
@@ -146,7 +150,7 @@ class ArmSearch(Settings):
     """Head of the arms: `matched`, or null for the plain head."""
     space: Space = Field(default_factory=dict)
     """Parameters that are added to the shared space; one of the same name replaces the shared one."""
-    enqueue: tuple[Literal["study", "published"] | dict[str, Any], ...] = ()
+    enqueue: Points = ()
     """Points that these arms try first, after the shared ones."""
 
     def of(self, arm: Arm) -> bool:
@@ -243,7 +247,7 @@ class Search(Settings):
     limit."""
     space: Space = Field(default_factory=dict)
     """Settings to tune in every arm, by dotted name, such as `train.learning_rate`."""
-    per_arm: tuple[ArmSearch, ...] = ()
+    per_arm: Annotated[tuple[ArmSearch, ...], BeforeValidator(listed)] = ()
     """Parameters and first points of single arms."""
     split: Annotated[tuple[Placement, ...], BeforeValidator(listed), BeforeValidator(_or_nothing)] = ()
     """Splits whose training side is used to train and validate a trial. Required, unless the search is
@@ -273,7 +277,7 @@ class Search(Settings):
     """Rule that stops bad trials early, by name or with its settings. Default: none."""
     concurrent: PositiveInt | None = None
     """Largest number of trials of one arm that run at the same time. Default: as many as the cluster fits."""
-    enqueue: tuple[Literal["study", "published"] | dict[str, Any], ...] = ()
+    enqueue: Points = ()
     """Points to try first: settings by name, `study` (the study's own settings) or `published` (the
     defaults). Settings that a point does not name are sampled."""
 

@@ -1,5 +1,6 @@
 """The study: its data, design, settings and claims as checked values, and the cells that they make."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -7,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -33,13 +35,21 @@ from sweeps.spec.search_space import Search, settings_at
 
 def _file_location(value: Any) -> Path | str:
     """Return a path, or an address unchanged: as a Path, s3:// would lose a slash."""
-    if not isinstance(value, str | Path) or not str(value):
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise SettingError("", f"got {value!r}", "give a path, or an address such as s3://bucket/file")
     return value if uri.is_uri(value) else Path(value)
 
 
 FileLocation = Annotated[Path | str, PlainValidator(_file_location)]
 """Location of a file: a path, or an address that pyarrow opens, such as s3://bucket/panel.parquet."""
+
+
+def _tracking_address(value: str) -> str:
+    """Return the address of a tracking server or of its database. Raises SettingError for another text."""
+    if not re.match(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://", value):
+        fix = "give an address such as http://HOST:5000, or a database such as sqlite:////FOLDER/mlflow.db"
+        raise SettingError("", f"{value!r} is not the address of an MLflow server", fix)
+    return value
 
 
 class Synthetic(Settings):
@@ -198,10 +208,10 @@ class Study(Settings):
     """Network of every cell, where a search does not tune it."""
     train: TrainSettings = TrainSettings()
     """Optimisation of every cell, where a search does not tune it."""
-    storage: str = "results"
+    storage: Annotated[str, Field(pattern=r"^[^\x00]+$")] = "results"
     """Folder or address, such as s3://bucket/results, for all results. Default: `results` next to the study
     file."""
-    tracking: str | None = None
+    tracking: Annotated[str, AfterValidator(_tracking_address)] | None = None
     """Address of the MLflow server, or of its database. Default: an SQLite file in the storage folder."""
     keep_weights: bool | Literal["winners"] = "winners"
     """Cells whose weights are stored: `winners` (the best cell of each arm), true (every cell) or false
@@ -216,7 +226,7 @@ class Study(Settings):
     """Least time in seconds between two checkpoints of a training; they are saved at the end of an epoch."""
     analysis: Analysis = Analysis()
     """Statistical settings of the comparison of arms."""
-    claims: tuple[Claim, ...] = ()
+    claims: Annotated[tuple[Claim, ...], BeforeValidator(listed)] = ()
     """Claims that are tested. Default: every arm is compared with `none` on the test set of every split."""
     published: Published | None = None
     """Values of a paper, shown next to the study's own. Default: none."""

@@ -3,23 +3,41 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pm25.errors import InputError, SettingError
 from pm25.splits import AnySplit
 from pm25.text import counted
-from sweeps.spec import suggest
-from sweeps.spec.design import ADAPTIVE, LISTED, SplitFactor
+from sweeps.spec import suggest, yaml_text
+from sweeps.spec.design import ADAPTIVE, LISTED, SplitFactor, listed
 from sweeps.spec.study import Study
 
 KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit))
 """Kinds of splits."""
+
+TABLES = (".parquet", ".csv", ".tsv", ".gz", ".zip")
+"""Suffixes of files that are tables, not studies."""
+
+NEEDED = {
+    **dict.fromkeys(("tuple_type", "list_type"), ("a list", "write a list, such as [{value}]")),
+    **dict.fromkeys(
+        ("model_type", "model_attributes_type", "dict_type"),
+        ("a block of keys", "write keys with values, such as {{KEY: VALUE}}"),
+    ),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), ("a whole number", "give a whole number")),
+    **dict.fromkeys(("float_type", "float_parsing"), ("a number", "give a number")),
+    **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "give true or false")),
+}
+"""What the errors of pydantic need, by their types, and the fix."""
+
+MOST_SHOWN = 60
+"""Most characters of a value that an error shows."""
 
 SHIPPED = resources.files("sweeps") / "studies"
 """Folder of the studies that come with the package."""
@@ -42,7 +60,7 @@ def resolve(reference: str, overrides: Sequence[str] = ()) -> tuple[Study, dict[
     the overrides removed.
     """
     path, base = _find(reference)
-    content = _read(path)
+    text, content = _read(path)
     _make_absolute(content, base)
     for override in overrides:
         _override(content, override)
@@ -53,20 +71,18 @@ def resolve(reference: str, overrides: Sequence[str] = ()) -> tuple[Study, dict[
     try:
         study = Study.model_validate(content, context={"narrowed": narrowed})
     except ValidationError as error:
-        found = input_error(str(path), error)
-        found.where = _source(found.field, overrides) or found.where
-        raise found from None
+        raise _input_error(path, text, overrides, error) from None
     kept = {claim.claim for claim in study.claims}
-    content["claims"] = [claim for claim in content.get("claims", ()) if claim["claim"] in kept]
+    content["claims"] = [claim for claim in listed(content.get("claims", ())) if claim["claim"] in kept]
     return study, content
 
 
 def _source(field: str, overrides: Sequence[str]) -> str:
-    """Return the last override that set a dotted key, as `--set a.b=value`; empty if the file set it."""
+    """Return the last override that set a dotted key, as `a.b=value`; empty if the file set it."""
     for override in reversed(overrides):
         name = override.partition("=")[0]
         if f"{field}.".startswith(f"{name}."):
-            return f"--set {override}"
+            return override
     return ""
 
 
@@ -86,44 +102,25 @@ def _find(reference: str) -> tuple[Path, Path]:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML file. Raises InputError."""
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a study file and its content. Raises InputError."""
+    if path.suffix.lower() in TABLES:
+        problem, fix = "a table, not a study file", f"write, for example, quick --set data.table={path}"
+        raise InputError(str(path), "", problem, fix)
     try:
-        content = yaml.load(path.read_text(), _UniqueKeys)
+        text = yaml_text.decode(path.read_bytes())
+        content = yaml_text.parse(text)
     except OSError as error:
         raise InputError(
             str(path), "", f"cannot be read ({error.strerror})", "give another study file"
         ) from None
-    except UnicodeDecodeError as error:
-        raise InputError(str(path), "", f"not valid YAML ({error})", "save the file as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise InputError(str(path), *_yaml_fault(error), "correct the YAML") from None
+    except yaml_text.Fault as fault:
+        line = "" if fault.line is None else f"line {fault.line}"
+        raise InputError(str(path), line, fault.problem, fault.fix) from None
     if not isinstance(content, dict):
-        raise InputError(str(path), "", "not a mapping of keys", "write keys such as study, data and design")
-    return content
-
-
-def _yaml_fault(error: yaml.YAMLError) -> tuple[str, str]:
-    """Return the line (empty if unknown) and the problem of a YAML error."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        said = ", ".join(filter(None, (error.context, error.problem)))
-        return f"line {error.problem_mark.line + 1}", f"not valid YAML ({said})"
-    return "", f"not valid YAML ({error})"
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML loader that refuses a repeated key, and that reads the key `on` as a text."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:bool":  # YAML 1.1 reads the key `on` as true
-                key.tag = "tag:yaml.org,2002:str"
-        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(key, deep=deep) for key in own]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is repeated", problem_mark=own[i].start_mark)
-        return super().construct_mapping(node, deep)
+        problem = "empty" if content is None else f"a {_kind(content)}, not keys with values"
+        raise InputError(str(path), "", problem, "write keys such as study, data and design")
+    return text, content
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -135,10 +132,10 @@ def _override(content: dict[str, Any], override: str) -> None:
             where, "", "not of the form a.b=value", "write, for example, --set data.table=panel.parquet"
         )
     try:
-        value = yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError:
-        fix = "close every bracket and quote, and put the option in single quotes for the shell"
-        raise InputError(where, name, f"the value {text!r} is not valid YAML", fix) from None
+        value = yaml_text.parse(text)
+    except yaml_text.Fault as fault:
+        fix = f"{fault.fix}, and put the option in single quotes for the shell"
+        raise InputError(where, name, f"the value {text!r}: {fault.problem}", fix) from None
     *blocks, last = name.split(".")
     for depth, block in enumerate(blocks, 1):
         inner = content.get(block)
@@ -162,25 +159,42 @@ def _make_absolute(content: dict[str, Any], base: Path) -> None:
         (options.get("table"), "path"),
         (content.get("analysis"), "outlines"),
     ):
-        if isinstance(block, dict) and isinstance(block.get(name), str) and "://" not in block[name]:
+        if isinstance(block, dict) and isinstance(block.get(name), str) and not _is_address(block[name]):
             block[name] = os.path.normpath(base / os.path.expanduser(block[name]))
 
 
-def input_error(where: str, error: ValidationError) -> InputError:
+def _is_address(text: str) -> bool:
+    """Return True for an address, and for a text that no path can have."""
+    return "://" in text or "\0" in text
+
+
+def _input_error(path: Path, text: str, overrides: Sequence[str], error: ValidationError) -> InputError:
     """Make an InputError of the first fault of a study file; an unknown key comes before other faults."""
     faults = error.errors(include_url=False)
     # A misspelt key causes two faults, and the unknown key says more than the missing one.
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
-    field, problem, fix = _described(fault)
+    at = _keys_of(fault["loc"])
+    override = _source(".".join(at), overrides)
+    if override:
+        name, _, value = override.partition("=")
+        given = yaml_text.scalar_at(value, at[name.count(".") + 1 :])
+    else:
+        given = yaml_text.scalar_at(text, at)
+    field, problem, fix = _described(fault, at, given, override)
     if others := len(faults) - 1:
         problem += f" ({counted(others, 'more fault')})"
-    return InputError(where, field, problem, fix)
+    override = _source(field, overrides)
+    return InputError(f"--set {override}" if override else str(path), field, problem, fix)
 
 
-def _described(fault: ErrorDetails) -> tuple[str, str, str]:
-    """Return the dotted key, the problem and the fix of one fault that pydantic found."""
-    at = _keys_of(fault["loc"])
-    name = ".".join(at)
+def _described(
+    fault: ErrorDetails, at: Sequence[str], given: str | None, override: str
+) -> tuple[str, str, str]:
+    """Return the dotted key, the problem and the fix of one fault that pydantic found.
+
+    `at` is its place, `given` how the study file or the override writes the value.
+    """
+    name, value = ".".join(at), fault["input"]
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, SettingError):
         return ".".join(filter(None, (name, cause.field))), cause.problem, cause.fix
@@ -189,16 +203,48 @@ def _described(fault: ErrorDetails) -> tuple[str, str, str]:
     if fault["type"] == "missing":
         return name, "missing, and has no default", f"set {name}"
     if fault["type"].startswith("union_tag"):
-        kind = fault["input"].get("kind") if isinstance(fault["input"], dict) else None
+        kind = value.get("kind") if isinstance(value, dict) else None
         if kind is None:
             return f"{name}.kind", "missing, and has no default", suggest.use_one_of(KINDS)
         return f"{name}.kind", f"unknown kind {kind!r}", suggest.fix(str(kind), KINDS)
+    if fault["type"] == "string_type":
+        return name, *_not_a_text(at, value, given, override)
     what = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return name, what, ""
+    shown = yaml_text.written(value)
+    if fault["type"] in NEEDED:
+        needed, fix = NEEDED[fault["type"]]
+        short = shown if len(shown) <= MOST_SHOWN else f"a {_kind(value)}"
+        return name, f"{short} is not {needed}", fix.format(value=given or "VALUE")
     if expected := re.match(r"Input should be (.+?)(?:, unable to .*)?$", what):
-        return name, f"{fault['input']!r} is not allowed", f"give {expected[1]}"
-    return name, f"{what[0].lower()}{what[1:]}, got {fault['input']!r}", ""
+        return name, f"{shown} is not allowed", f"give {expected[1]}"
+    return name, f"{what[0].lower()}{what[1:]}, got {shown}", ""
+
+
+def _not_a_text(at: Sequence[str], value: Any, given: str | None, override: str) -> tuple[str, str]:
+    """Return the problem and the fix of a value that YAML does not read as the text that is needed."""
+    if value is None:
+        return "has no value, and a text is needed", "give a text, in quotes if it is null or ~"
+    if given is None or isinstance(value, dict | list):
+        return f"a {_kind(value)}, and a text is needed", "give a text"
+    quoted = f'"{given}"'
+    if override == f"{'.'.join(at)}={given}":
+        fix = f"put it in quotes: --set '{'.'.join(at)}={quoted}'"
+    else:
+        key = next((part for part in reversed(at) if not part.isdigit()), "")
+        fix = f"put it in quotes: {key}: " + (f"[{quoted}]" if at[-1].isdigit() else quoted)
+    return f"YAML reads {given} as a {_kind(value)}, and a text is needed", fix
+
+
+def _kind(value: Any) -> str:
+    """Name of the kind of a YAML value."""
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    names = {dict: "block of keys", list: "list", str: "text", date: "date", datetime: "time"}
+    return names.get(type(value), type(value).__name__)
 
 
 def _keys_of(location: Sequence[int | str]) -> list[str]:

@@ -237,7 +237,7 @@ def test_the_nearest_key_is_one_of_the_same_block(
         ("data.channels=[1]", ("data.channels.0", "1")),
         ("neighbours.k=0", ("neighbours.k", "0")),
         ("neighbours.hide=near", ("neighbours.hide", "'test_distance'", "'near'")),
-        ("neighbours=true", ("neighbours", "True")),
+        ("neighbours=true", ("neighbours", "true")),
         ("encoders.random.dim=0", ("encoders.random.dim", "1", "0")),
         ("encoders.shuffled.seed=-1", ("encoders.shuffled.seed", "0", "-1")),
         (
@@ -261,7 +261,7 @@ def test_the_nearest_key_is_one_of_the_same_block(
             ("encoders.table", "VECTORS.parquet", "--set encoders.table.path=VECTORS"),
         ),
         ("design=[1]", ("design", "[1]")),
-        ("data=null", ("data", "None")),
+        ("data=null", ("data", "null")),
         ("model.width=wide", ("model.width", "'wide'")),
         ("model.width=3", ("model.width", "2", "3")),
         ("model.dropout=1", ("model.dropout", "1")),
@@ -437,8 +437,8 @@ def test_an_unknown_study_names_the_nearest(name: str, near: str) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path)
 
-    def refuse(self: Path) -> str:
+    def refuse(self: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     refused(path, [], ("", "Permission denied"))
