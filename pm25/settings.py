@@ -10,8 +10,6 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -48,22 +46,24 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _a_boolean_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _a_boolean_is_not_a_number(cls, value: Any) -> Any:
         """Refuse true and false for a number, which pydantic would read as 1 and 0."""
-        values = value if isinstance(value, list | tuple) else (value,)
-        for one in values:
-            if isinstance(one, bool) and _takes_only_numbers(cls, str(info.field_name)):
-                raise SettingError("", f"{str(one).lower()} is a boolean, not a number", "give a number")
+        for name, given in value.items() if isinstance(value, Mapping) else ():
+            for one in given if isinstance(given, list | tuple) else (given,):
+                if isinstance(one, bool) and name in _numbers(cls):
+                    raise SettingError(
+                        name, f"{str(one).lower()} is a boolean, not a number", "give a number"
+                    )
         return value
 
 
 @functools.cache
-def _takes_only_numbers(block: type[Settings], field: str) -> bool:
-    """Return True if a field takes numbers, alone or in a list, but neither booleans nor texts."""
-    leaves = {*_leaves(block.model_fields[field].annotation)}
-    return bool(leaves & {int, float}) and not leaves & {bool, str, Any}
+def _numbers(block: type[Settings]) -> frozenset[str]:
+    """Keys that take numbers, alone or in a list, but neither booleans nor texts."""
+    leaves = {info.alias or name: {*_leaves(info.annotation)} for name, info in block.model_fields.items()}
+    return frozenset(key for key, own in leaves.items() if own & {int, float} and not own & {bool, str, Any})
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:

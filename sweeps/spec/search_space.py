@@ -480,9 +480,10 @@ def settings_at(
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         cause = fault.get("ctx", {}).get("error")
+        setting = cause.field if isinstance(cause, SettingError) else str(fault["loc"][0])
+        name = next((n for n in point if n.endswith(f".{setting}")), f"train.{setting}")
         if isinstance(cause, SettingError):
-            raise SettingError(f"search.space.train.{cause.field}", cause.problem, cause.fix) from None
-        name = next((n for n in point if n.endswith(f".{fault['loc'][0]}")), str(fault["loc"][0]))
+            raise SettingError(f"search.space.{name}", cause.problem, cause.fix) from None
         raise SettingError(
             f"search.space.{name}",
             f"{fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}",

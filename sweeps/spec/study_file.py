@@ -36,9 +36,6 @@ NEEDED = {
 }
 """What the errors of pydantic need, by their types, and the fix."""
 
-MOST_SHOWN = 60
-"""Most characters of a value that an error shows."""
-
 SHIPPED = resources.files("sweeps") / "studies"
 """Folder of the studies that come with the package."""
 
@@ -71,7 +68,7 @@ def resolve(reference: str, overrides: Sequence[str] = ()) -> tuple[Study, dict[
     try:
         study = Study.model_validate(content, context={"narrowed": narrowed})
     except ValidationError as error:
-        raise _input_error(path, text, overrides, error) from None
+        raise input_error(str(path), error, text, overrides) from None
     kept = {claim.claim for claim in study.claims}
     content["claims"] = [claim for claim in listed(content.get("claims", ())) if claim["claim"] in kept]
     return study, content
@@ -168,8 +165,13 @@ def _is_address(text: str) -> bool:
     return "://" in text or "\0" in text
 
 
-def _input_error(path: Path, text: str, overrides: Sequence[str], error: ValidationError) -> InputError:
-    """Make an InputError of the first fault of a study file; an unknown key comes before other faults."""
+def input_error(
+    where: str, error: ValidationError, text: str = "", overrides: Sequence[str] = ()
+) -> InputError:
+    """Make an InputError of the first fault of a study file; an unknown key comes before other faults.
+
+    `text` is that of the file, from which the error quotes the value.
+    """
     faults = error.errors(include_url=False)
     # A misspelt key causes two faults, and the unknown key says more than the missing one.
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
@@ -184,7 +186,7 @@ def _input_error(path: Path, text: str, overrides: Sequence[str], error: Validat
     if others := len(faults) - 1:
         problem += f" ({counted(others, 'more fault')})"
     override = _source(field, overrides)
-    return InputError(f"--set {override}" if override else str(path), field, problem, fix)
+    return InputError(f"--set {override}" if override else where, field, problem, fix)
 
 
 def _described(
@@ -215,11 +217,10 @@ def _described(
     shown = yaml_text.written(value)
     if fault["type"] in NEEDED:
         needed, fix = NEEDED[fault["type"]]
-        short = shown if len(shown) <= MOST_SHOWN else f"a {_kind(value)}"
-        return name, f"{short} is not {needed}", fix.format(value=given or "VALUE")
+        return name, f"{suggest.shortened(shown)} is not {needed}", fix.format(value=given or "VALUE")
     if expected := re.match(r"Input should be (.+?)(?:, unable to .*)?$", what):
-        return name, f"{shown} is not allowed", f"give {expected[1]}"
-    return name, f"{what[0].lower()}{what[1:]}, got {shown}", ""
+        return name, f"{suggest.shortened(shown)} is not allowed", f"give {expected[1]}"
+    return name, f"{what[0].lower()}{what[1:]}, got {suggest.shortened(shown)}", ""
 
 
 def _not_a_text(at: Sequence[str], value: Any, given: str | None, override: str) -> tuple[str, str]:

@@ -7,6 +7,15 @@ LISTED = 12
 """Most names that one suggestion lists."""
 
 
+MOST_SHOWN = 80
+"""Most characters of a value that an error shows."""
+
+
+def shortened(text: str) -> str:
+    """Return the first `MOST_SHOWN` characters of a text, with dots if there are more."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
 def nearest(name: str, known: Collection[str], cutoff: float = 0.6) -> str | None:
     """Known name that is most similar to `name`, ignoring case; None where none is similar.
 

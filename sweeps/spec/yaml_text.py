@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from sweeps.spec import suggest
+
 MOST_VALUES = 100_000
 """Most values of a document after its anchors are repeated wherever they are used."""
 
@@ -84,7 +86,10 @@ def written(value: Any) -> str:
     """Write a value as YAML does: `true` and `null` in place of True and None."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return repr(value)
+    try:
+        return repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return "a number of too many digits"
 
 
 class _Refused(yaml.MarkedYAMLError):
@@ -139,7 +144,8 @@ class _Loader(yaml.SafeLoader):
         # A tag whose text has another form, such as the date 2021-02-30, fails with an error of Python.
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             kind = node.tag.rpartition(":")[2]
-            problem = f"{node.value!r} is not a valid {kind} ({error})"
+            given = suggest.shortened(str(node.value))
+            problem = f"{given!r} is not a valid {kind} ({error})"
             raise _Refused(node, problem, "correct it, or put it in quotes for a text") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

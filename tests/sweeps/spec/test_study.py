@@ -173,11 +173,6 @@ def test_one_level_needs_no_list(tmp_path: Path) -> None:
     )
 
 
-def test_a_repeated_level_is_one_cell(tmp_path: Path) -> None:
-    twice = ["design.seed=[0, 0, 1, 1]", "design.variant=[none, geoclip, none]"]
-    assert study_file.load(write(tmp_path), twice).cells() == study_file.load(write(tmp_path)).cells()
-
-
 # Heads, encoders, neighbours, protocol
 
 

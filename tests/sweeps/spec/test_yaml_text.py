@@ -124,7 +124,9 @@ def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
         "claims: {claim: it helps, better: {variant: geoclip, fusion: hadamard}, than: {variant: none}, "
         "on: {split: random}, metric: rmse}\n"
     )
-    made = study_file.load(write(tmp_path, TOY + claim + SEARCH), ["search.enqueue=study"])
+    made = study_file.load(
+        write(tmp_path, TOY + claim + SEARCH), ["search.enqueue=study", "train.batch_size=16"]
+    )
     assert made.search is not None
     assert made.search.space["train.batch_size"].choice == (16,)
     assert made.search.enqueue == ("study",)
@@ -250,8 +252,8 @@ def change_value(rng: random.Random, text: str) -> str:
 
 def change_content(rng: random.Random, text: str) -> str:
     """Replace, remove or rename one key anywhere in the study, and write it as YAML again."""
-    content = yaml.safe_load(text)
-    places: list[tuple[dict, str]] = []
+    content = yaml_text.parse(text)
+    places: list[tuple[dict[str, object], str]] = []
 
     def collect(block: object) -> None:
         if isinstance(block, dict):
