@@ -44,8 +44,8 @@ def contents(path: Path, wanted: str, kind: str, fix: str) -> Iterator[tuple[str
     macOS adds (`__MACOSX`, `._NAME`) are left out. `kind` names wanted members in an error, and `fix` is the
     error's fix. A byte order mark is removed, UTF-16 is converted, and lines end with newlines.
 
-    Raises InputError for a file that cannot be read, a damaged one, a zip without a wanted member, and a web
-    page in place of data.
+    Raises InputError for a file that cannot be read or is damaged, and for a web page in place of data. A zip
+    must have a wanted member.
     """
     try:
         data = path.read_bytes()

@@ -29,11 +29,10 @@ def find_non_numbers(
             what = "the target, the place and the date cannot be channels"
             problems.append(Problem(column, what, "leave it out of data.channels"))
             others.remove(column)
+    absent: list[str] = []
     for column in ("lat", "lon", "pm25", *others):
         if column not in table.column_names:
-            own = ", ".join(channels_of(table))
-            fix = f"add --set data.channels=null for all of {own}, or choose among these"
-            problems.append(Problem(column, "the table has no such channel", fix))
+            absent.append(column)
         elif not is_numeric(table[column].type):
             text = unparsed_rows(table[column], pa.float64())
             must = channels is not None or column in REQUIRED
@@ -46,6 +45,10 @@ def find_non_numbers(
             bad = np.flatnonzero(np.isinf(as_float(table[column]))) + 1
             if len(bad):
                 problems.append(Problem(column, "value is infinite", LEAVE_EMPTY, bad))
+    if absent:
+        own = ", ".join(channels_of(table, groups))
+        fix = f"add --set data.channels=null for all of {own}, or choose among these"
+        problems.insert(0, Problem(", ".join(absent), "the table has no such channel", fix))
     for column in ("lat", "lon"):
         if is_numeric(table[column].type):
             null = np.flatnonzero(np.isnan(as_float(table[column]))) + 1

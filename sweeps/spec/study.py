@@ -91,6 +91,8 @@ class Data(Settings):
             raise SettingError("", "has both table and synthetic", "add --set data.synthetic=null")
         if self.columns and self.table is None:
             raise SettingError("columns", "a synthetic panel has no other names", "leave columns out")
+        if str(self.table).lower().endswith((".yaml", ".yml")):
+            raise SettingError("table", f"{self.table} is a study file", "give a Parquet or CSV table")
         repeated = [name for i, name in enumerate(self.channels or ()) if name in (self.channels or ())[:i]]
         if repeated:
             raise SettingError("channels", f"{repeated[0]} is listed twice", "remove one of the two")

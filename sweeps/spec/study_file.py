@@ -34,7 +34,7 @@ NEEDED = {
     **dict.fromkeys(("float_type", "float_parsing"), ("a number", "give a number")),
     **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "give true or false")),
 }
-"""What the errors of pydantic need, by their types, and the fix."""
+"""Needed kind of value and the fix, by the types of pydantic's errors."""
 
 SHIPPED = resources.files("sweeps") / "studies"
 """Folder of the studies that come with the package."""
