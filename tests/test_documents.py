@@ -13,7 +13,7 @@ import yaml
 
 from pm25.sources import synthetic
 from sweeps.cli import cli
-from sweeps.spec import study_file
+from sweeps.spec import study_file, yaml_text
 from tests import study_reference
 from tests.test_layout import FLOORS
 
@@ -129,7 +129,7 @@ def test_every_study_loads(
 ) -> None:
     """A block without a `study` is a part of one: it replaces those keys of the shipped study `quick`."""
     monkeypatch.chdir(tmp_path)
-    content = yaml.load(block, study_file._UniqueKeys)
+    content = yaml_text.parse(block)
     if "study" not in content:
         _, quick = study_file.resolve("quick", ["data.table=panel.parquet"])
         content = quick | content

@@ -68,8 +68,11 @@ def _members(path: Path, data: bytes, wanted: str, kind: str, fix: str) -> list[
             chosen = [name for name in names if re.fullmatch(wanted, _base(name), re.IGNORECASE)]
             found = [(f"{path}:{name}", archive.read(name)) for name in chosen]
     except DAMAGED_ZIP as error:
-        raise InputError(str(path), "", f"damaged zip ({_reason(error)})", AGAIN) from error
+        again = "unpack it with its password" if "encrypted" in str(error) else AGAIN
+        raise InputError(str(path), "", f"damaged zip ({_reason(error)})", again) from error
     if not chosen:
+        if any(name.lower().endswith(".zip") for name in names):
+            fix = "unpack it, and give the zips in it"
         listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
         raise InputError(str(path), "", f"no {kind} in this zip, only {listed or 'nothing'}", fix)
     # A single member is named by its zip alone.

@@ -291,6 +291,8 @@ class _Table:
         """Read `COLUMNS`: `NUMBERS` as float64, the others as categories of strings."""
         names, separator = _header(self.data)
         fix = "give an AirData daily summary as it was published"
+        if not self.data.strip():
+            raise self._error(None, "", "empty", AGAIN)
         if missing := [name for name in COLUMNS if name not in names]:
             raise self._error(None, ", ".join(missing), "column is missing", fix)
         if separator != ",":

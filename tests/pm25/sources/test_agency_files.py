@@ -213,12 +213,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], str, str, tuple[object, ...]]] = {
         "",
         ("gzip",),
     ),
-    "an encrypted zip": (lambda t: encrypted(t / "a.zip"), "a.zip", "", ("encrypted",)),
+    "an encrypted zip": (lambda t: encrypted(t / "a.zip"), "a.zip", "", ("password",)),
     "zips in a zip": (
         lambda t: zipped(t / "a.zip", {"2020.zip": b"PK", "2021.zip": b"PK"}),
         "a.zip",
         "",
-        (".csv", "2020.zip, 2021.zip"),
+        (".csv", "2020.zip, 2021.zip", "unpack"),
     ),
     "semicolons": (lambda t: text(t / "a.csv", ONE.replace(",", ";")), "a.csv", "", ("';'",)),
     "two columns of a name": (
