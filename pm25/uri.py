@@ -5,7 +5,7 @@ import functools
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
@@ -21,6 +21,23 @@ def is_uri(place: Path | str) -> bool:
 def file_name(place: Path | str) -> str:
     """Last part of a path, or of the path in a URI."""
     return Path(urlsplit(str(place)).path if is_uri(place) else place).name
+
+
+def without_secrets(place: Path | str) -> str:
+    """Return a path or a URI for messages, without the user and the password that a URI may have."""
+    return re.sub(r"^([\w+.-]+://)[^/@]*@", r"\1", str(place))
+
+
+def escaped(uri: str) -> str:
+    """Return a URI with escapes for the characters of its path that a URI cannot have, such as a blank.
+
+    A `#` belongs to the path, because a file system has no fragments. Escapes that are there remain.
+    """
+    scheme, _, rest = uri.partition("://")
+    path, question, options = rest.partition("?")
+    bucket, slash, path = path.partition("/")
+    path = quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", path), safe="/%:@!$&'()*+,;=~")
+    return f"{scheme}://{bucket}{slash}{path}{question}{options}"
 
 
 def read(place: Path | str) -> bytes:
@@ -54,7 +71,7 @@ def open_system(uri: str, at_once: bool = True) -> tuple[pyarrow.fs.FileSystem, 
     """
     if at_once and uri.startswith("s3://"):
         uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
-    system, path = pyarrow.fs.FileSystem.from_uri(uri)
+    system, path = pyarrow.fs.FileSystem.from_uri(escaped(uri))
     return system, path
 
 

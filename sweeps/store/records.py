@@ -15,6 +15,7 @@ import pyarrow.parquet
 
 from pm25 import uri
 from pm25.errors import InputError
+from sweeps.store import database
 
 Record = dict[str, Any]
 """Content of a `result.json`: `key`, `state` ('done', 'failed', or 'pruned' for search trials), the `cell` or
@@ -94,7 +95,9 @@ class Store:
         """
         if fix is None:
             fix = uri.advice(self.storage, error) or "use another storage, --set storage=FOLDER"
-        return InputError(self.storage, "storage", f"cannot be {what} ({uri.reason(error)})", fix)
+        return InputError(
+            uri.without_secrets(self.storage), "storage", f"cannot be {what} ({uri.reason(error)})", fix
+        )
 
     def prepare(self) -> None:
         """Create the study's folders and test that files can be written there. Raises InputError."""
@@ -311,7 +314,7 @@ def default_tracking(storage: str) -> str:
             "add --set tracking=http://HOST:5000, or --set tracking=sqlite:////FOLDER/mlflow.db "
             "for a folder of the driver's machine",
         )
-    return f"sqlite:///{os.path.join(os.path.realpath(storage), 'mlflow.db')}"
+    return database.address(os.path.join(os.path.realpath(storage), "mlflow.db"))
 
 
 def _writes_atomically(system: pyarrow.fs.FileSystem) -> bool:

@@ -16,8 +16,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from pm25 import uri as uris
 from pm25.errors import InputError
 from sweeps.spec.tracking_address import without_password
+from sweeps.store import database
 
 # Each failure is reported in one line; these would add its traceback and every retry.
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -62,7 +64,7 @@ def is_server(uri: str) -> bool:
 
 def sqlite_file(uri: str) -> Path:
     """Return the file of an SQLite address."""
-    return Path((make_url(uri).database or "").removeprefix("file:"))
+    return Path(database.path(uri) or (make_url(uri).database or "").removeprefix("file:"))
 
 
 def rebuild(uri: str) -> str:
@@ -225,6 +227,7 @@ def artifacts_uri(storage: str, uri: str) -> str | None:
         return None
     if "://" not in storage:
         return Path(storage).resolve().joinpath("mlflow-artifacts").as_uri()
-    if uri.startswith("sqlite:///"):
-        return Path(uri.removeprefix("sqlite:///")).resolve().with_name("mlflow-artifacts").as_uri()
-    return f"{storage.partition('?')[0].rstrip('/')}/mlflow-artifacts"
+    if (file := database.path(uri)) is not None:
+        return Path(file).resolve().with_name("mlflow-artifacts").as_uri()
+    bucket = uris.without_secrets(uris.escaped(storage))
+    return f"{bucket.partition('?')[0].rstrip('/')}/mlflow-artifacts"

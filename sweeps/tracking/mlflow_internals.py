@@ -8,6 +8,8 @@ All were run with MLflow 3.17.2. `test_mlflow_internals.py` checks them with the
   would save each view by hand with the button "Share".
 - Parameters of the UI's addresses: `workflowType`, `viewStateShareKey`, `compareRunsMode`, and the address of
   the compare page. Public alternative: none; links could open only the list of all runs.
+- Variable `_MLFLOW_SERVER_ARTIFACT_ROOT` of the environment. Public alternative: none. MLflow's experiment
+  `Default` would have its artifacts below the current folder, whose path MLflow writes into SQL as it is.
 - `get_artifact_repository`. Public alternative: `MlflowClient.log_artifact`, with one more request per file,
   which asks the server for the address of the run's artifacts.
 - `http_request` and `get_default_host_creds`, which send one request with the user's password and TLS
@@ -16,8 +18,10 @@ All were run with MLflow 3.17.2. `test_mlflow_internals.py` checks them with the
   database. Public alternative: none; MLflow migrates a database, or adds its tables, when it opens it.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -32,8 +36,27 @@ from mlflow.utils.rest_utils import http_request
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Tags of a new experiment, so that the UI opens it in its mode for model training."""
 
+ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+"""Variable of the environment: address of the artifacts of experiments that do not have their own."""
+
 _MODE = "workflowType=machine_learning"
 """Parameter of an address that opens the UI in its mode for model training."""
+
+
+@contextlib.contextmanager
+def default_artifacts(artifacts: str | None) -> Iterator[None]:
+    """Set the address of artifacts, if it is given, for a database that is created in the `with` block.
+
+    The default is a path below the current folder, and MLflow cannot store a path with a quote or a colon.
+    """
+    before = os.environ.get(ARTIFACT_ROOT)
+    if artifacts is not None and before is None:
+        os.environ[ARTIFACT_ROOT] = artifacts
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(ARTIFACT_ROOT, None)
 
 
 def view_tag(view_id: str) -> str:

@@ -88,11 +88,11 @@ class Tracker:
         """Fingerprints of the data sets that the server already has."""
         self.uri = uri or default_tracking(store.storage)
         readiness.check(self.uri, store.study)
-        with input_errors(self.uri):
+        artifacts = artifacts_uri(store.storage, self.uri)
+        with input_errors(self.uri), mlflow_internals.default_artifacts(artifacts):
             self._client = MlflowClient(tracking_uri=self.uri)
             experiment = self._client.get_experiment_by_name(store.study)
             if experiment is None:
-                artifacts = artifacts_uri(store.storage, self.uri)
                 tags = mlflow_internals.EXPERIMENT_TAGS
                 self.experiment_id = self._client.create_experiment(store.study, artifacts, tags)
                 experiment = self._client.get_experiment(self.experiment_id)
