@@ -18,7 +18,7 @@ import pm25
 import sweeps
 from pm25.errors import InputError
 from pm25.panel import Panel
-from sweeps.engine import cluster, ray_internals
+from sweeps.engine import cluster, ray_internals, temp_folder
 from sweeps.engine.cluster import HeadLost
 from sweeps.engine.ray_internals import Head
 
@@ -40,32 +40,27 @@ def connected(address: str | None, panel: Panel) -> Iterator[None]:
 
     Raises InputError when no cluster of this Ray version answers, and HeadLost when its head dies meanwhile.
     """
+    where = f"--address {address}" if address is not None else "Ray"
     if address is None:
+        folder, _ = temp_folder.choose()
         # For the panel, the embeddings and Tune's own objects; by default Ray takes a third of all memory.
         store_bytes = 256 * 2**20 + 2 * (panel.features.nbytes + panel.target.nbytes)
         options: dict[str, Any] = {
             "address": "local",
             "include_dashboard": False,
             "object_store_memory": store_bytes,
+            "_temp_dir": folder,
         }
     else:
-        if "://" in address:
-            raise InputError(
-                f"--address {address}",
-                problem="a URL, where the head's own address is expected",
-                fix=f"{HEAD_FIX}, or auto on a machine of the cluster; from elsewhere run "
-                "`sweep submit STUDY --address http://HOST:8265`",
-            )
         check_answers(address)
         options = {"address": address, "runtime_env": _environment()}
     on_sigterm = signal.getsignal(signal.SIGTERM)  # which Ray replaces with a handler of its own
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:  # such as a cluster of another Python
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"--address {address}", problem=f"Ray cannot connect ({reason})", fix=HEAD_FIX
-        ) from None
+    except (OSError, ValueError, RuntimeError) as error:  # such as a cluster of another Python
+        reason, verb = " ".join(str(error).split()), "start" if address is None else "connect"
+        fix = "" if address is None else HEAD_FIX
+        raise InputError(where, problem=f"Ray cannot {verb} ({reason})", fix=fix) from None
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         with _HeadWatch(address) if address is not None else contextlib.nullcontext():
@@ -84,7 +79,17 @@ def check_answers(address: str) -> None:
     Raises InputError.
     """
     where = f"--address {address}"
-    found = ray_internals.head_address(address)
+    if "://" in address:
+        raise InputError(
+            where,
+            problem="a URL, where the head's own address is expected",
+            fix=f"{HEAD_FIX}, or auto on a machine of the cluster; from elsewhere run "
+            "`sweep submit STUDY --address http://HOST:8265`",
+        )
+    try:
+        found = ray_internals.head_address(address)
+    except (ValueError, OSError):
+        raise InputError(where, problem="not an address of the form HOST:PORT", fix=HEAD_FIX) from None
     if found is None:
         raise InputError(where, problem="no Ray runs on this machine", fix=HEAD_FIX)
     try:

@@ -13,7 +13,7 @@ from ray import tune
 
 from pm25.errors import InputError
 from pm25.panel import Panel
-from sweeps.engine import node_calls, ray_internals, worker
+from sweeps.engine import node_calls, ray_internals, temp_folder, worker
 from sweeps.engine.cluster import Cluster, StorageProbe, pretended_mb
 from sweeps.engine.connection import connected
 from sweeps.engine.gpu_packing import GpuShares
@@ -88,7 +88,8 @@ def run(
             partial(_resources, study.resources.cpu),
         )
         queue = StudyQueue(scheduler, shares, observer, cluster)
-        with tempfile.TemporaryDirectory(prefix="sweep-tune-") as scratch:
+        folder = None if joined else temp_folder.choose()[0]
+        with tempfile.TemporaryDirectory(prefix="sweep-tune-", dir=folder) as scratch:
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
