@@ -23,6 +23,7 @@ from sweeps.report.figures.style import (
     finish,
     hide_unused,
     house_style,
+    label_counts,
     panel_grid,
     plain_axes,
     slug,
@@ -63,7 +64,8 @@ def density(predicted: Predicted, split: str) -> Figure | None:
             ax.set_title(f"{label}\n{_pooled_scores(predicted, label, split)}")
             plain_axes(ax, "both")
         hide_unused(axes, len(counts))
-        canvas.colorbar(mesh, ax=axes, label="samples", shrink=0.75, aspect=30, pad=0.01)
+        bar = canvas.colorbar(mesh, ax=axes, label="samples", shrink=0.75, aspect=30, pad=0.01)
+        label_counts(bar.ax.yaxis)
         canvas.supxlabel("observed PM2.5 (µg/m³)", fontsize=8)
         canvas.supylabel("predicted PM2.5 (µg/m³)", fontsize=8)
         return finish(
@@ -114,6 +116,7 @@ def tail(predicted: Predicted, split: str, arms: Sequence[str] = ()) -> Figure |
         _bent_axes(ax, low, high, "xy")
         _bent_axes(below, low, high, "x")
         below.set_yscale("log")
+        label_counts(below.yaxis)
         ax.tick_params(labelbottom=False)
         ax.set_ylabel("mean observed (µg/m³)")
         below.set_xlabel("mean predicted, by bin (µg/m³)")

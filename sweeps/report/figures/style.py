@@ -5,15 +5,19 @@ Sizes are those of a printed page: 7.2 inches are two columns of a journal, and 
 
 from __future__ import annotations
 
+import hashlib
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import matplotlib.style
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from sweeps.analysis import labels
 
@@ -31,6 +35,8 @@ BLUE, ORANGE, GREEN, PINK, SKY, GOLD = "#0072B2", "#D55E00", "#009E73", "#CC79A7
 INK, GREY, FAINT = "#222222", "#8a8a8a", "#e4e4e4"
 LOOKS = [("o", BLUE), ("^", ORANGE), ("s", GREEN), ("D", PINK), ("v", SKY), ("P", GOLD)]
 """Markers and colours that arms and folds take in turn."""
+SLUG_BYTES = 80
+"""Longest part of a file name that is made of a label; a name may have two, and at most 255 bytes."""
 _STYLE = {
     "svg.hashsalt": "pm25-sweeps",
     "svg.fonttype": "path",
@@ -46,6 +52,7 @@ _STYLE = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "figure.facecolor": "white",
+    "text.parse_math": False,  # labels are text: two dollar signs in a group's name enclose no formula
 }
 
 
@@ -74,10 +81,19 @@ def house_style() -> Iterator[None]:
 def finish(canvas: Canvas, name: str, alt: str, caption: str, embed: Literal["svg", "png"] = "svg") -> Figure:
     """Render the canvas to a `Figure`."""
     svg, png = io.BytesIO(), io.BytesIO()
-    canvas.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-    canvas.set_layout_engine("none")  # the PNG has computed the layout, which the SVG reuses
-    canvas.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # A box is drawn for a letter that matplotlib's font lacks, such as a Chinese one.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        canvas.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+        canvas.set_layout_engine("none")  # the PNG has computed the layout, which the SVG reuses
+        canvas.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
     return Figure(name, svg.getvalue(), png.getvalue(), embed, alt, caption)
+
+
+def label_counts(axis: Axis) -> None:
+    """Label a logarithmic axis with numbers; matplotlib's default labels are formulas."""
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def plain_axes(ax: Any, grid: str) -> None:
@@ -177,5 +193,9 @@ def fold_legend(canvas: Canvas, ax: Any, cells: pd.DataFrame, line: str) -> None
 
 
 def slug(text: str) -> str:
-    """Return a label as part of a file name, such as 'geoclip-hadamard'."""
-    return "-".join("".join(c if c.isalnum() else " " for c in text.lower().replace("/", "")).split())
+    """Return a label as part of a file name, such as 'geoclip-hadamard'; a long one ends with its hash."""
+    name = "-".join("".join(c if c.isalnum() else " " for c in text.lower().replace("/", "")).split())
+    if len(name.encode()) <= SLUG_BYTES:
+        return name
+    start = name.encode()[: SLUG_BYTES - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
