@@ -1,6 +1,7 @@
 """The study: its data, design, settings and claims as checked values, and the cells that they make."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -33,23 +34,33 @@ from sweeps.spec.design import Arm, Design, FoldArm, Scope, SplitFactor, arm_of,
 from sweeps.spec.search_space import Search, settings_at
 
 
+def _named(place: str) -> str:
+    """Return the name of a file or folder; raises SettingError for one that no tool could write or show."""
+    odd = next((mark for mark in place if unicodedata.category(mark) in ("Cc", "Cs")), None)
+    if odd is not None:
+        what = "a byte that is not UTF-8" if unicodedata.category(odd) == "Cs" else f"the character {odd!r}"
+        raise SettingError("", f"the name contains {what}", "rename the file or folder, or use another")
+    return place
+
+
+def _study_name(name: str) -> str:
+    """Return the name of a study; raises SettingError for one that is not a name in every tool."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        fix = "use up to 100 of a-z, A-Z, 0-9, dot, dash and underscore, and begin with a letter or digit"
+        raise SettingError("", f"{name!r} is not a name for folders, models and addresses", fix)
+    return name
+
+
 def _file_location(value: Any) -> Path | str:
     """Return a path, or an address unchanged: as a Path, s3:// would lose a slash."""
-    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+    if not isinstance(value, str | Path) or not str(value):
         raise SettingError("", f"got {value!r}", "give a path, or an address such as s3://bucket/file")
+    _named(str(value))
     return value if uri.is_uri(value) else Path(value)
 
 
 FileLocation = Annotated[Path | str, PlainValidator(_file_location)]
 """Location of a file: a path, or an address that pyarrow opens, such as s3://bucket/panel.parquet."""
-
-
-def _tracking_address(value: str) -> str:
-    """Return the address of a tracking server or of its database. Raises SettingError for another text."""
-    if not re.match(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://", value):
-        fix = "give an address such as http://HOST:5000, or a database such as sqlite:////FOLDER/mlflow.db"
-        raise SettingError("", f"{value!r} is not the address of an MLflow server", fix)
-    return value
 
 
 class Synthetic(Settings):
@@ -185,7 +196,7 @@ class Resources(Settings):
 class Study(Settings):
     """A study as its file declares it, with every default filled in."""
 
-    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    study: Annotated[str, AfterValidator(_study_name)]
     """Name of the study, which is also the name of its folder in the storage."""
     title: str = ""
     """Title of the report."""
@@ -210,10 +221,10 @@ class Study(Settings):
     """Network of every cell, where a search does not tune it."""
     train: TrainSettings = TrainSettings()
     """Optimisation of every cell, where a search does not tune it."""
-    storage: Annotated[str, Field(pattern=r"^[^\x00]+$")] = "results"
+    storage: Annotated[str, Field(min_length=1), AfterValidator(_named)] = "results"
     """Folder or address, such as s3://bucket/results, for all results. Default: `results` next to the study
     file."""
-    tracking: Annotated[str, AfterValidator(_tracking_address)] | None = None
+    tracking: str | None = None
     """Address of the MLflow server, or of its database. Default: an SQLite file in the storage folder."""
     keep_weights: bool | Literal["winners"] = "winners"
     """Cells whose weights are stored: `winners` (the best cell of each arm), true (every cell) or false

@@ -91,6 +91,10 @@ def _find(reference: str) -> tuple[Path, Path]:
     shipped = {Path(str(f)).stem: Path(str(f)) for f in SHIPPED.iterdir() if f.name.endswith(".yaml")}
     if reference in shipped:
         return shipped[reference], Path.cwd()
+    if reference and os.path.isdir(path):
+        inside = ", ".join(sorted(found.name for found in path.glob("*.yaml"))[:5])
+        fix = f"name a study file in it ({inside})" if inside else "name a study file"
+        raise InputError(reference, "", "a folder, where a study file is expected", fix)
     raise InputError(
         reference or "study",
         "",
