@@ -147,7 +147,7 @@ class Predictor:
         """Write model.pt, cell.json and, for an encoder arm, encoder.json and encoder.bin into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({"weights": self._weights, "scaling": self._scaling}, folder / "model.pt")
-        (folder / "cell.json").write_text(json.dumps(self.cell.resolved(), indent=1))
+        (folder / "cell.json").write_text(json.dumps(self.cell.resolved(), indent=1), encoding="utf-8")
         if self._source is not None:
             self._source.write(folder)
 
@@ -155,7 +155,7 @@ class Predictor:
     def load(cls, folder: Path) -> "Predictor":
         """Load a folder written by `save`."""
         stored = torch.load(folder / "model.pt", weights_only=True)
-        cell = Cell.model_validate_json((folder / "cell.json").read_text())
+        cell = Cell.model_validate_json((folder / "cell.json").read_text(encoding="utf-8"))
         return cls(cell, stored["weights"], stored["scaling"], encoders.Source.read(folder))
 
     def _scale(self, window: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ class Source:
     def write(self, folder: Path) -> None:
         """Write `encoder.json` and the weights or vectors, `encoder.bin`; not supported for `shuffled`."""
         described = {"name": self.name, "numbers": self.numbers, "other": self.other}
-        (folder / "encoder.json").write_text(json.dumps(described, indent=1, default=str))
+        (folder / "encoder.json").write_text(json.dumps(described, indent=1, default=str), encoding="utf-8")
         (folder / "encoder.bin").write_bytes(self.content)
 
     @classmethod
@@ -76,7 +76,7 @@ class Source:
         """Read what `write` stored in `folder`; None if the folder contains no encoder."""
         if not (folder / "encoder.json").is_file():
             return None
-        described = json.loads((folder / "encoder.json").read_text())
+        described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
         return cls(**described, content=(folder / "encoder.bin").read_bytes())
 
 

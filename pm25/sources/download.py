@@ -163,7 +163,7 @@ def _download(
     part = path.with_name(path.name + ".part")
     note = path.with_name(path.name + ".part.validator")
     done = part.stat().st_size if part.exists() else 0
-    validator = note.read_text() if note.exists() else ""
+    validator = note.read_text(encoding="utf-8") if note.exists() else ""
     asked = {"Range": f"bytes={done}-", "If-Range": validator} if done and validator else {}
 
     with _get(session, url, year, asked) as response:
@@ -178,7 +178,7 @@ def _download(
         else:  # the server ignores Range, or now has another file
             done, total = 0, _length(response.headers)
             part.write_bytes(b"")  # before the validator, which must never belong to another part
-            note.write_text(_validator(response.headers))
+            note.write_text(_validator(response.headers), encoding="utf-8")
         try:
             with part.open("ab") as out:
                 for chunk in response.iter_content(CHUNK):

@@ -182,7 +182,7 @@ def study(folder: Path) -> StudyState:
         "keep_weights": False,
         "checkpoint_seconds": 3600,
     }
-    file.write_text(yaml.safe_dump(declared))
+    file.write_text(yaml.safe_dump(declared), encoding="utf-8")
     return StudyState(str(file))
 
 

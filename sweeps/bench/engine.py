@@ -186,7 +186,7 @@ def study(folder: Path, cells: int) -> StudyState:
         "storage": str(folder),
         "resources": {"cpu": 1, "gpu": 0},
     }
-    file.write_text(yaml.safe_dump(declared))
+    file.write_text(yaml.safe_dump(declared), encoding="utf-8")
     return StudyState(str(file))
 
 

@@ -73,7 +73,7 @@ def resident_mb() -> float:
 
 
 def _status_mb(field: str) -> float:
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 

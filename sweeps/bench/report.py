@@ -70,7 +70,7 @@ def make(folder: Path, cells: int, predictions: int) -> Path:
         },
         "storage": str(folder),
     }
-    file.write_text(yaml.safe_dump(declared))
+    file.write_text(yaml.safe_dump(declared), encoding="utf-8")
     state = StudyState(str(file))
     if len(state.cells) != cells:
         raise ValueError(f"cells: {cells} is not a multiple of 100")

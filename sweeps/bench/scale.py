@@ -160,7 +160,7 @@ def study(folder: Path, cells: int, *, searched: bool) -> StudyState:
             "seed": 10**6,
         }
     file = folder / FILE
-    file.write_text(yaml.safe_dump(declared))
+    file.write_text(yaml.safe_dump(declared), encoding="utf-8")
     return StudyState(str(file))
 
 
@@ -236,7 +236,7 @@ def _fill(folder: Path, cells: str) -> dict[str, Any]:
     def write(record: Record) -> None:
         cell = folder / "scale" / "cells" / record["key"]
         cell.mkdir(parents=True)
-        (cell / "result.json").write_text(json.dumps(record, indent=1))
+        (cell / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     store: Any = SimpleNamespace(write_record=write)
     for key, cell in state.cells.items():

@@ -213,7 +213,7 @@ def node_types() -> list[Mapping[str, float]]:
     Only a driver on the head finds the file. Types without written resources are left out.
     """
     try:
-        content = yaml.safe_load(BOOTSTRAP.read_text())
+        content = yaml.safe_load(BOOTSTRAP.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return []
     types = content.get("available_node_types") if isinstance(content, dict) else None

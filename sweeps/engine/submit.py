@@ -122,7 +122,7 @@ def stage(folder: Path, study: Study, content: Mapping[str, Any]) -> Shipment:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
-    (folder / f"{study.study}.yaml").write_text(text)
+    (folder / f"{study.study}.yaml").write_text(text, encoding="utf-8")
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return Shipment(len(sizes), sum(sizes))
 

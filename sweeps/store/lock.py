@@ -251,7 +251,7 @@ def driver(store: Store) -> Driver | None:
 def _process_space() -> str:
     """Return the scope in which process ids are unique: one container in one boot of one machine."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not on Linux
         return f"{socket.gethostname()} {psutil.boot_time():.0f}"

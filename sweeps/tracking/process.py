@@ -70,6 +70,7 @@ class TrackingProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
             process_group=0,  # Ctrl-C ends the training only; its records are still written
         )
         self._answered: queue.Queue[tuple[str, Any] | None] = queue.Queue()
@@ -175,7 +176,7 @@ class TrackingProcess:
 def serve() -> None:
     """Run the process: read messages as lines of JSON from standard input, and write to MLflow."""
     os.nice(10)  # the training comes first
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print goes to standard error
     messages: queue.Queue[tuple[str, Any]] = queue.Queue()
     closing = threading.Event()
