@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,3 +20,16 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise OSError unless files can be written to a folder, or to the one that it would be created in."""
+    existing = folder.absolute()
+    while True:
+        try:
+            existing.stat()
+        except FileNotFoundError:
+            existing = existing.parent
+        else:
+            break
+    tempfile.TemporaryFile(dir=existing).close()  # has no name on most file systems

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pm25 import samples
+from pm25 import samples, uri
 from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.splits import SplitIndices
@@ -89,6 +89,11 @@ class StudyState:
     def further(self) -> int:
         """Largest number of cells that adaptive seeds and repeats can still add; 0 without them."""
         return self.looks.further if self.looks is not None else 0
+
+    @property
+    def shown_storage(self) -> str:
+        """Storage for messages: an absolute path, or an address without its user and password."""
+        return uri.without_secrets(self.store.storage)
 
     def split_indices(self) -> dict[tuple[str, int], SplitIndices]:
         """Return the samples of every fold by split label and fold.

@@ -7,7 +7,7 @@ import sys
 import click
 
 from pm25.errors import InputError
-from sweeps.cli import bench, data, exit_status, results, run, status
+from sweeps.cli import bench, data, exit_status, results, run, status, text_encoding
 
 
 def main() -> None:
@@ -16,8 +16,10 @@ def main() -> None:
     The status is 0 for success, 1 if a cell failed, 2 for bad input and 3 if the cluster is lost. After an
     interrupt it is 130 or 143.
     """
+    text_encoding.use_utf8()
     signal.signal(signal.SIGTERM, exit_status.end_on_signal)
     try:
+        _check_current_folder()
         status = cli(standalone_mode=False)
     except InputError as error:
         click.echo(f"sweep: {error}", err=True)
@@ -35,6 +37,15 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _check_current_folder() -> None:
+    """Raise InputError if the current folder was deleted, because relative paths then mean nothing."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError("current folder", "", f"cannot be used ({reason})", "change to another") from None
 
 
 def usage_error(error: click.ClickException) -> InputError:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pm25.errors import InputError
-from sweeps.cli.files import write_panel, write_parquet
+from sweeps.cli.files import check_parquet, write_panel, write_parquet
 from sweeps.cli.shared import examples, json_option
 
 panel_option = click.option(
@@ -111,6 +111,7 @@ def synth(out: Path, sites: int, days: int, seed: int) -> None:
     """Write a synthetic panel of the contiguous US, with a known truth, to OUT.parquet."""
     from pm25.sources import synthetic
 
+    check_parquet(out)
     click.echo(write_panel(synthetic.synthesize(sites=sites, days=days, seed=seed), out))
 
 
@@ -153,6 +154,7 @@ def aqs(
     """Build a panel from EPA AirData daily FILES (88101, 88502, TEMP, WIND, RH_DP, PRESS)."""
     from pm25.sources import aqs as source
 
+    check_parquet(out)
     if (year is None) != (folder is None):
         given, missing = ("--year", "--fetch") if folder is None else ("--fetch", "--year")
         raise InputError("data aqs", given, f"{missing} is missing", "give both, or neither and FILES")
@@ -184,6 +186,7 @@ def npy(x: Path, y: Path, channels: str | None, dates: Path | None, out: Path) -
     """Rebuild the panel from the published arrays X (N, 21, C) and Y (N,)."""
     from pm25.sources import paper_arrays
 
+    check_parquet(out)
     names = channels.split(",") if channels else None
     click.echo(write_panel(paper_arrays.to_table(x, y, names, dates=dates), out))
 
@@ -204,6 +207,7 @@ def embeddings(vectors: Path, out: Path) -> None:
     """
     from pm25.sources import paper_arrays
 
+    check_parquet(out)
     frame = paper_arrays.embeddings(vectors)
     write_parquet(frame, out)
     size = f"{len(frame):,} places, {frame.shape[1] - 2} dimensions"

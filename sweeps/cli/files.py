@@ -1,11 +1,12 @@
 """Files that commands write: completely or not at all."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pm25.errors import InputError
-from pm25.files import write_atomically
+from pm25.files import check_folder, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,10 +15,36 @@ FORMATS = {".parquet": "to_parquet", ".csv": "to_csv"}
 """Suffix of a table of cells, and the DataFrame method that writes it."""
 
 
-def check_suffix(out: Path) -> None:
-    """Raise InputError if the file's suffix is not a known table format."""
+def check_cells(out: Path) -> None:
+    """Raise InputError if a table of cells cannot be written to the file, before the work for it starts."""
     if out.suffix not in FORMATS:
         raise InputError(str(out), "", f"no format has suffix {out.suffix!r}", "name it .parquet or .csv")
+    _check_file(out)
+
+
+def check_parquet(out: Path) -> None:
+    """Raise InputError if a Parquet file cannot be written there, before the work for it starts."""
+    if out.suffix != ".parquet":
+        name = out.with_suffix(".parquet").name
+        raise InputError(
+            str(out), "", f"the table is written as Parquet, not {out.suffix!r}", f"name it {name}"
+        )
+    _check_file(out)
+
+
+def _check_file(out: Path) -> None:
+    try:
+        if not out.parent.exists():
+            fix = f"create it with `mkdir -p {shlex.quote(str(out.parent))}`, or choose another path"
+            raise InputError(str(out), "", f"folder {out.parent} does not exist", fix)
+        check_folder(out.parent)
+    except OSError as error:
+        raise _cannot_be_written(out, error) from None
+
+
+def _cannot_be_written(out: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    return InputError(str(out), "", f"the file cannot be written ({reason})", "choose another path")
 
 
 def write_cells(frame: "pd.DataFrame", out: Path) -> None:
@@ -27,11 +54,7 @@ def write_cells(frame: "pd.DataFrame", out: Path) -> None:
 
 def write_parquet(frame: "pd.DataFrame", out: Path) -> None:
     """Write a table as Parquet; raise InputError if the file has another suffix."""
-    if out.suffix != ".parquet":
-        name = out.with_suffix(".parquet").name
-        raise InputError(
-            str(out), "", f"the table is written as Parquet, not {out.suffix!r}", f"name it {name}"
-        )
+    check_parquet(out)
     write_file(out, lambda part: frame.to_parquet(part, index=False))
 
 
@@ -47,7 +70,4 @@ def write_file(out: Path, write: Callable[[Path], Any]) -> None:
     try:
         write_atomically(out, write)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            str(out), "", f"the file cannot be written ({reason})", "choose another path"
-        ) from None
+        raise _cannot_be_written(out, error) from None

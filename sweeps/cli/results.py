@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 import click
 
 from pm25.errors import InputError
-from sweeps.cli.files import check_suffix, write_cells
+from sweeps.cli.files import check_cells, write_cells
 from sweeps.cli.shared import (
     command_line,
     examples,
     fix_names_study,
     json_option,
     open_state,
+    print_storage,
+    refuse_without_records,
     study_argument,
 )
 
@@ -30,8 +33,10 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
     """Write one row per cell to OUT (.parquet or .csv)."""
-    check_suffix(out)
-    frame = open_state(study, overrides).rows()
+    check_cells(out)
+    state = open_state(study, overrides)
+    frame = state.rows()
+    print_storage(state)
     write_cells(frame, out)
     click.echo(f"{out}: {len(frame)} cells, {int((frame['state'] == 'done').sum())} done")
 
@@ -97,10 +102,14 @@ def compare(
     from sweeps.analysis import compare as comparison
 
     if out is not None:
-        check_suffix(out)
+        check_cells(out)
+    sides = (a, (*both, *only_a)), (b, (*both, *only_b))
+    states = [open_state(*side) for side in sides]
+    for state, side in zip(states, sides, strict=True):
+        refuse_without_records(state, *side)
     results_a, results_b = (
-        _study_results(reference, (*both, *own), " ".join([reference, *own]))
-        for reference, own in ((a, only_a), (b, only_b))
+        _study_results(state, " ".join([reference, *own]))
+        for state, reference, own in zip(states, (a, b), (only_a, only_b), strict=True)
     )
     found = comparison.compare(results_a, results_b, tolerance)
     if out is not None:
@@ -108,17 +117,17 @@ def compare(
     if as_json:
         click.echo(json.dumps(found.content))
     else:
+        print_storage(*states)
         comparison.terminal(found)
         if out is not None:
             click.echo(f"{out}: {len(found.cells)} cells")
     return int(found.changed)
 
 
-def _study_results(reference: str, overrides: tuple[str, ...], name: str) -> "StudyResults":
+def _study_results(state: "StudyState", name: str) -> "StudyResults":
     """Read the results of one side of a comparison; `name` is its name in the output."""
     from sweeps.analysis.compare import StudyResults, inferred
 
-    state = open_state(reference, overrides)
     rows = state.rows()
     return StudyResults(name, rows, state.records(), inferred(state.study, rows, state.store))
 
@@ -145,7 +154,11 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
     """
     from sweeps.report.study_report import write_study_report
 
-    for file in write_study_report(open_state(study, overrides), out, borders=outlines):
+    state = open_state(study, overrides)
+    refuse_without_records(state, study, overrides)
+    files = write_study_report(state, out, borders=outlines)
+    print_storage(state)
+    for file in files:
         click.echo(str(file))
 
 
@@ -166,6 +179,7 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
     with StudyLock(state.store), fix_names_study(study, overrides):
         state.refresh()
         written, address = driver.sync(state)
+    print_storage(state)
     click.echo(f"{written} runs written to {address}")
 
 
@@ -176,24 +190,47 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
 )
 def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     """Open the MLflow UI with the study's runs."""
+    from pm25 import uri
     from sweeps.spec import study_file
     from sweeps.spec.tracking_address import without_password
-    from sweeps.store.records import Store
+    from sweeps.store import database
+    from sweeps.store.records import Store, default_tracking
 
     declared = study_file.load(study, overrides)
+    tracking = declared.tracking or default_tracking(declared.storage)
+    has_server = tracking.startswith("http")
+    if not has_server:
+        _check_port(port)
+    file = database.path(tracking)
+    if file is not None and not os.path.exists(file):
+        fix = f"write it with `{command_line('sync', study, overrides)}`, or add --set storage=FOLDER"
+        raise InputError(file, "", f"the MLflow database of study {declared.study} does not exist", fix)
     from sweeps.tracking.mlflow_view import Tracker  # slow; a bad study file is reported before
 
     with fix_names_study(study, overrides):
         tracker = Tracker(Store(declared.storage, declared.study), declared.tracking)
         links = tracker.links()
-    has_server = tracker.uri.startswith("http")
     address = without_password(tracker.uri.rstrip("/")) if has_server else f"http://127.0.0.1:{port}"
+    click.echo(f"{declared.study}: storage {uri.without_secrets(declared.storage)}", err=True)
     for name, page in links.items():
         click.echo(f"{name}: {address}{page}")
     if not has_server:
         # A password in the address would appear in lists of processes.
         variables = {**os.environ, "MLFLOW_BACKEND_STORE_URI": tracker.uri}
         os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--port", str(port)], variables)
+
+
+def _check_port(port: int) -> None:
+    """Raise InputError if no server can listen at the port, such as one where another program listens."""
+    with socket.socket() as server, socket.socket() as other:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as MLflow's server does
+        try:
+            server.bind(("127.0.0.1", port))
+        except OSError as error:
+            other.bind(("127.0.0.1", 0))
+            fix = f"choose another port, such as --port {other.getsockname()[1]}"
+            problem = f"no server can use the port ({error.strerror})"
+            raise InputError(f"--port {port}", "", problem, fix) from None
 
 
 @click.command(epilog=examples("importance quick --set data.table=panel.parquet"))
@@ -222,13 +259,18 @@ def importance(study: str, overrides: tuple[str, ...], key: str | None, repeats:
     state.store.prepare()
     chosen = _winners(state, command_line("run", study, overrides)) if key is None else [_cell(state, key)]
     with_weights = state.store.holding(worker.WEIGHTS)
-    for absent in (known for known in chosen if known not in with_weights):
-        others = ", ".join(known for known in state.cells if known in with_weights) or "none"
-        fix = f"set keep_weights: true before the cell is run (cells with weights: {others})"
-        error = InputError(absent, "", "no weights of this cell are stored", fix)
-        if key is not None or not with_weights.intersection(chosen):
-            raise error
-        click.echo(f"sweep: {state.cells[absent].label}: {error}", err=True)
+    others = ", ".join(known for known in state.cells if known in with_weights) or "none"
+    fix = f"set keep_weights: true before the cell is run (cells with weights: {others})"
+    absent = {
+        known: InputError(known, "", "no weights of this cell are stored", fix)
+        for known in chosen
+        if known not in with_weights
+    }
+    if len(absent) == len(chosen):
+        raise next(iter(absent.values()))
+    print_storage(state)
+    for known, error in absent.items():
+        click.echo(f"sweep: {state.cells[known].label}: {error}", err=True)
     for found in (known for known in chosen if known in with_weights):
         cell, embedded = state.cells[found], state.embedded(state.cells[found])
         kept = worker.stored_weights(found, state.store)
@@ -250,7 +292,8 @@ def _winners(state: "StudyState", run_command: str) -> list[str]:
     held = state.store.holding(WEIGHTS)
     chosen = [*winners.best(state.study, state.cells, state.records(), held).values()]
     if not chosen:
-        raise InputError(state.study.study, "", "no arm has a finished cell yet", f"run `{run_command}`")
+        problem = f"no arm has a finished cell yet in storage {state.shown_storage}"
+        raise InputError(state.study.study, "", problem, f"run `{run_command}`")
     return chosen
 
 
@@ -291,7 +334,9 @@ def verify(study: str, overrides: tuple[str, ...], sample: int | None, negative:
     done = [key for key, record in state.records().items() if record["state"] == "done"]
     if not done:
         fix = f"run `{command_line('run', study, overrides)}`"
-        raise InputError(study, "", "no cell is done, so none can be verified", fix)
+        problem = f"no cell is done in storage {state.shown_storage}, so none can be verified"
+        raise InputError(study, "", problem, fix)
+    print_storage(state)
     if negative:
         from sweeps.engine import negative_control
 

@@ -20,6 +20,7 @@ from sweeps.cli.shared import (
     json_option,
     open_state,
     panel_size,
+    print_storage,
     study_argument,
 )
 
@@ -98,8 +99,9 @@ def plan(
     found = detectable.detectable(state, records, lacking)
     content["detects"] = [detectable.content(one) for one in found]
     if as_json:
-        click.echo(json.dumps(content))
+        click.echo(json.dumps(content | {"storage": state.shown_storage}))
         return
+    print_storage(state)
     data = f"{state.panel.name}: {panel_size(state.panel)}"
     for line in plan_lines(content, data, detectable.lines(found, lacking)):
         click.echo(line)
@@ -146,7 +148,8 @@ def run(
     state = open_state(study, overrides)
     state.split_indices()  # raises InputError for an empty set
     state.overlap_with_search()  # the same for the sets of a search
-    if not state.records():  # nothing is paid for yet
+    recorded = state.records()
+    if not recorded:  # nothing is paid for yet
         from sweeps.plan import detectable
 
         detectable.refuse_claims(detectable.untestable(state.study, state.panel), study)
@@ -154,6 +157,7 @@ def run(
     every = [*state.cells.values(), *state.waiting]
     selects = None if only is None else filters.parse(only, every).matches
     if dry_run:
+        print_storage(state)
         scheduler = Scheduler(state, selects=selects, limit=limit)
         for line in (scheduler.outline, *scheduler.lines()):
             click.echo(line)
@@ -163,8 +167,12 @@ def run(
     from sweeps.report import write as report
     from sweeps.store.lock import StudyLock
 
+    notice = _check_ray(address) if len(recorded) < len(state.grid) else ""
     state.store.prepare()
     with StudyLock(state.store) as lock, fix_names_study(study, overrides):
+        print_storage(state)
+        if notice:
+            click.echo(f"sweep: {notice}", err=True)
         state.refresh()  # another run may have had the lock until now
         scheduler = Scheduler(state, selects=selects, limit=limit, stopped=lambda: lock.lost)
         size = f"{state.panel.name}, {panel_size(state.panel)}"
@@ -180,6 +188,21 @@ def run(
     count = state.cell_counts(state.records())
     click.echo(f"{cell_counts(count)}; `{command_line('ui', study, overrides)}` opens MLflow")
     return int(bool(count["failed"] or scheduler.blocked))
+
+
+def _check_ray(address: str | None) -> str:
+    """Return a notice for the user, which is usually empty.
+
+    Raises InputError if Ray cannot start here, or if no cluster answers at the address.
+    """
+    if address is None:
+        from sweeps.engine import temp_folder
+
+        return temp_folder.choose()[1]
+    from sweeps.engine import connection
+
+    connection.check_answers(address)
+    return ""
 
 
 @click.command(
@@ -363,6 +386,7 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
         if text is not None:
             filter_ = filters.parse(text, [state.cells[key] for key in failed], list(failed.values()))
             chosen = [key for key, record in failed.items() if filter_.matches(state.cells[key], record)]
+        print_storage(state)
         for key in chosen:
             state.store.forget(key)
         trials = state.retried_trials() if text is None else []
@@ -391,10 +415,12 @@ def why(study: str, overrides: tuple[str, ...], key: str, as_json: bool) -> None
     """
     from sweeps import explain
 
-    explanation = explain.explain(open_state(study, overrides), key)
+    state = open_state(study, overrides)
+    explanation = explain.explain(state, key)
     if as_json:
-        click.echo(json.dumps(explanation.content))
+        click.echo(json.dumps(explanation.content | {"storage": state.shown_storage}))
         return
+    print_storage(state)
     for line in explanation.lines:
         click.echo(line)
     if explanation.state == "failed":

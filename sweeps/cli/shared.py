@@ -55,6 +55,26 @@ def open_state(study: str, overrides: tuple[str, ...]) -> "StudyState":
     return StudyState(study, overrides)
 
 
+def print_storage(*states: "StudyState") -> None:
+    """Print where the results of each study are, in a line of standard error."""
+    for state in states:
+        click.echo(f"{state.study.study}: storage {state.shown_storage}", err=True)
+
+
+def refuse_without_records(state: "StudyState", study: str, overrides: tuple[str, ...]) -> None:
+    """Raise InputError if no cell and no search trial of the study has ended in its storage."""
+    stored = state.store.keys()
+    if any(state.store.record(key) is not None for key in state.cells if key in stored) or state.trials():
+        return
+    stale = len(stored - state.cells.keys())
+    problem = f"no cell of study {state.study.study} has ended there"
+    if stale:
+        problem += f"; its {stale} stored cells are of other settings or other data"
+    run = command_line("run", study, overrides)
+    fix = f"add --set storage=FOLDER if the study ran elsewhere, or run `{run}`"
+    raise InputError(state.shown_storage, "storage", problem, fix)
+
+
 def command_line(name: str, study: str, overrides: tuple[str, ...]) -> str:
     """Format another command on the same study, quoted for a shell."""
     return shlex.join(["sweep", name, study, *(part for value in overrides for part in ("--set", value))])

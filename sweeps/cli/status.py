@@ -13,6 +13,7 @@ from sweeps.cli.shared import (
     examples,
     json_option,
     open_state,
+    print_storage,
     print_table,
     study_argument,
 )
@@ -62,7 +63,8 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
     stale = _stale(state)
     cells = list(_cells(state, records, {one.key: one for one in training})) if each else []
     if as_json:
-        content: dict[str, Any] = {"study": state.study.study, "cells": count}
+        content: dict[str, Any] = {"study": state.study.study, "storage": state.shown_storage}
+        content["cells"] = count
         if state.looks is not None:
             content["further"] = state.further
         content["search"] = state.trial_counts()
@@ -78,6 +80,7 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
             content["each"] = cells
         click.echo(json.dumps(content))
         return
+    print_storage(state)
     further = f"; up to {state.further} more if undecided" if state.further else ""
     click.echo(f"{state.study.study}: {cell_counts(count)}{further}")
     if driver is not None:
@@ -86,6 +89,8 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
         click.echo(f"  training {one.line}, on host {one.host} since {lock.utc(one.started)}")
     for trials in state.searches.values():
         click.echo(f"  search {trials.outline}")
+    if not records and not state.trials():
+        click.echo("  nothing is stored there; if the study ran elsewhere, add --set storage=FOLDER")
     for line in _failure_lines(failed, study, overrides):
         click.echo(f"  {line}")
     if stale:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pm25.errors import InputError
+from pm25.files import check_folder
 
 if TYPE_CHECKING:
     from sweeps.state import StudyState
@@ -25,6 +26,8 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
     from sweeps.report import borders as border_files
     from sweeps.report import data, figures, write
 
+    outlines = border_files.read(borders or state.study.analysis.outlines)
+    _check_writable(out)
     records = state.records()
     rows = state.rows(records)
     predictions = artifacts.predictions(state.store, rows)
@@ -40,11 +43,23 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
         trials=results.search_trials(state.searches),
         parameters=gathered.parameters,
         cuts=results.cuts(state.study, state.panel),
-        outlines=border_files.read(borders or state.study.analysis.outlines),
+        outlines=outlines,
     )
     try:
         return write.write(dataclasses.replace(gathered, pictures=pictures), out)
     except OSError as error:
-        raise InputError(
-            str(out), "", f"cannot be written ({error.strerror or error})", "give another folder"
-        ) from None
+        raise _cannot_be_written(out, error) from None
+
+
+def _check_writable(out: Path) -> None:
+    """Raise InputError if the files of a report could not be written to the folder."""
+    try:
+        for folder in (out, out / "figures", out / "latex"):
+            check_folder(folder)
+    except OSError as error:
+        raise _cannot_be_written(out, error) from None
+
+
+def _cannot_be_written(out: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    return InputError(str(out), "", f"cannot be written ({reason})", "give another folder")

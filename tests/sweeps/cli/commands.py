@@ -1,6 +1,7 @@
 """Run `sweep` in this process, and check what came of it."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,10 +31,14 @@ HERE = ("--cpus", "2", "--gpus", "0")
 
 
 class Ended:
-    """Exit status and output of a command."""
+    """Exit status and output of a command; the lines that name storages are kept apart from the errors."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status, self.out, self.err = status, out, err
+        self.storages: list[str] = []
+        while found := re.match(r"\S+: storage (.+)\n", self.err):
+            self.storages.append(found[1])
+            self.err = self.err[found.end() :]
 
 
 Sweep = Callable[..., Ended]

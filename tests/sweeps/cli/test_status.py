@@ -35,11 +35,12 @@ def test_status_as_json_has_exactly_this_shape(sweep: Sweep, toy: Path) -> None:
     ]
     assert content == {
         "study": "toy",
+        "storage": str(toy.parent / "results"),
         "cells": {"total": 4, "done": 2, "failed": 1, "missing": 1},
         "search": {"total": 0, "done": 0, "failed": 0},
     }
     sweep("retry", toy)
-    assert {*json.loads(sweep("status", toy, "--json").out)} == {"study", "cells", "search"}
+    assert {*json.loads(sweep("status", toy, "--json").out)} == {"study", "storage", "cells", "search"}
 
 
 def test_status_names_what_failed(sweep: Sweep, toy: Path) -> None:
