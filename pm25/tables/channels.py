@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from pm25.tables.columns import as_float, is_numeric, unparsed_rows
+from pm25.tables.columns import as_float, is_numeric, rows_of, shown, unparsed_rows
+from pm25.tables.plain import is_text
 from pm25.tables.schema import CALENDAR, LEAVE_EMPTY, REQUIRED, Problem
 
 
@@ -36,15 +37,18 @@ def find_non_numbers(
         elif not is_numeric(table[column].type):
             text = unparsed_rows(table[column], pa.float64())
             must = channels is not None or column in REQUIRED
-            if len(text) and (must or len(text) <= 0.5 * table.num_rows):
-                value = table[column][int(text[0]) - 1].as_py()
-                problems.append(Problem(column, f"{value!r} is not a number", LEAVE_EMPTY, text))
-            elif channels is None:
+            values = table.num_rows - table[column].null_count
+            mistyped = is_text(table[column].type) and len(text) <= 0.5 * values
+            if len(text) and (must or mistyped):
+                value = shown(table[column], int(text[0]))
+                problems.append(Problem(column, f"{value} is not a number", LEAVE_EMPTY, text))
+            elif channels is None and column not in REQUIRED:
                 notices.append(Problem(column, "not numeric, so not a channel"))
         else:
-            bad = np.flatnonzero(np.isinf(as_float(table[column]))) + 1
+            bad = rows_of(np.abs(as_float(table[column])) > np.finfo(np.float32).max)
             if len(bad):
-                problems.append(Problem(column, "value is infinite", LEAVE_EMPTY, bad))
+                what = f"value {shown(table[column], int(bad[0]))} is infinite in float32"
+                problems.append(Problem(column, what, LEAVE_EMPTY, bad))
     if absent:
         own = ", ".join(channels_of(table, groups))
         fix = f"add --set data.channels=null for all of {own}, or choose among these"

@@ -9,8 +9,11 @@ import pyarrow.compute as pc
 from pm25.geo import inside_conus
 from pm25.tables.channels import find_non_numbers
 from pm25.tables.column_map import NO_MAP, ColumnMap, find_missing
-from pm25.tables.columns import as_days, as_float, rows_of, site_codes, unparsed_rows
+from pm25.tables.columns import as_days, as_float, as_strings, rows_of, shown, site_codes
 from pm25.tables.coordinates import find_whole_degrees, find_wrong_places
+from pm25.tables.dates import read_days
+from pm25.tables.notes import notes_of
+from pm25.tables.plain import plain, type_name
 from pm25.tables.schema import MAX_DAYS, MIN_DAYS, Check, Problem
 from pm25.tables.sites import (
     find_moved_sites,
@@ -34,15 +37,18 @@ def check(
     `source` is the table's path or address, and `columns` the map that has renamed its columns; they are
     part of the commands that a fix proposes.
     """
-    notices: list[Problem] = []
+    read = notes_of(table)
+    notices = [Problem(column, what) for column, what in read.notices]
     counts: dict[str, int | float | str] = {"table": name, "rows": table.num_rows}
     problems = find_missing(table.column_names, source or name, columns) + find_repeated_columns(table)
+    found = Check(problems, notices, counts, read.numbering)
     if problems:
-        return Check(problems, notices, counts)
+        return found
     problems += find_non_numbers(table, channels, groups, notices)
-    problems += find_missing_keys(table)
+    problems += find_missing_keys(table, notices)
+    problems += find_unreadable_text(table, groups)
     if problems:
-        return Check(problems, notices, counts)
+        return found
 
     day = as_days(table["date"])
     code, sites = site_codes(table)
@@ -66,7 +72,7 @@ def check(
     }
     if not observed.any():
         problems.append(Problem("pm25", "all values are null", "give the target in ug/m3"))
-        return Check(problems, notices, counts)
+        return found
 
     negative = observed & (target < 0)
     counts |= {
@@ -88,7 +94,7 @@ def check(
     if outside.any() and not misplaced:
         what = f"{len(np.unique(code[outside]))} sites outside CONUS are left out of checkerboards and blocks"
         notices.append(Problem("lat, lon", what))
-    return Check(problems, notices, counts)
+    return found
 
 
 def find_repeated_columns(table: pa.Table) -> list[Problem]:
@@ -103,19 +109,40 @@ def find_repeated_columns(table: pa.Table) -> list[Problem]:
     return problems
 
 
-def find_missing_keys(table: pa.Table) -> list[Problem]:
-    """Find sites and dates that are missing, and dates that cannot be read."""
+def find_missing_keys(table: pa.Table, notices: list[Problem]) -> list[Problem]:
+    """Find sites and dates that are missing, and dates that cannot be read; add notices to `notices`."""
     problems = []
     for column in ("site_id", "date"):
-        null = rows_of(pc.is_null(table[column]))
+        null = rows_of(pc.is_null(plain(table[column])))
         if len(null):
             problems.append(Problem(column, "value is missing", "fill it in or drop the row", null))
+    fix = "write dates as YYYY-MM-DD"
     try:
-        as_days(table["date"])
+        days = read_days(table["date"])
     except pa.ArrowException as error:
-        text = unparsed_rows(table["date"], pa.date32())
-        what = f"{table['date'][int(text[0]) - 1].as_py()!r}" if len(text) else str(error).splitlines()[0]
-        problems.append(Problem("date", f"not a date ({what})", "write dates as YYYY-MM-DD", text))
+        problems.append(Problem("date", f"not a date ({str(error).splitlines()[0]})", fix))
+        return problems
+    unread, cut = rows_of(days.unread), rows_of(days.cut)
+    if len(unread):
+        value = shown(table["date"], int(unread[0]))
+        problems.append(Problem("date", f"not a date ({value})", fix, unread))
+    if len(cut):
+        zone = f", zone {days.zone}" if days.zone else ""
+        what = f"times of day are left out, the first of {shown(table['date'], int(cut[0]))}{zone}"
+        notices.append(Problem("date", f"{what}; the day is the one written", rows=cut))
+    return problems
+
+
+def find_unreadable_text(table: pa.Table, groups: Sequence[str]) -> list[Problem]:
+    """Find sites and groups that cannot be read as text, such as lists or text in another encoding."""
+    problems = []
+    for column in dict.fromkeys(["site_id", *(c for c in groups if c in table.column_names)]):
+        try:
+            as_strings(table[column])
+        except pa.ArrowException as error:
+            what = f"values of type {type_name(table[column].type)} cannot be read as text"
+            reason = " (they are not UTF-8)" if isinstance(error, pa.ArrowInvalid) else ""
+            problems.append(Problem(column, what + reason, "write the column as text in UTF-8"))
     return problems
 
 

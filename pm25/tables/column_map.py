@@ -16,6 +16,7 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from pm25.errors import InputError
+from pm25.tables.notes import attach, notes_of
 from pm25.tables.reading import read_table
 from pm25.tables.schema import REQUIRED, Problem
 
@@ -83,8 +84,8 @@ def read_unmapped(
     if not columns:
         return read_table(path, channels, groups)
     refuse_repeats(columns, str(path))
-    # In a CSV file, the site and the groups are read as strings, so that they keep their leading zeros.
-    text = [columns.get(name, name) for name in ("site_id", *groups)]
+    # Strings keep the leading zeros of a site and of groups, and a date keeps its time zone.
+    text = [columns.get(name, name) for name in ("site_id", "date", *groups)]
     needed = None
     if channels is not None:
         needed = [columns.get(name, name) for name in (*REQUIRED, *channels)]
@@ -118,7 +119,10 @@ def renamed(table: pa.Table, columns: ColumnMap, source: str) -> pa.Table:
     name_of = {column: name for name, column in columns.items()}
     lost = set(displaced(has, columns))
     kept = [index for index, name in enumerate(has) if name not in lost]
-    return table.select(kept).rename_columns([name_of.get(has[i], has[i]) for i in kept])
+    found = table.select(kept).rename_columns([name_of.get(has[i], has[i]) for i in kept])
+    read = notes_of(table)
+    notices = [(name_of.get(column, column), what) for column, what in read.notices if column not in lost]
+    return attach(found, read.numbering, notices)
 
 
 def displaced(names: Sequence[str], columns: ColumnMap) -> list[str]:

@@ -1,16 +1,23 @@
-"""Reads a file as an Arrow table, without checking its content."""
+"""Reads a file or a folder as an Arrow table, without checking its content."""
 
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.fs
 import pyarrow.parquet
 
 from pm25 import uri
 from pm25.errors import InputError
+from pm25.tables import formats
+from pm25.tables.delimited import read_delimited
+from pm25.tables.folders import read_folder
+from pm25.tables.notes import attach
+from pm25.tables.plain import plain_table
 from pm25.tables.schema import CALENDAR, REQUIRED
+
+_GIVE = f"give a .parquet or .csv table with columns {', '.join(REQUIRED)}"
 
 
 def read_table(
@@ -18,41 +25,126 @@ def read_table(
 ) -> pa.Table:
     """Read the table without checking it. With `channels`, read only the columns that they and `groups` need.
 
-    Raises InputError if the file cannot be read.
+    The table is a Parquet file, a folder of Parquet files, or delimited text, which may be compressed. Its
+    columns have the types of `plain_table`, and the notes of its schema say how it was read. Raises
+    InputError if it cannot be read.
     """
-    name, file = uri.file_name(path), _opener(path)
+    where = str(path)
+    # Strings keep the leading zeros of a site_id, and a date keeps its time zone.
+    text_columns = ["site_id", "date", *(c for c in groups if c not in REQUIRED)]
+
+    def wanted(present: Sequence[str]) -> list[str] | None:
+        """Choose the columns to read; None means all, so that an error can list them."""
+        if channels is None:
+            return None
+        needed = {*REQUIRED, *channels, *groups} - (set(CALENDAR) - {*present})
+        return [name for name in dict.fromkeys(present) if name in needed] if needed <= {*present} else None
+
     try:
-        if name.endswith(".csv"):
-            # Strings keep the leading zeros of a site_id; an empty string is a missing value.
-            kinds = dict.fromkeys(["site_id", *(c for c in groups if c not in REQUIRED)], pa.string())
-            text = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
-            table = pyarrow.csv.read_csv(file(), convert_options=text)
-            return table.rename_columns(table.column_names)  # raises UnicodeDecodeError unless they are UTF-8
-        columns = None
-        if channels is not None:
-            present = set(pyarrow.parquet.read_schema(file()).names)
-            needed = {*REQUIRED, *channels, *groups} - (set(CALENDAR) - present)
-            if needed <= present:  # else all columns are read, so that the error can list them
-                columns = list(needed)
-        return pyarrow.parquet.read_table(file(), columns=columns)
+        folder = _open_folder(path)
+        if folder is not None:
+            return read_folder(*folder, where, wanted, text_columns)
+        file, name = _unpack(_open_file(path), uri.file_name(path), where)
+        if _is_parquet(file, name, where):
+            parquet = pyarrow.parquet.ParquetFile(file)
+            table = parquet.read(columns=wanted(parquet.schema_arrow.names))
+            return attach(plain_table(table), "row 1 is the first row of data")
+        return plain_table(read_delimited(file.read(), where, text_columns))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        problem = f"cannot be read as {Path(name).suffix[1:] or 'parquet'} ({reason})"
-        raise InputError(str(path), "", problem, "write it again") from None
+        fix = "write it again as .parquet or .csv"
+        raise InputError(where, "", f"cannot be read as a table ({reason})", fix) from None
 
 
-def _opener(path: Path | str) -> Callable[[], Any]:
-    """Return a function whose value pyarrow can read, each time from the beginning."""
-    give = f"give a Parquet or CSV file with columns {', '.join(REQUIRED)}"
-    missing = InputError(str(path), "", "no such table", give)
+def _open_folder(path: Path | str) -> tuple[pyarrow.fs.FileSystem, str] | None:
+    """Return the file system and the path of a folder, or None if `path` is not a folder."""
+    if not uri.is_uri(path):
+        return (pyarrow.fs.LocalFileSystem(), str(path).rstrip("/")) if Path(path).is_dir() else None
+    try:
+        system, folder = uri.open_system(str(path))
+        uri.check_server(str(path), folder)
+        is_folder = system.get_file_info(folder).type == pyarrow.fs.FileType.Directory
+    except (OSError, pa.ArrowException) as error:
+        raise uri.unreadable(path, OSError(errno.EIO, uri.reason(error))) from None
+    return (system, folder.rstrip("/")) if is_folder else None
+
+
+def _open_file(path: Path | str) -> pa.NativeFile:
+    """Open a file to read. Raises InputError if there is none."""
+    missing = InputError(str(path), "", "no such table", _GIVE)
     if not uri.is_uri(path):
         if not Path(path).is_file():
             raise missing
-        return lambda: path
+        return pa.OSFile(str(path))
     try:
-        content = uri.read(path)
+        return pa.BufferReader(uri.read(path))
     except FileNotFoundError:
         raise missing from None
     except OSError as error:
         raise uri.unreadable(path, error) from None
-    return lambda: pa.BufferReader(content)
+
+
+def _unpack(file: pa.NativeFile, name: str, where: str) -> tuple[pa.NativeFile, str]:
+    """Decompress the file if it is compressed, and return it with its name without the suffix for it.
+
+    Raises InputError if the file is empty or damaged, or if its suffix is wrong.
+    """
+    method = formats.packing(_head(file))
+    inner, suffix = formats.strip_packing(name)
+    if method is None:
+        if suffix and file.size() and formats.foreign(_head(file)) is None:
+            fix = f"rename it to {inner}"
+            raise InputError(where, "", f"the file is not compressed, despite its suffix {suffix}", fix)
+    elif not suffix and name.lower().endswith((*formats.PARQUET, *formats.TEXT)):
+        fix = f"rename it to {name}{method.suffix}"
+        raise InputError(where, "", f"the file is compressed with {method.name}, despite its suffix", fix)
+    else:
+        try:
+            file = pa.BufferReader(formats.unpack(file.read(), method.name))
+        except formats.UnpackError as error:
+            what = f"the {method.name} file is damaged or cut short ({error})"
+            raise InputError(where, "", what, "download or write it again") from None
+    if not file.size():
+        raise InputError(where, "", "the file is empty", _GIVE)
+    return file, inner
+
+
+def _is_parquet(file: pa.NativeFile, name: str, where: str) -> bool:
+    """Tell whether a file is Parquet and not text. Raises InputError for others, and for a wrong suffix."""
+    head = _head(file)
+    parquet, stem, suffix = head.startswith(b"PAR1"), Path(name).stem, Path(name).suffix.lower()
+    if suffix in (".yaml", ".yml") and not parquet:
+        fix = f"{_GIVE}; a study file names it with data.table"
+        raise InputError(where, "", "a YAML file, not a table", fix)
+    other = formats.foreign(head if not head.startswith(b"PK") else _all(file))
+    if other is not None:
+        raise InputError(where, "", f"the file is {other[0]}", other[1])
+    if parquet and suffix in formats.TEXT:
+        fix = f"rename it to {stem}.parquet"
+        raise InputError(where, "", f"the file contains parquet, despite its suffix {suffix}", fix)
+    if not parquet and suffix in formats.PARQUET:
+        if formats.is_likely_text(head):
+            fix = f"rename it to {stem}.csv"
+            raise InputError(
+                where, "", f"the file contains text, not parquet, despite its suffix {suffix}", fix
+            )
+        what = "not a parquet file: it does not begin with PAR1"
+        raise InputError(where, "", what, "write it again")
+    if not parquet and not formats.is_likely_text(head):
+        raise InputError(where, "", "the file is neither text nor parquet", _GIVE)
+    return parquet
+
+
+def _head(file: pa.NativeFile) -> bytes:
+    """First 64 KiB of a file."""
+    file.seek(0)
+    head = bytes(file.read(1 << 16))
+    file.seek(0)
+    return head
+
+
+def _all(file: pa.NativeFile) -> bytes:
+    """All bytes of a file."""
+    content = bytes(file.read())
+    file.seek(0)
+    return content

@@ -53,3 +53,5 @@ class Check:
     """Facts that the user should know; they do not prevent the table's use."""
     counts: dict[str, int | float | str]
     """Counts and ranges, such as sites, days and observed values."""
+    numbering: str = ""
+    """Sentence that says what the row numbers count; empty for a table made in memory."""

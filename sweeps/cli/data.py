@@ -52,7 +52,9 @@ def check(table: str, harmless: tuple[str, ...], mapped: tuple[str, ...], as_jso
     Every numeric column is compared with the target as a possible channel, and a column that contains it is a
     problem.
 
-    TABLE is a path, or an address such as s3://bucket/panel.parquet. The JSON lists all rows of a problem.
+    TABLE is a Parquet file, a folder of Parquet files, or delimited text: a path, or an address such as
+    s3://bucket/panel.parquet. The JSON lists all rows of a problem. Rows count from 1 at the first row of
+    data; the line `row numbers` names its line in a text file.
     """
     from pm25 import leak_probes, panel, uri
     from pm25.tables import column_map
@@ -75,10 +77,12 @@ def check(table: str, harmless: tuple[str, ...], mapped: tuple[str, ...], as_jso
             ]
             for kind, listed in (("problems", found.problems), ("notices", found.notices))
         }
-        click.echo(json.dumps({"counts": found.counts, **faults}))
+        click.echo(json.dumps({"counts": found.counts, "numbering": found.numbering, **faults}))
     else:
         for name, value in found.counts.items():
             click.echo(f"{name:12} {value:,}" if isinstance(value, int) else f"{name:12} {value}")
+        if found.numbering and any(len(p.rows) for p in (*found.problems, *found.notices)):
+            click.echo(f"{'row numbers':12} {found.numbering}")
         for kind, listed in (("notice", found.notices), ("problem", found.problems)):
             for one in listed:
                 named = replace(one, column=column_map.with_source(one.column, columns))

@@ -80,7 +80,7 @@ class Data(Settings):
     """Source of the panel: a table, or a synthetic panel."""
 
     table: FileLocation | None = None
-    """Parquet or CSV table with one row for each site and day: a path or an address."""
+    """Table with one row for each site and day: a Parquet or text file, a folder, or an address."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Names of the table's columns, by the names used here: `{site_id: station, pm25: PM2.5}`."""
     synthetic: Synthetic | None = None

@@ -308,7 +308,7 @@ BAD = {
         ALL,
         ("'02/20/2021'", "YYYY-MM-DD"),
     ),
-    "number date": (frame().assign(date=20210101), "date", ALL, (20210101, "YYYY-MM-DD")),
+    "Excel's number of a day": (frame().assign(date=44_247), "date", ALL, (44247, "YYYY-MM-DD")),
 }
 """Bad tables by name: the frame, the column and rows that are reported, and values that the error shows."""
 

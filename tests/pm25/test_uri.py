@@ -38,7 +38,7 @@ def test_a_table_in_a_bucket_is_the_same_panel(
 
 def test_a_table_that_is_not_there(objects: Any) -> None:
     for place in (f"{objects.bucket()}/panel.parquet", "s3://nobodys/panel.parquet"):
-        with refuses(place, "", "Parquet or CSV"):
+        with refuses(place, "", ".parquet or .csv"):
             panel.read(place)
 
 

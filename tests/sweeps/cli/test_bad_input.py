@@ -129,7 +129,7 @@ def test_check_as_json_names_every_row(sweep: Sweep, bad_tables: Path) -> None:
         ("damaged.parquet", "damaged"),
         ("empty.csv", b""),
         ("ragged.csv", b"site_id,date\n1,2,3\n"),
-        ("latin.csv", b"site_id,\xff\n1,2\n"),
+        ("damaged.csv", b"site_id,\xff\xff\n1,2\n"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "run", "check"])
