@@ -11,7 +11,6 @@ import pyarrow as pa
 from pm25 import uri
 from pm25.errors import InputError
 from pm25.tables import column_map
-from pm25.tables.channels import channels_of
 from pm25.tables.check import check
 from pm25.tables.column_map import NO_MAP, ColumnMap, read_mapped
 from pm25.tables.columns import as_days, as_float, as_text, first_rows, site_codes
@@ -41,6 +40,10 @@ class Panel:
     """Name of the data in reports: a file name."""
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Group of each site, (sites,) str, for each column that a split uses; keyed by column name."""
+    left_out: tuple[str, ...] = ()
+    """Columns of numbers that are no default channels, with the reasons; empty if the channels were named."""
+    doubts: tuple[str, ...] = ()
+    """Columns and values of the channels and the target that are probably wrong."""
     fingerprint: str = field(init=False)
     """Hash of the content; it does not depend on the order of rows or the file format."""
 
@@ -82,13 +85,13 @@ def read(
     groups: Sequence[str] = (),
     columns: ColumnMap = NO_MAP,
 ) -> Panel:
-    """Read a Parquet or CSV table with one row per site and day, at a path or a URI.
+    """Read a table with one row per site and day: Parquet or text, at a path or a URI.
 
-    `channels` names the columns to feed to the model, in order. None means every numeric column except
-    the required ones, then the calendar. `groups` names columns that group sites, such as their state. They
-    are read as strings, and are not channels unless `channels` names them. `columns` renames columns of the
-    file: `{"pm25": "PM2.5"}` reads the column PM2.5 as pm25. Raises InputError for the first problem that
-    `check` finds.
+    `channels` names the columns to feed to the model, in order. None means every numeric column that is a
+    covariate (the others are in `Panel.left_out`), then the calendar. `groups` names columns that group
+    sites, such as their state. They are read as strings, and are not channels unless `channels` names them.
+    `columns` renames columns of the file: `{"pm25": "PM2.5"}` reads the column PM2.5 as pm25. Raises
+    InputError for the first problem that `check` finds.
     """
     table = read_mapped(path, channels, groups, columns)
     return from_table(table, str(path), channels, groups, columns=columns)
@@ -114,7 +117,8 @@ def from_table(
         rest = f"; run {command} to see {more} more" if more else ""
         field = column_map.with_source(first.column, columns)
         raise InputError(source, field, first.problem, first.fix + rest)
-    channels = list(channels) if channels is not None else channels_of(table, groups)
+    assert found.table is not None  # it is given if there is no problem
+    table, channels = found.table, [channel.name for channel in found.channels]
     code, sites = site_codes(table)
     day = as_days(table["date"])
     start, days = int(day.min()), int(day.max() - day.min()) + 1
@@ -131,7 +135,11 @@ def from_table(
     rows = first_rows(code, len(sites))
     lat, lon = site_places(as_float(table["lat"]), as_float(table["lon"]), code, len(sites))
     grouped = {column: as_text(table[column].take(pa.array(rows))) for column in groups}
-    return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped)
+    notes = (
+        tuple(str(column_map.as_in_file(one, columns)) for one in listed)
+        for listed in (found.left_out, found.doubts)
+    )
+    return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped, *notes)
 
 
 def is_calendar(channel: str, values: np.ndarray, dates: np.ndarray) -> bool:

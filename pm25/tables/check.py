@@ -1,26 +1,30 @@
 """Finds every problem of a table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pm25.geo import inside_conus
-from pm25.tables.channels import find_non_numbers
+from pm25.tables.channels import find_non_numbers, numeric_columns, summarise, with_calendar
 from pm25.tables.column_map import NO_MAP, ColumnMap, find_missing
 from pm25.tables.columns import as_days, as_float, as_strings, rows_of, shown, site_codes
 from pm25.tables.coordinates import find_whole_degrees, find_wrong_places
+from pm25.tables.covariates import find_no_covariates, find_unnamed
 from pm25.tables.dates import read_days
+from pm25.tables.missing_text import read_missing_text
 from pm25.tables.notes import notes_of
-from pm25.tables.plain import plain, type_name
-from pm25.tables.schema import MAX_DAYS, MIN_DAYS, Check, Problem
+from pm25.tables.plain import plain, plain_type, type_name
+from pm25.tables.schema import CALENDAR, MAX_DAYS, MIN_DAYS, REQUIRED, Check, Problem
 from pm25.tables.sites import (
     find_moved_sites,
     find_shared_places,
     find_similar_ids,
     find_wrong_groups,
 )
+from pm25.tables.values import PM25_LOWEST, find_wrong_pm25, find_wrong_values
 
 
 def check(
@@ -40,16 +44,19 @@ def check(
     read = notes_of(table)
     notices = [Problem(column, what) for column, what in read.notices]
     counts: dict[str, int | float | str] = {"table": name, "rows": table.num_rows}
+    table, unnamed = find_unnamed(table)
     problems = find_missing(table.column_names, source or name, columns) + find_repeated_columns(table)
-    found = Check(problems, notices, counts, read.numbering)
     if problems:
-        return found
+        return Check(problems, notices, counts, read.numbering)
+    table, doubts = read_missing_text(table, channels, groups)
     problems += find_non_numbers(table, channels, groups, notices)
     problems += find_missing_keys(table, notices)
     problems += find_unreadable_text(table, groups)
     if problems:
-        return found
+        return Check(problems, [*doubts, *notices], counts, read.numbering)
 
+    used, left_out = _used_channels(table, channels, groups, problems, doubts)
+    left_out += unnamed if channels is None else []
     day = as_days(table["date"])
     code, sites = site_codes(table)
     lat, lon, target = (as_float(table[c]) for c in ("lat", "lon", "pm25"))
@@ -70,9 +77,19 @@ def check(
         "last_day": str(last),
         "observed": int(observed.sum()),
     }
+    listed = summarise(table, used, len(sites) * int(counts["days"]))
+
+    def complete() -> Check:
+        found = [*left_out, *doubts, *notices]
+        return Check(problems, found, counts, read.numbering, listed, left_out, doubts, table)
+
+    for column in used:
+        if column in table.column_names and not pa.types.is_boolean(plain_type(table[column].type)):
+            _extend(problems, doubts, find_wrong_values(column, as_float(table[column])))
     if not observed.any():
         problems.append(Problem("pm25", "all values are null", "give the target in ug/m3"))
-        return found
+        return complete()
+    _extend(problems, doubts, find_wrong_pm25(target))
 
     negative = observed & (target < 0)
     counts |= {
@@ -81,10 +98,11 @@ def check(
         "negative": int(negative.sum()),
     }
     if negative.any():
-        what = f"{int(negative.sum())} negative values, the lowest {target[negative].min():g}, are kept"
-        notices.append(
-            Problem("pm25", f"{what}; monitors read slightly below zero in clean air", rows=rows_of(negative))
-        )
+        lowest = target[negative].min()
+        what = f"{int(negative.sum())} negative values, the lowest {lowest:g}, are kept"
+        if lowest >= PM25_LOWEST:
+            what += "; monitors read slightly below zero in clean air"
+        notices.append(Problem("pm25", what, rows=rows_of(negative)))
     silent = len(sites) - len(np.unique(code[observed]))
     if silent:
         notices.append(Problem("pm25", f"{silent} sites have no observation and are not used"))
@@ -94,7 +112,45 @@ def check(
     if outside.any() and not misplaced:
         what = f"{len(np.unique(code[outside]))} sites outside CONUS are left out of checkerboards and blocks"
         notices.append(Problem("lat, lon", what))
-    return found
+    return complete()
+
+
+def _used_channels(
+    table: pa.Table,
+    channels: Sequence[str] | None,
+    groups: Sequence[str],
+    problems: list[Problem],
+    doubts: list[Problem],
+) -> tuple[list[str], list[Problem]]:
+    """Return the channels that are used, and the columns of numbers that are left out of the default ones.
+
+    An unfit column that `channels` names is added to `problems` if it has no value, and to
+    `doubts` otherwise.
+    """
+    numeric = numeric_columns(table, groups) if channels is None else [*channels]
+    asked = [c for c in numeric if c in table.column_names and c not in (*CALENDAR, *REQUIRED)]
+    without, doubtful = find_no_covariates(table, asked)
+    doubts += doubtful
+    if channels is None:
+        unfit = {problem.column for problem in without}
+        kept = with_calendar([c for c in numeric if c not in unfit])
+        return kept, [replace(problem, what=f"not a channel: {problem.what}") for problem in without]
+    empty = [problem for problem in without if not _has_value(table, problem.column)]
+    fix = "leave it out of data.channels"
+    problems += [replace(problem, fix=fix) for problem in empty]
+    doubts += [replace(problem, fix=fix) for problem in without if problem not in empty]
+    return numeric, []
+
+
+def _has_value(table: pa.Table, column: str) -> bool:
+    return bool(np.isfinite(as_float(table[column])).any())
+
+
+def _extend(
+    problems: list[Problem], doubts: list[Problem], found: tuple[list[Problem], list[Problem]]
+) -> None:
+    problems += found[0]
+    doubts += found[1]
 
 
 def find_repeated_columns(table: pa.Table) -> list[Problem]:

@@ -10,6 +10,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -146,6 +147,11 @@ def with_source(field: str, columns: ColumnMap) -> str:
     """Name of a column, or of several with commas, with its name in the file: `pm25 (PM2.5)`."""
     parts = [f"{n} ({columns[n]})" if columns.get(n, n) != n else n for n in field.split(", ")]
     return ", ".join(parts)
+
+
+def as_in_file(problem: Problem, columns: ColumnMap) -> Problem:
+    """Name the columns of a problem as `with_source` does."""
+    return replace(problem, column=with_source(problem.column, columns))
 
 
 def flags(columns: ColumnMap) -> str:

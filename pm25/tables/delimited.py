@@ -24,6 +24,7 @@ _BOMS = (
 )
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)?")
 _AS_UTF8 = "save it as UTF-8"
+_NUMBER_PARTS = r"^(\s*[-+]?\d*),(\d+(?:[eE][-+]?\d+)?\s*)$"
 _COMMA_NUMBER = r"^\s*[-+]?\d*,\d+(?:[eE][-+]?\d+)?\s*$"
 _THOUSANDS = r"^\s*[-+]?\d{1,3}(?:,\d{3})+\s*$"
 
@@ -41,7 +42,7 @@ def read_delimited(content: bytes, where: str, text_columns: Sequence[str]) -> p
     table = _parse(body, delimiter, ".", kinds, where)
     example = _decimal_comma(table, text_columns)
     if example is not None:
-        table = _parse(body, delimiter, ",", kinds, where)
+        table = _with_points(_parse(body, delimiter, ",", kinds, where), text_columns)
         notices.append(("", f"numbers have decimal commas, such as {example!r}"))
     return attach(table, _numbering(body, line, table.num_rows), notices)
 
@@ -182,6 +183,15 @@ def _decimal_comma(table: pa.Table, text_columns: Sequence[str]) -> str | None:
             if found >= 0:
                 return str(column[found].as_py()).strip()
     return None
+
+
+def _with_points(table: pa.Table, text_columns: Sequence[str]) -> pa.Table:
+    """Write numbers with decimal points in columns of text, such as one with `-` for missing values."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) and field.name not in text_columns:
+            column = pc.replace_substring_regex(table.column(place), _NUMBER_PARTS, r"\1.\2")
+            table = table.set_column(place, field.name, column)
+    return table
 
 
 def _numbering(body: bytes, line: int, rows: int) -> str:

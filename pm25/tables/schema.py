@@ -3,15 +3,20 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
 from pm25.errors import one_line
 
 REQUIRED = ("site_id", "date", "lat", "lon", "pm25")
 """Columns that every table must have."""
+NEVER_CHANNELS = (*REQUIRED, "param", "county_fips")
+"""Columns that are never default channels."""
 CALENDAR = ("day_cos", "day_sin", "month_cos", "month_sin")
 """Channels computed from the date if the table has no column of that name."""
 MIN_DAYS = 21
 """Fewest days of a table: one window of the default length."""
+MISSING_BECOMES = "mean of the training windows"
+"""Value in place of a missing one (`pm25.scaling`). In protocol paper, it is the middle of the range."""
 MAX_DAYS = 36_525
 """Most days of a table: a century. A longer table has a mistyped year, and all days between need memory."""
 
@@ -44,6 +49,25 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class ChannelSummary:
+    """A channel with its range, and with the share of its values that are missing."""
+
+    name: str
+    source: str
+    """`column`, or `date` for a channel that is computed from the date."""
+    lowest: float | None
+    """Smallest value; None for a channel of the date, and for a column without any value."""
+    highest: float | None
+    missing: float
+    """Share of the panel's sites and days without a value; a day without a row has none."""
+
+    @property
+    def missing_becomes(self) -> str:
+        """Value that takes the place of a missing one; empty if none is missing."""
+        return MISSING_BECOMES if self.missing else ""
+
+
+@dataclass(frozen=True)
 class Check:
     """Problems and counts of a table."""
 
@@ -55,3 +79,18 @@ class Check:
     """Counts and ranges, such as sites, days and observed values."""
     numbering: str = ""
     """Sentence that says what the row numbers count; empty for a table made in memory."""
+    channels: list[ChannelSummary] = field(default_factory=list)
+    """Channels that are used, in order; empty if the table is too bad to tell."""
+    left_out: list[Problem] = field(default_factory=list)
+    """Columns of numbers that are no default channels, with the reasons; also in the notices."""
+    doubts: list[Problem] = field(default_factory=list)
+    """Columns and values that are probably wrong, of the channels and the target; also in the notices."""
+    table: pa.Table | None = None
+    """Table as it was checked: without unnamed columns, and with text such as NA as missing values."""
+
+
+def format_number(value: float) -> str:
+    """Format a number of a table: all digits of a whole number, else six digits."""
+    if value == round(value) and abs(value) < 1e15:
+        return str(int(value))
+    return f"{value:.6g}"

@@ -1,15 +1,20 @@
 """The commands that make and check tables of daily PM2.5."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pm25.errors import InputError
 from sweeps.cli.files import check_parquet, write_panel, write_parquet
 from sweeps.cli.shared import examples, json_option
+
+if TYPE_CHECKING:
+    from pm25.tables.column_map import ColumnMap
+    from pm25.tables.schema import ChannelSummary
 
 panel_option = click.option(
     "-o",
@@ -49,8 +54,9 @@ def data() -> None:
 def check(table: str, harmless: tuple[str, ...], mapped: tuple[str, ...], as_json: bool) -> int:
     """List every problem of TABLE with its column and rows; exit 2 if there is one.
 
-    Every numeric column is compared with the target as a possible channel, and a column that contains it is a
-    problem.
+    Every channel is compared with the target, and a column that contains it is a problem. The channels are
+    listed, each with its range and the share of its values that are missing. Columns of numbers that are no
+    covariate are left out: row numbers, identifiers, and columns without a value or with one value.
 
     TABLE is a Parquet file, a folder of Parquet files, or delimited text: a path, or an address such as
     s3://bucket/panel.parquet. The JSON lists all rows of a problem. Rows count from 1 at the first row of
@@ -77,19 +83,63 @@ def check(table: str, harmless: tuple[str, ...], mapped: tuple[str, ...], as_jso
             ]
             for kind, listed in (("problems", found.problems), ("notices", found.notices))
         }
-        click.echo(json.dumps({"counts": found.counts, "numbering": found.numbering, **faults}))
+        channels = [
+            {**dataclasses.asdict(channel), "missing_becomes": channel.missing_becomes}
+            for channel in found.channels
+        ]
+        listing = {
+            "counts": found.counts,
+            "numbering": found.numbering,
+            "channels": channels,
+            "left_out": [{"column": p.column, "what": p.what} for p in found.left_out],
+            **faults,
+        }
+        click.echo(json.dumps(listing))
     else:
         for name, value in found.counts.items():
             click.echo(f"{name:12} {value:,}" if isinstance(value, int) else f"{name:12} {value}")
         if found.numbering and any(len(p.rows) for p in (*found.problems, *found.notices)):
             click.echo(f"{'row numbers':12} {found.numbering}")
+        if found.channels:
+            _print_channels(found.channels, columns)
         for kind, listed in (("notice", found.notices), ("problem", found.problems)):
             for one in listed:
-                named = replace(one, column=column_map.with_source(one.column, columns))
-                click.echo(f"{kind}: {named}", err=kind == "problem")
+                click.echo(f"{kind}: {column_map.as_in_file(one, columns)}", err=kind == "problem")
         if not found.problems:
             click.echo("no problem found")
     return 2 if found.problems else 0
+
+
+def _print_channels(channels: "Sequence[ChannelSummary]", columns: "ColumnMap") -> None:
+    """Print the channels that a study uses by default, with ranges and what becomes of missing values."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pm25.tables.column_map import with_source
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a log file has no width
+    grid = Table(title=f"{len(channels)} channels", title_justify="left", title_style="bold")
+    for head, justify in (
+        ("channel", "left"),
+        ("lowest", "right"),
+        ("highest", "right"),
+        ("missing", "right"),
+    ):
+        grid.add_column(head, justify=justify)  # type: ignore[arg-type]
+    grid.add_column("a missing value becomes the")
+    for channel in channels:
+        name = Text(with_source(channel.name, columns))
+        if channel.source == "date":
+            grid.add_row(name, Text("from the date"), "", "none", "")
+            continue
+        ends = ("" if end is None else f"{end:,.6g}" for end in (channel.lowest, channel.highest))
+        share = f"{channel.missing:.2%}" if channel.missing >= 0.0001 else "< 0.01%"
+        missing = share if channel.missing else "none"
+        grid.add_row(name, *ends, missing, channel.missing_becomes)
+    console.print(grid)
 
 
 def _column_map(mapped: Sequence[str]) -> dict[str, str]:

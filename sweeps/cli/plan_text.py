@@ -52,6 +52,8 @@ def plan_content(
             for (label, fold), indices in split_indices.items()
         ],
         **({} if state.study.search is None else {"searched_test": _searched_test(state)}),
+        "left_out": list(state.panel.left_out),
+        "doubts": list(state.panel.doubts),
         "seeds": list(state.study.design.first_seeds),
         "cells": state.cell_counts(records),
         **({} if state.looks is None else {"further": state.further}),
@@ -77,6 +79,7 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
         f"{content['study']}: {len(content['arms'])} arms, {cells['total']} cells, {cells['missing']} to run"
     )
     yield f"  data    {data}"
+    yield from (f"  notice  {notice}" for notice in (*content["left_out"], *content["doubts"]))
     for name, count in content["arms"].items():
         yield f"  arm     {name}: {count['cells']} cells, {count['done']} done"
     for label, lines in groupby(content["splits"], key=lambda line: line["split"]):

@@ -177,6 +177,8 @@ def run(
         scheduler = Scheduler(state, selects=selects, limit=limit, stopped=lambda: lock.lost)
         size = f"{state.panel.name}, {panel_size(state.panel)}"
         click.echo(f"{state.study.study}: {size}; {scheduler.outline}", err=True)
+        for notice in (*state.panel.left_out, *state.panel.doubts):
+            click.echo(f"sweep: {notice}", err=True)
         ended = train(
             state, scheduler, address, wait_for_nodes=wait_for_nodes, needs_tracking=require_tracking
         )

@@ -88,7 +88,7 @@ class Data(Settings):
     channels: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(listed)] = (
         None
     )
-    """Columns that are inputs of the model. Default: every numeric column and the calendar."""
+    """Columns that are inputs of the model. Default: every numeric covariate and the calendar."""
     harmless: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Channels that may resemble the target. `plan` and `run` refuse every other channel that contains it."""
 

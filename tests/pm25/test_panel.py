@@ -32,7 +32,7 @@ def frame(sites: int = 3, days: int = 24) -> pd.DataFrame:
             "lon": -100.0 + 2 * site,
             "pm25": 5.0 + site + 0.5 * day,
             "tmax": 20.0 - 0.25 * day,
-            "wind": np.arange(sites * days) * 1.0,
+            "wind": np.arange(sites * days) + 0.5,
         }
     )
 
@@ -70,7 +70,7 @@ def test_values_are_at_their_site_day_and_channel():
     assert made.dates[-1] == np.datetime64("2021-03-15")
     assert made.target[2, 3] == 5 + 0 + 1.5
     assert made.target[0, 3] == 5 + 2 + 1.5
-    assert made.features[0, 3].tolist()[:2] == [20 - 0.75, 2 * 24 + 3]
+    assert made.features[0, 3].tolist()[:2] == [20 - 0.75, 2 * 24 + 3.5]
     assert made.observed == 72
 
 
@@ -121,7 +121,8 @@ def test_a_calendar_column_of_the_table_is_kept():
 
 
 def test_default_channels_leave_out_text_identifiers_and_the_target():
-    df = frame().assign(county_fips=6037, param=88101, land_use="urban", urban=True, count=2**60)
+    some = np.arange(72) % 5 == 0
+    df = frame().assign(county_fips=6037, param=88101, land_use="urban", urban=some, count=2**60 * some)
     assert make(df).channels == ("tmax", "wind", "urban", "count", *CALENDAR)
     (notice,) = check(table(df), "toy").notices
     assert notice.column == "land_use"
@@ -132,7 +133,7 @@ def test_chosen_channels_are_in_the_order_chosen(tmp_path):
     for name in ("t.parquet", "t.csv"):
         made = read(write(frame().assign(text="x"), tmp_path / name), chosen)
         assert made.channels == tuple(chosen)
-        assert made.features[0, 0, 0] == 48
+        assert made.features[0, 0, 0] == 48.5
         assert made.features[0, 0, 2] == 20
 
 

@@ -5,6 +5,7 @@ import io
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -161,7 +162,7 @@ def test_a_mapped_table_keeps_the_notes_and_the_days_of_its_file(tmp_path: Path)
     found = check(table, "t", columns=columns)
     assert found.problems == []
     assert found.numbering == "row 1 is line 2"
-    assert "'Día'" in found.notices[0].what
+    assert any("'Día'" in notice.what for notice in found.notices)
     assert found.counts["first_day"] == frame()["date"].min().strftime("%Y-%m-%d")
 
 
@@ -174,3 +175,25 @@ def test_notes_of_a_folder_follow_the_renamed_columns(tmp_path: Path) -> None:
     ((column, what),) = notes_of(table).notices
     assert column == "pm25"
     assert "1 of 2 files" in what
+
+
+def test_text_for_a_missing_value_beside_decimal_commas(tmp_path: Path) -> None:
+    df = frame()
+    df.to_csv(tmp_path / "point.csv", index=False)
+    text = df.astype({"tmax": str})
+    text["tmax"] = text["tmax"].str.replace(".", ",")
+    text.loc[3, "tmax"] = "-"
+    text.to_csv(tmp_path / "comma.csv", index=False, sep=";", decimal=",")
+    point, comma = (read(tmp_path / f"{name}.csv") for name in ("point", "comma"))
+    assert comma.channels == point.channels
+    tmax = comma.channels.index("tmax")
+    missing = np.isnan(comma.features[..., tmax])
+    assert missing.sum() == 1
+    assert (comma.features[..., tmax][~missing] == point.features[..., tmax][~missing]).all()
+
+
+def test_left_out_columns_and_doubts_have_the_names_of_the_file(tmp_path: Path) -> None:
+    df = frame().rename(columns={"pm25": "PM2.5"}).assign(row=range(48))
+    df.to_csv(tmp_path / "t.csv", index=False)
+    made = read(tmp_path / "t.csv", columns={"pm25": "PM2.5", "number": "row"})
+    assert [note.split(":")[0] for note in made.left_out] == ["number (row)"]

@@ -295,7 +295,8 @@ def test_a_leaking_channel_is_for_the_published_protocol(tmp_path: Path) -> None
     from pm25.sources import synthetic
 
     (tmp_path / "tables").mkdir()
-    frame = synthetic.synthesize(sites=12, days=30).assign(knnidw_pm25=5.0)
+    frame = synthetic.synthesize(sites=12, days=30)
+    frame["knnidw_pm25"] = frame.index % 7 + 0.5
     frame.to_parquet(tmp_path / "tables" / "panel.parquet", index=False)
     with pytest.raises(InputError) as raised:
         study_file.load(write(tmp_path)).panel()
