@@ -78,7 +78,7 @@ def find_non_numbers(
             problems += _find_too_large(table[column], column)
     if absent:
         own = ", ".join(with_calendar(numeric_columns(table, groups)))
-        fix = f"add --set data.channels=null for all of {own}, or choose among these"
+        fix = f"add --set data.channels=null for all covariates among {own}, or choose among these"
         problems.insert(0, Problem(", ".join(absent), "the table has no such channel", fix))
     for column in ("lat", "lon"):
         if is_numeric(table[column].type):

@@ -1,5 +1,6 @@
 """One cell or search trial, run and recorded: what is stored, in which order, and what a failure leaves."""
 
+import dataclasses
 import io
 import json
 import math
@@ -474,7 +475,10 @@ def test_a_training_that_diverges_is_a_failure(panel: Panel, tmp_path: Path) -> 
 
 
 def test_a_channel_without_a_value_is_a_failure(tmp_path: Path) -> None:
-    panel = worlds.synthetic_panel(elev_m=math.nan)
+    panel = worlds.synthetic_panel()
+    features = panel.features.copy()
+    features[..., panel.channels.index("elev_m")] = math.nan
+    panel = dataclasses.replace(panel, features=features)
     store = Store(str(tmp_path), "toy")
     check_failure(store, worker.train_and_record(cell(), KEY, panel, store), "InputError", "elev_m")
 
