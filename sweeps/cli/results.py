@@ -217,7 +217,13 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
     if not has_server:
         # A password in the address would appear in lists of processes.
         variables = {**os.environ, "MLFLOW_BACKEND_STORE_URI": tracker.uri}
-        os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--port", str(port)], variables)
+        variables["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = (
+            "false"  # eight processes for pages of language models
+        )
+        variables.setdefault("PYTHONWARNINGS", "ignore")  # MLflow's code warns about itself
+        # With several workers, the server takes the end of its terminal as a request to restart them.
+        server = ["-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
+        os.execve(sys.executable, [sys.executable, *server], variables)
 
 
 def _check_port(port: int) -> None:
