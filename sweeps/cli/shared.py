@@ -56,9 +56,9 @@ def open_state(study: str, overrides: tuple[str, ...]) -> "StudyState":
 
 
 def print_storage(*states: "StudyState") -> None:
-    """Print where the results of each study are, in a line of standard error."""
-    for state in states:
-        click.echo(f"{state.study.study}: storage {state.shown_storage}", err=True)
+    """Print where the results of each study are, in a line of standard error; equal lines once."""
+    for line in dict.fromkeys(f"{state.study.study}: storage {state.shown_storage}" for state in states):
+        click.echo(line, err=True)
 
 
 def refuse_without_records(state: "StudyState", study: str, overrides: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from sweeps.state import StudyState
 from sweeps.store.records import Record
 from tests import worlds
 from tests.errors import refuses
+from tests.sweeps.cli.commands import Ended, Sweep
 from tests.worlds import changed
 
 STUDY = """\
@@ -362,14 +363,6 @@ def test_what_cannot_be_compared() -> None:
 # The command
 
 
-class Ended:
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-Sweep = Callable[..., Ended]
-
-
 @pytest.fixture
 def sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sweep:
     """`sweep compare` with these arguments, in this process; no study concludes anything."""
@@ -427,6 +420,7 @@ def test_a_study_with_itself(sweep: Sweep, finished: Path) -> None:
     toy = finished / "toy.yaml"
     ended = sweep(toy, toy)
     assert (ended.status, ended.err) == (0, "")
+    assert ended.storages == [str(finished / "results")]
     assert ended.out.splitlines() == [
         "4 of 4 cells equal to the last digit; no conclusion changed",
         f"  A  {toy}: 4 done",
@@ -439,6 +433,7 @@ def test_another_table(sweep: Sweep, finished: Path) -> None:
     toy = finished / "toy.yaml"
     ended = sweep(toy, toy, *options("--set-b", other(finished)))
     assert (ended.status, ended.err) == (1, "")
+    assert ended.storages == [str(finished / "results"), str(finished / "other")]
     prints = [StudyState(str(toy), sets).panel.fingerprint[:12] for sets in ([], other(finished))]
     assert ended.out.splitlines()[0] == (
         "0 of 4 cells equal to the last digit, 4 differ: "
@@ -558,8 +553,8 @@ def test_verdicts_on_the_terminal(sweep: Sweep, finished: Path, monkeypatch: pyt
     [
         (["-o", "cells.xlsx"], "cells.xlsx"),
         (["--set-a", "modle=1"], "modle"),
-        (["--set-b", "storage=/nowhere"], "toy.yaml storage=/nowhere"),
-        (["--set-b", "design.seed=7"], "toy.yaml design.seed=7"),
+        (["--set-b", "storage=/nowhere"], "toy.yaml --set storage=/nowhere"),
+        (["--set-b", "design.seed=7"], "toy.yaml --set design.seed=7"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
