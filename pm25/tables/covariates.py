@@ -149,15 +149,15 @@ MEASURED = frozenset(
 
 @dataclass(frozen=True)
 class _Sites:
-    """Order of the rows by site, and what is known about the sites and days."""
+    """Two orders of the rows that do not depend on the file's, and what is known about the sites and days."""
 
     names: np.ndarray
     order: np.ndarray
-    """Rows, by site."""
+    """Rows, by site and day."""
+    by_day: np.ndarray
+    """Rows, by day and site."""
     starts: np.ndarray
     """Position in `order` of each site's first row."""
-    appearance: np.ndarray
-    """Sites in the order of their first rows."""
     lat: np.ndarray
     lon: np.ndarray
     day: np.ndarray
@@ -165,11 +165,11 @@ class _Sites:
     @classmethod
     def of(cls, table: pa.Table) -> "_Sites":
         code, names = site_codes(table)
-        order = np.argsort(code, kind="stable")
+        day = as_days(table["date"])
+        order, by_day = np.lexsort((day, code)), np.lexsort((code, day))
         starts = np.searchsorted(code[order], np.arange(len(names)))
-        first = order[starts]
-        lat, lon = (as_float(table[column])[first] for column in ("lat", "lon"))
-        return cls(names, order, starts, np.argsort(first), lat, lon, as_days(table["date"]))
+        lat, lon = (as_float(table[column])[order[starts]] for column in ("lat", "lon"))
+        return cls(names, order, by_day, starts, lat, lon, day)
 
     def constants(self, values: np.ndarray) -> np.ndarray | None:
         """Value of each site, NaN where it has none; None if a site has several."""
@@ -229,7 +229,10 @@ def _no_covariate(column: str, values: np.ndarray, sites: _Sites, logical: bool)
         return ""
     span = f"{format_number(low)} to {format_number(high)}"
     if each is None:
-        if _numbers_rows(column, finite, sites.day[known], len(sites.names)):
+        if len(sites.names) > 1 and any(
+            _numbers_rows(column, values[rows], sites.day[rows])
+            for rows in (order[known[order]] for order in (sites.order, sites.by_day))
+        ):
             return f"it numbers the rows ({span})"
         return f"it holds codes ({span})" if _is_code(column) else ""
     if _names_sites(column, each, sites):
@@ -279,10 +282,10 @@ def _is_whole(finite: np.ndarray) -> bool:
     return all(bool((part == np.rint(part)).all()) for part in (finite[:1000], finite))
 
 
-def _numbers_rows(column: str, values: np.ndarray, day: np.ndarray, sites: int) -> bool:
+def _numbers_rows(column: str, values: np.ndarray, day: np.ndarray) -> bool:
     """Tell if whole numbers count the rows: in one run, shuffled, or in a run for each site or file."""
     count = len(values)
-    if count < MIN_ROWS or sites < 2:
+    if count < MIN_ROWS:
         return False
     step = np.diff(values)
     if (step > 0).all() or (step < 0).all():
@@ -329,9 +332,8 @@ def _names_sites(column: str, each: np.ndarray, sites: _Sites) -> bool:
         return True
     if len(value) < MIN_ORDERED:
         return False
-    appeared = each[sites.appearance]
-    steps = [np.diff(one[np.isfinite(one)]) for one in (each, appeared)]
-    return any(bool((step > 0).all() or (step < 0).all()) for step in steps)
+    step = np.diff(value)
+    return bool((step > 0).all() or (step < 0).all())
 
 
 def _is_part_of(value: float, site: str) -> bool:

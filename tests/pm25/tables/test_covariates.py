@@ -67,6 +67,24 @@ def test_row_numbers_are_no_channel(kind, start, dtype, name, by_date):
     assert from_table(table(df), "toy").left_out == (str(left_out),)
 
 
+@given(order=st.permutations(range(225)), by_date=st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_the_default_channels_do_not_depend_on_the_order_of_rows(order, by_date):
+    df = frame().sort_values(["date", "site_id"] if by_date else ["site_id", "date"], ignore_index=True)
+    rows, day = np.arange(len(df)), (df.date - df.date.min()).dt.days
+    columns = {
+        "filtered": rows * 37,  # as of a table of a hundred times as many rows
+        "of_site": df.groupby("site_id").cumcount() + 1 + df.site_id.eq(df.site_id.min()) * day.eq(24),
+        "obs": df.groupby("site_id").cumcount() + df.site_id.factorize()[0],
+        "ordered": df.site_id.factorize(sort=True)[0] * 50,
+        "as_found": df.site_id.factorize()[0] ** 2 * 50,
+    }
+    df = df.assign(**columns)
+    assert channels(df.iloc[[*order]]) == channels(df)
+    first, other = (check(table(one), "toy").left_out for one in (df, df.iloc[[*order]]))
+    assert [*map(str, other)] == [*map(str, first)]
+
+
 @pytest.mark.parametrize("form", ["to_csv", "trailing comma", "two commas", "preserved index"])
 def test_columns_without_a_name_are_no_channel(form, tmp_path):
     df, path = frame(), tmp_path / "t.csv"
