@@ -159,7 +159,10 @@ def _parse(body: bytes, delimiter: str, decimal: str, kinds: dict[str, pa.DataTy
             where, "", f"{what}: a quotation mark is not closed ({start})", "close it or leave it out"
         )
     fix = f"separate the values with {_DELIMITERS[delimiter]}, and put quotation marks around text with any"
-    if delimiter == "," and bad.actual_columns > bad.expected_columns:
+    first = ('"1"',) if delimiter == "," else ('"1"', f"1{delimiter}")  # 1,5 is a decimal comma
+    if not table.num_rows and bad.actual_columns == bad.expected_columns + 1 and bad.text.startswith(first):
+        fix = "write no row names (in R: row.names = FALSE), or give their column a name in the header"
+    elif delimiter == "," and bad.actual_columns > bad.expected_columns:
         fix = "write decimal points, not commas, and put quotation marks around text with commas"
     raise InputError(where, "", f"{what} ({start})", fix)
 

@@ -95,11 +95,13 @@ def _find(reference: str) -> tuple[Path, Path]:
         inside = ", ".join(sorted(found.name for found in path.glob("*.yaml"))[:5])
         fix = f"name a study file in it ({inside})" if inside else "name a study file"
         raise InputError(reference, "", "a folder, where a study file is expected", fix)
+    beside = f"{reference}.yaml"
+    fix = f"use {beside}" if reference and os.path.isfile(beside) else suggest.fix(reference, sorted(shipped))
     raise InputError(
         reference or "study",
         "",
         f"no such study file, and not a shipped study ({', '.join(sorted(shipped))})",
-        suggest.fix(reference, sorted(shipped)),
+        fix,
     )
 
 

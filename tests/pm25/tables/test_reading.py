@@ -44,6 +44,12 @@ def instead(line: int, *lines: str) -> bytes:
     return "\n".join([*LINES[:line], *lines, *LINES[line + 1 :]]).encode()
 
 
+def row_names(quote: str, delimiter: str) -> bytes:
+    """The table as R's write.table writes it: a name before each row, and none for them in the header."""
+    named = (f"{quote}{i}{quote},{line}" for i, line in enumerate(LINES[1:], 1))
+    return "\n".join([LINES[0], *named]).replace(",", delimiter).encode()
+
+
 WRONG: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "parquet as csv": ("t.csv", parquet(), ("parquet", ".csv", "t.parquet")),
     "parquet as tsv": ("t.TSV", parquet(), ("parquet", "t.parquet")),
@@ -65,6 +71,8 @@ WRONG: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "YAML": ("t.yaml", b"study: quick\ndata: {}\n", ("YAML", "data.table", COLUMNS)),
     "Feather": ("t.feather", b"ARROW1\0\0", ("Feather", ".parquet")),
     "netCDF": ("t.nc", b"\x89HDF\r\n\x1a\n", ("netCDF",)),
+    "row names": ("t.tsv", row_names("", "\t"), ("row.names = FALSE",)),
+    "quoted row names": ("t.csv", row_names('"', ","), ("row.names = FALSE",)),
     "Git LFS": ("t.parquet", b"version https://git-lfs.github.com/spec/v1\n", ("Git LFS", "git lfs pull")),
     "empty": ("t.csv", b"", ("empty", COLUMNS)),
     "empty parquet": ("t.parquet", b"", ("empty", COLUMNS)),

@@ -63,6 +63,15 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, said: tuple[str,
         study_file.load(write(tmp_path), [override])
 
 
+def test_a_study_file_named_without_its_suffix_is_the_one_to_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = os.path.basename(write(tmp_path)).removesuffix(".yaml")
+    with refuses(name, "", f"use {name}.yaml"):
+        study_file.load(name)
+
+
 def test_paths_in_a_file_are_relative_to_it_and_overrides_to_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
