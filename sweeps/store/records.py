@@ -294,6 +294,8 @@ def studies(storage: str) -> list[str]:
         parts = {name: system.get_file_info([f"{root}/{name}/{kind}" for kind in _ENDED]) for name in names}
     except FileNotFoundError:
         raise InputError(storage, "storage", "no such folder", "give the storage of a study") from None
+    except NotADirectoryError:
+        raise InputError(storage, "storage", "a file, not a folder", "give the storage of a study") from None
     except StorageError as error:
         raise any_study.refusal("read", error) from None
     folder = pyarrow.fs.FileType.Directory

@@ -210,4 +210,7 @@ def test_list_of_a_bucket(sweep: Sweep, objects: Any) -> None:
 
 def test_list_of_a_folder_without_studies(sweep: Sweep, tmp_path: Path) -> None:
     check_refused(sweep("list", tmp_path / "nowhere"), "nowhere", "no such folder")
+    file = tmp_path / "mine.yaml"
+    file.touch()
+    check_refused(sweep("list", file), "mine.yaml", "not a folder")
     assert "has no study" in sweep("list", tmp_path).out
