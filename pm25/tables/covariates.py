@@ -77,6 +77,8 @@ OF_SITES = re.compile(
     r"(id|no|num|number|nr|code|index|idx)?s?|codes?|number|nr|identifier|key|uid|id|ids"
 )
 """Words in the name of an identifier, if the column has one whole number for each site."""
+CLASSES = frozenset(("type", "class", "zone", "nlcd", "lc", "lulc", "landcover", "landuse", "land", "koppen"))
+"""Words in the name of a class of sites, such as `nlcd_code` and `location_type`, which names no site."""
 MEASURED = frozenset(
     (
         "elev",
@@ -317,7 +319,8 @@ def _names_sites(column: str, each: np.ndarray, sites: _Sites) -> bool:
     """Tell if whole numbers, one for each site, are identifiers and not a measured quantity."""
     if _is_measured(column):
         return False
-    if _is_code(column) or any(map(OF_SITES.fullmatch, _words(column))):
+    words = _words(column)
+    if _is_code(column) or (CLASSES.isdisjoint(words) and any(map(OF_SITES.fullmatch, words))):
         return True
     known = np.isfinite(each)
     value = each[known]

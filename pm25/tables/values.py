@@ -208,6 +208,9 @@ def find_wrong_pm25(values: np.ndarray) -> tuple[list[Problem], list[Problem]]:
         fix = "leave them empty if they are no readings"
         doubts.append(Problem("pm25", f"{what}; {_seen(EPA_2021[0], 'lowest')}", fix, rows_of(low)))
     known = values[rest]
+    if len(known) >= MIN_UNITS and known.min() == known.max():
+        what = f"its only value is {format_number(known[0])}, so there is nothing to predict"
+        doubts.append(Problem("pm25", what, "give the measured values"))
     negative = float((known < 0).mean())
     if negative > NEGATIVE_SHARE and not below.any():
         what = f"{negative:.0%} of the values are negative, so they are no concentrations in ug/m3"

@@ -156,3 +156,11 @@ def test_impossible_pm25_is_refused_and_doubtful_pm25_noticed(what):
     assert named.fix
     if not what.startswith("standard"):
         assert not any("clean air" in notice.what for notice in found.notices)
+
+
+@pytest.mark.parametrize("value", [0.0, 9.5])
+def test_a_target_of_one_value_is_noticed(value):
+    found = check(table(frame().assign(pm25=value)), "toy")
+    (doubt,) = found.doubts
+    assert doubt.column == "pm25"
+    assert f"its only value is {value:g}" in doubt.what
