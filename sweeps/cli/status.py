@@ -89,7 +89,7 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
         click.echo(f"  training {one.line}, on host {one.host} since {lock.utc(one.started)}")
     for trials in state.searches.values():
         click.echo(f"  search {trials.outline}")
-    if not records and not state.trials():
+    if not records and not state.trials() and not stale:
         click.echo("  nothing is stored there; if the study ran elsewhere, add --set storage=FOLDER")
     for line in _failure_lines(failed, study, overrides):
         click.echo(f"  {line}")
@@ -119,14 +119,14 @@ def list_(storage: str, as_json: bool) -> None:
         store = Store(storage, name)
         cells, trials = (list(one.records(one.keys()).values()) for one in (store, store.search))
         driver = lock.driver(store)
-        ended = [record["ended"] for record in (*cells, *trials)]
+        ended = [time for record in (*cells, *trials) if (time := _ended(record)) is not None]
         found.append(
             {
                 "study": name,
                 "done": sum(record["state"] == "done" for record in cells),
                 "failed": sum(record["state"] == "failed" for record in cells),
                 "search trials": len(trials),
-                "newest result": lock.utc(datetime.fromisoformat(max(ended))) if ended else None,
+                "newest result": lock.utc(max(ended)) if ended else None,
                 "run": None if driver is None else _driver_line(driver),
             }
         )
@@ -136,6 +136,14 @@ def list_(storage: str, as_json: bool) -> None:
         print_table(f"Studies of {storage}", found)
     else:
         click.echo(f"{storage} has no study")
+
+
+def _ended(record: Mapping[str, Any]) -> datetime | None:
+    """Time at which a cell or a trial ended; None if the record has none that can be read."""
+    try:
+        return datetime.fromisoformat(record["ended"]).astimezone()
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _alive(driver: "Driver") -> bool | None:

@@ -214,3 +214,26 @@ def test_list_of_a_folder_without_studies(sweep: Sweep, tmp_path: Path) -> None:
     file.touch()
     check_refused(sweep("list", file), "mine.yaml", "not a folder")
     assert "has no study" in sweep("list", tmp_path).out
+
+
+@pytest.mark.parametrize("ended", [7, None, "yesterday"])
+def test_list_needs_no_time_of_a_record(sweep: Sweep, tmp_path: Path, ended: Any) -> None:
+    results = tmp_path / "results"
+    for key, time in (("a", "2026-01-02T03:04:05+00:00"), ("b", ended)):
+        cell = results / "one" / "cells" / key
+        cell.mkdir(parents=True)
+        (cell / "result.json").write_text(json.dumps({"key": key, "state": "done", "ended": time}))
+    (one,) = json.loads(sweep("list", results, "--json").out)["studies"]
+    assert (one["done"], one["newest result"]) == (2, "2026-01-02 03:04:05 UTC")
+
+
+def test_status_says_that_nothing_is_stored_only_where_that_is_so(sweep: Sweep, toy: Path) -> None:
+    storage = toy.parent / "elsewhere"
+    given = ("status", toy, "--set", f"storage={storage}")
+    assert "nothing is stored there" in sweep(*given).out
+    Store(str(storage), "toy").write_record(
+        {"key": "a" * 20, "state": "done", "ended": "2026-01-01T12:00:00+00:00"}
+    )
+    text = sweep(*given).out
+    assert "1 stored cells are stale" in text
+    assert "nothing is stored there" not in text
