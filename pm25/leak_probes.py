@@ -92,12 +92,17 @@ def find(panel: Panel, harmless: Collection[str] = ()) -> list[Leak]:
     return sorted(leaks, key=lambda leak: -abs(leak.figure))
 
 
-def refuse(panel: Panel, source: str, harmless: Collection[str]) -> None:
-    """Raise InputError, which names `source`, if a channel contains the target, or a name is unknown."""
+def check_harmless(panel: Panel, harmless: Collection[str], source: str, field: str) -> None:
+    """Raise InputError if a name in `harmless`, given as `field`, is not a channel."""
     for name in harmless:
         if name not in panel.channels:
             known = f"name channels among {', '.join(panel.channels)}"
-            raise InputError(source, "data.harmless", f"{name} is not a channel", known)
+            raise InputError(source, field, f"{name} is not a channel", known)
+
+
+def refuse(panel: Panel, source: str, harmless: Collection[str]) -> None:
+    """Raise InputError, which names `source`, if a channel contains the target, or a name is unknown."""
+    check_harmless(panel, harmless, source, "data.harmless")
     found = find(panel, harmless)
     if found:
         first, *others = found

@@ -97,7 +97,7 @@ def check(
         "pm25_max": round(float(target[observed].max()), 2),
         "negative": int(negative.sum()),
     }
-    if negative.any():
+    if negative.any() and not any(problem.column == "pm25" for problem in problems):
         lowest = target[negative].min()
         what = f"{int(negative.sum())} negative values, the lowest {lowest:g}, are kept"
         if lowest >= PM25_LOWEST:

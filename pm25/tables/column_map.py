@@ -59,6 +59,8 @@ OF_A_SITE = re.compile("elev|alt|lat|lon|dist|type")
 
 AIRDATA = ("statecode", "countycode")
 """Columns of EPA's daily files, which have no column for the complete site."""
+PUBLISHED = ("sampleduration", "eventtype")
+"""Columns of EPA's daily files that `sweep data aqs` needs as well."""
 
 
 def read_mapped(
@@ -170,6 +172,10 @@ def find_missing(names: Sequence[str], source: str, columns: ColumnMap = NO_MAP)
     is_missing = "column is missing" if len(missing) == 1 else f"{len(missing)} columns are missing"
     problem = f"{is_missing}; the table has {', '.join(names) or 'none'}"
     found = suggestions(missing, [name for name in names if name not in REQUIRED])
+    normal = {_normal(name) for name in names}
+    in_parts = normal >= {*AIRDATA} and "site_id" in missing
+    if in_parts:
+        found.pop("site_id", None)  # a number of a site is unique only within its county
     given = {name: column for name, column in columns.items() if name not in found.values()}
     # A column that the map renamed has another name in the file.
     found = {name: columns.get(column, column) for name, column in found.items()}
@@ -181,7 +187,9 @@ def find_missing(names: Sequence[str], source: str, columns: ColumnMap = NO_MAP)
         fix = f"add it, or name its column: `{flags(wanted).strip()}` here, and `{study}` in the study"
     if len(found) < len(missing):
         fix += ", with a column of the table in place of COLUMN"
-    if {_normal(name) for name in names} >= {*AIRDATA} and "site_id" in missing:
+    if in_parts:
+        fix = f"join the numbers of state, county and site to a column site_id; then {fix}"
+    if in_parts and normal >= {*PUBLISHED}:
         fix = f"make a panel of an EPA file: `sweep data aqs {_shell(source)} -o panel.parquet`; or {fix}"
     return [Problem(", ".join(missing), problem, fix)]
 

@@ -73,7 +73,9 @@ def check(table: str, harmless: tuple[str, ...], mapped: tuple[str, ...], as_jso
     found = check_table(content, uri.file_name(table), source=table, columns=columns)
     found.notices.extend(column_map.notices_of(unmapped.column_names, columns))
     if not found.problems:
-        leaks = leak_probes.find(panel.from_table(content, table, columns=columns), harmless)
+        read = panel.from_table(content, table, columns=columns)
+        leak_probes.check_harmless(read, harmless, table, "--harmless")
+        leaks = leak_probes.find(read, harmless)
         problems = [Problem(leak.channel, leak.problem, leak_probes.fix([leak])) for leak in leaks]
         found.problems.extend(problems)
     if as_json:

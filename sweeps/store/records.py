@@ -293,7 +293,9 @@ def studies(storage: str) -> list[str]:
         names = [info.base_name for info in system.get_file_info(pyarrow.fs.FileSelector(root))]
         parts = {name: system.get_file_info([f"{root}/{name}/{kind}" for kind in _ENDED]) for name in names}
     except FileNotFoundError:
-        raise InputError(storage, "storage", "no such folder", "give the storage of a study") from None
+        raise InputError(
+            storage, "storage", "no such folder, so no study has run there", "give the storage of a study"
+        ) from None
     except NotADirectoryError:
         raise InputError(storage, "storage", "a file, not a folder", "give the storage of a study") from None
     except StorageError as error:

@@ -181,7 +181,11 @@ def test_a_column_that_nothing_resembles(tmp_path):
 def test_an_epa_file_is_recognised(tmp_path):
     df = frame().rename(columns={"pm25": "Arithmetic Mean", "date": "Date Local"})
     df = df.drop(columns="site_id").assign(**{"State Code": "06", "County Code": "001", "Site Num": "0007"})
-    path = write(df, tmp_path / "daily.csv")
+    path = write(df, tmp_path / "part.csv")
+    with refuses(str(path), None, "join the numbers of state, county and site", "site_id=COLUMN") as raised:
+        read(path)
+    assert "sweep data aqs" not in str(raised.value), "which needs columns that this table lacks"
+    path = write(df.assign(**{"Sample Duration": "24 HOUR", "Event Type": "None"}), tmp_path / "daily.csv")
     with refuses(str(path), None, f"sweep data aqs {path}"):
         read(path)
 

@@ -201,7 +201,7 @@ def test_text_for_a_missing_value_beside_decimal_commas(tmp_path: Path) -> None:
 
 
 def test_left_out_columns_and_doubts_have_the_names_of_the_file(tmp_path: Path) -> None:
-    df = frame().rename(columns={"pm25": "PM2.5"}).assign(row=range(48))
+    df = frame().sort_values(["site_id", "date"]).rename(columns={"pm25": "PM2.5"}).assign(row=range(48))
     df.to_csv(tmp_path / "t.csv", index=False)
     made = read(tmp_path / "t.csv", columns={"pm25": "PM2.5", "number": "row"})
     assert [note.split(":")[0] for note in made.left_out] == ["number (row)"]

@@ -79,3 +79,8 @@ def test_a_split_between_sites_at_one_place_is_refused(
     ended = sweep(*arguments(command, toy, tmp_path, *sets))
     check_refused(ended, f"{both}: site_id: ", "spatial", "-2", "one place")
     assert tree(tmp_path) == before
+
+
+def test_an_unknown_harmless_column_is_refused(sweep: Sweep, toy: Path) -> None:
+    ended = sweep("data", "check", toy.parent / "panel.parquet", "--harmless", "nosuch")
+    check_refused(ended, "--harmless", "nosuch is not a channel")
