@@ -89,7 +89,7 @@ def test_keys_on_the_table_of_2021_are_those_of_0_1_0() -> None:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """The unpacked store, whose MLflow database is told its new folder.
+    """The unpacked store, with its new folder in its MLflow database.
 
     Its study file has a key of 0.1.0 that is refused today, and says so.
     """

@@ -345,7 +345,7 @@ def test_the_order_in_which_cells_end_changes_nothing(order: int) -> None:
 
 @pytest.mark.parametrize("draw", range(6))
 def test_the_report_shows_the_look_at_which_a_contrast_stopped(draw: int) -> None:
-    """Also where another contrast has bought more cells of 'none'."""
+    """The report uses the cells of that look, although another contrast has bought more cells of 'none'."""
     of = declared(design={"variant": ["none", "latlon", "sincos"], "seed": {"start": 2, "max": 4}})
     gain = (-3.0, -0.8, 0.0)[draw % 3]
 

@@ -212,7 +212,7 @@ def test_an_origin_with_fewer_folds_than_others_is_not_counted() -> None:
     [("rolling", "test", 0), ("checkerboards", "test", 1), ("blocks", "test", 0.25), ("blocks", "wr", 1)],
 )
 def test_predictions_have_the_variance_of_the_test(kind: str, part: str, expected: float) -> None:
-    """What more seeds would do is computed with the variance factor of the test that decides."""
+    """The effect of more seeds is computed with the variance factor of the test that decides."""
     assert judgement.shared_variance(kind, part, 5) == pytest.approx(expected)
     _, shared = judgement.by_unit(kind, part, np.arange(6), 5, np.zeros((6, 2)))
     assert shared == pytest.approx(expected)

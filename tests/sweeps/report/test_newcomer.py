@@ -1,4 +1,4 @@
-"""What a reader of the report understands without the code: words, marks, regions, settings and truth."""
+"""The report is understood without the code: its words, marks, regions, settings and truth."""
 
 from __future__ import annotations
 

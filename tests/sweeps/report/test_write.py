@@ -298,7 +298,7 @@ def test_the_first_screen_has_the_verdicts_the_figure_and_the_sentences(tmp_path
     assert lines["lat/lon"][2] == "not tested +0.25"
     for verdict in ("better", "worse", "not-tested"):
         assert f"verdict v-{verdict}" in first
-        assert re.search(rf"\.v-{verdict} span::before {{ content: ", page)  # told apart without colour
+        assert re.search(rf"\.v-{verdict} span::before {{ content: ", page)  # distinct without colour
     shows(first, "{kind: checkerboards, degrees: 16, origins: 15}", "share days and monitors")
     shows(first, "6 origins, df 5 to 11 of the test with the larger p.", "60 days, df ")
     shows(first, "jackknife over blocks of monitors; ")
