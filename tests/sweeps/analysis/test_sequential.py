@@ -499,17 +499,17 @@ def state(folder: Path, **changes: Any) -> StudyState:
     return StudyState(str(path))
 
 
-def end(scheduler: Scheduler, of: StudyState, work: Task, value: Value) -> None:
+def end(scheduler: Scheduler, of: StudyState, task: Task, value: Value) -> None:
     """As the runner does it."""
-    made = record(work.cells[0], value(work.cells[0]), work.key)
+    made = record(task.cells[0], value(task.cells[0]), task.key)
     of.store.write_record(made)
-    scheduler.ended(work, made)
+    scheduler.ended(task, made)
 
 
 def handed(scheduler: Scheduler) -> Iterator[Task]:
     """What comes, until there is nothing more at the moment."""
-    while (work := scheduler.next()) is not None:
-        yield work
+    while (task := scheduler.next()) is not None:
+        yield task
 
 
 def name(cell: Cell) -> str:
@@ -524,20 +524,20 @@ def test_new_cells_come_as_soon_as_a_look_is_complete(tmp_path: Path) -> None:
     assert scheduler.outline == "30 cells, 0 recorded, 30 to run; up to 45 more if undecided"
     begun = [*handed(scheduler)]
     assert len(begun) == scheduler.total == 30
-    clusters = [work for work in begun if work.cells[0].split.kind == "clusters"]
-    look = [work for work in clusters if work.cells[0].variant in ("none", "latlon")]
-    for work in look[:-1]:
-        end(scheduler, of, work, value)
+    clusters = [task for task in begun if task.cells[0].split.kind == "clusters"]
+    look = [task for task in clusters if task.cells[0].variant in ("none", "latlon")]
+    for task in look[:-1]:
+        end(scheduler, of, task, value)
     assert scheduler.next() is None
     end(scheduler, of, look[-1], value)  # while those of sincos and of the checkerboard still run
     assert scheduler.total == 30 + 2 * 3 * 2
-    more = [name(work.cells[0]) for work in handed(scheduler)]
+    more = [name(task.cells[0]) for task in handed(scheduler)]
     assert more == [
         f"{arm} clusters {fold} {seed}" for seed in (2, 3) for fold in range(3) for arm in ("none", "latlon")
     ]
     assert scheduler.next() is None
-    for work in (work for work in begun if work not in look):
-        end(scheduler, of, work, value)
+    for task in (task for task in begun if task not in look):
+        end(scheduler, of, task, value)
     assert scheduler.total == 42  # sincos is decided
 
 
@@ -547,8 +547,8 @@ def test_a_study_s_cells_are_those_that_its_records_ask_for(tmp_path: Path) -> N
     of = state(tmp_path)
     assert (len(of.cells), of.further, of.waiting) == (30, 45, [])
     scheduler = Scheduler(of)
-    for work in handed(scheduler):
-        end(scheduler, of, work, value)
+    for task in handed(scheduler):
+        end(scheduler, of, task, value)
     of.refresh()
     assert (len(of.cells), of.further) == (30 + 2 * 3 * 5, 0)
     assert [*of.cells.values()] == of.grid == [cell for cell in of.study.cells() if cell in of.grid]
@@ -565,8 +565,8 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, deat
         while True:
             of = state(folder)
             scheduler = Scheduler(of)
-            for work in handed(scheduler):
-                end(scheduler, of, work, noise)
+            for task in handed(scheduler):
+                end(scheduler, of, task, noise)
                 if (count := count + 1) in deaths:
                     break
             else:
@@ -582,15 +582,15 @@ def test_what_another_study_recorded_is_not_run_again(tmp_path: Path) -> None:
     value = by_arm(none=5, latlon=5, sincos=9)
     listed = state(tmp_path, design={"seed": [2, 3], "split": STUDY["design"]["split"][:1]})
     scheduler = Scheduler(listed)
-    for work in handed(scheduler):
-        end(scheduler, listed, work, value)
+    for task in handed(scheduler):
+        end(scheduler, listed, task, value)
     of = state(tmp_path)
     assert (len(of.cells), of.records()) == (30, {})  # they are seeds of a later look
     scheduler = Scheduler(of)
     names = []
-    for work in handed(scheduler):
-        names.append(name(work.cells[0]))
-        end(scheduler, of, work, value)
+    for task in handed(scheduler):
+        names.append(name(task.cells[0]))
+        end(scheduler, of, task, value)
     assert {one.split()[-1] for one in names if "clusters" in one} == {"0", "1", "4", "5", "6"}
     assert scheduler.total == len(names) == 30 + 2 * 3 * 3
     of.refresh()
@@ -604,8 +604,8 @@ def test_a_part_of_the_study_gets_its_part_of_the_seeds(tmp_path: Path) -> None:
         of, selects=lambda cell: cell.variant in ("none", "latlon") and cell.split.kind == "clusters"
     )
     assert scheduler.outline == "30 cells, 0 recorded, 12 to run; up to 30 more if undecided"
-    for work in handed(scheduler):
-        end(scheduler, of, work, by_arm(none=5, latlon=5))
+    for task in handed(scheduler):
+        end(scheduler, of, task, by_arm(none=5, latlon=5))
     assert scheduler.total == 42
     assert scheduler.handed == 42
 
@@ -624,14 +624,14 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
     scheduler = Scheduler(of, search_points=lambda trials: points)
     assert (scheduler.cells, scheduler.trials, scheduler.further) == (12, 2, 30)
     names = []
-    while (work := scheduler.next()) is not None:
-        if work.kind == "cell":
-            names.append(name(work.cells[0]))
-            end(scheduler, of, work, by_arm(none=5, latlon=5))
+    while (task := scheduler.next()) is not None:
+        if task.kind == "cell":
+            names.append(name(task.cells[0]))
+            end(scheduler, of, task, by_arm(none=5, latlon=5))
             continue
-        trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(work.more)
+        trial = worlds.record(task.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(task.more)
         of.store.search.write_record(trial)
-        scheduler.ended(work, trial)
+        scheduler.ended(task, trial)
     assert len(names) == len({*names}) == scheduler.cells == 2 * 3 * 7
     of.refresh()
     assert (len(of.cells), of.waiting, of.further) == (42, [], 0)
@@ -645,12 +645,12 @@ def test_the_seeds_of_an_arm_wait_for_its_search(tmp_path: Path) -> None:
     scheduler = Scheduler(again, search_points=lambda trials: points)
     assert (scheduler.cells, scheduler.trials) == (12, 2)
     names = []
-    while (work := scheduler.next()) is not None:
-        if work.kind == "cell":
-            names.append(name(work.cells[0]))
+    while (task := scheduler.next()) is not None:
+        if task.kind == "cell":
+            names.append(name(task.cells[0]))
             continue
-        trial = worlds.record(work.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(work.more)
-        scheduler.ended(work, trial)
+        trial = worlds.record(task.key, epochs=1, reported=[], scores={"wr": {"rmse": 1.0}}) | dict(task.more)
+        scheduler.ended(task, trial)
     assert (names, scheduler.cells) == (["none clusters 1 5"], 1)
 
 
@@ -659,12 +659,12 @@ def test_vectors_are_made_of_encoders_that_may_get_seeds_later(tmp_path: Path) -
     small = {"variant": ["none", "geoclip"], "split": STUDY["design"]["split"][:1]}
     of = state(tmp_path, design=small)
     scheduler = Scheduler(of)
-    for work in handed(scheduler):
-        if work.cells[0].variant == "geoclip":
-            end(scheduler, of, work, lambda cell: 5.0)
+    for task in handed(scheduler):
+        if task.cells[0].variant == "geoclip":
+            end(scheduler, of, task, lambda cell: 5.0)
     of.refresh()
     again = Scheduler(of)
-    assert {work.arm.variant for work in handed(again)} == {"none"}
+    assert {task.arm.variant for task in handed(again)} == {"none"}
     assert again.encoders() == {"geoclip"}
 
 
