@@ -1,8 +1,12 @@
 """Processes that slow tests start, watch and wait for."""
 
+import contextlib
+import io
+import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +56,27 @@ def run_sweep(
 ) -> tuple[str, str]:
     """Standard output and error of a command that must end with `status` within three minutes."""
     return end(sweep(folder, *arguments, python=python, env=env), status)
+
+
+def call_sweep(folder: Path, *arguments: str, status: int = 0) -> tuple[str, str]:
+    """Standard output and error of a command that this process runs, for one that starts no Ray.
+
+    A process of its own would import everything again, which takes longer than most commands.
+    """
+    from sweeps import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    terminated = signal.getsignal(signal.SIGTERM)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with unittest.mock.patch.object(sys, "argv", ["sweep", *arguments]):
+            try:
+                cli.main()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+            finally:
+                signal.signal(signal.SIGTERM, terminated)
+    assert code == status, out.getvalue()[-3000:] + err.getvalue()[-3000:]
+    return out.getvalue(), err.getvalue()
 
 
 def end(process: "subprocess.Popen[str]", status: int = 0, seconds: float = 180) -> tuple[str, str]:

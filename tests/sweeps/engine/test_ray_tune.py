@@ -43,7 +43,9 @@ class Sweep:
 
     def __call__(self, *arguments: str, status: int = 0) -> tuple[str, str]:
         """Standard output and error."""
-        return processes.run_sweep(self.folder, *arguments, status=status)
+        apart = arguments[0] == "sync" or (arguments[0] == "run" and "--dry-run" not in arguments)
+        command = processes.run_sweep if apart else processes.call_sweep
+        return command(self.folder, *arguments, status=status)
 
     def counts(self) -> dict[str, int]:
         return dict(json.loads(self("status", "tiny.yaml", "--json")[0])["cells"])
