@@ -67,14 +67,18 @@ def call_sweep(folder: Path, *arguments: str, status: int = 0) -> tuple[str, str
 
     out, err = io.StringIO(), io.StringIO()
     terminated = signal.getsignal(signal.SIGTERM)
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        with unittest.mock.patch.object(sys, "argv", ["sweep", *arguments]):
-            try:
-                cli.main()
-            except SystemExit as ended:
-                code = int(ended.code or 0)
-            finally:
-                signal.signal(signal.SIGTERM, terminated)
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        unittest.mock.patch.object(sys, "argv", ["sweep", *arguments]),
+    ):
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, terminated)
     assert code == status, out.getvalue()[-3000:] + err.getvalue()[-3000:]
     return out.getvalue(), err.getvalue()
 

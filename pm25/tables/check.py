@@ -25,6 +25,7 @@ from pm25.tables.sites import (
     find_wrong_groups,
 )
 from pm25.tables.values import PM25_LOWEST, find_wrong_pm25, find_wrong_values
+from pm25.text import counted
 
 
 def check(
@@ -99,7 +100,10 @@ def check(
     }
     if negative.any() and not any(problem.column == "pm25" for problem in problems):
         lowest = target[negative].min()
-        what = f"{int(negative.sum())} negative values, the lowest {lowest:g}, are kept"
+        count = int(negative.sum())
+        what = (
+            f"{counted(count, 'negative value')}, the lowest {lowest:g}, {'is' if count == 1 else 'are'} kept"
+        )
         if lowest >= PM25_LOWEST:
             what += "; monitors read slightly below zero in clean air"
         notices.append(Problem("pm25", what, rows=rows_of(negative)))

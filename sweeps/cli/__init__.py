@@ -20,7 +20,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, exit_status.end_on_signal)
     try:
         _check_current_folder()
-        status = cli(standalone_mode=False)
+        status = cli(prog_name="sweep", standalone_mode=False)
     except InputError as error:
         click.echo(f"sweep: {error}", err=True)
         status = getattr(error, "status", exit_status.BAD_INPUT)

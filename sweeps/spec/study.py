@@ -1,5 +1,7 @@
 """The study: its data, design, settings and claims as checked values, and the cells that they make."""
 
+import dataclasses
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +42,15 @@ def _named(place: str) -> str:
     if odd is not None:
         what = "a byte that is not UTF-8" if unicodedata.category(odd) == "Cs" else f"the character {odd!r}"
         raise SettingError("", f"the name contains {what}", "rename the file or folder, or use another")
+    if is_foreign(place):
+        fix = "write a path of this system, or an address with two slashes, such as s3://bucket/folder"
+        raise SettingError("", f"{place!r} is neither a path nor an address", fix)
     return place
+
+
+def is_foreign(place: str) -> bool:
+    """Return True for an address with one slash, such as gs:/bucket, and for a path of Windows elsewhere."""
+    return os.name != "nt" and re.match(r"[A-Za-z][A-Za-z0-9+.-]*:(/(?!/)|\\)", place) is not None
 
 
 def _study_name(name: str) -> str:
@@ -499,7 +509,9 @@ class Study(Settings):
         assert self.data.synthetic is not None
         made = synth.synthesize(**self.data.synthetic.model_dump())
         table = pa.Table.from_pandas(made, preserve_index=False)
-        return panel.from_table(table, "synthetic", self.data.channels, self.groups())
+        found = panel.from_table(table, "synthetic", self.data.channels, self.groups())
+        # Its channels are known, and a short panel may have no smoke.
+        return dataclasses.replace(found, left_out=(), doubts=())
 
     def refuse_leaks(self, panel: Panel) -> None:
         """Raise InputError if a channel contains the target, or a split trains on the place of a test site.

@@ -16,7 +16,7 @@ from pm25.splits import AnySplit
 from pm25.text import counted
 from sweeps.spec import suggest, yaml_text
 from sweeps.spec.design import ADAPTIVE, LISTED, SplitFactor, listed
-from sweeps.spec.study import Study
+from sweeps.spec.study import Study, is_foreign
 
 KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit))
 """Kinds of splits."""
@@ -75,10 +75,10 @@ def resolve(reference: str, overrides: Sequence[str] = ()) -> tuple[Study, dict[
 
 
 def _source(field: str, overrides: Sequence[str]) -> str:
-    """Return the last override that set a dotted key, as `a.b=value`; empty if the file set it."""
+    """Return the last override that set a dotted key or a part of its value; empty if the file set it."""
     for override in reversed(overrides):
         name = override.partition("=")[0]
-        if f"{field}.".startswith(f"{name}."):
+        if f"{field}.".startswith(f"{name}.") or name.startswith(f"{field}."):
             return override
     return ""
 
@@ -167,8 +167,8 @@ def _make_absolute(content: dict[str, Any], base: Path) -> None:
 
 
 def _is_address(text: str) -> bool:
-    """Return True for an address, and for a text that no path can have."""
-    return "://" in text or "\0" in text
+    """Return True for an address, and for a text that the study refuses as a path."""
+    return not text or "://" in text or "\0" in text or is_foreign(text)
 
 
 def input_error(
@@ -215,6 +215,9 @@ def _described(
         if kind is None:
             return f"{name}.kind", "missing, and has no default", suggest.use_one_of(KINDS)
         return f"{name}.kind", f"unknown kind {kind!r}", suggest.fix(str(kind), KINDS)
+    if fault["type"].endswith("too_short") and not value:
+        needed = "a text" if fault["type"].startswith("string") else "at least one value"
+        return name, f"{yaml_text.written(value)} is empty", f"give {needed}"
     if fault["type"] == "string_type":
         return name, *_not_a_text(at, value, given, override)
     what = fault["msg"].removeprefix("Value error, ")

@@ -40,7 +40,7 @@ def test_an_override_can_swap_the_data() -> None:
     assert other.data.synthetic is None
     assert other.data.table == Path.cwd() / "p.parquet"
     # The likeliest slip says how to fix it.
-    with refuses("demo.yaml", "data", "--set data.synthetic=null"):
+    with refuses("--set data.table=p.parquet", "data", "--set data.synthetic=null"):
         study_file.load("demo", ["data.table=p.parquet"])
 
 
@@ -215,7 +215,15 @@ def test_the_nearest_key_is_one_of_the_same_block(
     [
         ("design.seed=-1", ("design.seed.0", "0", "-1")),
         ("design.seed=[0, 1.5]", ("design.seed.1", "1.5")),
-        ("design.seed=[]", ("design.seed", "[]")),
+        ("design.seed=[]", ("design.seed", "empty", "at least one value")),
+        ("design.split=[]", ("design.split", "empty", "at least one value")),
+        ("data.channels=[]", ("data.channels", "empty", "at least one value")),
+        ('claims=[{claim: ""}]', ("claims.0.claim", "empty", "give a text")),
+        ('storage=""', ("storage", "empty", "give a text")),
+        ("storage.results=x", ("storage", "a text is needed")),
+        ("storage=gs:/bucket/results", ("storage", "'gs:/bucket/results'", "two slashes")),
+        ("storage='C:\\results'", ("storage", "neither a path nor an address")),
+        ("data.table='C:\\panel.csv'", ("data.table", "neither a path nor an address")),
         (
             "design.variant=geoclop",
             (
@@ -349,6 +357,11 @@ def test_the_nearest_key_is_one_of_the_same_block(
 )
 def test_a_wrong_value_is_named_with_its_field(tmp_path: Path, override: str, said: tuple[str, ...]) -> None:
     refused(write(tmp_path), [override], said)
+
+
+def test_a_folder_may_have_a_colon(tmp_path: Path) -> None:
+    assert study_file.load(write(tmp_path), ["storage=/runs/12:30"]).storage == "/runs/12:30"
+    assert study_file.load(write(tmp_path), ["storage=runs:1/x"]).storage.endswith("/runs:1/x")
 
 
 def test_a_shift_of_a_checkerboard_stays_below_one_cell(tmp_path: Path) -> None:

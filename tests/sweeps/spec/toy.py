@@ -29,5 +29,10 @@ def refused(path: str, overrides: list[str], said: tuple[str | None, ...]) -> No
     with refuses(None, *said) as raised:
         study_file.load(path, overrides)
     field = raised.value.field
-    setters = [f"--set {text}" for text in overrides if f"{field}.".startswith(text.partition("=")[0] + ".")]
+    names = [text.partition("=")[0] for text in overrides]
+    setters = [
+        f"--set {text}"
+        for text, name in zip(overrides, names, strict=True)
+        if f"{field}.".startswith(f"{name}.") or name.startswith(f"{field}.")
+    ]
     assert raised.value.where == (setters[-1] if setters else path)
