@@ -7,8 +7,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import requests
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")  # `--hypothesis-profile default` draws new examples
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Deaf to Ctrl-C, and what they start would be so too; tests interrupt themselves and others.
