@@ -257,7 +257,8 @@ def _own(folder: Path, address: str) -> None:
 
     state = StudyState(str(folder / FILE))
     state.store.prepare()
-    with StudyLock(state.store):
+    with StudyLock(state.store) as lock:
+        state.store = lock.store
         how: dict[str, Any] = {"train_cell": sleeping_cell, "search_trial": SleepingTrial}
         notices = train(state, Scheduler(state), address, **how).notices
     if notices:

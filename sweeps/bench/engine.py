@@ -198,7 +198,8 @@ def _own(cells: int, folder: Path) -> None:
 
     state = study(folder, cells)
     state.store.prepare()
-    with StudyLock(state.store):
+    with StudyLock(state.store) as lock:
+        state.store = lock.store
         notices = train(state, Scheduler(state), train_cell=trivial).notices
     if notices:
         raise RuntimeError("; ".join(notices))

@@ -13,8 +13,8 @@ from sweeps.cli import bench, data, exit_status, results, run, status, text_enco
 def main() -> None:
     """Run the command line and exit.
 
-    The status is 0 for success, 1 if a cell failed, 2 for bad input and 3 if the cluster is lost. After an
-    interrupt it is 130 or 143.
+    The status is 0 for success, 1 if a cell failed and 2 for bad input. It is 3 if the cluster is lost, and 4
+    if another process has taken over the study. After an interrupt it is 130 or 143.
     """
     text_encoding.use_utf8()
     signal.signal(signal.SIGTERM, exit_status.end_on_signal)

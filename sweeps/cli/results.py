@@ -176,7 +176,8 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
     state = open_state(study, overrides)
     state.store.prepare()
     # A run writes to the same views.
-    with StudyLock(state.store), fix_names_study(study, overrides):
+    with StudyLock(state.store, interrupts=True) as lock, fix_names_study(study, overrides):
+        state.store = lock.store
         state.refresh()
         written, address = driver.sync(state)
     print_storage(state)

@@ -169,7 +169,8 @@ def run(
 
     notice = _check_ray(address) if len(recorded) < len(state.grid) else ""
     state.store.prepare()
-    with StudyLock(state.store) as lock, fix_names_study(study, overrides):
+    with StudyLock(state.store, interrupts=True) as lock, fix_names_study(study, overrides):
+        state.store = lock.store
         print_storage(state)
         if notice:
             click.echo(f"sweep: {notice}", err=True)
@@ -381,7 +382,8 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
 
     state = open_state(study, overrides)
     state.store.keys()  # raises InputError for a storage that cannot be read, before the lock is taken
-    with StudyLock(state.store):
+    with StudyLock(state.store) as lock:
+        state.store = lock.store
         state.refresh()
         failed = {key: record for key, record in state.records().items() if record["state"] == "failed"}
         chosen = list(failed)

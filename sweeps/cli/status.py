@@ -20,8 +20,8 @@ from sweeps.cli.shared import (
 
 if TYPE_CHECKING:
     from sweeps.state import StudyState
+    from sweeps.store.driver_process import Driver
     from sweeps.store.failures import FailureGroup
-    from sweeps.store.lock import Driver
     from sweeps.store.records import Record
 
 FAILURES_SHOWN = 8
@@ -59,7 +59,7 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
     count = state.cell_counts(records)
     failed = failures.groups(state.cells, records, state.waiting)
     driver = lock.driver(state.store)
-    training = running.running(state.store) if driver is not None and _may_live(driver) else []
+    training = running.running(state.store) if driver is not None and driver.lives() is not False else []
     stale = _stale(state)
     cells = list(_cells(state, records, {one.key: one for one in training})) if each else []
     if as_json:
@@ -69,7 +69,7 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
             content["further"] = state.further
         content["search"] = state.trial_counts()
         if driver is not None:
-            content["run"] = {**driver.model_dump(mode="json"), "alive": _alive(driver)}
+            content["run"] = {**driver.model_dump(mode="json"), "alive": driver.lives()}
         if training:
             content["training"] = [one.model_dump(mode="json") for one in training]
         if failed:
@@ -146,20 +146,11 @@ def _ended(record: Mapping[str, Any]) -> datetime | None:
         return None
 
 
-def _alive(driver: "Driver") -> bool | None:
-    """Return True if a driver is running; None if it is elsewhere, where only its heartbeat is known."""
-    return driver.lives() if driver.is_here else None
-
-
-def _may_live(driver: "Driver") -> bool:
-    return _alive(driver) is not False
-
-
 def _driver_line(driver: "Driver") -> str:
     """Describe the process that runs a study, or that ran it until it was killed."""
     from sweeps.store.lock import utc
 
-    alive = _alive(driver)
+    alive = driver.lives()
     if alive is False:
         return f"stopped: {driver.name} was killed; the next `sweep run` resumes"
     heartbeat = "" if alive else f", last heartbeat at {utc(driver.beat)}"

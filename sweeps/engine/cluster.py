@@ -246,8 +246,9 @@ class StorageProbe:
         try:
             for info in system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
                 if info.base_name.startswith(PREFIX):
-                    system.delete_file(info.path)
-            write(system, path, probe.name.encode())
+                    with store.fenced():
+                        system.delete_file(info.path)
+            write(system, path, probe.name.encode(), store.fenced)
         except StorageError as error:
             raise store.refusal("written", error) from None
         return probe
@@ -256,7 +257,8 @@ class StorageProbe:
         """Delete the file. If that fails, the next driver deletes it."""
         try:
             system, path = self.store.location(self.name)
-            system.delete_file(path)
+            with self.store.fenced():
+                system.delete_file(path)
         except (*StorageError, InputError):
             return
 
@@ -267,7 +269,7 @@ class StorageProbe:
             system, path = self.store.location(self.name)
             self._find(system, path)
             own = f"{path}-{secrets.token_hex(6)}"
-            write(system, own, b"probe")
+            write(system, own, b"probe", self.store.fenced)
             system.delete_file(own)
         except FileNotFoundError:
             return f"{storage} is another folder than the driver's (it lacks a file that the driver wrote)"

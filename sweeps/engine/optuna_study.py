@@ -193,19 +193,24 @@ class OptunaJournal:
         """Each arm's study and the keys of its trials in the file; None before the file has been read."""
 
     def write(self, searches: Iterable[ArmTrials]) -> None:
-        """Append the trials that the file lacks. A failed write only sets `behind`; trainings continue."""
+        """Append the trials that the file lacks. A failed write only sets `behind`; trainings continue.
+
+        Raises LockLost if another driver has the study.
+        """
         searches = list(searches)
         if self.path is None or not searches:
             return
         self.behind = ""
         try:
             if self._written is None:
-                self._written = self._open(self.path, searches)
+                with self._store.fenced():
+                    self._written = self._open(self.path, searches)
             for trials in searches:
                 study, there = self._written[trials.scope]
                 for record in trials.ended:
                     if record["key"] not in there:
-                        study.add_trial(as_optuna_trial(record, trials))
+                        with self._store.fenced():
+                            study.add_trial(as_optuna_trial(record, trials))
                         there.add(record["key"])
         except OSError as error:
             self.behind, self._written = f"{self.path}: {error.strerror}", None

@@ -12,6 +12,7 @@ from ray import tune
 from pm25.cell import Cell
 from sweeps.engine import cluster, ray_internals, worker
 from sweeps.engine.cluster import StorageProbe
+from sweeps.store.fencing import LockLost
 from sweeps.store.records import Record, Store
 
 REPORT_EVERY_S = 0.5
@@ -25,6 +26,9 @@ SHARED_GPU_IS_FULL = "shared GPU is full"
 
 REFUSED = "refused"
 """State of a result from a node that cannot work for the study; `why` has the reason."""
+
+LOCK_LOST = "lock lost"
+"""State of a result whose driver has lost the study; `why` has the reason."""
 
 
 class StudyTrainable(tune.Trainable):
@@ -96,6 +100,8 @@ class StudyTrainable(tune.Trainable):
                 self._trial = None
                 torch.cuda.empty_cache()
                 return {"state": SHARED_GPU_IS_FULL, "ended": 1, "done": True}
+            except LockLost as error:
+                return {"state": LOCK_LOST, "why": error.args, "ended": 1, "done": True}
             if not ended:
                 assert self._trial is not None
                 draft = self._trial.draft
@@ -165,6 +171,8 @@ class StudyTrainable(tune.Trainable):
             if not self._trial.finished:
                 return False
             self._trial.record()
+        except LockLost:
+            raise
         except Exception as error:
             if isinstance(error, self._to_retry):
                 raise

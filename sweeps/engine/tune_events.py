@@ -12,7 +12,8 @@ from pm25.errors import InputError
 from pm25.panel import Panel
 from sweeps.engine import ray_internals, worker
 from sweeps.engine.study_queue import Observer, StudyQueue
-from sweeps.engine.trainable import REFUSED, SHARED_GPU_IS_FULL
+from sweeps.engine.trainable import LOCK_LOST, REFUSED, SHARED_GPU_IS_FULL
+from sweeps.store.fencing import LockLost
 from sweeps.store.records import Record, Store
 
 
@@ -68,7 +69,10 @@ class TuneEvents(tune.Callback):
         self._observer.started(trial.config["key"], trial.config["kind"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Pass on the record of a task, or why it has none yet; record a search trial that was pruned."""
+        """Pass on the record of a task, or why it has none yet; record a search trial that was pruned.
+
+        Raises LockLost if a worker found that another driver has the study.
+        """
         result = trial.last_result
         if result.get("state") == SHARED_GPU_IS_FULL:
             self._queue.retry_alone(trial.trial_id)
@@ -76,6 +80,8 @@ class TuneEvents(tune.Callback):
         if result.get("state") == REFUSED:
             self._queue.refuse(trial.trial_id, InputError(*result["why"]))
             return
+        if result.get("state") == LOCK_LOST:
+            raise LockLost(*result["why"])
         record = self._records(trial).record(trial.config["key"])
         if record is None:  # pruned by the driver
             draft = {**json.loads(result["draft"]), "state": "pruned"}

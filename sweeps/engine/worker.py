@@ -35,6 +35,7 @@ from pm25.encoders import Embedded
 from pm25.metrics import SCORES
 from pm25.panel import Panel
 from sweeps.store import failures, running
+from sweeps.store.fencing import LockLost
 from sweeps.store.records import Record, Store
 from sweeps.store.running import Progress, ProgressWriter
 
@@ -68,7 +69,7 @@ def train_and_record(
 
     A checkpoint is stored after the first epoch that ends `checkpoint_seconds` after the one before, and a
     training resumes from a stored checkpoint. `more` are further fields of the record. Exceptions of the
-    types `raises` are raised instead of recorded.
+    types `raises` are raised instead of recorded, and so is LockLost.
     """
     import torch
 
@@ -103,6 +104,8 @@ def train_and_record(
             raise ArithmeticError(f"test RMSE is {result.metrics['test_rmse']}")
         record |= {"counts": result.counts, "audit": result.audit, "seconds": round(result.seconds, 3)}
         record |= _peak_memory(device)
+    except LockLost:
+        raise
     except Exception as error:
         if isinstance(error, raises):
             raise

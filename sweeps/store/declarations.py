@@ -118,7 +118,7 @@ def read(store: Store) -> list[Declaration]:
 def declare(study: Study, store: Store) -> None:
     """Store what a study declares now, with the time, unless the last declaration is the same.
 
-    Raises InputError for a damaged file, and for a storage that cannot be read or written.
+    Raises InputError for a damaged file, and for a storage that cannot be read or written. Raises LockLost.
     """
     known, declared = read(store), content(study)
     if known and known[-1].sha256 == digest(declared):
@@ -128,7 +128,7 @@ def declare(study: Study, store: Store) -> None:
         counts = _scored(store), _scored(store.search)
         system, path = store.location(FILE)
         items = [_json(one) for one in (*known, Declaration(time, *counts, declared))]
-        records.write(system, path, json.dumps(items, indent=1).encode())
+        records.write(system, path, json.dumps(items, indent=1).encode(), store.fenced)
     except StorageError as error:
         raise store.refusal("written", error) from None
 

@@ -1,10 +1,11 @@
 """The store: records of the cells and search trials that have ended, on any file system of pyarrow."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,10 +13,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
+import tenacity
 
 from pm25 import uri
 from pm25.errors import InputError
-from sweeps.store import database
+from sweeps.store import database, driver_process, fencing
+from sweeps.store.fencing import LockLost
 
 Record = dict[str, Any]
 """Content of a `result.json`: `key`, `state` ('done', 'failed', or 'pruned' for search trials), the `cell` or
@@ -54,9 +57,9 @@ _ENDED = {"cells": ("done", "failed"), "search": ("done", "failed", "pruned")}
 class Store:
     """Files of a study's cells, `<storage>/<study>/cells/<key>/`, or of its search trials, under `search`.
 
-    A `result.json` in a key's folder means that the cell has ended. A store consists of three strings, so it
+    A `result.json` in a key's folder means that the cell has ended. A store consists of four strings, so it
     can be sent to any worker. Methods raise the file system's own errors (`StorageError`) unless their
-    docstring names another error.
+    docstring names another error. Methods that write or delete also raise LockLost (`fenced`).
 
     Parameters
     ----------
@@ -66,11 +69,14 @@ class Store:
         Name of the study.
     folder : {"cells", "search"}
         Files of cells, or of search trials.
+    token : str
+        Token of the driver that writes (`Driver.token`); empty without a driver, and nothing is checked then.
     """
 
     storage: str
     study: str
     folder: Literal["cells", "search"] = "cells"
+    token: str = ""
 
     @property
     def search(self) -> "Store":
@@ -98,6 +104,43 @@ class Store:
         return InputError(
             uri.without_secrets(self.storage), "storage", f"cannot be {what} ({uri.reason(error)})", fix
         )
+
+    @contextlib.contextmanager
+    def fenced(self) -> Iterator[None]:
+        """Run a block that writes to the study, if the driver with `token` still has it. Raises LockLost.
+
+        On a file system with file locks, no other driver can take the study during the block. Elsewhere the
+        check comes immediately before the block. It costs a small read, or one request to object storage.
+        """
+        if not self.token:
+            yield
+            return
+        system, path = self.location(driver_process.FILE)
+        with contextlib.ExitStack() as lock:
+            with contextlib.suppress(FileNotFoundError):  # the study's folder was deleted
+                lock.enter_context(fencing.locked(system, path.rsplit("/", 1)[0]))
+            fencing.check(self.token, self.driver_file(), path, self.study)
+            yield
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception(lambda error: getattr(error, "errno", None) == errno.ESTALE),
+        stop=tenacity.stop_after_attempt(5),
+        reraise=True,
+    )
+    def driver_file(self) -> bytes | None:
+        """Read `driver.json`; None if it does not exist.
+
+        On NFS, a file that another machine replaces is stale for a process that has just opened it.
+        """
+        try:
+            return read(*self.location(driver_process.FILE))
+        except FileNotFoundError:
+            return None
+
+    def check_lock(self) -> None:
+        """Raise LockLost if the driver with `token` does not have the study any more."""
+        with self.fenced():
+            return
 
     def prepare(self) -> None:
         """Create the study's folders and test that files can be written there. Raises InputError."""
@@ -174,7 +217,7 @@ class Store:
             return
         for info in system.get_file_info(pyarrow.fs.FileSelector(folder)):
             if _is_part(info.base_name):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError), self.fenced():
                     system.delete_file(info.path)
 
     def forget(self, key: str) -> None:
@@ -182,7 +225,7 @@ class Store:
         # The record is deleted first: if the rest fails, no record is left without its files.
         self.delete_file(key, "result.json")
         system, folder = self.location(self.folder, key)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self.fenced():
             system.delete_dir(folder)
 
     def size(self, keys: Iterable[str]) -> int:
@@ -233,12 +276,12 @@ class Store:
             # The upload in parts is opened before the content is sent. If it were opened with the first part
             # and that part failed, pyarrow would leave an empty object.
             system, _ = uri.open_system(self.storage, at_once=False)
-        write(system, path, content)
+        write(system, path, content, self.fenced)
 
     def delete_file(self, key: str, name: str) -> None:
         """Delete one file of a cell, if it exists."""
         system, path = self.location(self.folder, key, name)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self.fenced():
             system.delete_file(path)
 
 
@@ -251,17 +294,26 @@ def read(system: pyarrow.fs.FileSystem, path: str) -> bytes:
         return bytes(stream.read())
 
 
-def write(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
-    """Write a file atomically: readers see the old content or the new one. Missing folders are created."""
+def write(
+    system: pyarrow.fs.FileSystem,
+    path: str,
+    content: bytes | pa.Buffer,
+    fenced: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
+    """Write a file atomically: readers see the old content or the new one. Missing folders are created.
+
+    Whatever becomes visible does so inside a block `fenced()`, that of the store (`Store.fenced`).
+    """
     if _writes_atomically(system):
         # After an exception, pyarrow completes the object with the bytes it has so far. Ctrl-C can raise
         # anywhere, but only in the main thread, so another thread writes.
-        with ThreadPoolExecutor(1) as pool:
+        with fenced(), ThreadPoolExecutor(1) as pool:
             pool.submit(_put, system, path, content).result()
         return
     folder, name = path.rsplit("/", 1)
     part = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
-    system.create_dir(folder, recursive=True)
+    with fenced():
+        system.create_dir(folder, recursive=True)
     try:
         if isinstance(system, pyarrow.fs.LocalFileSystem):
             with open(part, "wb") as file:
@@ -270,8 +322,9 @@ def write(system: pyarrow.fs.FileSystem, path: str, content: bytes | pa.Buffer) 
                 os.fsync(file.fileno())  # or a power failure may leave an empty file
         else:
             _put(system, part, content)
-        system.move(part, path)
-    except StorageError:
+        with fenced():
+            system.move(part, path)
+    except (*StorageError, LockLost):
         with contextlib.suppress(*StorageError):  # the disk may be full
             system.delete_file(part)
         raise

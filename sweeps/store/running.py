@@ -63,11 +63,12 @@ class Progress(BaseModel):
 class ProgressWriter:
     """Writes the progress of one training, at once and then at most every `WRITE_EVERY_S`.
 
-    A storage that fails does not end the training: its record says whether it could be written.
+    A storage that fails does not end the training: its record says whether it could be written. LockLost does
+    end it, and so a training of a lost study ends after `WRITE_EVERY_S` or one epoch.
     """
 
     def __init__(self, store: Store, first: Progress) -> None:
-        self._progress = first
+        self._store, self._progress = store, first
         self._system, self._path = store.location(FOLDER, f"{first.key}.json")
         self._last = time.monotonic()
         self._write()
@@ -85,7 +86,7 @@ class ProgressWriter:
 
     def _write(self) -> None:
         with contextlib.suppress(*StorageError):
-            write(self._system, self._path, self._progress.model_dump_json().encode())
+            write(self._system, self._path, self._progress.model_dump_json().encode(), self._store.fenced)
 
 
 def running(store: Store, keys: Iterable[str] | None = None) -> list[Progress]:
@@ -120,12 +121,12 @@ def running(store: Store, keys: Iterable[str] | None = None) -> list[Progress]:
 def ended(store: Store, key: str) -> None:
     """Delete the file of a training that has ended."""
     system, path = store.location(FOLDER, f"{key}.json")
-    with contextlib.suppress(*StorageError):
+    with contextlib.suppress(*StorageError), store.fenced():
         system.delete_file(path)
 
 
 def clear(store: Store) -> None:
     """Delete the files of all trainings; the run that calls it has the study's lock, and trains nothing."""
     system, folder = store.location(FOLDER)
-    with contextlib.suppress(*StorageError):
+    with contextlib.suppress(*StorageError), store.fenced():
         system.delete_dir(folder)

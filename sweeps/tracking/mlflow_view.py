@@ -78,6 +78,9 @@ class Tracker:
 
     `data` describes the panel (`StudyState.data`). Raises InputError if the tracking store cannot be opened
     or refuses the user, and its subclass `Unreachable` if a server does not answer.
+
+    If the store has the token of a driver, a run is written only while that driver has the study. Otherwise
+    LockLost is raised.
     """
 
     def __init__(self, store: Store, uri: str | None, data: Mapping[str, Any] | None = None) -> None:
@@ -87,6 +90,7 @@ class Tracker:
         self._datasets: set[str] = set()
         """Fingerprints of the data sets that the server already has."""
         self.uri = uri or default_tracking(store.storage)
+        store.check_lock()
         readiness.check(self.uri, store.study)
         artifacts = artifacts_uri(store.storage, self.uri)
         with input_errors(self.uri), mlflow_internals.default_artifacts(artifacts):
@@ -108,6 +112,7 @@ class Tracker:
 
     def _tag(self, name: str, value: str) -> None:
         if self._tags.get(name) != value:
+            self._store.check_lock()
             self._client.set_experiment_tag(self.experiment_id, name, value)
             self._tags[name] = value
 
@@ -191,6 +196,7 @@ class Tracker:
                 yield run
 
     def _remove(self, run: Run) -> None:
+        self._store.check_lock()
         if run.info.status == "RUNNING":
             self._client.set_terminated(run.info.run_id, "KILLED")
         self._client.delete_run(run.info.run_id)
@@ -198,6 +204,7 @@ class Tracker:
     def _move_to_parent(self, run: Run, record: Record) -> None:
         parent = self._parent(record)
         if run.data.tags.get("mlflow.parentRunId") != parent.run_id:
+            self._store.check_lock()
             self._client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.run_id)
 
     def _parent(self, record: Record) -> _Parent:
@@ -209,6 +216,7 @@ class Tracker:
         child = run_content(record).tags
         place = child["arm"], child.get("split")
         if place not in self._parents:
+            self._store.check_lock()
             shared = {name: child[name] for name in PARENT_TAGS if name in child}
             tags = {"kind": PARENTS[child["kind"]], "view": VIEW, **self._origin, **shared}
             name, tags[NOTE] = parent_content(child)
@@ -253,6 +261,7 @@ class Tracker:
 
         The end comes last: `sync` replaces a run without it, so that no incomplete run is kept.
         """
+        self._store.check_lock()
         content = run_content(record)
         tags = {**content.tags, **self._origin, "mlflow.parentRunId": parent}
         start, end = (milliseconds(record[stamp]) for stamp in ("started", "ended"))
@@ -312,6 +321,7 @@ class Tracker:
                 self._tag(mlflow_internals.view_tag(key), mlflow_internals.view_value(page.name, page.state))
 
     def _update_parent(self, parent: _Parent, content: Mapping[str, float | str]) -> None:
+        self._store.check_lock()
         numbers = {name: value for name, value in content.items() if not isinstance(value, str)}
         for name, text in content.items():
             if isinstance(text, str) and parent.tags.get(name) != text:
@@ -344,6 +354,7 @@ class Tracker:
                 Path(folder, name).write_bytes(content)
             for (_, split), parent in (self._parents or {}).items():
                 if split is not None:
+                    self._store.check_lock()
                     mlflow_internals.upload_folder(parent.artifacts, folder, "figures", self.uri)
 
     def register(self, winner: "Winner", example: "pd.DataFrame") -> str | None:
@@ -356,6 +367,7 @@ class Tracker:
 
         name = f"{self._store.study}.{winner.name}"
         with input_errors(self.uri):
+            self._store.check_lock()
             summary = f"The best of {winner.arm} in the study {self._store.study}."
             model_registry.create_model(self._client, name, summary)
             version = model_registry.find_version(self._client, name, winner)

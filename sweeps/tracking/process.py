@@ -20,6 +20,7 @@ from pm25.cell import Cell
 from pm25.errors import InputError
 from sweeps.spec.tracking_address import without_password
 from sweeps.store import declarations
+from sweeps.store.fencing import LockLost
 from sweeps.store.records import Record, Store, default_tracking
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class TrackingProcess:
 
     MLflow thus needs no time and no memory of the driver. A tracking store that does not answer, or a killed
     process, stops no training. `behind` then says why the view is incomplete, and `sweep sync` completes it.
-    The end of the `with` block waits until everything is written.
+    The end of the `with` block waits until everything is written. If another driver has taken over the study,
+    the process writes nothing more.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class TrackingProcess:
         self._answered: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._hear, daemon=True).start()
         self._uri = uri
-        self._send("open", [store.storage, store.study, uri, data])
+        self._send("open", [store.storage, store.study, store.token, uri, data])
         self._recorded = recorded
 
     def __enter__(self) -> Self:
@@ -186,14 +188,23 @@ def serve() -> None:
     def answer(what: str, value: Any = None) -> None:
         print(json.dumps([what, value]), file=answers, flush=True)
 
-    _, (storage, study, uri, data) = messages.get()
+    _, (storage, study, token, uri, data) = messages.get()
     try:
-        view = MlflowMirror(Store(storage, study), uri, data)
-    except InputError as error:
+        view = MlflowMirror(Store(storage, study, token=token), uri, data)
+        answer("open", view.behind)
+        _mirror(view, messages, closing, answer)
+    except InputError as error:  # LockLost, or a tracking store that no waiting will open
         answer("refused", error.args)
         listener.join()
-        return
-    answer("open", view.behind)
+
+
+def _mirror(
+    view: "MlflowMirror",
+    messages: "queue.Queue[tuple[str, Any]]",
+    closing: threading.Event,
+    answer: Callable[..., None],
+) -> None:
+    """Write what the messages bring until the driver closes. Raises LockLost if another driver took over."""
     verb, note, last = "", None, time.monotonic()
     models: list[Any] = []
     while verb != "close":
@@ -319,6 +330,8 @@ class MlflowMirror:
     def _try(self, write: Callable[[], None]) -> None:
         try:
             write()
+        except LockLost:
+            raise
         except Exception as error:  # no error of the tracking store may end the training
             self._failed(error)
         else:
