@@ -49,8 +49,8 @@ class Driver(BaseModel):
     def lives(self) -> bool | None:
         """Return whether the process is running; None if only its heartbeats can show it.
 
-        None is returned on another machine or in another container. It is also returned if this user may not
-        see the process, or if the only difference is a start time that a changed clock would explain.
+        This is so on another machine, in another container, and for a process that this user may not see. It
+        is also so if only the start time differs, since the clock may have been set.
         """
         own = process_space()
         if self.process_space not in (own, " ".join(own.split(" ")[:2])):  # version 0.1 wrote two parts

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import click
 import pytest
 
 from sweeps.cli import cli
+from sweeps.store import lock
 from tests.sweeps.cli.commands import Ended, Sweep, check_refused, toy_keys, tree
+from tests.sweeps.store.test_lock import take_over
 
 
 def loaded_by(*commands: list[str]) -> set[str]:
@@ -64,6 +67,33 @@ def test_an_interrupt_is_130_and_loses_nothing(
     after = tree(toy.parent)
     after.pop("results/toy/declarations.json")  # what is claimed, before any training
     assert after == before
+
+
+def test_a_study_that_is_taken_over_is_exit_4_and_is_left_alone(
+    sweep: Sweep, toy: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: dict[str, str] = {}
+
+    def stored() -> dict[str, str]:
+        found = tree(toy.parent / "results" / "toy")
+        return {name: digest for name, digest in found.items() if name != "driver.json"}
+
+    def train(*_: Any, **__: Any) -> None:
+        left.update(stored())
+        take_over(toy.parent / "results" / "toy" / "driver.json")
+        time.sleep(60)
+
+    monkeypatch.setattr(sys.modules["sweeps.engine.ray_tune"], "run", train)
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    ended = sweep("run", toy)
+    assert ended.status == 4
+    line = ended.err.splitlines()[-1]
+    assert re.fullmatch(
+        r"sweep: .*driver\.json: process 1 on host node7 has taken over study toy\. Fix.*", line
+    )
+    assert "Traceback" not in ended.err
+    assert left
+    assert stored() == left
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from sweeps.engine import worker
 from sweeps.spec import study_file
-from sweeps.store.lock import Driver, StudyLock
+from sweeps.store.driver_process import Driver
+from sweeps.store.lock import StudyLock
 from sweeps.store.records import Store
 from sweeps.store.running import Progress, ProgressWriter
 from tests.sweeps.cli.commands import Sweep, by_key, check_refused, fail, toy_keys, tree
@@ -123,7 +124,7 @@ def test_status_after_a_run_was_killed(sweep: Sweep, toy: Path, store: Store, el
     with StudyLock(store):
         path = toy.parent / "results" / "toy" / "driver.json"
         driver = Driver.model_validate_json(path.read_text())
-    change = {"process_space": "elsewhere"} if elsewhere else {"process_started": 1.0}
+    change = {"process_space": "elsewhere"} if elsewhere else {"start_ticks": 1}
     path.write_text(driver.model_copy(update=change).model_dump_json())
     train(store, toy_keys(toy)[3])
     line, *others = sweep("status", toy).out.splitlines()[1:]

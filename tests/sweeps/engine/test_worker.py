@@ -27,8 +27,13 @@ from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.analysis import results
 from sweeps.engine import worker
+from sweeps.store import running
+from sweeps.store.fencing import LockLost
+from sweeps.store.lock import StudyLock
 from sweeps.store.records import Record, Store
 from tests import worlds
+from tests.errors import refuses
+from tests.sweeps.store.test_lock import take_over
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -920,6 +925,27 @@ def test_a_worker_that_is_killed_after_its_record_leaves_a_checkpoint_to_delete(
     assert store.holding(worker.CHECKPOINT) == {KEY, "unfinished"}
     worker.delete_checkpoints(store, [KEY, "never checkpointed"])
     assert store.holding(worker.CHECKPOINT) == {"unfinished"}
+
+
+@pytest.mark.parametrize("kind", ["cell", "trial"])
+def test_a_study_that_was_taken_over_fails_no_training(panel: Panel, tmp_path: Path, kind: str) -> None:
+    """Its driver has lost the study between two epochs: no checkpoint, no record, and no failure."""
+    file = tmp_path / "toy" / "driver.json"
+
+    def lose(*_: Any) -> None:
+        take_over(file)
+
+    with refuses(kind=LockLost), StudyLock(Store(str(tmp_path), "toy")) as own:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(running.ProgressWriter, "epoch", lose)
+            with refuses("driver.json", "", "process 1 on host node7", kind=LockLost):
+                if kind == "cell":
+                    worker.train_and_record(cell(), KEY, panel, own.store, checkpoint_seconds=0)
+                else:
+                    trained(search_trial(panel, own.store.search, placements(), checkpoint_seconds=0))
+        for store in (own.store, own.store.search):
+            assert store.record(KEY) is None
+            assert store.read_file(KEY, worker.CHECKPOINT) is None
 
 
 def test_a_point_at_which_training_diverges_at_once(panel: Panel, tmp_path: Path) -> None:

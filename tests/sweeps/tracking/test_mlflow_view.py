@@ -20,8 +20,11 @@ from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.bench.engine import trivial
+from sweeps.store.fencing import LockLost
+from sweeps.store.lock import StudyLock
 from sweeps.store.records import Record, Store, default_tracking
 from tests.errors import refuses
+from tests.sweeps.store.test_lock import take_over
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -305,6 +308,25 @@ def test_a_forgotten_cell_and_its_parent_are_removed(store: Store, runs: Any) ->
     opened(store).sync(records[:1])
     assert [run.data.tags["variant"] for run in runs()] == ["none"]
     assert [run.data.tags["variant"] for run in runs("arm")] == ["none"]
+
+
+def test_nothing_is_written_for_a_driver_that_has_lost_the_study(store: Store, runs: Any) -> None:
+    records = [stored(store, seed) for seed in range(3)]
+    with refuses(kind=LockLost), StudyLock(store) as own:
+        tracker = opened(own.store)
+        tracker.sync(records[:1])
+        before = [run.to_dictionary() for kind in ("cell", "arm") for run in runs(kind)]
+        take_over(Path(store.storage) / "toy" / "driver.json")
+        for write in (
+            lambda: tracker.write(records[1:]),
+            lambda: tracker.sync([]),
+            lambda: tracker.describe("RMSE 5"),
+            lambda: tracker.answer({("none", "random"): {"n": 1.0, "n_failed": 0.0, "n_expected": 1.0}}),
+            lambda: opened(own.store),
+        ):
+            with refuses("driver.json", "", "process 1 on host node7", kind=LockLost):
+                write()
+        assert [run.to_dictionary() for kind in ("cell", "arm") for run in runs(kind)] == before
 
 
 def test_pages_are_saved_and_linked(store: Store, runs: Any, client: MlflowClient) -> None:

@@ -17,6 +17,7 @@ from pm25.cell import Cell
 from pm25.splits import RandomSplit
 from sweeps.bench.engine import trivial
 from sweeps.spec.study import Study
+from sweeps.store.fencing import LockLost
 from sweeps.store.records import Record, Store
 from sweeps.tracking import process
 from sweeps.tracking.parent_metrics import Aggregates
@@ -242,6 +243,35 @@ def test_what_was_missed_is_written_when_the_tracking_store_answers_again(
     assert view.behind == ""
     add("g")
     assert tracker.asked[5:] == [("write", ["g"])]
+
+
+def test_a_driver_that_has_lost_its_study_ends_the_view(
+    tracker: Tracker, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The view is not behind, and nothing is tried again."""
+    view = MlflowMirror(store, None)
+    lost = LockLost("driver.json", "", "process 1 on host a has taken over study toy", "wait")
+
+    def lose(records: list[Record]) -> None:
+        raise lost
+
+    monkeypatch.setattr(tracker, "sync", lose)
+    for write in (lambda: view.catch_up(at_leisure=False), lambda: view.finish("note")):
+        with refuses("driver.json", kind=LockLost):
+            write()
+    assert view.behind == ""
+    assert tracker.asked == []
+
+
+def test_the_reason_of_a_lost_study_is_passed_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        'print(\'["open", ""]\'); '
+        'print(\'["refused", ["driver.json", "", "process 1 has taken over study toy", "wait"]]\')'
+    )
+    monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, code))
+    with TrackingProcess(store, "http://127.0.0.1:9", []) as made:
+        made.opened()
+    assert made.behind == "driver.json: process 1 has taken over study toy. Fix: wait."
 
 
 def test_the_last_attempt_does_not_wait_and_describes_only_what_is_whole(tracker: Tracker) -> None:
