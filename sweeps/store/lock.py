@@ -1,7 +1,7 @@
 """Lock of a study: one driver at a time on any storage, with takeover from a driver that has died.
 
-No decision compares two clocks. A dead process is known by its process id and its start in ticks since the
-boot, and a dead driver elsewhere by its heartbeats, which are counted.
+No decision compares two clocks. A process is known by its id and its start in ticks since the boot. A dead
+driver elsewhere is known by its heartbeats, which are counted.
 """
 
 import contextlib
