@@ -16,9 +16,12 @@ from matplotlib.figure import Figure
 from pm25.errors import InputError
 from sweeps.cli import cli
 from sweeps.store import lock
+from sweeps.store.fencing import LockLost
 from sweeps.store.lock import StudyLock
 from sweeps.store.records import Store
 from tests import processes
+from tests.errors import refuses
+from tests.processes import wait_for
 
 SMALLER = (
     "data.synthetic={sites: 40, days: 50, seed: 0}",
@@ -129,20 +132,17 @@ def test_one_driver_holds_a_study_in_a_bucket(objects: Any, monkeypatch: pytest.
     monkeypatch.setattr(lock, "SETTLE_S", 0.1)
     monkeypatch.setattr(lock, "BEAT_S", 0.1)
     store = Store(f"{objects.bucket()}/results", "demo")
-    with StudyLock(store) as first:
-        with (
-            pytest.raises(InputError) as raised,
-            StudyLock(store),
-        ):
+    system, path = store.location("driver.json")
+    with refuses("driver.json", "", "was deleted", kind=LockLost), StudyLock(store) as first:
+        with pytest.raises(InputError) as raised, StudyLock(store):
             pass
         assert "driver.json" in str(raised.value)
         assert str(os.getpid()) in str(raised.value)
-        time.sleep(0.5)
+        beats = lock.driver(store)
+        wait_for(lambda: lock.driver(store) != beats, "a heartbeat")
         assert not first.lost
-        system, path = store.location("driver.json")
         system.delete_file(path)
-        time.sleep(0.5)
-        assert path in first.lost
+        wait_for(lambda: first.lost, "the loss")
     with StudyLock(store):  # which is free again
         pass
     assert system.get_file_info(path).type == pyarrow.fs.FileType.NotFound

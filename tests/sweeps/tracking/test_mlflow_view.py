@@ -319,7 +319,7 @@ def test_nothing_is_written_for_a_driver_that_has_lost_the_study(store: Store, r
         take_over(Path(store.storage) / "toy" / "driver.json")
         for write in (
             lambda: tracker.write(records[1:]),
-            lambda: tracker.sync([]),
+            lambda: tracker.sync(records),
             lambda: tracker.describe("RMSE 5"),
             lambda: tracker.answer({("none", "random"): {"n": 1.0, "n_failed": 0.0, "n_expected": 1.0}}),
             lambda: opened(own.store),
