@@ -107,3 +107,19 @@ def workers_of(driver: int) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue  # it ended meanwhile
     return found
+
+
+def listening(driver: int) -> dict[str, set[str]]:
+    """Addresses at which the process `driver` and those below it listen, by the name of the process.
+
+    Linux lists every socket in /proc/net/tcp, tcp6, udp and udp6, and a process's own in /proc/PID/fd.
+    """
+    found: dict[str, set[str]] = {}
+    for process in (psutil.Process(driver), *psutil.Process(driver).children(recursive=True)):
+        try:
+            name, sockets = process.name(), process.net_connections("inet")
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue  # it ended meanwhile
+        addresses = {one.laddr.ip.removeprefix("::ffff:") for one in sockets if not one.raddr and one.laddr}
+        found.setdefault(name, set()).update(addresses)
+    return found

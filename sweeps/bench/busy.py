@@ -24,10 +24,11 @@ import yaml
 from pm25.cell import Cell
 from pm25.metrics import SCORES
 from pm25.panel import Panel
+from pm25.scratch import scratch
 from sweeps.bench import harness
 from sweeps.bench.engine import trivial
 from sweeps.bench.harness import Measurement
-from sweeps.engine import worker
+from sweeps.engine import ray_internals, temp_folder, worker
 from sweeps.state import StudyState
 from sweeps.store.records import Record, Store
 
@@ -211,18 +212,19 @@ def _timestamp(stamp: str) -> float:
 
 def _environment() -> dict[str, str]:
     """Build the environment of the cluster and the run; each pretended GPU has 16 GB."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    return {**os.environ, **token, "SWEEP_PRETEND_GPUS": "16", "RAY_USAGE_STATS_ENABLED": "0"}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    private = {**token, **ray_internals.LOOPBACK_ONLY}
+    return {**os.environ, **private, "SWEEP_PRETEND_GPUS": "16", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @contextlib.contextmanager
 def _cluster(environment: Mapping[str, str]) -> Iterator[str]:
     """Start a local Ray cluster with pretended GPUs, and yield its address; it stops with the context."""
     port = _free_port()
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
+    with scratch() as folder:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         command += [f"--num-gpus={GPUS}", f"--num-cpus={GPUS}", "--include-dashboard=false"]
-        command += [f"--port={port}", "--node-ip-address=127.0.0.1", f"--temp-dir={scratch}"]
+        command += [f"--port={port}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder / temp_folder.RAY}"]
         command += [f"--dashboard-agent-listen-port={_free_port()}", f"--object-store-memory={2**28}"]
         with tempfile.TemporaryFile("w+") as log:
             head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

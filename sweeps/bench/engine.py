@@ -37,6 +37,8 @@ import ray
 from mlflow import MlflowClient
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
+from pm25.scratch import scratch
+from sweeps.engine import ray_internals, temp_folder
 
 uri = f"sqlite:///{folder}/mlflow.db"
 MlflowClient(tracking_uri=uri).create_experiment("plain")
@@ -48,20 +50,23 @@ class Trivial(tune.Trainable):
     def reset_config(self, new_config):
         return True
 
-ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-tune.Tuner(
-    Trivial,
-    param_space={f"param_{i}": i for i in range(15)} | {"param_0": tune.grid_search(list(range(cells)))},
-    tune_config=tune.TuneConfig(reuse_actors=True),
-    run_config=tune.RunConfig(
-        name="plain",
-        storage_path=folder,
-        verbose=0,
-        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        callbacks=[MLflowLoggerCallback(tracking_uri=uri, experiment_name="plain")],
-    ),
-).fit()
-ray.shutdown()
+with scratch(temp_folder.choose()[0]) as private, ray_internals.private_token(private):
+    with ray_internals.loopback_only():
+        quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+        ray.init(**quiet, _temp_dir=str(private / "ray"))
+    tune.Tuner(
+        Trivial,
+        param_space={f"param_{i}": i for i in range(15)} | {"param_0": tune.grid_search(list(range(cells)))},
+        tune_config=tune.TuneConfig(reuse_actors=True),
+        run_config=tune.RunConfig(
+            name="plain",
+            storage_path=folder,
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[MLflowLoggerCallback(tracking_uri=uri, experiment_name="plain")],
+        ),
+    ).fit()
+    ray.shutdown()
 from sweeps.bench.harness import peak_mb
 print(peak_mb())
 """

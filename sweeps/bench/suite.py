@@ -1,9 +1,9 @@
 """All measurements, or one group of them."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pm25.scratch import scratch
 from sweeps.bench import busy, calibration, engine, mirror, report, scale, trial
 from sweeps.bench.harness import Measurement
 
@@ -26,8 +26,7 @@ def measure(
     go to SQLite, and to `server` if it is given. `recorded` is a study's folder from which the simulation
     draws the seconds of cells.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch() as folder:
         if only in (None, "trial"):
             yield from trial.run(table or _synthetic(folder), folder / "results")
         if only in (None, "engine"):

@@ -202,10 +202,11 @@ def _check_ray(address: str | None) -> str:
         from sweeps.engine import temp_folder
 
         return temp_folder.choose()[1]
-    from sweeps.engine import connection
+    from sweeps.engine import connection, token_file
 
+    notice = token_file.protect()
     connection.check_answers(address)
-    return ""
+    return notice
 
 
 @click.command(
@@ -291,9 +292,12 @@ def submit(
     if declared.tracking is None and not (show_status or stop):
         default_tracking(declared.storage)  # raises InputError for a bucket, which cannot hold SQLite
 
+    from sweeps.engine import token_file
     from sweeps.engine.submit import JobClient, command, environment, staged
 
     variables = environment(env)
+    if notice := token_file.protect():
+        click.echo(f"sweep: {notice}", err=True)
     cluster = JobClient(address)
     again = f"{command_line('submit', study, overrides)} --address {shlex.quote(address)}"
     job = cluster.job(declared)

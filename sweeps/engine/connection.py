@@ -18,6 +18,7 @@ import pm25
 import sweeps
 from pm25.errors import InputError
 from pm25.panel import Panel
+from pm25.scratch import scratch
 from sweeps.engine import cluster, ray_internals, temp_folder
 from sweeps.engine.cluster import HeadLost
 from sweeps.engine.ray_internals import Head
@@ -35,28 +36,39 @@ HEAD_FIX = "give the head's HOST:6379"
 
 
 @contextlib.contextmanager
-def connected(address: str | None, panel: Panel) -> Iterator[None]:
+def connected(address: str | None, panel: Panel) -> Iterator[Path]:
     """Start a Ray of this process's own, or join the cluster at `address`, and leave it at the end.
+
+    Yields a private temporary folder. A Ray of this process's own has its files there; it listens on the
+    loopback address only, and accepts only processes that know its token.
 
     Raises InputError when no cluster of this Ray version answers, and HeadLost when its head dies meanwhile.
     """
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(scratch(temp_folder.choose()[0] if address is None else None))
+        if address is None:
+            stack.enter_context(ray_internals.private_token(folder))
+        yield from _connected(address, panel, folder)
+
+
+def _connected(address: str | None, panel: Panel, folder: Path) -> Iterator[Path]:
     where = f"--address {address}" if address is not None else "Ray"
     if address is None:
-        folder, _ = temp_folder.choose()
         # For the panel, the embeddings and Tune's own objects; by default Ray takes a third of all memory.
         store_bytes = 256 * 2**20 + 2 * (panel.features.nbytes + panel.target.nbytes)
         options: dict[str, Any] = {
             "address": "local",
             "include_dashboard": False,
             "object_store_memory": store_bytes,
-            "_temp_dir": folder,
+            "_temp_dir": str(folder / temp_folder.RAY),  # which Ray opens to everybody
         }
     else:
         check_answers(address)
         options = {"address": address, "runtime_env": _environment()}
     on_sigterm = signal.getsignal(signal.SIGTERM)  # which Ray replaces with a handler of its own
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
+        with ray_internals.loopback_only() if address is None else contextlib.nullcontext():
+            ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
     except (OSError, ValueError, RuntimeError) as error:  # such as a cluster of another Python
         reason, verb = " ".join(str(error).split()), "start" if address is None else "connect"
         fix = "" if address is None else HEAD_FIX
@@ -64,7 +76,7 @@ def connected(address: str | None, panel: Panel) -> Iterator[None]:
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         with _HeadWatch(address) if address is not None else contextlib.nullcontext():
-            yield
+            yield folder
     except HeadLost:
         raise  # without ray.shutdown, which would wait for the lost head
     except BaseException:

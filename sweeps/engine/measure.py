@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.network_shape import NetworkShape
 from pm25.panel import Panel
+from pm25.scratch import scratch
 from pm25.settings import ENCODERS, ModelSettings
 from sweeps.engine import worker
 from sweeps.plan import calibration
@@ -155,10 +155,10 @@ def time_cut(cell: Cell, panel: Panel, device: str, speeds: Speeds) -> float:
     probe = cell.model_copy(update={**place, **PROBE, "train": train})
     n = speeds.samples(probe)
     network = time_shape(probe, speeds.shape(probe), n.train, panel, device)
-    with tempfile.TemporaryDirectory(prefix="sweep-calibrate-") as folder:
+    with scratch() as folder:
         start = time.perf_counter()
         record = worker.train_and_record(
-            probe, "probe", panel, Store(folder, calibration.FOLDER), device=device
+            probe, "probe", panel, Store(str(folder), calibration.FOLDER), device=device
         )
         total_s = time.perf_counter() - start
     if record["state"] == "failed":

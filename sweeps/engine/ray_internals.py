@@ -5,14 +5,18 @@ test_ray_internals.py` checks all of them against the installed Ray without star
 Ray 2.54 and 2.60. Complete runs are tested on 2.60.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 import requests
 from ray import cloudpickle
-from ray._private import services
+from ray._private import ray_constants, services
+from ray._private.authentication import authentication_token_setup
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.job_submission import JobSubmissionClient
@@ -77,6 +81,65 @@ def is_submitted_job() -> bool:
     Public alternative: none; `ray.get_runtime_context().get_job_id()` does not say how a job was started.
     """
     return _IN_A_JOB in os.environ
+
+
+# A Ray of this process's own
+
+TOKEN_VARIABLES: Mapping[str, str] = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "",
+    "RAY_AUTH_TOKEN_PATH": "{file}",
+}
+"""Variables from which Ray reads its token, and their values for a Ray of this process's own."""
+
+
+LOOPBACK_ONLY: Mapping[str, str] = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+"""Variable with which a Ray in another process listens on 127.0.0.1 only; see `loopback_only`."""
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Let a Ray that starts meanwhile listen on 127.0.0.1 only, with all of its processes.
+
+    Ray takes the address of the network even if `ray.init` is given `_node_ip_address="127.0.0.1"`, and its
+    processes then listen on all addresses. This is what Ray does on macOS. Public alternative: none; Ray
+    reads the variable of `LOOPBACK_ONLY` when it is imported, and it would count for a joined cluster too.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def private_token(folder: Path) -> Iterator[None]:
+    """Let a Ray that starts meanwhile accept only processes that can read a new token in `folder`.
+
+    Without it, Ray writes a token to `~/.ray/auth_token` that others may be able to read, and a user's
+    `RAY_AUTH_MODE=disabled` would open the ports to everybody on the machine. Public alternative: the
+    variables alone, which Ray reads only once in a process.
+    """
+    file = folder / "token"
+    with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+        out.write(secrets.token_hex(32))
+    before = {name: os.environ.get(name) for name in TOKEN_VARIABLES}
+    _set_variables({name: value.format(file=file) for name, value in TOKEN_VARIABLES.items()})
+    try:
+        yield
+    finally:
+        _set_variables(before)
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    """Set variables of the environment, remove those without a value, and let Ray read its token again."""
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value:
+            os.environ[name] = value
+    authentication_token_setup.Config.initialize("")
+    authentication_token_setup.AuthenticationTokenLoader.instance().reset_cache()
 
 
 # The head of a cluster

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from ray import tune
 
 from pm25.errors import InputError
 from pm25.panel import Panel
-from sweeps.engine import node_calls, ray_internals, temp_folder, worker
+from sweeps.engine import node_calls, ray_internals, worker
 from sweeps.engine.cluster import Cluster, StorageProbe, pretended_mb
 from sweeps.engine.connection import connected
 from sweeps.engine.gpu_packing import GpuShares
@@ -51,7 +50,7 @@ def run(
     """
     ray_internals.set_environment()
     joined = address is not None
-    with connected(address, panel), contextlib.ExitStack() as cleanup:
+    with connected(address, panel) as folder, contextlib.ExitStack() as cleanup:
         cluster = Cluster(
             node_calls.nodes,
             node_calls.ask_nodes,
@@ -88,35 +87,33 @@ def run(
             partial(_resources, study.resources.cpu),
         )
         queue = StudyQueue(scheduler, shares, observer, cluster)
-        folder = None if joined else temp_folder.choose()[0]
-        with tempfile.TemporaryDirectory(prefix="sweep-tune-", dir=folder) as scratch:
-            tuner = tune.Tuner(
-                trainable,
-                tune_config=tune.TuneConfig(
-                    search_alg=queue,
-                    scheduler=ArmPruning(queue),
-                    num_samples=-1,
-                    reuse_actors=True,
-                    metric="ended",
-                    mode="max",
-                ),
-                run_config=tune.RunConfig(
-                    name=store.study,
-                    storage_path=scratch,  # Tune's own files are deleted: the store has everything
-                    verbose=0,
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    # To count callbacks by kind, Tune imports the MLflow integration, and thereby MLflow.
-                    # That costs the driver 1 s of CPU time and 30 MB (Ray 2.60); no setting avoids it.
-                    callbacks=[TuneEvents(queue, store, observer, panel), ray_internals.NoReporter()],
-                ),
-            )
-            try:
-                tuner.fit()
-            except tune.TuneError as error:
-                # Tune wraps the exceptions of callbacks, such as an InputError for a storage that is gone.
-                if isinstance(error.__context__, InputError):
-                    raise error.__context__ from None
-                raise
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=queue,
+                scheduler=ArmPruning(queue),
+                num_samples=-1,
+                reuse_actors=True,
+                metric="ended",
+                mode="max",
+            ),
+            run_config=tune.RunConfig(
+                name=store.study,
+                storage_path=str(folder / "tune"),  # Tune's own files are deleted: the store has everything
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                # To count callbacks by kind, Tune imports the MLflow integration, and thereby MLflow.
+                # That costs the driver 1 s of CPU time and 30 MB (Ray 2.60); no setting avoids it.
+                callbacks=[TuneEvents(queue, store, observer, panel), ray_internals.NoReporter()],
+            ),
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError as error:
+            # Tune wraps the exceptions of callbacks, such as an InputError for a storage that is gone.
+            if isinstance(error.__context__, InputError):
+                raise error.__context__ from None
+            raise
         if queue.refused is not None:
             raise queue.refused
 

@@ -8,7 +8,6 @@ import os
 import secrets
 import shlex
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from ray.exceptions import AuthenticationError
 import pm25
 import sweeps
 from pm25.errors import InputError
+from pm25.scratch import scratch
 from sweeps.engine import ray_internals, worker
 from sweeps.spec.study import Study
 
@@ -326,8 +326,10 @@ class _Log:
 @contextlib.contextmanager
 def staged(study: Study, content: Mapping[str, Any]) -> Iterator[tuple[Path, Shipment]]:
     """Fill a temporary folder with `stage`; it is deleted with the context."""
-    with tempfile.TemporaryDirectory(prefix="sweep-submit-") as folder:
-        yield Path(folder), stage(Path(folder), study, content)
+    with scratch() as folder:
+        package = folder / "package"
+        package.mkdir()
+        yield package, stage(package, study, content)
 
 
 def _metadata(study: Study) -> dict[str, str]:

@@ -11,6 +11,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from pm25 import scratch
 from pm25.errors import InputError
 
 VARIABLES = ("RAY_TMPDIR", "TMPDIR")
@@ -22,8 +23,11 @@ DEFAULT = "/tmp"
 SHORT = (DEFAULT, "/var/tmp", "/dev/shm")
 """Folders with short names, for a Ray that cannot use the chosen folder."""
 
+RAY = "ray"
+"""Ray's folder in the private folder of a run."""
+
 SOCKET = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""The longest path of a socket below Ray's folder; its last number is the largest id of a process."""
+"""The longest path of a socket in Ray's folder; its last number is the largest id of a process."""
 
 SOCKET_BYTES = 107
 """Longest path of a socket on Linux."""
@@ -35,7 +39,7 @@ FIX = "set TMPDIR or RAY_TMPDIR to a short folder that can be written"
 
 
 def choose() -> tuple[str, str]:
-    """Return Ray's temporary folder, and a notice for the user, which is usually empty.
+    """Return where Ray's temporary folder is created, and a notice for the user, which is usually empty.
 
     A folder that does not exist is created, as Ray does. A path that is too long for Ray's sockets, or odd
     for its command lines, is replaced by a short one. Raises InputError for any other folder that fails.
@@ -44,22 +48,14 @@ def choose() -> tuple[str, str]:
     folder = os.path.abspath(os.environ[name]) if name else DEFAULT
     where = f"{name}={folder}" if name else folder
     _check(where, folder)
-    unsuitable = _unsuitable(_below(folder))
+    unsuitable = _unsuitable(folder)
     if not unsuitable:
-        return _below(folder), ""
+        return folder, ""
     for short in SHORT:
         with contextlib.suppress(InputError):
             _check(short, short)
-            return _below(short), f"Ray uses {short} for temporary files, because {where} {unsuitable}"
+            return short, f"Ray uses {short} for temporary files, because {where} {unsuitable}"
     raise InputError(where, "", f"Ray cannot use the folder, because it {unsuitable}", FIX)
-
-
-def _below(folder: str) -> str:
-    """Return the folder `ray` below `folder`, or another one if that belongs to somebody else."""
-    shared = os.path.join(folder, "ray")
-    if os.path.exists(shared) and not os.access(shared, os.W_OK | os.X_OK):
-        return f"{shared}-{os.getuid()}"
-    return shared
 
 
 def _check(where: str, folder: str) -> None:
@@ -84,7 +80,7 @@ def _check(where: str, folder: str) -> None:
 
 def _unsuitable(folder: str) -> str:
     """Return why Ray cannot use a folder that can be written; empty if it can."""
-    excess = len(os.fsencode(os.path.join(folder, SOCKET))) - SOCKET_BYTES
+    excess = len(os.fsencode(os.path.join(folder, scratch.NAME, RAY, SOCKET))) - SOCKET_BYTES
     if excess > 0:
         return f"is {excess} bytes too long for its sockets"
     if odd := re.search(r"[^A-Za-z0-9/._+=,@-]", folder):

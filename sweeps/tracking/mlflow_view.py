@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
+from pm25.scratch import scratch
 from sweeps.store import declarations
 from sweeps.store.records import Record, Store, default_tracking, failed_checks
 from sweeps.tracking import mlflow_internals, readiness
@@ -301,8 +301,8 @@ class Tracker:
         elif "://" not in self._store.storage:
             mlflow_internals.upload_file(artifacts, path, self.uri)
         else:
-            with tempfile.TemporaryDirectory() as scratch, system.open_input_stream(path) as stream:
-                file = Path(scratch) / name
+            with scratch() as folder, system.open_input_stream(path) as stream:
+                file = folder / name
                 file.write_bytes(stream.read())
                 mlflow_internals.upload_file(artifacts, str(file), self.uri)
 
@@ -349,13 +349,15 @@ class Tracker:
         """Attach figures, by file name, to the parent runs of all arms; they replace earlier ones."""
         if not figures:
             return
-        with input_errors(self.uri), tempfile.TemporaryDirectory() as folder:
+        with input_errors(self.uri), scratch() as private:
+            folder = private / "figures"
+            folder.mkdir()
             for name, content in figures.items():
-                Path(folder, name).write_bytes(content)
+                (folder / name).write_bytes(content)
             for (_, split), parent in (self._parents or {}).items():
                 if split is not None:
                     self._store.check_lock()
-                    mlflow_internals.upload_folder(parent.artifacts, folder, "figures", self.uri)
+                    mlflow_internals.upload_folder(parent.artifacts, str(folder), "figures", self.uri)
 
     def register(self, winner: "Winner", example: "pd.DataFrame") -> str | None:
         """Register an arm's model as `<study>.<arm>`, with its card, and give it the alias `winner`.

@@ -1,7 +1,6 @@
 """Models in MLflow's registry: one per arm, whose versions are the winners so far."""
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 import pm25
+from pm25.scratch import scratch
 from sweeps.engine.worker import WEIGHTS
 from sweeps.tracking.mlflow_internals import upload_folder
 from sweeps.tracking.winners import requirements
@@ -36,8 +36,8 @@ def create_version(
     client: MlflowClient, name: str, winner: "Winner", run: Run, example: "pd.DataFrame", tracking_uri: str
 ) -> str:
     """Upload the winner's model to its run, and register it as a new version; return the version."""
-    with tempfile.TemporaryDirectory() as folder:
-        _save_model(Path(folder), winner, example)
+    with scratch() as folder:
+        _save_model(folder, winner, example)
         upload_folder(run.info.artifact_uri, f"{folder}/model", "model", tracking_uri)
     tags = {**winner.tags, "key": winner.key, "weights": _digest(winner)}
     source = f"{run.info.artifact_uri}/model"

@@ -131,3 +131,14 @@ def test_every_request_of_the_job_client_has_a_timeout(monkeypatch: pytest.Monke
     client._address, client._cookies, client._headers, client._verify = "http://head:8265", {}, {}, True
     assert client.ray_version() == "9.9"
     assert seen == [(1.0, 2.0)]
+
+
+def test_ray_s_own_address_is_the_loopback_address_for_the_moment() -> None:
+    from ray._private import services
+
+    outside = services.get_node_ip_address()
+    with ray_internals.loopback_only():
+        assert services.get_node_ip_address() == "127.0.0.1", changed("ray_constants.ENABLE_RAY_CLUSTER")
+        assert services.resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1"
+    assert services.get_node_ip_address() == outside
+    assert "ENABLE_RAY_CLUSTERS_ENV_VAR" in inspect.getsource(ray._private.ray_constants)

@@ -5,6 +5,8 @@ import os
 import signal
 import sqlite3
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -85,7 +87,15 @@ class Sweep:
             )
 
 
-def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path) -> None:
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files of processes, with a name that is short enough for Ray."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path, temporary: Path) -> None:
     long = {"train": {"max_epochs": 30, "patience": 30}, "checkpoint_seconds": 0}
     seeds = [*range(5)]
     sweep = Sweep(tmp_path, **long, design={**STUDY["design"], "seed": seeds[:4]})  # type: ignore[dict-item]
@@ -94,6 +104,9 @@ def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path
     _, err = sweep("run", "tiny.yaml", status=2)  # a second driver
     assert f"process {driver.pid} on host" in err.strip().splitlines()[-1]
     wait_for(lambda: list(tmp_path.glob("results/tiny/cells/*/checkpoint.pt")))
+    listens = processes.listening(driver.pid)
+    assert {"gcs_server", "raylet", "ray::DashboardAgent"} <= listens.keys()
+    assert set.union(*listens.values()) == {"127.0.0.1"}, listens
     for worker in workers_of(driver.pid):
         worker.kill()
     before = sweep.records()
@@ -113,6 +126,7 @@ def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path
     # Ray's workers end with their driver, so the restart does not race with them.
     assert workers
     assert not psutil.wait_procs(workers, timeout=60)[1]
+    assert [*temporary.glob("pm25-sweeps-*/token")], "nothing of the killed run is left to delete"
     killed = sweep.records()
     assert {path: killed[path] for path in interrupted} == interrupted, "a recorded cell ran again"
     assert len(killed) < 12
@@ -121,6 +135,7 @@ def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path
     out, err = grown("run", "tiny.yaml")  # at once, for the driver that has the lock is dead
     assert "warning" not in (out + err).lower()
     assert "15 of 15 cells done" in out
+    assert not [*temporary.glob("*pm25-sweeps-*")], "the killed run's files, or those of its successor"
     after = grown.records()
     assert len(after) == 15
     assert {path: after[path] for path in killed} == killed, "a recorded cell ran again"

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pm25.scratch import scratch
 from sweeps.engine import connection, temp_folder
 from tests.errors import refuses
 from tests.odd_names import names
@@ -34,7 +35,7 @@ def short() -> "os.PathLike[str]":
 def test_the_variable_that_ray_reads_first_counts(monkeypatch: pytest.MonkeyPatch, short: Path) -> None:
     monkeypatch.setenv("TMPDIR", "/proc/nowhere")
     monkeypatch.setenv("RAY_TMPDIR", str(short / "new"))
-    assert temp_folder.choose() == (str(short / "new" / "ray"), "")
+    assert temp_folder.choose() == (str(short / "new"), "")
     assert [*(short / "new").iterdir()] == []
 
 
@@ -79,8 +80,10 @@ def test_ray_gets_a_folder_that_it_can_use(parts: list[str]) -> None:
         patch.setenv("TMPDIR", str(given_folder))
         folder, notice = temp_folder.choose()
         assert re.fullmatch(r"[A-Za-z0-9/._+=,@-]+", folder)
-        assert len(os.fsencode(f"{folder}/{temp_folder.SOCKET}")) <= temp_folder.SOCKET_BYTES
-        assert (folder == str(given_folder / "ray")) == (not notice)
+        with scratch(folder) as private:
+            path = private / temp_folder.RAY / temp_folder.SOCKET
+            assert len(os.fsencode(path)) <= temp_folder.SOCKET_BYTES
+        assert (folder == str(given_folder)) == (not notice)
         assert not notice or f"TMPDIR={given_folder}" in notice
 
 
@@ -93,13 +96,6 @@ def test_a_socket_may_have_the_longest_path_and_no_longer_one(tmp_path: Path) ->
                     server.bind(str(tmp_path / name))
             else:
                 server.bind(str(tmp_path / name))
-
-
-def test_a_folder_of_somebody_else_is_left_to_them(monkeypatch: pytest.MonkeyPatch, short: Path) -> None:
-    (short / "ray").mkdir()
-    monkeypatch.setenv("TMPDIR", str(short))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert temp_folder.choose() == (f"{short}/ray-{os.getuid()}", "")
 
 
 @pytest.mark.parametrize("address", ["nowhere", "", " ", "nowhere:port", "http://head:8265"])

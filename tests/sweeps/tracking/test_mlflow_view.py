@@ -159,7 +159,7 @@ def test_a_cell_is_written_completely(store: Store, runs: Any, client: MlflowCli
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
     (artifact,) = client.list_artifacts(run.info.run_id)
     assert artifact.path == "predictions.parquet"
-    copied = Path(client.download_artifacts(run.info.run_id, artifact.path))
+    copied = Path(client.download_artifacts(run.info.run_id, artifact.path, str(tmp_path)))
     assert copied.read_bytes() == store.read_file(record["key"], "predictions.parquet")
 
     assert parent.info.run_name == "GeoCLIP · Hadamard | checkerboard-16"
