@@ -1,5 +1,7 @@
 """Errors that name the input, the field, the problem and the fix."""
 
+from pm25.redaction import redacted
+
 
 class InputError(ValueError):
     """Bad data, a bad setting, or a file, node or server that cannot be used.
@@ -41,8 +43,8 @@ class SettingError(ValueError):
 
 
 def one_line(where: str, field: str, problem: str, fix: str) -> str:
-    """Format an error as `where: field: problem. Fix: fix.` in one line."""
+    """Format an error as `where: field: problem. Fix: fix.` in one line, without passwords of addresses."""
     text = ": ".join(part for part in (where, field, problem) if part)
     if fix:
         text = f"{text.rstrip('.')}. Fix: {fix.rstrip('.')}."
-    return " ".join(text.split())
+    return redacted(" ".join(text.split()))

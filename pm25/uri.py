@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from pm25.errors import InputError
+from pm25.redaction import redacted
 
 
 def is_uri(place: Path | str) -> bool:
@@ -24,8 +25,8 @@ def file_name(place: Path | str) -> str:
 
 
 def without_secrets(place: Path | str) -> str:
-    """Return a path or a URI for messages, without the user and the password that a URI may have."""
-    return re.sub(r"^([\w+.-]+://)[^/@]*@", r"\1", str(place))
+    """Return a path or a URI for messages, without the user, password and keys that a URI may have."""
+    return redacted(re.sub(r"^([\w+.-]+://)(?:[^/@]*:(?!\d{1,5}/).*|[^/@]*)@", r"\1", str(place)))
 
 
 def escaped(uri: str) -> str:
@@ -90,8 +91,9 @@ def check_server(uri: str, path: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Message of a file system in one line, without the number that a server gives to a request."""
-    return " ".join(re.sub(r"\(Request ID: [^)]*\)", "", str(error)).split()).rstrip(".")
+    """Message of a file system in one line, without passwords and the number of a server's request."""
+    text = re.sub(r"\(Request ID: [^)]*\)", "", str(error))
+    return redacted(" ".join(text.split())).rstrip(".")
 
 
 def advice(uri: str, error: Exception) -> str:

@@ -229,7 +229,7 @@ class StudyState:
     def data(self) -> dict[str, Any]:
         """Return the description of the data set for MLflow: name, source, schema and profile."""
         declared, panel = self.study.data, self.panel
-        made: dict[str, Any] = {"uri": str(declared.table)}
+        made: dict[str, Any] = {"uri": uri.without_secrets(str(declared.table))}
         if declared.synthetic is not None:
             made = {"synthetic": declared.synthetic.model_dump(mode="json")}
         columns = [{"name": channel, "type": "float"} for channel in panel.channels]

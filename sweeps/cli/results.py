@@ -223,7 +223,7 @@ def ui(study: str, overrides: tuple[str, ...], port: int) -> None:
         )
         variables.setdefault("PYTHONWARNINGS", "ignore")  # MLflow's code warns about itself
         # With several workers, the server takes the end of its terminal as a request to restart them.
-        server = ["-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
+        server = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         os.execve(sys.executable, [sys.executable, *server], variables)
 
 

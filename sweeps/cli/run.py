@@ -8,6 +8,8 @@ import shlex
 import click
 
 from pm25.errors import InputError
+from pm25.redaction import redacted
+from pm25.uri import without_secrets
 from sweeps.cli.exit_status import interrupted
 from sweeps.cli.plan_text import plan_content, plan_lines
 from sweeps.cli.shared import (
@@ -299,16 +301,17 @@ def submit(
     if notice := token_file.protect():
         click.echo(f"sweep: {notice}", err=True)
     cluster = JobClient(address)
-    again = f"{command_line('submit', study, overrides)} --address {shlex.quote(address)}"
+    again = f"{command_line('submit', study, overrides)} --address {shlex.quote(redacted(address))}"
+    storage = without_secrets(declared.storage)
     job = cluster.job(declared)
-    named = f"study {declared.study} with storage {declared.storage}"
+    named = f"study {declared.study} with storage {storage}"
     if show_status:
         if job is None:
             raise InputError(
                 f"--address {address}", "", f"no job of {named} exists", f"start one with `{again}`"
             )
         if as_json:
-            found = {"study": declared.study, "storage": declared.storage, **dataclasses.asdict(job)}
+            found = {"study": declared.study, "storage": storage, **dataclasses.asdict(job)}
             click.echo(json.dumps(found, default=lambda moment: moment.isoformat()))
         else:
             click.echo(f"{job.line}; {cluster.page(job.id)}")
@@ -332,8 +335,8 @@ def submit(
             name = cluster.submit(folder, declared, line, variables)
         click.echo(f"{name}: submitted with {shipment}; {cluster.page(name)}", err=True)
         if declared.data.table is not None:
-            click.echo(f"  data     {declared.data.table} is read on the cluster", err=True)
-        click.echo(f"  storage  {declared.storage}", err=True)
+            click.echo(f"  data     {without_secrets(declared.data.table)} is read on the cluster", err=True)
+        click.echo(f"  storage  {storage}", err=True)
     if not follow:
         for option, effect in (
             ("--follow", "print its log"),

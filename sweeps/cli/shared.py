@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pm25.errors import InputError
+from sweeps.spec.tracking_address import shown_override
 
 if TYPE_CHECKING:
     from pm25.panel import Panel
@@ -76,8 +77,9 @@ def refuse_without_records(state: "StudyState", study: str, overrides: tuple[str
 
 
 def command_line(name: str, study: str, overrides: tuple[str, ...]) -> str:
-    """Format another command on the same study, quoted for a shell."""
-    return shlex.join(["sweep", name, study, *(part for value in overrides for part in ("--set", value))])
+    """Format another command on the same study, quoted for a shell; passwords of addresses are left out."""
+    sets = (part for value in overrides for part in ("--set", shown_override(value)))
+    return shlex.join(["sweep", name, study, *sets])
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from pm25.encoders import Embedded
 from pm25.errors import InputError, one_line
 from pm25.panel import Panel
 from pm25.text import counted
+from pm25.uri import without_secrets
 from sweeps.plan import calibration
 from sweeps.spec.study import Resources
 from sweeps.store.records import StorageError, Store, read, write
@@ -184,9 +185,8 @@ class Cluster:
                 memory_mb += [device.memory_mb for device in found.gpus]
         self.gpu_mb = pretended_mb() or min(memory_mb, default=None)
         took = self._clock() - start
-        self._notice(
-            f"{counted(len(self._nodes), 'node')} with {probe.store.storage} ({took:.1f} s): {self.outline}"
-        )
+        where = without_secrets(probe.store.storage)
+        self._notice(f"{counted(len(self._nodes), 'node')} with {where} ({took:.1f} s): {self.outline}")
 
     def spread(
         self, receive: Callable[..., None], shared: Any, panel: Panel, embeddings: Mapping[str, Embedded]
@@ -264,7 +264,7 @@ class StorageProbe:
 
     def problem(self) -> str:
         """Why this process does not see the driver's storage, or cannot write to it; empty if it can."""
-        storage = self.store.storage
+        storage = without_secrets(self.store.storage)
         try:
             system, path = self.store.location(self.name)
             self._find(system, path)

@@ -49,8 +49,9 @@ def in_child(study: str, overrides: Sequence[str], capacity: Capacity) -> None:
     The child's InputError comes back with its fields; `study` and `overrides` are those of the command line.
     """
     arguments = json.dumps({"study": study, "overrides": list(overrides), "capacity": capacity})
-    command = [sys.executable, "-m", "sweeps.engine.measure", arguments]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, "-m", "sweeps.engine.measure"]
+    # Through a pipe, because everybody can read the arguments of a process.
+    ended = subprocess.run(command, input=arguments, stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
         where, field, problem, fix = "calibration", "", f"it ended with status {ended.returncode}", ""
         if ended.stdout:
@@ -186,8 +187,8 @@ def _today() -> str:
 
 
 def main() -> None:
-    """Measure what the one argument names; an InputError is printed as JSON, and ends with status 2."""
-    given = json.loads(sys.argv[1])
+    """Measure what standard input names; an InputError is printed as JSON, and ends with status 2."""
+    given = json.load(sys.stdin)
     live = sys.stderr.isatty()
 
     def say(line: str) -> None:

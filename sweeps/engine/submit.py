@@ -26,7 +26,9 @@ from ray.exceptions import AuthenticationError
 import pm25
 import sweeps
 from pm25.errors import InputError
+from pm25.redaction import redacted
 from pm25.scratch import scratch
+from pm25.uri import without_secrets
 from sweeps.engine import ray_internals, worker
 from sweeps.spec.study import Study
 
@@ -254,7 +256,7 @@ class JobClient:
 
     def page(self, name: str) -> str:
         """URL of a job in the dashboard."""
-        return f"{self.address}/#/jobs/{name}"
+        return f"{redacted(self.address)}/#/jobs/{name}"
 
     def _ask(self, question: Callable[[], T], patience_s: float = 0) -> T:
         """Ask until an answer comes, for `patience_s`. Raises InputError for a refusal or no answer."""
@@ -333,8 +335,8 @@ def staged(study: Study, content: Mapping[str, Any]) -> Iterator[tuple[Path, Shi
 
 
 def _metadata(study: Study) -> dict[str, str]:
-    """Metadata by which the jobs of a study are found."""
-    return {"study": study.study, "storage": study.storage}
+    """Metadata by which the jobs of a study are found; everybody who can open the dashboard reads them."""
+    return {"study": study.study, "storage": without_secrets(study.storage)}
 
 
 def _checked(address: str) -> str:
@@ -378,7 +380,7 @@ def _short(error: BaseException) -> str:
     """Shorten an error to one line; for a traceback, which the cluster may send, the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")] or [type(error).__name__]
     text = lines[-1] if "Traceback (" in str(error) else " ".join(lines)
-    return text[:300].rstrip(".")
+    return redacted(text)[:300].rstrip(".")
 
 
 def _moment(milliseconds: int | None) -> datetime | None:

@@ -34,6 +34,7 @@ from pm25.cell import Cell
 from pm25.encoders import Embedded
 from pm25.metrics import SCORES
 from pm25.panel import Panel
+from pm25.redaction import redacted
 from sweeps.store import failures, running
 from sweeps.store.fencing import LockLost
 from sweeps.store.records import Record, Store
@@ -428,9 +429,9 @@ def record_loss(record: Record, store: Store, reason: str) -> Record:
 def _record_failure(record: Record, store: Store, error: Exception) -> Record:
     described: dict[str, Any] = {
         "type": type(error).__name__,
-        "message": " ".join(str(error).split()),
-        "signature": failures.signature(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "message": redacted(" ".join(str(error).split())),
+        "signature": redacted(failures.signature(error)),
+        "traceback": redacted("".join(traceback.format_exception(error))),
     }
     record = {k: v for k, v in record.items() if k != "metrics"} | {
         "state": "failed",

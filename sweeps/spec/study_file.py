@@ -17,6 +17,7 @@ from pm25.text import counted
 from sweeps.spec import suggest, yaml_text
 from sweeps.spec.design import ADAPTIVE, LISTED, SplitFactor, listed
 from sweeps.spec.study import Study, is_foreign
+from sweeps.spec.tracking_address import shown_override
 
 KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit))
 """Kinds of splits."""
@@ -128,7 +129,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _override(content: dict[str, Any], override: str) -> None:
     """Set one key of `content` to the value of an `a.b=value` override. Raises InputError."""
-    where = f"--set {override}"
+    where = f"--set {shown_override(override)}"
     name, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
         raise InputError(
@@ -138,7 +139,8 @@ def _override(content: dict[str, Any], override: str) -> None:
         value = yaml_text.parse(text)
     except yaml_text.Fault as fault:
         fix = f"{fault.fix}, and put the option in single quotes for the shell"
-        raise InputError(where, name, f"the value {text!r}: {fault.problem}", fix) from None
+        shown = shown_override(override).partition("=")[2]
+        raise InputError(where, name, f"the value {shown!r}: {fault.problem}", fix) from None
     *blocks, last = name.split(".")
     for depth, block in enumerate(blocks, 1):
         inner = content.get(block)
@@ -192,7 +194,7 @@ def input_error(
     if others := len(faults) - 1:
         problem += f" ({counted(others, 'more fault')})"
     override = _source(field, overrides)
-    return InputError(f"--set {override}" if override else where, field, problem, fix)
+    return InputError(f"--set {shown_override(override)}" if override else where, field, problem, fix)
 
 
 def _described(

@@ -5,6 +5,7 @@ from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from pm25.errors import SettingError
+from pm25.redaction import HIDDEN, redacted
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 """Kinds of databases that MLflow opens."""
@@ -32,8 +33,17 @@ def check(address: str) -> None:
 
 
 def without_password(address: str) -> str:
-    """Replace the password of an address by three asterisks."""
-    return re.sub(r"^([^:/?#]+://[^:/?#]*):.*@", r"\1:***@", address)
+    """Replace the password of an address, which may be misspelt, by three asterisks."""
+    if re.match(r"sqlite(\+\w+)?:", address):  # the address of a file, which has no password
+        return address
+    shown = re.sub(r"^([A-Za-z][\w+.-]*:/+)?([^:@]*):.*@", rf"\1\2:{HIDDEN}@", address, flags=re.DOTALL)
+    return redacted(shown)
+
+
+def shown_override(override: str) -> str:
+    """Return an override `a.b=value` of a study as it may be shown: without the password of its address."""
+    name, equals, value = override.partition("=")
+    return f"{name}{equals}{without_password(value) if name == 'tracking' else redacted(value)}"
 
 
 def _fix(address: str) -> str | None:
@@ -43,6 +53,8 @@ def _fix(address: str) -> str | None:
     rest = rest.lstrip("/")
     if address != address.strip() or not address.isprintable():
         return "remove the blanks around the address"
+    if not scheme.startswith("sqlite") and re.search(r"\s", address):
+        return "write %20 for each blank in the address"
     if not colon or "/" in scheme or re.fullmatch(r"\d{1,5}(/.*)?", rest):  # a path, or HOST:PORT
         host = re.fullmatch(r"[\w.-]+:\d{1,5}(/.*)?", address)
         if host is not None:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pm25 import uri as uris
 from pm25.errors import InputError
+from pm25.redaction import redacted
 from sweeps.spec.tracking_address import without_password
 from sweeps.store import database
 
@@ -214,8 +215,7 @@ def short_reason(error: BaseException) -> str:
     text = error.problem if isinstance(error, InputError) else str(error)
     text = re.sub(r"\(Background on this error at: \S+\)|\[SQL: .*", "", text, flags=re.DOTALL)
     text = re.sub(r"^\s*\([\w.]+(Error|Exception)\)\s*", "", text)
-    text = re.sub(r"://[^:/?#\s]*:[^@\s]*@", "://***@", text)
-    return " ".join(text.split())[:300].rstrip(". ")
+    return redacted(" ".join(text.split()))[:300].rstrip(". ")
 
 
 def artifacts_uri(storage: str, uri: str) -> str | None:

@@ -118,7 +118,7 @@ def trial(number: int, **changes: Any) -> Record:
     }
 
 
-def test_a_cell_is_written_completely(store: Store, runs: Any, client: MlflowClient) -> None:
+def test_a_cell_is_written_completely(store: Store, runs: Any, client: MlflowClient, tmp_path: Path) -> None:
     split = CheckerboardSplit(degrees=16)
     record = stored(store, variant="geoclip", fusion="hadamard", split=split, fold=1)
     record["encoder"] = "e" * 64
