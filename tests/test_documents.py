@@ -58,7 +58,8 @@ def test_every_command_parses(
 
 
 def test_the_documents_are_found() -> None:
-    expected = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"{f}/README.md" for f in FOLDERS[1:])}
+    expected = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"}
+    expected |= {f"{folder}/README.md" for folder in FOLDERS[1:]}
     assert {*DOCUMENTS} == expected
     assert len(COMMANDS) >= 30
     assert {document for document, _ in COMMANDS} >= {"README.md", "sweeps/README.md", "cluster/README.md"}

@@ -11,8 +11,8 @@ from pm25.files import check_folder, write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMATS = {".parquet": "to_parquet", ".csv": "to_csv"}
-"""Suffix of a table of cells, and the DataFrame method that writes it."""
+FORMATS = (".parquet", ".csv")
+"""Suffixes of a table of cells."""
 
 
 def check_cells(out: Path) -> None:
@@ -49,7 +49,12 @@ def _cannot_be_written(out: Path, error: OSError) -> InputError:
 
 def write_cells(frame: "pd.DataFrame", out: Path) -> None:
     """Write a table of cells in the format of the file's suffix."""
-    write_file(out, lambda part: getattr(frame, FORMATS[out.suffix])(part, index=False))
+    if out.suffix == ".csv":
+        from sweeps.report import tables
+
+        write_file(out, lambda part: part.write_bytes(tables.csv(frame).encode()))
+    else:
+        write_parquet(frame, out)
 
 
 def write_parquet(frame: "pd.DataFrame", out: Path) -> None:

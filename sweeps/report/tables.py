@@ -40,6 +40,9 @@ RANDOM_SPLIT = (
 )
 """Note under tables with numbers of a random split."""
 
+FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
+"""Characters with which a spreadsheet's formula begins."""
+
 ABSENT = "–"
 """Text of an entry without a number."""
 
@@ -294,8 +297,29 @@ def notes_in_markdown(notes: Sequence[str]) -> str:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """Return the frame as CSV with a header and without the index; numbers are written exactly."""
-    return frame.to_csv(index=False, lineterminator="\n")
+    """Return the frame as CSV with a header and without the index; numbers are written exactly.
+
+    A spreadsheet would run a text that begins like a formula, so such a text gets an apostrophe (OWASP, "CSV
+    injection").
+    """
+    safe = frame.rename(columns=_no_formula)
+    for name in safe.select_dtypes(exclude=["number", "bool", "datetime"]):
+        safe[name] = pd.Series(map(_no_formula, safe[name]), safe.index, "object")
+    return safe.to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(value: Any) -> Any:
+    """Put an apostrophe before a text that begins like a formula and is not a number."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r\n", "\n").replace("\r", "\n")  # pandas puts no quotes around a \r alone
+    if not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def escape(text: str) -> str:

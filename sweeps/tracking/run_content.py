@@ -11,6 +11,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from pm25.cell import Cell
 from pm25.settings import Fusion, Variant, dotted
 from sweeps.analysis import labels
+from sweeps.report.tables import escape
 from sweeps.spec.design import Arm, Head
 from sweeps.store.records import Record, failed_checks
 
@@ -49,7 +50,8 @@ def run_content(record: Record) -> RunContent:
     if record["state"] == "failed":
         error = record["error"]
         content.tags["error"] = f"{error['type']}: {error['message']}"[:5000]
-        content.tags[NOTE] += f"\n\n```\n{error.get('traceback', '')[-7800:]}\n```"
+        trace = error.get("traceback", "")[-7800:].replace("```", "...")  # which would end the block
+        content.tags[NOTE] += f"\n\n```\n{trace}\n```"
     return content
 
 
@@ -103,10 +105,10 @@ def parent_content(child: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _places(tags: Mapping[str, str], *more: str) -> tuple[str, str]:
-    """Name an arm, its split and more: for a run's name, and for a sentence."""
+    """Name an arm, its split and more: for a run's name, and for a sentence in Markdown."""
     parts = [tags["arm"], *([tags["split"]] if "split" in tags else []), *more]
     sentence = f"{parts[0]} on {', '.join(parts[1:])}" if parts[1:] else parts[0]
-    return " | ".join(parts), sentence
+    return " | ".join(parts), escape(sentence)
 
 
 def _factors(arm: Arm) -> dict[str, str]:

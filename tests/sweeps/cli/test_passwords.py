@@ -69,7 +69,7 @@ def test_the_process_that_measures_is_not_given_it_as_an_argument(monkeypatch: p
         return SimpleNamespace(returncode=0, stdout="")
 
     monkeypatch.setattr(subprocess, "run", run)
-    measure.in_child("toy.yaml", [f"tracking={TRACKING}"], Capacity(1, 0, 1, False, 1))
+    measure.in_child("toy.yaml", [f"tracking={TRACKING}"], Capacity(1, 0, 1, 0))
     ((command, content),) = asked
     assert "s3cr" not in " ".join(command)
     assert json.loads(content)["overrides"] == [f"tracking={TRACKING}"]

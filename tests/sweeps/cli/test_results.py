@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -76,11 +75,11 @@ def test_a_full_disk_keeps_the_old_export(
     assert sweep("export", toy, out).status == 0
     before = tree(tmp_path)
 
-    def full(frame: pd.DataFrame, path: Path, **_: Any) -> None:
+    def full(path: Path, content: bytes) -> None:
         path.write_text("key,")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     check_refused(sweep("export", toy, out), f"{out}: ", "No space left on device")
     assert tree(tmp_path) == before
 

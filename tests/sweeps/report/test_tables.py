@@ -1,9 +1,13 @@
 """What stands in each place of a table; a cell that is not done is never a number."""
 
+import csv
+import io
 import math
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pm25.metrics import SCORES
 from sweeps.analysis import inference
@@ -228,3 +232,45 @@ def test_markdown_and_csv(rows):
 def test_a_plain_table():
     table = tables.plain(pd.DataFrame({"x": [1]}, index=["k"]), "corner", "Caption.")
     assert (table.corner, table.caption, shown(table)) == ("corner", "Caption.", {"k": ["1"]})
+
+
+FORMULAS = [
+    "=1+1",
+    '=HYPERLINK("http://x","y")',
+    "+SUM(A1)",
+    "-2+3+cmd|' /C calc'!A0",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "＝1",
+]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_text_that_begins_like_a_formula_is_a_text_in_csv(text: str) -> None:
+    numbers = {"rmse": [-0.19, 1e-300, math.nan], "n": [1, -2, 3]}
+    frame = pd.DataFrame({"split": [text, "random", None], **numbers})
+    written = tables.csv(frame)
+    read = pd.read_csv(io.StringIO(written))
+    assert read["split"].tolist()[:2] == ["'" + text.replace("\r", "\n"), "random"]
+    assert read["split"].isna().tolist() == [False, False, True]
+    pd.testing.assert_frame_equal(read[["rmse", "n"]], frame[["rmse", "n"]])
+    assert tables.csv(frame.rename(columns={"split": text})).splitlines()[0].lstrip('"').startswith("'")
+
+
+def test_numbers_stay_numbers_in_csv() -> None:
+    texts = {"text": ["-0.19", "+1e3", "-inf", "3"], "mixed": [1, "a", None, -2.5]}
+    frame = pd.DataFrame(texts, dtype="object")
+    frame["kind"] = pd.Series(["a", "-b", "a", "a"], dtype="category")
+    assert tables.csv(frame) == "text,mixed,kind\n-0.19,1,a\n+1e3,a,'-b\n-inf,,a\n3,-2.5,a\n"
+
+
+@given(st.lists(st.text(st.sampled_from("=+-@\t\r\n'\",;ab1.＝ "), min_size=1), min_size=1, max_size=5))
+def test_no_cell_of_a_csv_is_a_formula(texts: list[str]) -> None:
+    written = tables.csv(pd.DataFrame({"a": texts, "b": 1}))
+    _, *rows = csv.reader(io.StringIO(written, newline=""))
+    for (found, one), text in zip(rows, texts, strict=True):
+        plain = text.replace("\r\n", "\n").replace("\r", "\n")
+        assert (found in (plain, f"'{plain}"), one) == (True, "1")
+        if found.startswith(tables.FORMULA):
+            float(found)

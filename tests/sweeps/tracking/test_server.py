@@ -1,6 +1,7 @@
 """mlflow/serve.sh on PostgreSQL: who may in, a study that logs through it, its backup and its restoration."""
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -23,6 +24,7 @@ from sweeps.tracking.mlflow_view import Tracker
 from sweeps.tracking.process import TrackingProcess
 from tests import worlds
 from tests.errors import refuses
+from tests.processes import listening
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +159,31 @@ def test_a_stranger_is_refused(server: Server) -> None:
         assert requests.get(server.url + path, timeout=10).status_code == 401, path
     assert requests.get(server.url, auth=("admin", "password1234"), timeout=10).status_code == 401
     assert requests.get(server.url, auth=ADMIN, timeout=10).status_code == 200
+
+
+def test_only_health_and_the_pages_files_are_open_to_a_stranger(server: Server) -> None:
+    """Every route of MLflow is asked without a password, those of the pages (ajax) and of artifacts too."""
+    from mlflow.server import app
+    from mlflow.server.fastapi_app import create_fastapi_app
+
+    routes = {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()}
+    native = create_fastapi_app(app).openapi()["paths"]
+    routes |= {(method.upper(), path) for path, methods in native.items() for method in methods}
+    routes |= {("GET", path) for path in ("/metrics", "/docs", "/openapi.json", "/signup", "/account")}
+    assert len(routes) > 500
+    answered = set()
+    with requests.Session() as stranger:
+        for method, path in routes:
+            address = server.url + re.sub(r"<[^>]+>|\{[^}]+\}", "1", path)
+            if method not in ("HEAD", "OPTIONS"):
+                answer = stranger.request(method, address, allow_redirects=False, timeout=10)
+                answered |= {path} if answer.status_code != 401 else set()
+    info = "/3.0/mlflow/server-info"
+    assert answered <= {"/health", "/static-files/<path:path>", f"/api{info}", f"/ajax-api{info}"}
+    shown = requests.get(f"{server.url}/api{info}", timeout=10).text
+    assert ADMIN[1] not in shown
+    assert server.environment["MLFLOW_BACKEND_STORE_URI"] not in shown
+    assert set.union(*listening(server.process.pid).values()) == {"127.0.0.1"}
 
 
 def test_an_unknown_host_is_refused(server: Server) -> None:
