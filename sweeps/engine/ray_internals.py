@@ -117,7 +117,7 @@ def loopback_only() -> Iterator[None]:
 def private_token(folder: Path) -> Iterator[None]:
     """Let a Ray that starts meanwhile accept only processes that can read a new token in `folder`.
 
-    Without it, Ray writes a token to `~/.ray/auth_token` that others may be able to read, and a user's
+    Without it, Ray writes a token to `~/.ray/auth_token`, which others may be able to read. A user's
     `RAY_AUTH_MODE=disabled` would open the ports to everybody on the machine. Public alternative: the
     variables alone, which Ray reads only once in a process.
     """
