@@ -48,8 +48,8 @@ Ray documents neither the file nor its place; without it, only the nodes that ar
 """
 
 
-class HeadLost(InputError):
-    """The cluster's head does not answer any more. Everything that was recorded stays."""
+class RayLost(InputError):
+    """Ray is gone: the cluster's head, or a process of a local Ray. Everything that was recorded stays."""
 
     status = 3
 

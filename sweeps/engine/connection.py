@@ -1,17 +1,19 @@
-"""The connection to Ray: start an own instance or join a cluster, and watch the cluster's head."""
+"""The connection to Ray: start an own instance or join a cluster, and watch what the run depends on."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import click
 import grpc
+import psutil
 import ray
 
 import pm25
@@ -20,7 +22,7 @@ from pm25.errors import InputError
 from pm25.panel import Panel
 from pm25.scratch import scratch
 from sweeps.engine import cluster, ray_internals, temp_folder
-from sweeps.engine.cluster import HeadLost
+from sweeps.engine.cluster import RayLost
 from sweeps.engine.ray_internals import Head
 
 HEAD_ANSWERS_S = 10.0
@@ -32,17 +34,30 @@ HEAD_EVERY_S = 3.0
 HEAD_SILENT_S = 20.0
 """Silence after which a head counts as lost; a busy or restarted head may be silent for some seconds."""
 
+LOOK_EVERY_S = 0.25
+"""Time between two looks at the processes of a local Ray."""
+
+LIST_EVERY_S = 0.5
+"""Time between two lists of all processes of a local Ray."""
+
+PROBE_EVERY_S = 3.0
+"""Time between two writes to the temporary folder of a local Ray."""
+
+NEEDED = ("gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Processes without which a local Ray cannot continue; raylet ends itself if one of its agents dies."""
+
 HEAD_FIX = "give the head's HOST:6379"
 
 
 @contextlib.contextmanager
-def connected(address: str | None, panel: Panel) -> Iterator[Path]:
+def connected(address: str | None, panel: Panel) -> Iterator["Watch"]:
     """Start a Ray of this process's own, or join the cluster at `address`, and leave it at the end.
 
-    Yields a private temporary folder. A Ray of this process's own has its files there; it listens on the
-    loopback address only, and accepts only processes that know its token.
+    Yields a watch with a private temporary folder. A Ray of this process's own has its files there; it
+    listens on the loopback address only, and accepts only processes that know its token.
 
-    Raises InputError when no cluster of this Ray version answers, and HeadLost when its head dies meanwhile.
+    Raises InputError when no cluster of this Ray version answers or when the temporary folder is full, and
+    RayLost when Ray dies meanwhile.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch(temp_folder.choose()[0] if address is None else None))
@@ -51,7 +66,7 @@ def connected(address: str | None, panel: Panel) -> Iterator[Path]:
         yield from _connected(address, panel, folder)
 
 
-def _connected(address: str | None, panel: Panel, folder: Path) -> Iterator[Path]:
+def _connected(address: str | None, panel: Panel, folder: Path) -> Iterator["Watch"]:
     where = f"--address {address}" if address is not None else "Ray"
     if address is None:
         # For the panel, the embeddings and Tune's own objects; by default Ray takes a third of all memory.
@@ -67,18 +82,28 @@ def _connected(address: str | None, panel: Panel, folder: Path) -> Iterator[Path
         options = {"address": address, "runtime_env": _environment()}
     on_sigterm = signal.getsignal(signal.SIGTERM)  # which Ray replaces with a handler of its own
     try:
-        with ray_internals.loopback_only() if address is None else contextlib.nullcontext():
-            ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:  # such as a cluster of another Python
-        reason, verb = " ".join(str(error).split()), "start" if address is None else "connect"
-        fix = "" if address is None else HEAD_FIX
-        raise InputError(where, problem=f"Ray cannot {verb} ({reason})", fix=fix) from None
-    signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        with _HeadWatch(address) if address is not None else contextlib.nullcontext():
-            yield folder
-    except HeadLost:
-        raise  # without ray.shutdown, which would wait for the lost head
+        with Watch(address, folder) as watch:
+            ray_internals.print_no_errors()
+            own = ray_internals.loopback_only() if address is None else contextlib.nullcontext()
+            try:
+                with own:
+                    ray.init(log_to_driver=False, logging_level="CRITICAL", configure_logging=True, **options)
+            except Exception as error:  # Ray raises errors of many types, such as for another Python
+                watch.check()
+                reason, verb = " ".join(str(error).split()), "start" if address is None else "connect"
+                fix = "" if address is None else HEAD_FIX
+                raise InputError(where, problem=f"Ray cannot {verb} ({reason})", fix=fix) from error
+            signal.signal(signal.SIGTERM, on_sigterm)
+            watch.ask_head()
+            try:
+                yield watch
+            except InputError:
+                raise
+            except Exception:
+                watch.check()  # the error may be a consequence
+                raise
+    except RayLost:
+        raise  # without ray.shutdown, which would wait for what is lost
     except BaseException:
         ray.shutdown()
         raise
@@ -123,39 +148,59 @@ def check_answers(address: str) -> None:
         )
 
 
-class _HeadWatch:
-    """Raises HeadLost in the main thread when the head stops answering; used as a context.
+class Watch:
+    """Raises an error in the main thread when Ray cannot continue; used as a context.
 
-    Ray itself would wait for a minute and then end the process without running any Python. Where Ray blocks
-    the main thread, the watch ends the process with the same message and exit status.
+    It asks the head of a cluster, or the GCS of a local Ray, whether it is alive. Of a local Ray it also
+    watches the processes and the temporary folder. Ray itself would wait for a minute and then end the
+    process without running any Python. Where Ray blocks the main thread, the watch ends the process with the
+    same message and exit status.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address, self._lost = address, False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="head", daemon=True)
+    def __init__(self, address: str | None, folder: Path) -> None:
+        """`address` is None for a local Ray, whose files are in the private `folder`."""
+        self._address, self.folder = address, folder
+        self._error: InputError | None = None
+        self._stop, self._failing, self._raised = threading.Event(), threading.Lock(), False
+        self._processes: set[psutil.Process] = set()
+        self._needed: dict[str, psutil.Process] = {}
+        self._listed = -math.inf
 
-    def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGUSR2, signal.default_int_handler)
-        self._thread.start()
+    def __enter__(self) -> "Watch":
+        self._before = signal.signal(signal.SIGUSR2, self._on_signal)
+        if self._address is None:
+            self._start(self._watch_processes)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._raised = True
         self._stop.set()
-        if self._lost:
+        if self._error is not None:
             raise self._error from None
         signal.signal(signal.SIGUSR2, self._before)
 
-    @property
-    def _error(self) -> HeadLost:
-        return HeadLost(
-            f"--address {self._address}",
-            problem=f"the head has not answered for {HEAD_SILENT_S:g} s",
-            fix="start the cluster again and repeat the command; it continues with what is missing",
-        )
+    def check(self) -> None:
+        """Raise the error now if Ray cannot continue."""
+        if self._error is None and self._address is None:
+            try:
+                self._look()
+                temp_folder.check_writable(self.folder)
+            except InputError as error:
+                self._fail(error)
+        if self._error is not None:
+            self._raised = True
+            raise self._error
 
-    def _watch(self) -> None:
+    def ask_head(self) -> None:
+        """Ask the head from now on, every `HEAD_EVERY_S`, whether it is alive."""
+        self._start(self._watch_head)
+
+    def _start(self, target: Callable[[], None]) -> None:
+        threading.Thread(target=target, name="Ray", daemon=True).start()
+
+    def _watch_head(self) -> None:
         head = Head(ray.get_runtime_context().gcs_address)
         since = time.monotonic()
         while not self._stop.wait(HEAD_EVERY_S):
@@ -164,12 +209,87 @@ class _HeadWatch:
                 since = time.monotonic()
             except grpc.RpcError:
                 if time.monotonic() - since > HEAD_SILENT_S:
-                    self._lost = True
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
-                    if not self._stop.wait(HEAD_EVERY_S):
-                        click.echo(f"sweep: {self._error}", err=True)
-                        os._exit(HeadLost.status)
+                    who = "its gcs_server" if self._address is None else "the head"
+                    self._interrupt(self._lost(f"{who} has not answered for {HEAD_SILENT_S:g} s"))
                     return
+
+    def _watch_processes(self) -> None:
+        probed = time.monotonic()
+        while not self._stop.wait(LOOK_EVERY_S):
+            try:
+                self._look()
+                if time.monotonic() - probed > PROBE_EVERY_S:
+                    probed = time.monotonic()
+                    temp_folder.check_writable(self.folder)
+            except InputError as error:
+                self._interrupt(error)
+                return
+
+    def _look(self) -> None:
+        """Remember Ray's processes. Raises RayLost if a process has died that the run depends on."""
+        for name, process in self._needed.items():
+            if not _is_alive(process):
+                raise self._lost(f"its process {name} has died")
+        if time.monotonic() - self._listed < LIST_EVERY_S:
+            return
+        self._listed = time.monotonic()
+        self._processes = {*filter(_is_alive, self._processes), *_ray_processes()}
+        for process in self._processes - {*self._needed.values()}:
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                if process.name() in NEEDED:
+                    self._needed[process.name()] = process
+
+    def _lost(self, problem: str) -> RayLost:
+        if self._address is None:
+            fix = "free memory if the system has killed it, and repeat the command"
+        else:
+            fix = "start the cluster again, and repeat the command"
+        where = "Ray" if self._address is None else f"--address {self._address}"
+        return RayLost(where, problem=problem, fix=f"{fix}; it continues with what is missing")
+
+    def _fail(self, error: InputError) -> bool:
+        """Keep the first error, and end what is left of a local Ray; True if the error is the first."""
+        with self._failing:
+            first = self._error is None
+            self._error = self._error or error
+        if first and isinstance(error, RayLost):
+            # raylet's workers would train on, and its agents would print the end of its log.
+            for process in self._processes:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(self._processes, timeout=HEAD_EVERY_S)
+        return first
+
+    def _interrupt(self, error: InputError) -> None:
+        """Raise an error in the main thread; end this process if that thread does not react."""
+        if not self._fail(error):
+            return
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+        if not self._stop.wait(HEAD_EVERY_S):
+            click.echo(f"sweep: {error}", err=True)
+            os._exit(getattr(error, "status", 2))
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        if not self._raised:
+            self._raised = True
+            raise KeyboardInterrupt  # Ray turns any other error into this one
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _ray_processes() -> set[psutil.Process]:
+    """Find the processes of a local Ray: children of this one that run Ray's files, and their children."""
+    folder, found = str(Path(ray.__file__).parent), dict[int, psutil.Process]()
+    for process in psutil.Process().children(recursive=True):  # parents come before their children
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if process.ppid() in found or any(word.startswith(folder) for word in process.cmdline()):
+                found[process.pid] = process
+    return {*found.values()}
 
 
 def _environment() -> dict[str, Any]:

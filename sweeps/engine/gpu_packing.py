@@ -154,7 +154,7 @@ def _write(store: Store, footprints: Iterable[Footprint]) -> None:
     try:
         files.write(system, path, content.encode())
     except files.StorageError as error:
-        raise store.refusal("written", error, fix="") from None
+        raise store.refusal("written", error) from None
 
 
 class Packing:

@@ -142,6 +142,18 @@ def _set_variables(values: Mapping[str, str | None]) -> None:
     authentication_token_setup.AuthenticationTokenLoader.instance().reset_cache()
 
 
+# What Ray prints
+
+
+def print_no_errors() -> None:
+    """Keep Ray from printing the errors that its processes publish, such as the end of raylet's log.
+
+    They go to standard output, in many lines, also with `log_to_driver=False`. Every fault is reported in one
+    line by this project. Public alternative: none.
+    """
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+
+
 # The head of a cluster
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import ray
 from ray import tune
 
-from pm25.errors import InputError
 from pm25.panel import Panel
 from sweeps.engine import node_calls, ray_internals, worker
 from sweeps.engine.cluster import Cluster, StorageProbe, pretended_mb
@@ -46,11 +45,12 @@ def run(
     `wait_for_nodes`, nodes that can hold a training may still have to come. `train_cell` is called for grid
     cells like `worker.train_and_record`, and search trials are instances of `search_trial`.
 
-    Raises InputError when no node can hold a training, or when a node does not see the storage.
+    Raises InputError when no node can hold a training, or when a node does not see the storage. A storage
+    that fails meanwhile raises StorageFault, and a Ray that dies raises RayLost. Running trainings then end.
     """
     ray_internals.set_environment()
     joined = address is not None
-    with connected(address, panel) as folder, contextlib.ExitStack() as cleanup:
+    with connected(address, panel) as watch, contextlib.ExitStack() as cleanup:
         cluster = Cluster(
             node_calls.nodes,
             node_calls.ask_nodes,
@@ -99,21 +99,21 @@ def run(
             ),
             run_config=tune.RunConfig(
                 name=store.study,
-                storage_path=str(folder / "tune"),  # Tune's own files are deleted: the store has everything
+                storage_path=str(watch.folder / "tune"),  # deleted at the end: the store has everything
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 # To count callbacks by kind, Tune imports the MLflow integration, and thereby MLflow.
                 # That costs the driver 1 s of CPU time and 30 MB (Ray 2.60); no setting avoids it.
-                callbacks=[TuneEvents(queue, store, observer, panel), ray_internals.NoReporter()],
+                callbacks=[
+                    TuneEvents(queue, store, observer, panel, watch.check),
+                    ray_internals.NoReporter(),
+                ],
             ),
         )
         try:
             tuner.fit()
         except tune.TuneError as error:
-            # Tune wraps the exceptions of callbacks, such as an InputError for a storage that is gone.
-            if isinstance(error.__context__, InputError):
-                raise error.__context__ from None
-            raise
+            raise error.__context__ or error from None  # Tune wraps the exceptions of its scheduler
         if queue.refused is not None:
             raise queue.refused
 

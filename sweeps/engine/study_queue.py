@@ -18,8 +18,11 @@ from sweeps.store.records import Record
 LOSSES_FORGIVEN = 3
 """Number of times that a task whose worker died is started again before it counts as failed.
 
-Losses of complete nodes are not counted.
+Losses of complete nodes are not counted, and neither are losses before the training has started.
 """
+
+STARTS_FORGIVEN = 10
+"""Number of workers in a row that may die while they start; with one more, the run ends."""
 
 WORKER_STARTS_S = 60.0
 """Time after which a waiting task takes the next free worker, as in a cluster that others use too."""
@@ -74,6 +77,9 @@ class StudyQueue(Searcher):
         self._noticed = -math.inf
         self.refused: InputError | None = None
         """Why a node cannot work for the study; None while all can."""
+        self.fault: BaseException | None = None
+        """Why the run ends at once, without waiting for the running tasks; None while it continues."""
+        self._failed_starts = 0
         self._again: deque[tuple[Task, dict[str, Any]]] = deque()
         self._running: dict[str, tuple[Task, dict[str, Any]]] = {}
         self._waiting: dict[str, float] = {}  # running tasks without a worker: since when, the oldest first
@@ -141,6 +147,7 @@ class StudyQueue(Searcher):
     def started(self, trial_id: str) -> None:
         """Mark a task as started. Tune restarts a task itself if the loss of its node was announced."""
         self._waiting.pop(trial_id, None)
+        self._failed_starts = 0
 
     def prunes(self, trial_id: str, reported: Sequence[float | None]) -> bool:
         """Return whether to end a task that has reported these validation RMSEs, one per epoch."""
@@ -152,13 +159,20 @@ class StudyQueue(Searcher):
         self._shares.learn(task, record)
         self._scheduler.ended(task, record)
 
-    def lost(self, trial_id: str, nodes: frozenset[str], *, announced: bool = False) -> bool:
+    def lost(self, trial_id: str, nodes: frozenset[str], *, announced: bool = False, why: str = "") -> bool:
         """Queue a task again whose worker died without a record; False if it has been lost too often.
 
         `announced` says that the loss of its node was announced, as for a spot instance that is taken back.
         Otherwise `nodes`, the ids of those alive, decide: Ray reports the loss of a worker before that of its
-        node. A loss is therefore forgiven once a node that was alive at that time is gone.
+        node. A loss is therefore forgiven once a node that was alive at that time is gone. A worker that dies
+        while it starts is not the task's loss; if too many do, the run ends, with Ray's reason `why`.
         """
+        if trial_id in self._waiting:
+            self._failed_starts += not announced
+            if self._failed_starts > STARTS_FORGIVEN:
+                self.end(_no_worker_starts(self._failed_starts, why))
+            self._again.append(self._pop(trial_id))
+            return True
         losses = self._losses[self.task(trial_id).key]
         if not announced:
             losses.append(nodes)
@@ -178,6 +192,10 @@ class StudyQueue(Searcher):
         self.refused = self.refused or error
         self._scheduler.stop(str(error))
 
+    def end(self, fault: BaseException) -> None:
+        """End the run at once; its tasks stay missing. The first fault is kept."""
+        self.fault = self.fault or fault
+
     def _pop(self, trial_id: str) -> tuple[Task, dict[str, Any]]:
         self._waiting.pop(trial_id, None)
         return self._running.pop(trial_id)
@@ -193,3 +211,10 @@ class StudyQueue(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing. Tune pickles its searcher for a restore, which this project never does."""
         return {}
+
+
+def _no_worker_starts(number: int, why: str) -> InputError:
+    """Return the error of a run whose workers die before they train."""
+    problem = f"{number} workers in a row died while they started{f' ({why})' if why else ''}"
+    fix = "free memory, or run fewer trainings side by side with a larger resources.cpu"
+    return InputError("Ray", "", problem, f"{fix}; then run the same command again")

@@ -32,6 +32,9 @@ SOCKET = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 SOCKET_BYTES = 107
 """Longest path of a socket on Linux."""
 
+PROBE_BYTES = 2**16
+"""Size of the file that is written as a test."""
+
 FREE_BYTES = 64 * 2**20
 """Space that Ray's logs and Tune's files need."""
 
@@ -58,15 +61,21 @@ def choose() -> tuple[str, str]:
     raise InputError(where, "", f"Ray cannot use the folder, because it {unsuitable}", FIX)
 
 
+def check_writable(folder: Path) -> None:
+    """Check that Ray can still write to its folder while it runs. Raises InputError."""
+    try:
+        _write_probe(str(folder))
+    except OSError as error:
+        problem = f"Ray's temporary files cannot be written there any more ({error.strerror})"
+        space = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        raise InputError(str(folder), "", problem, f"{space} or {FIX}; then run the same command again") from None
+
+
 def _check(where: str, folder: str) -> None:
     """Raise InputError if no file can be written to the folder, or if its disk is full."""
-    probe = Path(folder, f".sweep-{secrets.token_hex(4)}")
     try:
         os.makedirs(folder, exist_ok=True)
-        try:
-            probe.write_bytes(bytes(2**16))
-        finally:
-            probe.unlink(missing_ok=True)
+        _write_probe(folder)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -76,6 +85,14 @@ def _check(where: str, folder: str) -> None:
     if free < FREE_BYTES:
         problem = f"its disk is full: {free >> 20} MB are free, and a run needs {FREE_BYTES >> 20} MB"
         raise InputError(where, "", problem, f"free some space, or {FIX}")
+
+
+def _write_probe(folder: str) -> None:
+    probe = Path(folder, f".sweep-{secrets.token_hex(4)}")
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _unsuitable(folder: str) -> str:

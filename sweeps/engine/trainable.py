@@ -13,7 +13,7 @@ from pm25.cell import Cell
 from sweeps.engine import cluster, ray_internals, worker
 from sweeps.engine.cluster import StorageProbe
 from sweeps.store.fencing import LockLost
-from sweeps.store.records import Record, Store
+from sweeps.store.records import Record, StorageFault, Store
 
 REPORT_EVERY_S = 0.5
 """Shortest time between two reports of a search trial; each report costs Tune some 10 ms."""
@@ -24,11 +24,11 @@ RECORDED = "recorded"
 SHARED_GPU_IS_FULL = "shared GPU is full"
 """State of a result whose task ran out of memory on a GPU that other trainings share."""
 
+FAULT = "fault"
+"""State of a result whose task met a storage that cannot be used, or a lost lock; `why` is the error."""
+
 REFUSED = "refused"
 """State of a result from a node that cannot work for the study; `why` has the reason."""
-
-LOCK_LOST = "lock lost"
-"""State of a result whose driver has lost the study; `why` has the reason."""
 
 
 class StudyTrainable(tune.Trainable):
@@ -92,22 +92,32 @@ class StudyTrainable(tune.Trainable):
             and ray.get_runtime_context().get_node_id() in ray_internals.draining_nodes()
         ):
             ray.actor.exit_actor()  # otherwise Tune would give it further tasks until the node goes
-        # A worker may have been lost after it recorded and before Tune received its result.
-        if self._trial is not None or self._records.record(self.config["key"]) is None:
-            try:
-                ended = self._train() if self.config["kind"] == "cell" else self._search()
-            except torch.cuda.OutOfMemoryError:
-                self._trial = None
-                torch.cuda.empty_cache()
-                return {"state": SHARED_GPU_IS_FULL, "ended": 1, "done": True}
-            except LockLost as error:
-                return {"state": LOCK_LOST, "why": error.args, "ended": 1, "done": True}
-            if not ended:
+        try:
+            # A worker may have been lost after it recorded and before Tune received its result.
+            known = self._trial is None and self._records.record(self.config["key"]) is not None
+            if not known and not (self._train() if self.config["kind"] == "cell" else self._search()):
                 assert self._trial is not None
                 draft = self._trial.draft
                 return {"reported": draft["reported"], "draft": json.dumps(draft), "ended": 0, "done": False}
+        except torch.cuda.OutOfMemoryError:
+            self._trial = None
+            torch.cuda.empty_cache()
+            return {"state": SHARED_GPU_IS_FULL, "ended": 1, "done": True}
+        except StorageFault as fault:
+            self._trial = None
+            return {"state": FAULT, "why": self._placed(fault), "ended": 1, "done": True}
+        except LockLost as lost:
+            self._trial = None
+            return {"state": FAULT, "why": lost, "ended": 1, "done": True}
         self._trial = None
         return {"state": RECORDED, "ended": 1, "done": True}
+
+    def _placed(self, fault: StorageFault) -> StorageFault:
+        """Add the node to a fault in a cluster, where only one node may have lost the storage."""
+        if not self._joined:
+            return fault
+        node = f"node {ray.util.get_node_ip_address()} ({socket.gethostname()})"
+        return type(fault)(f"{node}: {fault.where}", fault.field, fault.problem, fault.fix)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Accept the next task."""
@@ -171,7 +181,7 @@ class StudyTrainable(tune.Trainable):
             if not self._trial.finished:
                 return False
             self._trial.record()
-        except LockLost:
+        except (StorageFault, LockLost):
             raise
         except Exception as error:
             if isinstance(error, self._to_retry):

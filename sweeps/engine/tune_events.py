@@ -1,6 +1,8 @@
 """Tune's events in the driver: pruning, and the end of each task, passed to the queue and the observer."""
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -12,8 +14,7 @@ from pm25.errors import InputError
 from pm25.panel import Panel
 from sweeps.engine import ray_internals, worker
 from sweeps.engine.study_queue import Observer, StudyQueue
-from sweeps.engine.trainable import LOCK_LOST, REFUSED, SHARED_GPU_IS_FULL
-from sweeps.store.fencing import LockLost
+from sweeps.engine.trainable import FAULT, REFUSED, SHARED_GPU_IS_FULL
 from sweeps.store.records import Record, Store
 
 
@@ -55,55 +56,88 @@ class ArmPruning(FIFOScheduler):
 class TuneEvents(tune.Callback):
     """Records what Tune says of each task, and passes it to the queue and the observer."""
 
-    def __init__(self, queue: StudyQueue, store: Store, observer: Observer, panel: Panel) -> None:
+    def __init__(
+        self,
+        queue: StudyQueue,
+        store: Store,
+        observer: Observer,
+        panel: Panel,
+        check_ray: Callable[[], None],
+    ) -> None:
+        """`check_ray` raises an error if Ray itself has died, which ends all workers."""
         self._queue, self._store, self._observer = queue, store, observer
-        self._data = panel.fingerprint
+        self._data, self._check_ray = panel.fingerprint, check_ray
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing. Tune pickles its callbacks for a restore, which this project never does."""
         return {}
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """End the run if an event met a fault. Tune passes on an exception from here, and only from here."""
+        if self._queue.fault is not None:
+            raise self._queue.fault
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Pass on that a worker has started a task."""
-        self._queue.started(trial.trial_id)
-        self._observer.started(trial.config["key"], trial.config["kind"])
+        with self._faults():
+            self._queue.started(trial.trial_id)
+            self._observer.started(trial.config["key"], trial.config["kind"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Pass on the record of a task, or why it has none yet; record a search trial that was pruned.
+        """Pass on the record of a task, or why it has none yet; record a search trial that was pruned."""
+        if self._queue.fault is not None:
+            return
+        with self._faults():
+            self._complete(trial)
 
-        Raises LockLost if a worker found that another driver has the study.
-        """
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Queue the task of a lost worker again, or record its failure if it was lost too often."""
+        if self._queue.fault is not None:
+            return
+        with self._faults():
+            self._check_ray()
+            self._lost(trial)
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Keep an exception for `on_step_end`. Tune would count it as a failure of the trial."""
+        try:
+            yield
+        except Exception as error:
+            self._queue.end(error)
+
+    def _complete(self, trial: Trial) -> None:
         result = trial.last_result
         if result.get("state") == SHARED_GPU_IS_FULL:
             self._queue.retry_alone(trial.trial_id)
             return
+        if result.get("state") == FAULT:
+            self._queue.end(result["why"])
+            return
         if result.get("state") == REFUSED:
             self._queue.refuse(trial.trial_id, InputError(*result["why"]))
             return
-        if result.get("state") == LOCK_LOST:
-            raise LockLost(*result["why"])
         record = self._records(trial).record(trial.config["key"])
         if record is None:  # pruned by the driver
             draft = {**json.loads(result["draft"]), "state": "pruned"}
             record = worker.end_trial(draft, self._records(trial))
         self._ended(trial, record)
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Queue the task of a lost worker again, or record its failure if it was lost too often."""
+    def _lost(self, trial: Trial) -> None:
         records = self._records(trial)
         record = records.record(trial.config["key"])
         if record is None:
             error = ray_internals.trial_error(trial)
             alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
             announced = bool(getattr(error, "preempted", False) or ray_internals.draining_nodes())
-            if self._queue.lost(trial.trial_id, alive, announced=announced):
+            reason = str(error or "its worker died").strip().splitlines()[-1]
+            if self._queue.lost(trial.trial_id, alive, announced=announced, why=reason):
                 return
             task = self._queue.task(trial.trial_id)
             own = {"cell": task.cells[0].resolved()} if task.kind == "cell" else worker.NOTHING_SPENT
             known = {"data": self._data, "numerics": task.cells[0].numerics}
             draft = {"key": task.key, **own, **known, **task.more}
-            reason = str(error or "its worker died").strip()
-            record = worker.record_loss(draft, records, reason.splitlines()[-1])
+            record = worker.record_loss(draft, records, reason)
         self._ended(trial, record)
 
     def _records(self, trial: Trial) -> Store:

@@ -37,7 +37,7 @@ from pm25.panel import Panel
 from pm25.redaction import redacted
 from sweeps.store import failures, running
 from sweeps.store.fencing import LockLost
-from sweeps.store.records import Record, Store
+from sweeps.store.records import Record, StorageFault, Store
 from sweeps.store.running import Progress, ProgressWriter
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def train_and_record(
 
     A checkpoint is stored after the first epoch that ends `checkpoint_seconds` after the one before, and a
     training resumes from a stored checkpoint. `more` are further fields of the record. Exceptions of the
-    types `raises` are raised instead of recorded, and so is LockLost.
+    types `raises` are raised instead of recorded. So are StorageFault and LockLost: the cell stays missing.
     """
     import torch
 
@@ -105,7 +105,7 @@ def train_and_record(
             raise ArithmeticError(f"test RMSE is {result.metrics['test_rmse']}")
         record |= {"counts": result.counts, "audit": result.audit, "seconds": round(result.seconds, 3)}
         record |= _peak_memory(device)
-    except LockLost:
+    except (StorageFault, LockLost):  # raised where a checkpoint is stored
         raise
     except Exception as error:
         if isinstance(error, raises):

@@ -160,7 +160,7 @@ def write(store: Store, found: Calibration) -> None:
     try:
         files.write(system, path, found.model_dump_json(indent=1).encode())
     except files.StorageError as error:
-        raise store.refusal("written", error, fix="") from None
+        raise store.refusal("written", error) from None
 
 
 def device_name(capacity: Capacity) -> str:

@@ -90,7 +90,7 @@ class StudyLock:
             raise self.store.refusal("written", error) from None
         self.store = replace(self.store, token=self._me.token)
         if self._interrupts:
-            self._handler = signal.signal(signal.SIGUSR2, _interrupt)
+            self._handler = signal.signal(signal.SIGUSR1, _interrupt)
         self._thread.start()
         return self
 
@@ -105,7 +105,7 @@ class StudyLock:
         if self._interrupts:
             with self._signals:
                 self._interrupts = False
-            signal.signal(signal.SIGUSR2, self._handler)
+            signal.signal(signal.SIGUSR1, self._handler)
         self._thread.join(BEAT_S)
         if not self._thread.is_alive():  # else the thread waits for a storage that does not answer
             try:
@@ -154,7 +154,7 @@ class StudyLock:
         with self._signals:
             if not self._interrupts:
                 return
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         if not self._stop.wait(STOPS_S):
             click.echo(f"sweep: {self._lost}", err=True)
             os._exit(LockLost.status)

@@ -44,6 +44,32 @@ def failed_checks(record: Mapping[str, Any]) -> list[str]:
 StorageError = (OSError, pa.ArrowException)
 """Errors that a file system raises."""
 
+
+class StorageFault(InputError):
+    """Storage that is full, read-only, gone, not permitted, or does not answer.
+
+    It ends a run, and it is never the failure of the cell that met it.
+    """
+
+
+_SPACE = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space, or raise the quota"}
+_FIX = {
+    **_SPACE,
+    errno.EROFS: "mount it with write access",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user access to the files"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT),
+        "check the disk, and mount it again",
+    ),
+}
+"""Instruction for the user, by the number of the error of a storage that worked before."""
+
+_NO_FOLDER = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}
+"""Errors of a storage that never was a folder."""
+
+AGAIN = "then run the same command again"
+OTHER_STORAGE = "use another storage, --set storage=FOLDER"
+
 READERS = 16
 """Number of records that are read at the same time from object storage, where each takes a request."""
 
@@ -58,8 +84,8 @@ class Store:
     """Files of a study's cells, `<storage>/<study>/cells/<key>/`, or of its search trials, under `search`.
 
     A `result.json` in a key's folder means that the cell has ended. A store consists of four strings, so it
-    can be sent to any worker. Methods raise the file system's own errors (`StorageError`) unless their
-    docstring names another error. Methods that write or delete also raise LockLost (`fenced`).
+    can be sent to any worker. Methods raise StorageFault if the storage cannot be read or written. Methods
+    that write or delete also raise LockLost (`fenced`).
 
     Parameters
     ----------
@@ -94,16 +120,27 @@ class Store:
             system, root = pyarrow.fs.LocalFileSystem(), os.path.abspath(self.storage)
         return system, "/".join([root.rstrip("/"), self.study, *parts])
 
-    def refusal(self, what: str, error: Exception, fix: str | None = None) -> InputError:
+    def refusal(self, what: str, error: Exception, fix: str = "") -> StorageFault:
         """Return the error of a storage that cannot be `what`: 'opened', 'read' or 'written'.
 
         `fix` is what the user can do; by default the likely fix for this storage and `error`.
         """
-        if fix is None:
-            fix = uri.advice(self.storage, error) or "use another storage, --set storage=FOLDER"
-        return InputError(
-            uri.without_secrets(self.storage), "storage", f"cannot be {what} ({uri.reason(error)})", fix
-        )
+        number = getattr(error, "errno", None) or 0
+        if not fix and (what == "opened" or number in _NO_FOLDER):
+            fix = OTHER_STORAGE
+        elif not fix:
+            advice = uri.advice(self.storage, error) or _FIX.get(number, "check the storage")
+            fix = f"{advice}, {AGAIN}"
+        reason = os.strerror(number) if number in _FIX else uri.reason(error)
+        return StorageFault(uri.without_secrets(self.storage), "storage", f"cannot be {what} ({reason})", fix)
+
+    @contextlib.contextmanager
+    def _faults(self, what: str) -> Iterator[None]:
+        """Convert the errors of the file system to StorageFault; `what` is 'read' or 'written'."""
+        try:
+            yield
+        except StorageError as error:
+            raise self.refusal(what, error) from error
 
     @contextlib.contextmanager
     def fenced(self) -> Iterator[None]:
@@ -117,8 +154,10 @@ class Store:
             return
         system, path = self.location(driver_process.FILE)
         with contextlib.ExitStack() as lock:
-            with contextlib.suppress(FileNotFoundError):  # the study's folder was deleted
+            try:
                 lock.enter_context(fencing.locked(system, path.rsplit("/", 1)[0]))
+            except FileNotFoundError as error:  # the study's folder was deleted or unmounted
+                raise self.refusal("written", error) from None
             fencing.check(self.token, self.driver_file(), path, self.study)
             yield
 
@@ -152,7 +191,9 @@ class Store:
                 write(system, probe, b"probe")
                 system.delete_file(probe)
             except StorageError as error:
-                raise self.refusal("written", error) from None
+                used_before = getattr(error, "errno", None) in _SPACE
+                fix = "" if used_before else uri.advice(self.storage, error) or OTHER_STORAGE
+                raise self.refusal("written", error, fix) from None
 
     def keys(self) -> set[str]:
         """Return the keys that have any files: records, or files of unfinished work. Raises InputError."""
@@ -215,17 +256,18 @@ class Store:
         system, folder = self.location(self.folder, record["key"])
         if _writes_atomically(system):  # files are not written under temporary names there
             return
-        for info in system.get_file_info(pyarrow.fs.FileSelector(folder)):
-            if _is_part(info.base_name):
-                with contextlib.suppress(FileNotFoundError), self.fenced():
-                    system.delete_file(info.path)
+        with self._faults("written"):
+            for info in system.get_file_info(pyarrow.fs.FileSelector(folder)):
+                if _is_part(info.base_name):
+                    with contextlib.suppress(FileNotFoundError), self.fenced():
+                        system.delete_file(info.path)
 
     def forget(self, key: str) -> None:
         """Delete a record and all other files of its key, so that the next run starts the cell again."""
         # The record is deleted first: if the rest fails, no record is left without its files.
         self.delete_file(key, "result.json")
         system, folder = self.location(self.folder, key)
-        with contextlib.suppress(FileNotFoundError), self.fenced():
+        with self._faults("written"), contextlib.suppress(FileNotFoundError), self.fenced():
             system.delete_dir(folder)
 
     def size(self, keys: Iterable[str]) -> int:
@@ -234,9 +276,11 @@ class Store:
         wanted = {*keys}
         # One listing: on object storage a request lists a thousand files, and each cell has three.
         selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
+        with self._faults("read"):
+            found = system.get_file_info(selector)
         return sum(
             info.size or 0
-            for info in system.get_file_info(selector)
+            for info in found
             if not _is_part(info.base_name) and info.path.rsplit("/", 2)[1] in wanted
         )
 
@@ -244,7 +288,8 @@ class Store:
         """Return the keys that have a file called `name`."""
         system, folder = self.location(self.folder)
         selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
-        paths = (info.path.rsplit("/", 2) for info in system.get_file_info(selector))
+        with self._faults("read"):
+            paths = [info.path.rsplit("/", 2) for info in system.get_file_info(selector)]
         return {key for _, key, found in paths if found == name}
 
     def write_table(self, key: str, name: str, columns: Mapping[str, Any] | pa.Table) -> None:
@@ -255,7 +300,10 @@ class Store:
         self.write_file(key, f"{name}.parquet", sink.getvalue())
 
     def read_table(self, key: str, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Read `<key>/<name>.parquet`, all columns or the given ones."""
+        """Read `<key>/<name>.parquet`, all columns or the given ones.
+
+        A missing or a damaged file raises pyarrow's own error.
+        """
         system, path = self.location(self.folder, key, f"{name}.parquet")
         if isinstance(system, pyarrow.fs.LocalFileSystem):
             return pyarrow.parquet.read_table(path, columns=columns)
@@ -264,24 +312,27 @@ class Store:
 
     def read_file(self, key: str, name: str) -> bytes | None:
         """Read one file of a cell; None if it does not exist."""
-        try:
-            return read(*self.location(self.folder, key, name))
-        except FileNotFoundError:
-            return None
+        system, path = self.location(self.folder, key, name)
+        with self._faults("read"):
+            try:
+                return read(system, path)
+            except FileNotFoundError:
+                return None
 
     def write_file(self, key: str, name: str, content: bytes | pa.Buffer) -> None:
         """Write one file of a cell atomically."""
         system, path = self.location(self.folder, key, name)
-        if system.type_name == "s3" and len(content) >= PART_BYTES:
-            # The upload in parts is opened before the content is sent. If it were opened with the first part
-            # and that part failed, pyarrow would leave an empty object.
-            system, _ = uri.open_system(self.storage, at_once=False)
-        write(system, path, content, self.fenced)
+        with self._faults("written"):
+            if system.type_name == "s3" and len(content) >= PART_BYTES:
+                # The upload in parts is opened before the content is sent. If it were opened with the first
+                # part and that part failed, pyarrow would leave an empty object.
+                system, _ = uri.open_system(self.storage, at_once=False)
+            write(system, path, content, self.fenced)
 
     def delete_file(self, key: str, name: str) -> None:
         """Delete one file of a cell, if it exists."""
         system, path = self.location(self.folder, key, name)
-        with contextlib.suppress(FileNotFoundError), self.fenced():
+        with self._faults("written"), contextlib.suppress(FileNotFoundError), self.fenced():
             system.delete_file(path)
 
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import logging
+import os
 import re
 import shlex
 import socket
 import sqlite3
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,10 @@ SYNC = "sweep sync STUDY"
 
 class Unreachable(InputError):
     """A tracking store that does not answer now; the view can be written later."""
+
+
+class Damaged(InputError):
+    """A database that is damaged or incomplete. It can be moved aside and written again from the store."""
 
 
 @event.listens_for(Engine, "connect")
@@ -75,6 +81,16 @@ def rebuild(uri: str) -> str:
         move = shlex.join(["mv", file, f"{file}.old"])
         return f"move it away and write it again from the store: `{move} && {SYNC}`"
     return f"set tracking to an empty database, and write it from the store with `{SYNC}`"
+
+
+def move_aside(file: Path) -> Path:
+    """Rename an SQLite file and its journals, and return the new name. Raises OSError."""
+    aside = file.with_name(f"{file.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    for suffix in ("-journal", "-wal", "-shm"):  # SQLite would apply them to the next file of this name
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{file}{suffix}", f"{aside}{suffix}")
+    file.rename(aside)
+    return aside
 
 
 _OF_SQLITE: tuple[tuple[str, str, str], ...] = (
@@ -143,7 +159,7 @@ def _input_error(uri: str, error: Exception) -> InputError:
                 "grant": "let this user own the database",
             }[kind]
             temporary = kind in ("unlock", "space", "start")
-            made = Unreachable if temporary else InputError
+            made = Unreachable if temporary else Damaged if kind == "rebuild" else InputError
             return made("tracking", "", f"{file or shown} {problem} ({reason})", fix)
     return InputError("tracking", "", f"{file or shown} cannot be used ({reason})", rebuild(uri))
 

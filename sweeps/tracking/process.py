@@ -1,6 +1,7 @@
 """Process that updates the MLflow view during training."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -97,14 +99,13 @@ class TrackingProcess:
 
         If the view is `needed`, a store that does not answer yet raises InputError too.
         """
+        fix = "start the server, or omit --require-tracking"
         waiting = f"{without_password(self._uri)} does not answer within {OPENS_S:g} s"
         try:
             answer = self._answered.get(timeout=OPENS_S)
         except queue.Empty:
             if needed:
-                raise InputError(
-                    "tracking", "", waiting, "start the server, or omit --require-tracking"
-                ) from None
+                raise InputError("tracking", "", waiting, fix) from None
             self._say(waiting)
             return
         if answer is None:
@@ -113,10 +114,11 @@ class TrackingProcess:
         verb, value = answer
         if verb == "refused":
             raise InputError(*value)
-        if needed and value:
-            raise InputError("tracking", "", value, "start the server, or omit --require-tracking")
-        if value:
-            self._say(value)
+        problem, own_fix = value
+        if needed and problem:
+            raise InputError("tracking", "", problem, own_fix or fix)
+        if problem:
+            self._say(problem)
 
     @staticmethod
     def _say(problem: str) -> None:
@@ -171,7 +173,11 @@ class TrackingProcess:
     def _hear(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._answered.put(tuple(json.loads(line)))
+            verb, value = json.loads(line)
+            if verb == "notice":
+                click.echo(f"sweep: MLflow: {value}", err=True)
+            else:
+                self._answered.put((verb, value))
         self._answered.put(None)
 
 
@@ -190,8 +196,8 @@ def serve() -> None:
 
     _, (storage, study, token, uri, data) = messages.get()
     try:
-        view = MlflowMirror(Store(storage, study, token=token), uri, data)
-        answer("open", view.behind)
+        view = MlflowMirror(Store(storage, study, token=token), uri, data, partial(answer, "notice"))
+        answer("open", [view.behind, view.fix])
         _mirror(view, messages, closing, answer)
     except InputError as error:  # LockLost, or a tracking store that no waiting will open
         answer("refused", error.args)
@@ -247,11 +253,22 @@ def _listen(messages: "queue.Queue[tuple[str, Any]]", closing: threading.Event) 
 class MlflowMirror:
     """Tracking store that may fail for a while; missed records are written when it answers again."""
 
-    def __init__(self, store: Store, uri: str | None, data: Mapping[str, Any] | None = None) -> None:
-        """Open the tracking store; raises InputError if waiting will not help."""
-        from sweeps.tracking.connection import Unreachable
+    def __init__(
+        self,
+        store: Store,
+        uri: str | None,
+        data: Mapping[str, Any] | None = None,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Open the tracking store; raises InputError if it needs another address or another user.
 
-        self._store, self._uri, self._data = store, uri, data
+        `notice` shows the user a line.
+        """
+        from sweeps.tracking.connection import Damaged, Unreachable
+
+        self._store, self._uri, self._data, self._notice = store, uri, data, notice
+        self._written: list[tuple[Store, str]] = []
+        """Store and key of each record that the view has, to be read again for a new database."""
         self._tracker: Tracker | None = None
         self._in_step, self._tracker = False, None  # it is examined again before anything else is written
         self._rests_until = self._answers_at = -math.inf
@@ -262,7 +279,7 @@ class MlflowMirror:
         """Problem of the tracking store, and what the user can do; empty while the view is complete."""
         try:
             self._tracker = self._open()
-        except Unreachable as error:
+        except (Damaged, Unreachable) as error:
             self._failed(error)
 
     def catch_up(self, at_leisure: bool) -> None:
@@ -280,6 +297,8 @@ class MlflowMirror:
             self._tracker.write(self.missed)
         else:
             self._tracker.sync(self.missed)
+        stores = {True: self._store.search, False: self._store}
+        self._written += [(stores["params" in record], record["key"]) for record in self.missed]
         self.missed, self._in_step = [], True
         if answers and self.plan is not None:
             self._answer(self._tracker, last=note is not None)
@@ -338,9 +357,28 @@ class MlflowMirror:
             self.behind = self.fix = ""
 
     def _open(self) -> "Tracker":
+        """Open the tracking store. The default database is replaced if it is damaged."""
+        from sweeps.tracking.connection import Damaged, move_aside, sqlite_file
         from sweeps.tracking.mlflow_view import Tracker
 
-        return Tracker(self._store, self._uri, self._data)
+        opened = partial(Tracker, self._store, self._uri, self._data)
+        try:
+            return opened()
+        except Damaged:
+            if "://" in self._store.storage or self._uri != default_tracking(self._store.storage):
+                raise  # it may hold what no store has
+        file = sqlite_file(self._uri)
+        with _exclusive(file.parent):
+            try:
+                return opened()  # another study of this storage may have replaced it
+            except Damaged as error:
+                aside = move_aside(file)
+                tracker = opened()
+                self._notice(f"{error.problem}; it was moved to {aside} and is written again from the store")
+        records = (store.record(key) for store, key in self._written)
+        self.missed = [*filter(None, records), *self.missed]
+        self._written = []
+        return tracker
 
     def _failed(self, error: Exception) -> None:
         from sweeps.tracking.connection import short_reason
@@ -349,3 +387,15 @@ class MlflowMirror:
         self._rests_until = time.monotonic() + PAUSE_S
         self.behind = short_reason(error)
         self.fix = error.fix.rstrip(".") if isinstance(error, InputError) else ""
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Exclude other processes from the same block, on file systems that have locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a network file system
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

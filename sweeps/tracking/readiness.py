@@ -25,6 +25,7 @@ from sweeps.spec.tracking_address import without_password
 from sweeps.tracking import mlflow_internals
 from sweeps.tracking.connection import (
     SYNC,
+    Damaged,
     Unreachable,
     input_errors,
     is_server,
@@ -44,6 +45,8 @@ SETTLES_S = 1.5
 """Time in which a database that another process creates must change."""
 _OWN = {"experiments", "runs", "metrics", "params"}
 """Tables that every version of MLflow has."""
+_NOT_OF_MLFLOW = ("alembic_", "_alembic_", "sqlite_")
+"""Beginnings of the names of tables that migrations and SQLite add."""
 
 Schema = tuple[frozenset[str], str | None]
 """Names of a database's tables, and its revision in MLflow's migrations."""
@@ -203,7 +206,9 @@ def _check_schema(uri: str, read: Callable[[], Schema]) -> None:
     found = read()
     while True:
         tables, revision = found
-        tables = frozenset(name for name in tables if not name.startswith(("alembic_", "sqlite_")))
+        tables = frozenset(
+            name for name in tables if not name.startswith(("alembic_", "_alembic_", "sqlite_"))
+        )
         if not tables or (revision == known[0] and tables >= mlflow_internals.tables()):
             return
         time.sleep(SETTLES_S)
@@ -211,6 +216,8 @@ def _check_schema(uri: str, read: Callable[[], Schema]) -> None:
         if found == before:  # else another process creates the tables right now
             break
     shown = str(sqlite_file(uri)) if uri.startswith("sqlite") else without_password(uri)
+    if uri.startswith("sqlite") and _is_half_created(uri, tables):
+        raise Damaged("tracking", "", f"{shown} was not created completely, and has no run", rebuild(uri))
     if not tables >= _OWN:
         names = ", ".join(sorted(tables)[:3]) + (", ..." if len(tables) > 3 else "")
         problem = f"{shown} is a database of something else (its tables: {names}); it was not changed"
@@ -219,10 +226,19 @@ def _check_schema(uri: str, read: Callable[[], Schema]) -> None:
     here = f"MLflow {MLFLOW} is installed"
     if revision == known[0]:
         missing = ", ".join(sorted(mlflow_internals.tables() - tables)[:3])
-        raise InputError("tracking", "", f"{shown} lacks tables of MLflow ({missing})", rebuild(uri))
+        raise Damaged("tracking", "", f"{shown} lacks tables of MLflow ({missing})", rebuild(uri))
     if revision is None or revision in known:
         problem = f"{shown} is the database of an older MLflow (revision {revision or 'none'}; {here})"
         upgrade = f"or keep what else it holds: copy it, and run `mlflow db upgrade {without_password(uri)}`"
         raise InputError("tracking", "", problem, f"{rebuild(uri)}; {upgrade}")
     problem = f"{shown} is the database of a newer MLflow (revision {revision}; {here})"
     raise InputError("tracking", "", problem, f"install the newer MLflow; or {rebuild(uri)}")
+
+
+def _is_half_created(uri: str, tables: frozenset[str]) -> bool:
+    """Return whether an SQLite file has some tables of MLflow, as after a kill while it was created."""
+    known = mlflow_internals.tables()
+    if tables >= known or not tables <= known:
+        return False
+    with _opened(uri) as database:
+        return "runs" not in tables or database.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is None

@@ -1,12 +1,13 @@
 """The command line itself: what it imports, its exit status, and interrupts."""
 
+import errno
 import os
 import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from sweeps.cli import cli
 from sweeps.store import lock
+from sweeps.store.records import StorageFault
 from tests.sweeps.cli.commands import Ended, Sweep, check_refused, toy_keys, tree
 from tests.sweeps.store.test_lock import take_over
 
@@ -94,6 +96,66 @@ def test_a_study_that_is_taken_over_is_exit_4_and_is_left_alone(
     assert "Traceback" not in ended.err
     assert left
     assert stored() == left
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Let `sweep status` raise an error."""
+    monkeypatch.setenv("SWEEP_DEBUG", "")  # so that its value is restored
+    monkeypatch.delenv("SWEEP_DEBUG")
+
+    def fail(error: Exception) -> None:
+        def raise_it(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(sys.modules["sweeps.cli.status"], "open_state", raise_it)
+
+    return fail
+
+
+def test_a_bug_is_one_line_with_the_command_that_shows_its_traceback(
+    sweep: Sweep, toy: Path, failing: Callable[[Exception], None]
+) -> None:
+    failing(KeyError("fold"))
+    ended = sweep("status", toy)
+    assert ended.status == 70
+    (line,) = ended.err.splitlines()
+    assert line.startswith("sweep: this is a bug: KeyError: 'fold' [test_main.py:")
+    assert f"`sweep --debug status {toy}`" in line
+    ended = sweep("--debug", "status", toy)
+    assert ended.status == 70
+    assert "Traceback" in ended.err
+    assert ended.err.splitlines()[-1] == line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/mnt/disk/file"),
+        PermissionError(errno.EACCES, "Permission denied", "/mnt/disk/file"),
+        MemoryError(),
+        StorageFault("/mnt/disk/file", "storage", "cannot be read (Input/output error)", "check the disk"),
+    ],
+    ids=repr,
+)
+def test_a_fault_of_the_world_is_not_a_bug(
+    sweep: Sweep, toy: Path, failing: Callable[[Exception], None], error: Exception
+) -> None:
+    failing(error)
+    check_refused(sweep("status", toy), "" if isinstance(error, MemoryError) else "/mnt/disk/file", "Fix: ")
+    assert "Traceback" in sweep("--debug", "status", toy).err
+
+
+def test_output_that_nobody_reads_is_silent(toy: Path) -> None:
+    code = "import sys; from sweeps.cli import main; sys.stdout.write('x'); main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--version"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
 
 
 @pytest.mark.parametrize(

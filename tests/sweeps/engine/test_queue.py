@@ -13,10 +13,11 @@ from sweeps.engine import cluster as nodes
 from sweeps.engine import ray_tune, study_queue
 from sweeps.engine.cluster import Cluster, Node
 from sweeps.engine.scheduler import Task
-from sweeps.engine.study_queue import LOSSES_FORGIVEN, StudyQueue
+from sweeps.engine.study_queue import LOSSES_FORGIVEN, STARTS_FORGIVEN, StudyQueue
 from sweeps.engine.trainable import StudyTrainable
 from sweeps.spec.design import Arm
 from sweeps.store.records import Record
+from tests.errors import refuses
 
 CELLS = [Cell(variant="none", split=RandomSplit(), fold=0, seed=seed) for seed in range(2)]
 
@@ -118,8 +119,10 @@ def test_a_worker_that_dies_too_often_on_living_nodes_is_given_up(queue: Make) -
     made = queue(TwoCells())
     for attempt in range(LOSSES_FORGIVEN):
         assert made.suggest(f"t{attempt}")["key"] == "k0"  # type: ignore[index, call-overload]
+        made.started(f"t{attempt}")
         assert made.lost(f"t{attempt}", frozenset({"n1", "n2"}))
     made.suggest("last")
+    made.started("last")
     assert not made.lost("last", frozenset({"n1", "n2"}))
     assert made.task("last").key == "k0"  # the caller records it
     made.ended("last", {"key": "k0"})
@@ -130,6 +133,7 @@ def test_the_loss_of_a_node_is_not_counted(queue: Make) -> None:
     alive = {"head", *(f"spot-{i}" for i in range(10))}
     for attempt in range(10):  # every time the node of the worker dies with it, as is found out later
         made.suggest(f"t{attempt}")
+        made.started(f"t{attempt}")
         assert made.lost(f"t{attempt}", frozenset(alive)), f"given up after {attempt} lost nodes"
         alive.remove(f"spot-{attempt}")
     assert made.suggest("again")["key"] == "k0"  # type: ignore[index, call-overload]
@@ -139,9 +143,47 @@ def test_a_loss_that_was_announced_is_not_counted(queue: Make) -> None:
     made = queue(TwoCells())
     for attempt in range(10):
         made.suggest(f"t{attempt}")
+        made.started(f"t{attempt}")
         assert made.lost(f"t{attempt}", frozenset({"n1", "n2"}), announced=True)
     made.suggest("t")
+    made.started("t")
     assert made.lost("t", frozenset({"n1", "n2"}))
+
+
+def test_a_worker_that_dies_while_it_starts_is_not_counted(queue: Make) -> None:
+    made = queue(TwoCells())
+    alive = frozenset({"n1", "n2"})
+    for attempt in range(2 * STARTS_FORGIVEN):  # every other worker starts, and its training is lost
+        made.suggest(f"t{attempt}")
+        if attempt % 2 and attempt < 2 * LOSSES_FORGIVEN:
+            made.started(f"t{attempt}")
+        assert made.lost(f"t{attempt}", alive)
+    made.suggest("last")
+    made.started("last")
+    assert not made.lost("last", alive), "the losses of trainings that had started are counted"
+
+
+def test_workers_that_never_start_end_the_run(queue: Make) -> None:
+    made = queue(TwoCells())
+    for attempt in range(STARTS_FORGIVEN + 1):
+        assert made.fault is None
+        made.suggest(f"t{attempt}")
+        assert made.lost(f"t{attempt}", frozenset({"n1"}), why="killed by the OOM killer")
+    with refuses("Ray", "", STARTS_FORGIVEN + 1, "OOM killer", "resources.cpu"):
+        raise made.fault  # type: ignore[misc]
+    assert made.suggest("t")["key"] == "k0"  # type: ignore[index, call-overload]
+
+
+def test_a_worker_that_starts_forgives_those_that_did_not(queue: Make) -> None:
+    made = queue(long_scheduler())
+    for attempt in range(3 * STARTS_FORGIVEN):
+        made.suggest(f"t{attempt}")
+        if attempt % STARTS_FORGIVEN == 0:
+            made.started(f"t{attempt}")
+            made.ended(f"t{attempt}", {})
+        else:
+            made.lost(f"t{attempt}", frozenset({"n1"}))
+    assert made.fault is None
 
 
 def test_a_task_that_fills_a_shared_gpu_is_retried_on_a_gpu_of_its_own(queue: Make) -> None:

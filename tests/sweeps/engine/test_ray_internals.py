@@ -55,6 +55,19 @@ def test_variables_that_the_user_set_stay(monkeypatch: pytest.MonkeyPatch) -> No
     assert found == expected | {"TUNE_MAX_PENDING_TRIALS_PG": "7"}
 
 
+def test_errors_that_ray_publishes_are_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private import worker
+
+    name = "ray._private.worker.print_to_stdstream"
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages), changed(name)
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
+    ray_internals.print_no_errors()
+    worker.print_to_stdstream({"lines": ["dead"], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_an_address_resolves() -> None:
     name = "ray._private.services.canonicalize_bootstrap_address"
     assert str(ray_internals.head_address("10.0.0.1:6379")) == "10.0.0.1:6379", changed(name)

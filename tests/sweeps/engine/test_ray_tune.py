@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from tests import processes
+from tests import disks, processes
 from tests.processes import wait_for, workers_of
 
 pytestmark = pytest.mark.slow
@@ -287,3 +287,48 @@ def test_seeds_that_a_look_asks_for_are_run_in_the_same_run(tmp_path: Path) -> N
     assert "9 cells, 0 recorded, 9 to run; up to 12 more if undecided" in err
     assert "21 of 21 cells done" in out
     assert len(sweep.records()) == len(sweep.runs()) == 21
+
+
+def test_a_study_meets_a_full_disk_and_a_dead_ray_and_then_finishes(tmp_path: Path) -> None:
+    with disks.small_disk(tmp_path / "results", "16m") as disk:
+        _meet_faults(tmp_path, disk)
+
+
+def _meet_faults(folder: Path, disk: Path) -> None:
+    design = {**STUDY["design"], "variant": ["none", "latlon"], "seed": [*range(4)]}  # type: ignore[dict-item]
+    long = {"max_epochs": 60, "patience": 60}
+    sweep = Sweep(folder, design=design, train=long, checkpoint_seconds=0)
+
+    driver = sweep.start("run", "tiny.yaml")
+    wait_for(lambda: sweep.records())
+    disks.fill(disk)
+    _, err = processes.end(driver, status=2)
+    *_, line = err.splitlines()
+    assert line.startswith(f"sweep: {disk}: storage: ")
+    assert "No space left on device" in line
+    assert "Traceback" not in err
+    full = sweep.records()
+    assert {json.loads(text)["state"] for text in full.values()} == {"done"}
+    assert len(full) < 8
+
+    disks.remount(disk, "size=256m")
+    driver = sweep.start("run", "tiny.yaml")
+    wait_for(lambda: len(sweep.records()) > len(full))
+    below = psutil.Process(driver.pid).children(recursive=True)
+    (raylet,) = [process for process in below if process.name() == "raylet"]
+    raylet.kill()
+    _, err = processes.end(driver, status=3)
+    *_, line = err.splitlines()
+    assert line.startswith("sweep: Ray: ")
+    assert "raylet" in line
+    assert "Traceback" not in err
+    assert psutil.wait_procs(below, timeout=30)[1] == [], "processes of Ray are left"
+    lost = sweep.records()
+    assert {json.loads(text)["state"] for text in lost.values()} == {"done"}
+
+    out, err = sweep("run", "tiny.yaml")
+    assert "8 of 8 cells done, 0 failed" in out
+    after = sweep.records()
+    assert {path: after[path] for path in full} == full, "a recorded cell ran again"
+    assert {path: after[path] for path in lost} == lost, "a recorded cell ran again"
+    assert sweep.runs() == [(path.parent.name, "FINISHED") for path in sorted(after)]

@@ -27,10 +27,10 @@ from pm25.settings import ModelSettings, TrainSettings
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.analysis import results
 from sweeps.engine import worker
-from sweeps.store import running
+from sweeps.store import records, running
 from sweeps.store.fencing import LockLost
 from sweeps.store.lock import StudyLock
-from sweeps.store.records import Record, Store
+from sweeps.store.records import Record, StorageFault, Store
 from tests import worlds
 from tests.errors import refuses
 from tests.sweeps.store.test_lock import take_over
@@ -421,15 +421,15 @@ def test_a_disk_that_fills_up_leaves_no_record(
     panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     store = Store(str(tmp_path), "toy")
-    write = Store.write_table
+    write = records.write
 
-    def fail(self: Store, key: str, name: str, columns: Any) -> None:
-        if name == table:
+    def fail(system: Any, path: str, content: Any) -> None:
+        if path.endswith(f"{table}.parquet"):
             raise OSError(28, "No space left on device")
-        write(self, key, name, columns)
+        write(system, path, content)
 
-    monkeypatch.setattr(Store, "write_table", fail)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(records, "write", fail)
+    with pytest.raises(StorageFault, match="No space left"):
         worker.train_and_record(cell(), KEY, panel, store)
     assert store.record(KEY) is None
     monkeypatch.undo()

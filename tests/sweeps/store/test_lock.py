@@ -450,11 +450,11 @@ def test_the_end_of_a_run_finds_a_lost_lock(store: Store, tmp_path: Path) -> Non
 
 
 def test_a_lost_lock_interrupts_the_run_at_once(store: Store, tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGUSR2)
+    before = signal.getsignal(signal.SIGUSR1)
     with refuses("driver.json", kind=LockLost), StudyLock(store, interrupts=True):
         take_over(tmp_path / "toy" / "driver.json")
         time.sleep(60)
-    assert signal.getsignal(signal.SIGUSR2) == before
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 _HANGS = """

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sweeps.store import records as files_
-from sweeps.store.records import PART_BYTES, Store
+from sweeps.store.records import PART_BYTES, StorageFault, Store
 from tests.errors import refuses
 
 RECORD = {"key": "k1", "state": "done", "metrics": {"test_rmse": 1.5, "test_r2": None}}
@@ -113,7 +113,7 @@ def test_a_cell_half_forgotten_has_no_record(tmp_path: Path, monkeypatch: pytest
 
     location = Store.location
     monkeypatch.setattr(Store, "location", lambda self, *parts: (Refuses(), location(self, *parts)[1]))
-    with pytest.raises(OSError, match="busy"):
+    with pytest.raises(StorageFault, match="busy"):
         store.forget("k1")
     monkeypatch.undo()
     assert files(tmp_path) == ["toy/cells/k1/history.parquet"]
@@ -350,7 +350,7 @@ def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Store, "location", lambda self, *parts: (Full(), path))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageFault, match="No space left"):
         store.write_record(RECORD | {"state": "failed"})
     monkeypatch.undo()
     assert store.record("k1") == RECORD
@@ -437,7 +437,7 @@ def test_an_object_that_cannot_be_written_is_none(
         bucket_store.write_file("k1", "weights.pt", before)
     begins = "?uploads" in fails
     objects.refused = lambda request: fails in request and (begins or "?uploads" not in request)
-    with pytest.raises(OSError, match="ACCESS_DENIED"):
+    with pytest.raises(StorageFault, match="ACCESS_DENIED"):
         bucket_store.write_file("k1", "weights.pt", b"x" * size)
     objects.refused = lambda request: False
     assert bucket_store.read_file("k1", "weights.pt") == before

@@ -81,6 +81,17 @@ DATABASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no revision": (_sql("DELETE FROM alembic_version"), "older MLflow"),
     "no table of the revision": (_sql("DROP TABLE alembic_version"), "older MLflow"),
     "missing table": (_sql("DROP TABLE metrics"), ""),
+    "half created": (
+        _foreign("CREATE TABLE experiments (experiment_id INT)", "CREATE TABLE runs (run_uuid TEXT)"),
+        "not created completely",
+    ),
+    "tables of an old MLflow with a run": (
+        _foreign(
+            *(f"CREATE TABLE {name} (x TEXT)" for name in ("experiments", "runs", "metrics", "params")),
+            "INSERT INTO runs VALUES ('a')",
+        ),
+        "older MLflow",
+    ),
     "tables of a notebook": (_foreign("CREATE TABLE monitors (site TEXT)"), "monitors"),
     "tables of Optuna": (
         _foreign(

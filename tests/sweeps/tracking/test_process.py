@@ -18,8 +18,9 @@ from pm25.splits import RandomSplit
 from sweeps.bench.engine import trivial
 from sweeps.spec.study import Study
 from sweeps.store.fencing import LockLost
-from sweeps.store.records import Record, Store
-from sweeps.tracking import process
+from sweeps.store.records import Record, Store, default_tracking
+from sweeps.tracking import mlflow_view, process
+from sweeps.tracking.connection import Damaged, sqlite_file
 from sweeps.tracking.parent_metrics import Aggregates
 from sweeps.tracking.process import MlflowMirror, TrackingProcess
 from tests.errors import refuses
@@ -126,7 +127,7 @@ def test_a_server_that_does_not_answer_is_refused_where_it_is_needed(
 def test_a_server_that_cannot_be_reached_is_refused_only_where_it_is_needed(
     store: Store, monkeypatch: pytest.MonkeyPatch, needed: bool
 ) -> None:
-    code = 'print(\'["open", "no route to it"]\'); print(\'["closed", "no route to it"]\')'
+    code = 'print(\'["open", ["no route to it", ""]]\'); print(\'["closed", "no route to it"]\')'
     monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, code))
     with TrackingProcess(store, "http://127.0.0.1:9", []) as made:
         if needed:
@@ -265,13 +266,75 @@ def test_a_driver_that_has_lost_its_study_ends_the_view(
 
 def test_the_reason_of_a_lost_study_is_passed_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        'print(\'["open", ""]\'); '
+        'print(\'["open", ["", ""]]\'); '
         'print(\'["refused", ["driver.json", "", "process 1 has taken over study toy", "wait"]]\')'
     )
     monkeypatch.setattr(subprocess, "Popen", partial(_other, subprocess.Popen, code))
     with TrackingProcess(store, "http://127.0.0.1:9", []) as made:
         made.opened()
     assert made.behind == "driver.json: process 1 has taken over study toy. Fix: wait."
+
+
+class Database:
+    """Stand-in for `Tracker`, with a file as its database."""
+
+    def __init__(self, store: Store, uri: str | None, data: Any = None) -> None:
+        self.file = sqlite_file(uri or default_tracking(store.storage))
+        if self.file.exists() and self.file.read_text() == "damaged":
+            raise Damaged("tracking", "", f"{self.file} is damaged", f"`mv {self.file} elsewhere`")
+        self.file.touch()
+
+    def sync(self, found: list[Record]) -> None:
+        self.file.write_text(" ".join(sorted(record["key"] for record in found)))
+
+    def write(self, found: list[Record]) -> None:
+        with self.file.open("a") as file:
+            file.write("".join(f" {record['key']}" for record in found))
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_view, "Tracker", Database)
+
+
+def test_a_damaged_default_database_is_moved_aside_and_written_again(store: Store, database: None) -> None:
+    first, second, third = (stored(store, seed) for seed in range(3))
+    file, said = Path(store.storage, "mlflow.db"), list[str]()
+    file.write_text("damaged")
+    file.with_name("mlflow.db-journal").write_text("of the damaged one")
+    view = MlflowMirror(store, default_tracking(store.storage), notice=said.append)
+    assert view.behind == ""
+    view.missed.append(first)
+    view.catch_up(at_leisure=False)
+    (aside,) = file.parent.glob("mlflow.db.damaged-*[0-9]")
+    assert aside.read_text() == "damaged"
+    assert Path(f"{aside}-journal").read_text() == "of the damaged one"
+    assert [str(file) in line and str(aside) in line for line in said] == [True]
+
+    file.write_text("damaged")  # again, in the middle of the run
+    aside.rename(aside.with_name("older"))
+    view._failed(OSError("malformed"))
+    view._rests_until = 0.0
+    view.missed += [second, third]
+    view.finish(None)
+    assert view.behind == ""
+    assert file.read_text().split() == sorted(record["key"] for record in (first, second, third))
+    assert len(said) == 2
+
+
+def test_a_damaged_database_elsewhere_is_kept_and_stops_no_training(
+    store: Store, database: None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file, said = tmp_path_factory.mktemp("elsewhere") / "mlflow.db", list[str]()
+    file.write_text("damaged")
+    view = MlflowMirror(store, f"sqlite:///{file}", notice=said.append)
+    view.missed.append(stored(store, 0))
+    view.finish(None)
+    assert [path.name for path in file.parent.iterdir()] == ["mlflow.db"]
+    assert file.read_text() == "damaged"
+    assert view.behind == f"{file} is damaged"
+    assert view.fix == f"`mv {file} elsewhere`"
+    assert said == []
 
 
 def test_the_last_attempt_does_not_wait_and_describes_only_what_is_whole(tracker: Tracker) -> None:
