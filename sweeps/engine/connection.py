@@ -3,7 +3,9 @@
 import contextlib
 import math
 import os
+import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -149,12 +151,13 @@ def check_answers(address: str) -> None:
 
 
 class Watch:
-    """Raises an error in the main thread when Ray cannot continue; used as a context.
+    """Ends the run when Ray cannot continue; used as a context.
 
     It asks the head of a cluster, or the GCS of a local Ray, whether it is alive. Of a local Ray it also
-    watches the processes and the temporary folder. Ray itself would wait for a minute and then end the
-    process without running any Python. Where Ray blocks the main thread, the watch ends the process with the
-    same message and exit status.
+    watches the processes and the temporary folder. Without it, Ray would end this process without running any
+    Python: a minute after its head has gone, or 0.1 s after its raylet has. So a local Ray that dies ends
+    this process at once, with a line and an exit status. Everything else is raised in the main thread. Where
+    Ray blocks that thread, the watch ends the process with the same line and status.
     """
 
     def __init__(self, address: str | None, folder: Path) -> None:
@@ -162,8 +165,11 @@ class Watch:
         self._address, self.folder = address, folder
         self._error: InputError | None = None
         self._stop, self._failing, self._raised = threading.Event(), threading.Lock(), False
+        self._threads: list[threading.Thread] = []
         self._processes: set[psutil.Process] = set()
         self._needed: dict[str, psutil.Process] = {}
+        self._ends: list[int] = []
+        """Descriptors that become readable when a needed process ends, on systems that have them."""
         self._listed = -math.inf
 
     def __enter__(self) -> "Watch":
@@ -177,6 +183,8 @@ class Watch:
     ) -> None:
         self._raised = True
         self._stop.set()
+        for thread in self._threads:
+            thread.join(HEAD_EVERY_S)  # Ray's processes end next, which is then no fault
         if self._error is not None:
             raise self._error from None
         signal.signal(signal.SIGUSR2, self._before)
@@ -198,7 +206,9 @@ class Watch:
         self._start(self._watch_head)
 
     def _start(self, target: Callable[[], None]) -> None:
-        threading.Thread(target=target, name="Ray", daemon=True).start()
+        thread = threading.Thread(target=target, name="Ray", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _watch_head(self) -> None:
         head = Head(ray.get_runtime_context().gcs_address)
@@ -215,7 +225,10 @@ class Watch:
 
     def _watch_processes(self) -> None:
         probed = time.monotonic()
-        while not self._stop.wait(LOOK_EVERY_S):
+        while True:
+            select.select(self._ends, [], [], LOOK_EVERY_S)
+            if self._stop.is_set():
+                break
             try:
                 self._look()
                 if time.monotonic() - probed > PROBE_EVERY_S:
@@ -223,11 +236,13 @@ class Watch:
                     temp_folder.check_writable(self.folder)
             except InputError as error:
                 self._interrupt(error)
-                return
+                break
+        for descriptor in self._ends:
+            os.close(descriptor)
 
     def _look(self) -> None:
         """Remember Ray's processes. Raises RayLost if a process has died that the run depends on."""
-        for name, process in self._needed.items():
+        for name, process in [*self._needed.items()]:  # the other thread may add one
             if not _is_alive(process):
                 raise self._lost(f"its process {name} has died")
         if time.monotonic() - self._listed < LIST_EVERY_S:
@@ -238,6 +253,8 @@ class Watch:
             with contextlib.suppress(psutil.Error):  # it has ended meanwhile
                 if process.name() in NEEDED:
                     self._needed[process.name()] = process
+                    if hasattr(os, "pidfd_open"):
+                        self._ends.append(os.pidfd_open(process.pid))
 
     def _lost(self, problem: str) -> RayLost:
         if self._address is None:
@@ -248,17 +265,22 @@ class Watch:
         return RayLost(where, problem=problem, fix=f"{fix}; it continues with what is missing")
 
     def _fail(self, error: InputError) -> bool:
-        """Keep the first error, and end what is left of a local Ray; True if the error is the first."""
+        """Keep the first error, and return True if this is it. A local Ray that is lost ends this process."""
         with self._failing:
             first = self._error is None
             self._error = self._error or error
-        if first and isinstance(error, RayLost):
-            # raylet's workers would train on, and its agents would print the end of its log.
-            for process in self._processes:
+        if first and isinstance(error, RayLost) and self._address is None:
+            for process in self._processes:  # raylet's workers would continue to train
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            psutil.wait_procs(self._processes, timeout=HEAD_EVERY_S)
+            self._exit(error)
         return first
+
+    def _exit(self, error: InputError) -> None:
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the progress bar hides it
+        click.echo(f"{show_cursor}sweep: {error}", err=True)
+        sys.stdout.flush()
+        os._exit(getattr(error, "status", 2))
 
     def _interrupt(self, error: InputError) -> None:
         """Raise an error in the main thread; end this process if that thread does not react."""
@@ -266,8 +288,7 @@ class Watch:
             return
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
         if not self._stop.wait(HEAD_EVERY_S):
-            click.echo(f"sweep: {error}", err=True)
-            os._exit(getattr(error, "status", 2))
+            self._exit(error)
 
     def _on_signal(self, number: int, _: Any) -> None:
         if not self._raised:

@@ -263,31 +263,51 @@ def sleepers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[psutil.Process]]:
         process.wait()
 
 
-def wait() -> None:
-    """Wait in the main thread, longer than any test."""
-    time.sleep(60)
+class Exit:
+    """Takes the place of `os._exit`, and notes the status."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.called = threading.Event()
+
+    def __call__(self, status: int) -> None:
+        self.statuses.append(status)
+        self.called.set()
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> Exit:
+    made = Exit()
+    monkeypatch.setattr(os, "_exit", made)
+    return made
 
 
 def test_a_process_of_ray_that_dies_ends_the_run_and_the_other_processes(
-    sleepers: list[psutil.Process], tmp_path: Path
+    sleepers: list[psutil.Process], tmp_path: Path, exits: Exit, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first, second = sleepers
     watch = Watch(None, str(tmp_path))
-    with refuses("Ray", "", "raylet", "repeat the command", kind=RayLost) as raised, watch:
+    with refuses("Ray", "", "raylet", kind=RayLost), watch:
         watch.check()
         first.kill()
-        wait()
-    assert raised.value.status == 3
+        exits.called.wait(30)
+    assert exits.statuses == [3]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("sweep: Ray: ")
+    assert "raylet" in line
     assert psutil.wait_procs([second], timeout=10)[1] == []
 
 
-def test_a_check_finds_a_dead_process_itself(sleepers: list[psutil.Process], tmp_path: Path) -> None:
+def test_a_check_finds_a_dead_process_itself(
+    sleepers: list[psutil.Process], tmp_path: Path, exits: Exit
+) -> None:
     watch = Watch(None, str(tmp_path))
     watch.check()
     sleepers[0].kill()
     psutil.wait_procs(sleepers[:1], timeout=10)
     with pytest.raises(RayLost):
         watch.check()
+    assert exits.statuses == [3]
 
 
 def test_a_process_that_the_run_does_not_depend_on_may_die(
@@ -300,6 +320,15 @@ def test_a_process_that_the_run_does_not_depend_on_may_die(
         watch.check()
 
 
+def test_processes_that_end_with_ray_are_no_fault(
+    sleepers: list[psutil.Process], tmp_path: Path, exits: Exit
+) -> None:
+    with Watch(None, str(tmp_path)) as watch:
+        watch.check()
+    sleepers[0].kill()
+    assert not exits.called.wait(2 * connection.LOOK_EVERY_S)
+
+
 def test_a_temporary_folder_that_fills_ends_the_run(
     sleepers: list[psutil.Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +339,7 @@ def test_a_temporary_folder_that_fills_ends_the_run(
     watch = Watch(None, str(tmp_path / "ray"))
     with refuses(str(tmp_path / "ray"), "", "No space left on device", "TMPDIR") as raised, watch:
         monkeypatch.setattr(Path, "write_bytes", full)
-        wait()
+        time.sleep(60)  # which the watch interrupts
     assert not isinstance(raised.value, RayLost)
     assert all(process.is_running() for process in sleepers), "Ray can be shut down as usual"
 
@@ -325,32 +354,29 @@ def test_a_main_thread_that_does_not_react_is_ended_with_the_same_line(
     sleepers: list[psutil.Process],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    exits: Exit,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    ended, statuses = threading.Event(), []
+    def fail(folder: str) -> None:
+        raise InputError(folder, "", "cannot be written", "free some space")
 
-    def end(status: int) -> None:
-        statuses.append(status)
-        ended.set()
-
-    monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(connection, "HEAD_EVERY_S", 0.1)
-
-    def kill_and_wait(watch: Watch) -> None:
+    def wait_in(watch: Watch) -> None:
         with watch:
-            watch.check()
-            sleepers[0].kill()
-            assert ended.wait(30)
+            assert exits.called.wait(30)
 
+    monkeypatch.setattr(temp_folder, "check_writable", fail)
+    monkeypatch.setattr(connection, "PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr(connection, "HEAD_EVERY_S", 0.1)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
     try:
-        with pytest.raises(RayLost):
-            kill_and_wait(Watch(None, str(tmp_path)))
+        with refuses(str(tmp_path), "", "cannot be written"):
+            wait_in(Watch(None, str(tmp_path)))
     finally:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert statuses == [3]
+    assert exits.statuses == [2]
     (line,) = capfd.readouterr().err.splitlines()
-    assert "raylet" in line
+    assert line.startswith(f"sweep: {tmp_path}: ")
 
 
 def test_errors_travel_from_a_worker_to_the_driver() -> None:
