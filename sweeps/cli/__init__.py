@@ -29,16 +29,12 @@ def main() -> None:
     try:
         _check_current_folder()
         status = cli(prog_name="sweep", standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:  # `sweep` alone
         error.show()
         status = exit_status.BAD_INPUT
     except (KeyboardInterrupt, click.Abort):
         click.echo("sweep: interrupted; run the same command again to resume", err=True)
         status = exit_status.interrupted()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at the exit fails too
-        status = exit_status.OUTPUT_CLOSED
     except Exception as error:
         if os.environ.get(DEBUG):
             click.echo(redacted(traceback.format_exc()), err=True)
