@@ -68,7 +68,9 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         problem = f"Ray's temporary files cannot be written there any more ({error.strerror})"
         space = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-        raise InputError(str(folder), "", problem, f"{space} or {FIX}; then run the same command again") from None
+        raise InputError(
+            str(folder), "", problem, f"{space} or {FIX}; then run the same command again"
+        ) from None
 
 
 def _check(where: str, folder: str) -> None:
