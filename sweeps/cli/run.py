@@ -9,7 +9,6 @@ import click
 
 from pm25.errors import InputError
 from pm25.redaction import redacted
-from pm25.uri import without_secrets
 from sweeps.cli.exit_status import interrupted
 from sweeps.cli.plan_text import plan_content, plan_lines
 from sweeps.cli.shared import (
@@ -275,6 +274,7 @@ def submit(
     If the cluster uses a token (RAY_AUTH_MODE=token), set RAY_AUTH_MODE=token here too. The token is read
     from RAY_AUTH_TOKEN, from the file named by RAY_AUTH_TOKEN_PATH, or from ~/.ray/auth_token.
     """
+    from pm25 import uri
     from sweeps.spec import study_file
     from sweeps.store import filters
     from sweeps.store.records import default_tracking
@@ -302,7 +302,7 @@ def submit(
         click.echo(f"sweep: {notice}", err=True)
     cluster = JobClient(address)
     again = f"{command_line('submit', study, overrides)} --address {shlex.quote(redacted(address))}"
-    storage = without_secrets(declared.storage)
+    storage = uri.without_secrets(declared.storage)
     job = cluster.job(declared)
     named = f"study {declared.study} with storage {storage}"
     if show_status:
@@ -335,7 +335,9 @@ def submit(
             name = cluster.submit(folder, declared, line, variables)
         click.echo(f"{name}: submitted with {shipment}; {cluster.page(name)}", err=True)
         if declared.data.table is not None:
-            click.echo(f"  data     {without_secrets(declared.data.table)} is read on the cluster", err=True)
+            click.echo(
+                f"  data     {uri.without_secrets(declared.data.table)} is read on the cluster", err=True
+            )
         click.echo(f"  storage  {storage}", err=True)
     if not follow:
         for option, effect in (

@@ -24,7 +24,7 @@ from pm25.errors import InputError
 from sweeps.store import driver_process, fencing
 from sweeps.store.driver_process import Driver
 from sweeps.store.fencing import LockLost
-from sweeps.store.records import StorageError, Store, write
+from sweeps.store.records import StorageError, StorageFault, Store, write
 
 BEAT_S = 10.0
 """Seconds between two heartbeats."""
@@ -99,6 +99,8 @@ class StudyLock:
     ) -> None:
         """Release the lock. Raises LockLost, also in the place of an error, if another driver has the study.
 
+        Raises StorageFault if the study's folder is gone and the block raised no error.
+
         If the file cannot be deleted, it is stale once this process has ended.
         """
         self._stop.set()
@@ -113,6 +115,9 @@ class StudyLock:
                     self._system.delete_file(self._path)
             except LockLost as lost:
                 self._lost = self._lost or lost
+            except StorageFault:
+                if error is None:
+                    raise
         ends = error is None or isinstance(error, (Exception, KeyboardInterrupt))
         if self._lost is not None and ends and not isinstance(error, LockLost):
             raise self._lost from error

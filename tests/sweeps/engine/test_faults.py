@@ -26,7 +26,7 @@ from pm25.splits import RandomSplit
 from sweeps.engine import connection, ray_internals, temp_folder, tune_events, worker
 from sweeps.engine.cluster import RayLost
 from sweeps.engine.connection import Watch
-from sweeps.engine.trainable import RECORDED, STORAGE_FAULT, StudyTrainable
+from sweeps.engine.trainable import FAULT, RECORDED, StudyTrainable
 from sweeps.engine.tune_events import TuneEvents
 from sweeps.store import records
 from sweeps.store.records import StorageFault, Store
@@ -105,7 +105,7 @@ def test_no_cell_and_no_trial_is_blamed_for_the_storage(
         monkeypatched = FailingStorage(patch, verb, number, OSError(code, "in the middle"))
         result = Trainable(panel, store, kind).end()
     if monkeypatched.failed:
-        assert result["state"] == STORAGE_FAULT
+        assert result["state"] == FAULT
         fault = result["why"]
         assert isinstance(fault, StorageFault)
         assert (fault.where, fault.field) == (store.storage, "storage")
@@ -193,7 +193,7 @@ def test_a_fault_of_the_storage_ends_the_run_at_the_next_step(tmp_path: Path) ->
     made, queue = events(Store(str(tmp_path), "toy"))
     made.on_step_end(0, [])
     fault = StorageFault("results", "storage", "cannot be written (No space left on device)", "free space")
-    made.on_trial_complete(0, [], tune_trial(state=STORAGE_FAULT, why=fault))
+    made.on_trial_complete(0, [], tune_trial(state=FAULT, why=fault))
     made.on_trial_error(0, [], tune_trial())  # workers that end with the run are not losses
     made.on_trial_complete(0, [], tune_trial(state=RECORDED))
     assert queue.called == []
@@ -286,7 +286,7 @@ def test_a_process_of_ray_that_dies_ends_the_run_and_the_other_processes(
     sleepers: list[psutil.Process], tmp_path: Path, exits: Exit, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first, second = sleepers
-    watch = Watch(None, str(tmp_path))
+    watch = Watch(None, tmp_path)
     with refuses("Ray", "", "raylet", kind=RayLost), watch:
         watch.check()
         first.kill()
@@ -301,7 +301,7 @@ def test_a_process_of_ray_that_dies_ends_the_run_and_the_other_processes(
 def test_a_check_finds_a_dead_process_itself(
     sleepers: list[psutil.Process], tmp_path: Path, exits: Exit
 ) -> None:
-    watch = Watch(None, str(tmp_path))
+    watch = Watch(None, tmp_path)
     watch.check()
     sleepers[0].kill()
     psutil.wait_procs(sleepers[:1], timeout=10)
@@ -313,7 +313,7 @@ def test_a_check_finds_a_dead_process_itself(
 def test_a_process_that_the_run_does_not_depend_on_may_die(
     sleepers: list[psutil.Process], tmp_path: Path
 ) -> None:
-    with Watch(None, str(tmp_path)) as watch:
+    with Watch(None, tmp_path) as watch:
         watch.check()
         sleepers[1].kill()
         psutil.wait_procs(sleepers[1:], timeout=10)
@@ -323,7 +323,7 @@ def test_a_process_that_the_run_does_not_depend_on_may_die(
 def test_processes_that_end_with_ray_are_no_fault(
     sleepers: list[psutil.Process], tmp_path: Path, exits: Exit
 ) -> None:
-    with Watch(None, str(tmp_path)) as watch:
+    with Watch(None, tmp_path) as watch:
         watch.check()
     sleepers[0].kill()
     assert not exits.called.wait(2 * connection.LOOK_EVERY_S)
@@ -336,7 +336,7 @@ def test_a_temporary_folder_that_fills_ends_the_run(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(connection, "PROBE_EVERY_S", 0.1)
-    watch = Watch(None, str(tmp_path / "ray"))
+    watch = Watch(None, tmp_path / "ray")
     with refuses(str(tmp_path / "ray"), "", "No space left on device", "TMPDIR") as raised, watch:
         monkeypatch.setattr(Path, "write_bytes", full)
         time.sleep(60)  # which the watch interrupts
@@ -345,8 +345,7 @@ def test_a_temporary_folder_that_fills_ends_the_run(
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
-    temp_folder.check_writable(str(tmp_path))
-    temp_folder.check_writable(str(tmp_path / "ray"))  # which Ray has not created yet
+    temp_folder.check_writable(tmp_path)
     assert [*tmp_path.iterdir()] == []
 
 
@@ -370,7 +369,7 @@ def test_a_main_thread_that_does_not_react_is_ended_with_the_same_line(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
     try:
         with refuses(str(tmp_path), "", "cannot be written"):
-            wait_in(Watch(None, str(tmp_path)))
+            wait_in(Watch(None, tmp_path))
     finally:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

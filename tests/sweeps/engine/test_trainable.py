@@ -44,8 +44,11 @@ def test_a_lost_study_ends_the_run_and_no_task_is_retried(
     assert result["done"]
     assert not [*tmp_path.iterdir()]
 
-    queue: Any = SimpleNamespace()  # is asked for nothing
-    events = TuneEvents(queue, made._store, queue, cast(Any, SimpleNamespace(fingerprint="f")))
+    queue: Any = SimpleNamespace(fault=None)
+    queue.end = lambda fault: setattr(queue, "fault", fault)
+    panel = cast(Any, SimpleNamespace(fingerprint="f"))
+    events = TuneEvents(queue, made._store, queue, panel, lambda: None)
     trial: Any = SimpleNamespace(last_result=result, config=made.config, trial_id="t")
+    events.on_trial_complete(1, [], trial)
     with refuses("driver.json", "", "process 1 on host node7", kind=LockLost):
-        events.on_trial_complete(1, [], trial)
+        events.on_step_end(1, [])

@@ -423,10 +423,10 @@ def test_a_disk_that_fills_up_leaves_no_record(
     store = Store(str(tmp_path), "toy")
     write = records.write
 
-    def fail(system: Any, path: str, content: Any) -> None:
+    def fail(system: Any, path: str, content: Any, *fenced: Any) -> None:
         if path.endswith(f"{table}.parquet"):
             raise OSError(28, "No space left on device")
-        write(system, path, content)
+        write(system, path, content, *fenced)
 
     monkeypatch.setattr(records, "write", fail)
     with pytest.raises(StorageFault, match="No space left"):

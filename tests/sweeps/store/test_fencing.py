@@ -21,7 +21,7 @@ from sweeps.spec.study import Study
 from sweeps.store import declarations, driver_process, lock, records, running
 from sweeps.store.fencing import LockLost
 from sweeps.store.lock import StudyLock
-from sweeps.store.records import Store
+from sweeps.store.records import StorageFault, Store
 from sweeps.store.running import Progress, ProgressWriter
 from tests.errors import refuses
 from tests.sweeps.cli.commands import tree
@@ -108,10 +108,10 @@ def test_nothing_is_written_without_the_lock(store: Store, tmp_path: Path, lost:
 
 
 def test_nothing_is_written_to_a_study_whose_folder_was_deleted(tmp_path: Path) -> None:
-    with refuses(kind=LockLost), StudyLock(Store(str(tmp_path), "toy")) as own:
+    with refuses(str(tmp_path), "storage", kind=StorageFault), StudyLock(Store(str(tmp_path), "toy")) as own:
         (tmp_path / "toy" / "driver.json").unlink()
         (tmp_path / "toy").rmdir()
-        with refuses("toy/driver.json", "", "study toy", kind=LockLost):
+        with refuses(str(tmp_path), "storage", "written", "mount it again", kind=StorageFault):
             own.store.write_record(RECORD)
         assert [*tmp_path.iterdir()] == []
 
