@@ -356,8 +356,8 @@ def test_a_main_thread_that_does_not_react_is_ended_with_the_same_line(
     exits: Exit,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(folder: str) -> None:
-        raise InputError(folder, "", "cannot be written", "free some space")
+    def fail(folder: Path) -> None:
+        raise InputError(str(folder), "", "cannot be written", "free some space")
 
     def wait_in(watch: Watch) -> None:
         with watch:
