@@ -270,7 +270,7 @@ class MlflowMirror:
         self._written: list[tuple[Store, str]] = []
         """Store and key of each record that the view has, to be read again for a new database."""
         self._tracker: Tracker | None = None
-        self._in_step, self._tracker = False, None  # it is examined again before anything else is written
+        self._in_step = False
         self._rests_until = self._answers_at = -math.inf
         self.missed: list[Record] = []
         self.plan: list[Any] | None = None
@@ -318,7 +318,8 @@ class MlflowMirror:
     def _answer(self, tracker: "Tracker", last: bool) -> None:
         """Compare the arms, from records read from the store, in at most a twentieth of the time.
 
-        With `last`, attach the figures too.
+        With `last`, attach the figures too, and write the records that nobody passed on: those that the store
+        had already when a search chose the settings of their cells.
         """
         from sweeps.analysis import artifacts, results
         from sweeps.analysis.declarations import history
@@ -331,6 +332,10 @@ class MlflowMirror:
         planned, waiting, searched, analysis, claims, looks, present = self.plan
         cells = {key: Cell.model_validate(cell) for key, cell in planned.items()}
         records = self._store.records(cells)
+        if last:
+            written = {key for _, key in self._written}
+            if absent := [record for key, record in records.items() if key not in written]:
+                tracker.sync(absent)
         rows = results.rows(cells, records, [Cell.model_validate(cell) for cell in waiting])
         judge = Analysis.model_validate(analysis)
         declared = [Claim.model_validate(claim) for claim in claims]

@@ -351,6 +351,20 @@ def test_the_last_attempt_does_not_wait_and_describes_only_what_is_whole(tracker
     assert view.behind == ""
 
 
+def test_records_that_nobody_passed_on_are_written_at_the_end(tracker: Tracker, store: Store) -> None:
+    """The store had them before a search chose their settings, and the database is new."""
+    passed, other = stored(store, 0), stored(store, 1)
+    view = MlflowMirror(store, None)
+    cells = {record["key"]: record["cell"] for record in (passed, other)}
+    view.plan = [cells, [], [], {}, [], [], {"contrasts": [], "seeds": [0], "analysis": {}}]
+    view.missed.append(passed)
+    view.catch_up(at_leisure=True)
+    assert [value for what, value in tracker.asked if what == "sync"] == [[passed["key"]]]
+    view.finish("note")
+    assert view.behind == ""
+    assert [value for what, value in tracker.asked if what == "sync"] == [[passed["key"]], [other["key"]]]
+
+
 def test_the_arms_are_compared_at_leisure_and_at_the_end(tracker: Tracker, store: Store) -> None:
     record = stored(store, 0)
     other = Cell(variant="none", split=RandomSplit(), fold=0, seed=1)
