@@ -6,13 +6,23 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 import pm25
 from pm25.errors import SettingError
+from pm25.limits import MOST_DAYS
 from pm25.neighbours import NeighbourSettings
 from pm25.protocol import Protocol, training_settings, with_paper_defaults
-from pm25.settings import CONTROLS, ENCODERS, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
+from pm25.settings import (
+    CONTROLS,
+    ENCODERS,
+    Fusion,
+    ModelSettings,
+    Seed,
+    Settings,
+    TrainSettings,
+    Variant,
+)
 from pm25.splits import AnySplit, PeriodSplit, Reserve, Split, SplitSettings
 
 CellSplit = Annotated[Split, AfterValidator(lambda split: split.in_cell())]
@@ -55,7 +65,7 @@ class Cell(Settings):
     split: CellSplit
     fold: int = Field(ge=0)
     seed: Seed
-    window: PositiveInt = 21
+    window: int = Field(21, ge=1, le=MOST_DAYS)
     """Days of input; the target is that of the last day."""
     protocol: Protocol = "strict"
     head: Literal["matched"] | None = None

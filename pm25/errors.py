@@ -1,5 +1,6 @@
 """Errors that name the input, the field, the problem and the fix."""
 
+from pm25.limits import MOST_SHOWN
 from pm25.redaction import redacted
 
 
@@ -43,8 +44,17 @@ class SettingError(ValueError):
 
 
 def one_line(where: str, field: str, problem: str, fix: str) -> str:
-    """Format an error as `where: field: problem. Fix: fix.` in one line, without passwords of addresses."""
+    """Format an error as `where: field: problem. Fix: fix.` in one line of bounded length.
+
+    It has no passwords of addresses. They are replaced before a part is shortened, which could hide them.
+    """
+    where, field, problem, fix = (_shown(part) for part in (where, field, problem, fix))
     text = ": ".join(part for part in (where, field, problem) if part)
     if fix:
         text = f"{text.rstrip('.')}. Fix: {fix.rstrip('.')}."
-    return redacted(" ".join(text.split()))
+    return redacted(text)
+
+
+def _shown(text: str) -> str:
+    text, half = redacted(" ".join(text.split())), (MOST_SHOWN - 5) // 2
+    return text if len(text) <= MOST_SHOWN else f"{text[:half]} ... {text[-half:]}"

@@ -1,11 +1,15 @@
-"""Files on the local disk, written completely or not at all."""
+"""Files on the local disk, written completely or not at all, and read within limits."""
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pm25.limits import MOST_FILE_BYTES
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -33,3 +37,16 @@ def check_folder(folder: Path) -> None:
         else:
             break
     tempfile.TemporaryFile(dir=existing).close()  # has no name on most file systems
+
+
+def read_bytes(path: Path, most: int = MOST_FILE_BYTES) -> bytes:
+    """Read a complete file of at most `most` bytes.
+
+    Raises OSError for a larger file, and for a device or a pipe, which may never end.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, but at most {most:,} are allowed", str(path))
+    return path.read_bytes()

@@ -1,6 +1,5 @@
 """Reader of the published network from a Keras 2 HDF5 file, without TensorFlow."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch import nn
 from pm25.errors import InputError
 from pm25.model import BiLSTMAttention
 from pm25.settings import Fusion
+from pm25.text import parse_json
 
 ONLY_PUBLISHED = "give a model with the published architecture"
 """Fix of every error about another architecture."""
@@ -84,7 +84,7 @@ class _Graph:
             raise self.error(
                 "keras_version", f"written by Keras {version}", "save it with Keras 2 (tf_keras)"
             )
-        model = json.loads(_text(file.attrs["model_config"]))
+        model = parse_json(_text(file.attrs["model_config"]))
         if model["class_name"] not in ("Functional", "Model"):
             raise self.error("model_config", f"a {model['class_name']} model", "give a functional model")
         self.layers = {layer.name: layer for layer in map(_Layer, model["config"]["layers"])}

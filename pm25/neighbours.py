@@ -6,9 +6,10 @@ Only targets that training may know are used, and never those of the site itself
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field
 
 from pm25.geo import great_circle_km
+from pm25.limits import MOST_KM, MOST_SITES
 from pm25.panel import Panel
 from pm25.settings import Settings
 
@@ -22,11 +23,11 @@ BLOCK = 1 << 18
 class NeighbourSettings(Settings):
     """Settings of the inverse-distance mean. The default k = 9 is the published one (KNN-IDW)."""
 
-    k: PositiveInt = 9
+    k: int = Field(9, ge=1, le=MOST_SITES)
     """Largest number of neighbours."""
     power: float = Field(2.0, ge=0, le=10)
     """Exponent of the inverse distance; 0 gives the plain mean."""
-    exclusion_km: NonNegativeFloat = 0.0
+    exclusion_km: float = Field(0.0, ge=0, le=MOST_KM)
     """Distance below which a monitor is not used as a neighbour, for any site."""
     hide: Literal["test_distance"] | None = None
     """`test_distance` gives training sites neighbours as far away as those of test sites (see `feature`)."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,11 @@ class Panel:
             return self.fingerprint
         groups = repr((group, self.groups[group].tolist())).encode()
         return hashlib.blake2b(self.fingerprint.encode() + groups, digest_size=16).hexdigest()
+
+    def with_channel_order(self, channels: Sequence[str]) -> "Panel":
+        """Return the same panel with its channels in another order."""
+        index = [self.channels.index(channel) for channel in channels]
+        return replace(self, features=self.features[:, :, index], channels=tuple(channels))
 
     @property
     def observed(self) -> int:

@@ -9,11 +9,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
 from pm25.errors import SettingError
+from pm25.limits import MOST_COUNTED, MOST_KM, MOST_LAYERS, MOST_UNITS
 
 Variant = Literal["none", "latlon", "sincos", "geoclip", "satclip", "table", "random", "shuffled"]
 """How the model receives the location: nothing, raw coordinates, their sines and cosines, or an embedding.
@@ -34,6 +34,16 @@ CONTROLS: frozenset[str] = frozenset({"random", "shuffled"})
 
 Loss = Literal["squared", "huber", "absolute"]
 """Loss of a training. `squared` is half the squared error, the Huber loss without its linear part."""
+
+
+Counted = Annotated[int, Field(ge=1, le=MOST_COUNTED)]
+"""Number of things that are counted, at least one."""
+
+Km = Annotated[float, Field(gt=0, le=MOST_KM)]
+"""Distance in km."""
+
+Degrees = Annotated[float, Field(ge=0.001, le=360)]
+"""Edge of a square in degrees, from about 100 m to a square around the Earth."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 """Fraction of a total, between 0 and 1, both excluded."""
@@ -79,11 +89,11 @@ def _leaves(annotation: Any) -> Iterator[Any]:
 class ModelSettings(Settings):
     """Settings of the network. The defaults are the published ones (Karimzadeh, Wang, Crooks 2025)."""
 
-    width: int = Field(256, ge=2, multiple_of=2)
+    width: int = Field(256, ge=2, le=MOST_UNITS, multiple_of=2)
     """Units per direction of the first Bi-LSTM layer; the later layers have half as many."""
-    depth: PositiveInt = 3
+    depth: int = Field(3, ge=1, le=MOST_LAYERS)
     """Number of Bi-LSTM layers."""
-    attention_units: PositiveInt = 256
+    attention_units: int = Field(256, ge=1, le=MOST_UNITS)
     """Units of the attention output and of the dense layers around the fusion."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Dropout rate after each Bi-LSTM layer but the last, and after the attention."""
@@ -112,13 +122,13 @@ class TrainSettings(Settings):
     """Learning rate of the first `decay_steps` steps."""
     decay: float = Field(0.8, gt=0, le=1)
     """Factor applied to the learning rate after every `decay_steps` steps."""
-    decay_steps: PositiveInt = 30_000
+    decay_steps: Counted = 30_000
     """Steps after which the learning rate is multiplied by `decay`."""
-    batch_size: PositiveInt = 256
+    batch_size: Counted = 256
     """Windows of a training batch."""
-    max_epochs: PositiveInt = 100
+    max_epochs: Counted = 100
     """Largest number of epochs."""
-    patience: PositiveInt = 30
+    patience: Counted = 30
     """Epochs without a lower validation loss after which training stops; the best weights are kept."""
     target: Literal["log1p"] | None = None
     """Transform of the target before it is standardised: None, or sign(y) log(1 + |y|) for smoke peaks."""
@@ -127,9 +137,9 @@ class TrainSettings(Settings):
     the training targets, or largest targets under protocol `paper`. Default: 1; other losses have none."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null turns clipping off. Default: 1, or null under protocol `paper`."""
-    max_windows: PositiveInt | None = None
+    max_windows: Counted | None = None
     """Most training windows; a larger training set is subsampled with the cell's seed."""
-    max_validation_windows: PositiveInt | None = None
+    max_validation_windows: Counted | None = None
     """Most validation windows; a larger validation set is subsampled with the cell's seed."""
 
     @model_validator(mode="before")

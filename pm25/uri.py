@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 import pyarrow.fs
 
+from pm25 import files
 from pm25.errors import InputError
 from pm25.redaction import redacted
 
@@ -44,7 +45,7 @@ def escaped(uri: str) -> str:
 def read(place: Path | str) -> bytes:
     """Read a complete file. Raises OSError, whose `strerror` gives the reason (see `unreadable`)."""
     if not is_uri(place):
-        return Path(place).read_bytes()
+        return files.read_bytes(Path(place))
     uri = str(place)
     try:
         system, path = open_system(uri)

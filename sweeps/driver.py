@@ -24,7 +24,7 @@ from sweeps.engine.progress import RunProgress
 from sweeps.engine.scheduler import Scheduler
 from sweeps.spec.tracking_address import without_password
 from sweeps.state import StudyState
-from sweeps.store import declarations, running
+from sweeps.store import channel_orders, declarations, running
 from sweeps.store.records import Record
 from sweeps.tracking.process import TrackingProcess
 from sweeps.tracking.winners import WeightRetention
@@ -61,6 +61,8 @@ def train(
     """
     if scheduler.total:
         declarations.declare(state.study, state.store)
+        if state.study.data.channels is None:
+            channel_orders.record_order(state.panel, state.store)
         running.clear(state.store)
     records = state.records()
     retention = WeightRetention(state.study, state.store)

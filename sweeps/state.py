@@ -15,8 +15,8 @@ from sweeps.analysis.sequential import Looks
 from sweeps.spec import study_file
 from sweeps.spec.design import FoldArm, Scope
 from sweeps.spec.study import Study
+from sweeps.store import channel_orders, search_trials
 from sweeps.store import declarations as stored_declarations
-from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials
 
@@ -47,6 +47,12 @@ class StudyState:
         self.study: Study = study_file.load(reference, overrides)
         self.panel: Panel = self.study.panel()
         self.store = Store(self.study.storage, self.study.study)
+        self.reordered = False
+        """True if the channels have the order of the stored results, and the table's is another."""
+        if self.study.data.channels is None:
+            order = channel_orders.stored_order(self.panel, self.store)
+            if order is not None and order != self.panel.channels:
+                self.panel, self.reordered = self.panel.with_channel_order(order), True
         self.key = self.study.keys(self.panel)
         """Function that computes the key of a cell."""
         self._embedded: dict[str, Embedded] = {}

@@ -18,6 +18,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pm25 import limits as data_limits
+from sweeps.spec import limits as study_limits
 from sweeps.spec.study import Study
 
 FILE = Path(__file__).parents[1] / "sweeps" / "README.md"
@@ -225,7 +227,21 @@ def commands() -> str:
     return "\n\n".join(found) + "\n"
 
 
-GENERATED: dict[str, Callable[[], str]] = {"study file": study_keys, "commands": commands}
+def limits() -> str:
+    """Every limit with its reason, from the modules that define them."""
+    rows = ["| limit | meaning |", "| --- | --- |"]
+    for module in (data_limits, study_limits):
+        body = ast.parse(inspect.getsource(module)).body
+        for line, docstring in itertools.pairwise(body):
+            if isinstance(line, ast.Assign) and isinstance(docstring, ast.Expr):
+                (name,) = (target.id for target in line.targets if isinstance(target, ast.Name))
+                value = getattr(module, name)
+                shown = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+                rows.append(f"| {shown} | {cell_text(str(ast.literal_eval(docstring.value)))} |")
+    return "\n" + "\n".join(rows) + "\n"
+
+
+GENERATED: dict[str, Callable[[], str]] = {"limits": limits, "study file": study_keys, "commands": commands}
 
 
 def written(text: str) -> str:

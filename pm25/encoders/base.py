@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pm25.errors import InputError
+from pm25.text import parse_json
 
 CODE_VERSION = 1
 """Part of every fingerprint; raise it whenever a change of the code moves an embedding."""
@@ -76,7 +77,7 @@ class Source:
         """Read what `write` stored in `folder`; None if the folder contains no encoder."""
         if not (folder / "encoder.json").is_file():
             return None
-        described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        described = parse_json((folder / "encoder.json").read_bytes())
         return cls(**described, content=(folder / "encoder.bin").read_bytes())
 
 

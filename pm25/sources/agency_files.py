@@ -9,7 +9,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pm25 import files, unpacking
 from pm25.errors import InputError
+from pm25.limits import MOST_MEMBERS, MOST_UNPACKED_BYTES
 
 AGAIN = "download the file again"
 """Fix for a damaged file."""
@@ -48,7 +50,7 @@ def contents(path: Path, wanted: str, kind: str, fix: str) -> Iterator[tuple[str
     must have a wanted member.
     """
     try:
-        data = path.read_bytes()
+        data = files.read_bytes(path)
     except OSError as error:
         raise InputError(str(path), "", f"cannot be read ({error.strerror})", fix) from error
     if not data.startswith(ZIP) and path.suffix.lower() != ".zip":
@@ -64,9 +66,22 @@ def _members(path: Path, data: bytes, wanted: str, kind: str, fix: str) -> list[
     """Read the wanted members of a zip, in the order of their names."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if len(archive.infolist()) > MOST_MEMBERS:
+                problem = f"{len(archive.infolist()):,} members, but at most {MOST_MEMBERS:,} are allowed"
+                raise InputError(str(path), "", problem, "unpack it, and give the files that are needed")
             names = sorted(name for name in archive.namelist() if not _of_macos(name))
             chosen = [name for name in names if re.fullmatch(wanted, _base(name), re.IGNORECASE)]
-            found = [(f"{path}:{name}", archive.read(name)) for name in chosen]
+            found, unpacked = list[tuple[str, bytes]](), 0
+            for name in chosen:
+                with archive.open(name) as member:
+                    packed = archive.getinfo(name).compress_size
+                    content = unpacking.read(member, packed, MOST_UNPACKED_BYTES, unpacked)
+                found.append((f"{path}:{name}", content))
+                unpacked += len(content)
+    except InputError:
+        raise
+    except unpacking.TooLarge as error:
+        raise InputError(str(path), "", str(error), AGAIN) from None
     except DAMAGED_ZIP as error:
         again = "unpack it with its password" if "encrypted" in str(error) else AGAIN
         raise InputError(str(path), "", f"damaged zip ({_reason(error)})", again) from error
@@ -83,7 +98,9 @@ def _plain(data: bytes, name: str) -> bytes:
     """Decompress a gzipped content, convert UTF-16 to UTF-8, and refuse a web page."""
     if data.startswith(GZIP):
         try:
-            data = gzip.decompress(data)
+            data = unpacking.read(gzip.GzipFile(fileobj=io.BytesIO(data)), len(data), MOST_UNPACKED_BYTES)
+        except unpacking.TooLarge as error:
+            raise InputError(name, "", str(error), AGAIN) from None
         except DAMAGED_GZIP as error:
             raise InputError(name, "", f"damaged gzip file ({_reason(error)})", AGAIN) from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):

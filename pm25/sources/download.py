@@ -13,6 +13,7 @@ import tenacity
 from requests.structures import CaseInsensitiveDict
 
 from pm25.errors import InputError, one_line
+from pm25.limits import MOST_DOWNLOAD_BYTES, MOST_PAGE_BYTES, MOST_UNPACKED_BYTES
 from pm25.sources import agency_files, uscrn
 
 if TYPE_CHECKING:
@@ -184,6 +185,9 @@ def _download(
                 for chunk in response.iter_content(CHUNK):
                     out.write(chunk)
                     done += len(chunk)
+                    if done > MOST_DOWNLOAD_BYTES:
+                        size = f"more than {MOST_DOWNLOAD_BYTES:,} bytes"
+                        raise InputError(url, "", size, f"delete {part}, and give another address")
                     if done != total:
                         report(path.name, done, total)
         except BROKEN as error:
@@ -202,7 +206,12 @@ def _page(session: requests.Session, url: str, year: int) -> str:
     """Download a page of text. Raises _TryAgain if the attempt fails."""
     with _get(session, url, year, {}) as response:
         try:
-            return response.text
+            content = b""
+            for chunk in response.iter_content(CHUNK):
+                content += chunk
+                if len(content) > MOST_PAGE_BYTES:
+                    raise InputError(url, "", f"more than {MOST_PAGE_BYTES:,} bytes", "give another address")
+            return content.decode(errors="replace")
         except BROKEN as error:
             raise _TryAgain(url, _reason(error)) from error
 
@@ -249,6 +258,9 @@ def _zip_problem(path: Path) -> str | None:
     """Describe the problem of a zip, or return None if the CRC of every member is right."""
     try:
         with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > MOST_UNPACKED_BYTES:
+                return f"unpacks to {size:,} bytes, more than {MOST_UNPACKED_BYTES:,}"
             bad = archive.testzip()
     except agency_files.DAMAGED_ZIP as error:
         return f"damaged zip ({error})"

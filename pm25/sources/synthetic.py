@@ -39,6 +39,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pm25.errors import InputError
+from pm25.limits import MOST_SITE_DAYS
 
 Floats = NDArray[np.float64]
 
@@ -155,14 +156,18 @@ def synthesize(
     to 3). With `with_truth` there is also pm25_true (ug/m3, every day). The module's docstring has the
     equations, and `gradient` is g in place(s). The same arguments give the same bytes.
 
-    Raises InputError for fewer than 8 sites or 21 days (one window), and for a negative seed. It is raised
-    too for a `gradient` beyond -2 to 2, and for a `start` that is not a date.
+    Raises InputError for fewer than 8 sites or 21 days (one window), for more than `MOST_SITE_DAYS`
+    site-days, and for a negative seed. It is raised too for a `gradient` beyond -2 to 2, and for a `start`
+    that is not a date.
     """
     if sites < 8:
         problem = f"{sites} are too few for training, validation and test"
         raise InputError("synthetic", "sites", problem, "give 8 or more")
     if days < 21:
         raise InputError("synthetic", "days", f"{days} is shorter than one 21-day window", "give 21 or more")
+    if sites * days > MOST_SITE_DAYS:
+        problem = f"{sites:,} sites x {days:,} days are more than {MOST_SITE_DAYS:,} site-days"
+        raise InputError("synthetic", "sites, days", problem, "give fewer of either")
     if not -2 <= gradient <= 2:
         raise InputError("synthetic", "gradient", f"{gradient} is not in -2..2", "give a smaller slope")
     if seed < 0:

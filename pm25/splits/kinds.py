@@ -9,13 +9,15 @@ To add a kind of split:
 5. Add it to `SPLITS`, `KEYS` and `BASES` in `tests/pm25/test_splits.py`.
 """
 
+from collections import Counter
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pm25.errors import SettingError
-from pm25.settings import Seed, Settings, Share
+from pm25.limits import MOST_DAYS, MOST_NAME, MOST_SITES
+from pm25.settings import Degrees, Km, Seed, Settings, Share
 
 MOST_REPEATS = 1000
 """Largest number of origins or deals of a split."""
@@ -80,7 +82,7 @@ class SplitSettings(Settings):
 
 def _all_different(values: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(values)) < len(values):
-        twice = next(value for value in values if values.count(value) > 1)
+        twice = Counter(values).most_common(1)[0][0]
         raise SettingError("", f"{twice!r} is given twice", "leave one out")
     return values
 
@@ -90,7 +92,7 @@ class RandomSplit(SplitSettings):
 
     regime = "WR"
     kind: Literal["random"] = "random"
-    folds: int = Field(5, ge=2)
+    folds: int = Field(5, ge=2, le=MOST_SITES)
     """Number of folds."""
     validation: Share = 0.1
     """Share of the training side that is used for validation."""
@@ -107,7 +109,7 @@ class PeriodSplit(SplitSettings):
     """Split in time, at the same sites; the regime is within region (WR)."""
 
     regime = "WR"
-    gap_days: NonNegativeInt | None = None
+    gap_days: Annotated[int, Field(ge=0, le=MOST_DAYS)] | None = None
     """Days left out before the test period and before the validation days. Default: window - 1."""
     validation: Share = 0.1
     """Share of the days before the test period, the last ones, that is used for validation."""
@@ -142,7 +144,7 @@ class RollingSplit(PeriodSplit):
     """
 
     kind: Literal["rolling"] = "rolling"
-    folds: int = Field(5, ge=5)
+    folds: int = Field(5, ge=5, le=MOST_DAYS)
     """Number of test periods."""
     start: Share = 0.5
     """Share of the days before the first test period."""
@@ -163,9 +165,9 @@ class SpatialSplit(SplitSettings):
 
     regime = "WR"
     kind: Literal["spatial"] = "spatial"
-    folds: int = Field(5, ge=2)
+    folds: int = Field(5, ge=2, le=MOST_SITES)
     """Number of folds."""
-    buffer_km: PositiveFloat | None = None
+    buffer_km: Km | None = None
     """Distance in km within which training and validation sites of a test site are dropped. Default: none."""
     validation: Share = 0.1
     """Share of the training side that is used for validation."""
@@ -188,7 +190,7 @@ class RegionSplit(SplitSettings):
     regime = "OoR"
     holdout: Share = 0.2
     """Share of the training side's sites that is held out as the within-region test set."""
-    buffer_km: PositiveFloat | None = None
+    buffer_km: Km | None = None
     """Distance in km within which training and validation sites of a test site are dropped. Default: none."""
     validation: Share = 0.1
     """Share of the training side that is used for validation."""
@@ -206,7 +208,7 @@ class CheckerboardSplit(RegionSplit):
 
     folds: ClassVar[int] = 2
     kind: Literal["checkerboard"] = "checkerboard"
-    degrees: PositiveFloat
+    degrees: Degrees
     """Edge of a square cell in degrees."""
     # An origin of zero is stored as None, so that equal splits have equal keys.
     origin: Annotated[
@@ -265,7 +267,7 @@ class CheckerboardsSplit(RegionSplit):
     holdout: ShareOrRotate = 0.2  # type: ignore[assignment]
     """Share of the training colour's sites that is held out as the within-region test set. `rotate` holds out
     each fifth of them in one of five folds."""
-    degrees: PositiveFloat
+    degrees: Degrees
     """Edge of a square cell in degrees."""
     origins: int = Field(15, ge=1, le=MOST_REPEATS)
     """Number of origins of the grid."""
@@ -295,9 +297,9 @@ class BlocksSplit(RegionSplit):
 
     repeated_by = "deals"
     kind: Literal["blocks"] = "blocks"
-    degrees: PositiveFloat = 8.0
+    degrees: Degrees = 8.0
     """Edge of a block in degrees."""
-    folds: int = Field(10, ge=2)
+    folds: int = Field(10, ge=2, le=MOST_SITES)
     """Number of folds of a deal."""
     deals: int = Field(3, ge=1, le=MOST_REPEATS)
     """Number of deals."""
@@ -316,12 +318,12 @@ class GroupSplit(RegionSplit):
     """
 
     kind: Literal["group"] = "group"
-    column: str = Field(min_length=1)
+    column: str = Field(min_length=1, max_length=MOST_NAME)
     """Column of the table that names the group of a site, such as its state."""
     values: Annotated[
-        tuple[Annotated[str, Field(min_length=1)], ...],
+        tuple[Annotated[str, Field(min_length=1, max_length=MOST_NAME)], ...],
         BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,)),
-        Field(min_length=1),
+        Field(min_length=1, max_length=MOST_SITES),
         AfterValidator(_all_different),
     ]
     """Values of the column, each of which is held out in one fold."""
@@ -342,7 +344,7 @@ class ClusterSplit(RegionSplit):
     """k-fold split of `folds` clusters of sites, by k-means on the sphere, numbered from west to east."""
 
     kind: Literal["clusters"] = "clusters"
-    folds: int = Field(5, ge=2)
+    folds: int = Field(5, ge=2, le=MOST_SITES)
     """Number of clusters, each of which is held out in one fold."""
 
     @property

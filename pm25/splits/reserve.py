@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from pydantic import PositiveFloat, model_validator
+from pydantic import model_validator
 
 from pm25.errors import InputError
 from pm25.panel import Panel
-from pm25.settings import Seed, Settings, Share
+from pm25.settings import Degrees, Seed, Settings, Share
 from pm25.splits.cutting import BLOCK_ROWS, SplitIndices
 from pm25.splits.grids import grid_square
 
@@ -24,7 +24,7 @@ class Reserve(Settings):
 
     share: Share
     """Share of the sites that is reserved."""
-    degrees: PositiveFloat = 8.0
+    degrees: Degrees = 8.0
     """Edge of a block in degrees."""
     seed: Seed = 0
     """Seed of the draw of blocks."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pm25.geo import inside_conus
+from pm25.limits import MOST_VALUES
 from pm25.tables.channels import find_non_numbers, numeric_columns, summarise, with_calendar
 from pm25.tables.column_map import NO_MAP, ColumnMap, find_missing
 from pm25.tables.columns import as_days, as_float, as_strings, rows_of, shown, site_codes
@@ -78,6 +79,7 @@ def check(
         "last_day": str(last),
         "observed": int(observed.sum()),
     }
+    problems += _find_large_panel(len(sites), int(counts["days"]), len(used))
     listed = summarise(table, used, len(sites) * int(counts["days"]))
 
     def complete() -> Check:
@@ -155,6 +157,17 @@ def _extend(
 ) -> None:
     problems += found[0]
     doubts += found[1]
+
+
+def _find_large_panel(sites: int, days: int, channels: int) -> list[Problem]:
+    """Find a panel that is too large for the memory: every site has a value for each day and channel."""
+    if sites * days * channels <= MOST_VALUES:
+        return []
+    what = (
+        f"{sites:,} sites x {days:,} days x {channels:,} channels, but at most {MOST_VALUES:,} values are "
+        "allowed"
+    )
+    return [Problem("site_id, date", what, "give fewer sites, days or channels, or fix a wrong year")]
 
 
 def find_repeated_columns(table: pa.Table) -> list[Problem]:

@@ -11,7 +11,7 @@ import pyarrow.csv
 
 from pm25.errors import InputError
 from pm25.tables.notes import attach
-from pm25.tables.schema import REQUIRED
+from pm25.tables.schema import REQUIRED, refuse_large
 from pm25.text import counted
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -38,6 +38,7 @@ def read_delimited(content: bytes, where: str, text_columns: Sequence[str]) -> p
     start, line, delimiter = _find_header(text, where)
     body = text[start:].encode()
     del text
+    refuse_large(where, 0, body[: body.find(b"\n")].count(delimiter.encode()) + 1)
     kinds = dict.fromkeys(text_columns, pa.string())
     table = _parse(body, delimiter, ".", kinds, where)
     example = _decimal_comma(table, text_columns)

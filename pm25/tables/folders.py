@@ -9,10 +9,11 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from pm25.errors import InputError
+from pm25.limits import MOST_FILES
 from pm25.tables.formats import PARQUET, TEXT, strip_packing
 from pm25.tables.notes import attach
 from pm25.tables.plain import plain_table, type_name
-from pm25.tables.schema import REQUIRED
+from pm25.tables.schema import REQUIRED, refuse_large
 from pm25.text import counted
 
 
@@ -30,13 +31,19 @@ def read_folder(
     Raises InputError.
     """
     files = _find_files(system, folder, where)
-    tables = []
+    if len(files) > MOST_FILES:
+        what = f"{len(files):,} Parquet files, but at most {MOST_FILES:,} are allowed"
+        raise InputError(where, "", what, "write them as fewer files")
+    tables, rows = [], 0
     for file in files:
         try:
             given = _given_columns(file)
-            names = pyarrow.parquet.read_schema(f"{folder}/{file}", filesystem=system).names
+            found = pyarrow.parquet.read_metadata(f"{folder}/{file}", filesystem=system)
+            names = found.schema.to_arrow_schema().names
+            rows += found.num_rows
             columns = wanted([*names, *given])
             columns = columns and [name for name in columns if name not in given]
+            refuse_large(where, rows, len(names if columns is None else columns))
             table = pyarrow.parquet.read_table(
                 f"{folder}/{file}", filesystem=system, columns=columns, partitioning=None
             )
@@ -51,6 +58,7 @@ def read_folder(
                 table = table.drop_columns(name)
             table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
         tables.append(table)
+    refuse_large(where, 0, len({name for part in tables for name in part.column_names}))
     table = _join(tables, files, where)
     for name in dict.fromkeys(name for file in files for name in _given_columns(file)):
         if name not in text_columns:

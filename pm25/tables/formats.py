@@ -7,9 +7,13 @@ import lzma
 import re
 import zipfile
 import zlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+
+from pm25 import unpacking
+from pm25.limits import MOST_FILE_BYTES
 
 PARQUET = (".parquet", ".pq", ".parq")
 """Suffixes of Parquet files."""
@@ -67,15 +71,14 @@ def strip_packing(name: str) -> tuple[str, str]:
 
 
 def unpack(content: bytes, method: str) -> bytes:
-    """Decompress a file. Raises UnpackError."""
+    """Decompress a file. Raises UnpackError, and unpacking.TooLarge for one beyond the limits."""
     try:
-        if method == "gzip":
-            return gzip.decompress(content)
-        if method == "bz2":
-            return bz2.decompress(content)
-        if method == "xz":
-            return lzma.decompress(content)
-        return bytes(pa.CompressedInputStream(pa.BufferReader(content), method).read())
+        source = io.BytesIO(content)
+        opened: dict[str, Callable[[io.BytesIO], Any]] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+        with (
+            opened[method](source) if method in opened else pa.CompressedInputStream(source, method) as stream
+        ):
+            return unpacking.read(stream, len(content), MOST_FILE_BYTES)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise UnpackError(" ".join(str(error).split())) from None
 

@@ -1,10 +1,10 @@
 """Converts columns of every Arrow type to the few types that the checks read."""
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pm25.text import parse_json
 
 _PERIOD = "pandas.period"
 """Extension type of pandas.Period. Arrow knows it only after pandas is imported."""
@@ -105,6 +105,6 @@ def _period_text(ordinals: pa.ChunkedArray, metadata: bytes) -> pa.ChunkedArray:
         ordinals = _storage(ordinals)
     null = pc.is_null(ordinals).to_numpy()
     known = pc.fill_null(ordinals, 0).to_numpy().astype(np.int64)
-    kind = pd.PeriodDtype(json.loads(metadata)["freq"])
+    kind = pd.PeriodDtype(parse_json(metadata)["freq"])
     text = pd.PeriodIndex(pd.arrays.PeriodArray(known, dtype=kind)).astype(str)
     return pa.chunked_array([pa.array(text.to_numpy(object), pa.string(), mask=null)])

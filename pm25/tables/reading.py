@@ -8,14 +8,15 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 
-from pm25 import uri
+from pm25 import unpacking, uri
 from pm25.errors import InputError
+from pm25.limits import MOST_FILE_BYTES
 from pm25.tables import formats
 from pm25.tables.delimited import read_delimited
 from pm25.tables.folders import read_folder
 from pm25.tables.notes import attach
 from pm25.tables.plain import plain_table
-from pm25.tables.schema import CALENDAR, REQUIRED
+from pm25.tables.schema import CALENDAR, REQUIRED, refuse_large
 
 _GIVE = f"give a .parquet or .csv table with columns {', '.join(REQUIRED)}"
 
@@ -47,7 +48,10 @@ def read_table(
         file, name = _unpack(_open_file(path), uri.file_name(path), where)
         if _is_parquet(file, name, where):
             parquet = pyarrow.parquet.ParquetFile(file)
-            table = parquet.read(columns=wanted(parquet.schema_arrow.names))
+            columns = wanted(parquet.schema_arrow.names)
+            width = len(parquet.schema_arrow.names if columns is None else columns)
+            refuse_large(where, parquet.metadata.num_rows, width)
+            table = parquet.read(columns=columns)
             return attach(plain_table(table), "row 1 is the first row of data")
         return plain_table(read_delimited(file.read(), where, text_columns))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -101,11 +105,17 @@ def _unpack(file: pa.NativeFile, name: str, where: str) -> tuple[pa.NativeFile, 
     else:
         try:
             file = pa.BufferReader(formats.unpack(file.read(), method.name))
+        except unpacking.TooLarge as error:
+            fix = "give the table that it contains, or write it again"
+            raise InputError(where, "", f"the {method.name} file {error}", fix) from None
         except formats.UnpackError as error:
             what = f"the {method.name} file is damaged or cut short ({error})"
             raise InputError(where, "", what, "download or write it again") from None
     if not file.size():
         raise InputError(where, "", "the file is empty", _GIVE)
+    if file.size() > MOST_FILE_BYTES and not _head(file).startswith(b"PAR1"):
+        what = f"{file.size():,} bytes of text, but at most {MOST_FILE_BYTES:,} are allowed"
+        raise InputError(where, "", what, "write it as .parquet")
     return file, inner
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from pm25.errors import one_line
+from pm25.errors import InputError, one_line
+from pm25.limits import MOST_COLUMNS, MOST_DAYS, MOST_VALUES
 
 REQUIRED = ("site_id", "date", "lat", "lon", "pm25")
 """Columns that every table must have."""
@@ -17,7 +18,7 @@ MIN_DAYS = 21
 """Fewest days of a table: one window of the default length."""
 MISSING_BECOMES = "mean of the training windows"
 """Value in place of a missing one (`pm25.scaling`). In protocol paper, it is the middle of the range."""
-MAX_DAYS = 36_525
+MAX_DAYS = MOST_DAYS
 """Most days of a table: a century. A longer table has a mistyped year, and all days between need memory."""
 
 LEAVE_EMPTY = "leave it empty where the value is missing"
@@ -94,3 +95,13 @@ def format_number(value: float) -> str:
     if value == round(value) and abs(value) < 1e15:
         return str(int(value))
     return f"{value:.6g}"
+
+
+def refuse_large(where: str, rows: int, columns: int) -> None:
+    """Raise InputError for more columns or values than are read."""
+    if columns > MOST_COLUMNS:
+        what = f"{columns:,} columns, but at most {MOST_COLUMNS:,} are allowed"
+        raise InputError(where, "", what, "name the needed ones with data.channels, or leave the others out")
+    if rows * columns > MOST_VALUES:
+        what = f"{rows:,} rows x {columns:,} columns, but at most {MOST_VALUES:,} values are allowed"
+        raise InputError(where, "", what, "give fewer rows or columns")

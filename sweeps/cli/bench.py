@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sweeps.cli.shared import examples
+from sweeps.spec.limits import MOST_CELLS
 
 GROUPS = ("trial", "engine", "mirror", "report", "busy", "scale", "calibration")
 """Groups of measurements (`sweeps.bench.suite`)."""
@@ -21,7 +22,7 @@ GROUPS = ("trial", "engine", "mirror", "report", "busy", "scale", "calibration")
 @click.option(
     "--cells",
     multiple=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_CELLS),
     default=(200, 2000),
     show_default=True,
     help="Run the engine on this many trivial cells, next to plain Ray Tune (repeatable).",
@@ -42,7 +43,7 @@ GROUPS = ("trial", "engine", "mirror", "report", "busy", "scale", "calibration")
 )
 @click.option(
     "--studies",
-    type=click.IntRange(min=20),
+    type=click.IntRange(20, 100_000),
     default=500,
     show_default=True,
     help="Simulate this many studies of each kind (--only calibration).",

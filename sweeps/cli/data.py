@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from pm25.errors import InputError
+from pm25.limits import MOST_DAYS, MOST_KM, MOST_SITES
 from sweeps.cli.files import check_parquet, write_panel, write_parquet
-from sweeps.cli.shared import examples, json_option
+from sweeps.cli.shared import FiniteRange, examples, json_option
 
 if TYPE_CHECKING:
     from pm25.tables.column_map import ColumnMap
@@ -160,9 +161,17 @@ def _column_map(mapped: Sequence[str]) -> dict[str, str]:
 
 @data.command(epilog=examples("data synth panel.parquet --sites 300 --days 365"))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--sites", type=int, default=300, show_default=True, help="Number of monitoring sites.")
-@click.option("--days", type=int, default=365, show_default=True, help="Number of days.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@click.option(
+    "--sites",
+    type=click.IntRange(max=MOST_SITES),
+    default=300,
+    show_default=True,
+    help="Number of monitoring sites.",
+)
+@click.option(
+    "--days", type=click.IntRange(max=MOST_DAYS), default=365, show_default=True, help="Number of days."
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed.")
 def synth(out: Path, sites: int, days: int, seed: int) -> None:
     """Write a synthetic panel of the contiguous US, with a known truth, to OUT.parquet."""
     from pm25.sources import synthetic
@@ -186,12 +195,12 @@ def synth(out: Path, sites: int, days: int, seed: int) -> None:
 )
 @click.option(
     "--max-station-km",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(0, MOST_KM, min_open=True),
     default=300.0,
     show_default=True,
     help="Use weather stations within this distance of a site.",
 )
-@click.option("--year", type=int, help="Download this year; needs --fetch.")
+@click.option("--year", type=click.IntRange(1980, 2100), help="Download this year; needs --fetch.")
 @click.option(
     "--fetch",
     "folder",

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from pm25.errors import InputError
+from pm25.limits import MOST_COUNTED
 from sweeps.cli.files import check_cells, write_cells
 from sweeps.cli.shared import (
+    FiniteRange,
     command_line,
     examples,
     fix_names_study,
@@ -64,7 +66,7 @@ def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.0,
     metavar="RMSE",
     help="Accept differences of test and WR RMSE up to this value (ug/m3); default: every metric must be "
@@ -245,7 +247,7 @@ def _check_port(port: int) -> None:
 @click.argument("key", required=False)
 @click.option(
     "--repeats",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, 1000),
     default=5,
     show_default=True,
     help="Permute each channel this number of times.",
@@ -317,7 +319,7 @@ def _cell(state: "StudyState", key: str) -> str:
 @study_argument
 @click.option(
     "--sample",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_COUNTED),
     metavar="N",
     help="Train only N cells again, drawn at random; with --negative-control: N of each arm (default 2).",
 )

@@ -8,11 +8,13 @@ import shlex
 import click
 
 from pm25.errors import InputError
+from pm25.limits import MOST_COUNTED
 from pm25.redaction import redacted
 from sweeps.cli.exit_status import interrupted
 from sweeps.cli.plan_text import plan_content, plan_lines
 from sweeps.cli.shared import (
     Duration,
+    FiniteRange,
     cell_counts,
     command_line,
     complete_sync,
@@ -24,9 +26,13 @@ from sweeps.cli.shared import (
     print_storage,
     study_argument,
 )
+from sweeps.spec.limits import MOST_DEVICES
 
 limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Start at most N cells and search trials."
+    "--limit",
+    type=click.IntRange(1, MOST_COUNTED),
+    metavar="N",
+    help="Start at most N cells and search trials.",
 )
 only_option = click.option(
     "--only",
@@ -49,12 +55,12 @@ wait_option = click.option(
 @study_argument
 @click.option(
     "--cpus",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, MOST_DEVICES, min_open=True),
     help="Plan for this number of CPUs; default: those of this machine.",
 )
 @click.option(
     "--gpus",
-    type=click.FloatRange(0),
+    type=FiniteRange(0, MOST_DEVICES),
     help="Plan for this number of GPUs; default: those of this machine.",
 )
 @click.option(

@@ -1,6 +1,7 @@
 """Arguments, option types and short texts that several commands share."""
 
 import contextlib
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ import click
 
 from pm25.errors import InputError
 from sweeps.spec.tracking_address import shown_override
+from sweeps.spec.limits import MOST_HOURS
 
 if TYPE_CHECKING:
     from pm25.panel import Panel
@@ -36,6 +38,17 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  sweep {line}" for line in lines)])
 
 
+class FiniteRange(click.FloatRange):
+    """Number in a range; NaN, which no comparison excludes, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Convert the text to a number."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
 class Duration(click.ParamType):
     """Duration such as `90m`, `40h` or `2d`, converted to hours."""
 
@@ -44,9 +57,12 @@ class Duration(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Convert the text to hours."""
         number = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", str(value))
-        if number is None or not float(number[1]):
+        hours = float(number[1]) * {"m": 1 / 60, "h": 1, "d": 24}[number[2]] if number is not None else 0.0
+        if not hours:
             self.fail(f"{value!r} is not a duration such as 90m, 40h or 2d", param, ctx)
-        return float(number[1]) * {"m": 1 / 60, "h": 1, "d": 24}[number[2]]
+        if hours > MOST_HOURS:
+            self.fail(f"{value!r} is more than {MOST_HOURS:,} hours", param, ctx)
+        return hours
 
 
 def open_state(study: str, overrides: tuple[str, ...]) -> "StudyState":
@@ -57,9 +73,16 @@ def open_state(study: str, overrides: tuple[str, ...]) -> "StudyState":
 
 
 def print_storage(*states: "StudyState") -> None:
-    """Print where the results of each study are, in a line of standard error; equal lines once."""
+    """Print where the results of each study are, in a line of standard error; equal lines once.
+
+    A further line says if the channels of a study have another order than the columns of its table.
+    """
     for line in dict.fromkeys(f"{state.study.study}: storage {state.shown_storage}" for state in states):
         click.echo(line, err=True)
+    for state in states:
+        if state.reordered:
+            order = "the channels have the order of the stored results, not of the table's columns"
+            click.echo(f"{state.study.study}: {order}", err=True)
 
 
 def refuse_without_records(state: "StudyState", study: str, overrides: tuple[str, ...]) -> None:

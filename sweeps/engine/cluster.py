@@ -1,5 +1,6 @@
 """The nodes of a Ray cluster: how many trainings they hold, and whether they see the driver's storage."""
 
+import math
 import os
 import secrets
 import socket
@@ -19,6 +20,7 @@ from pm25.panel import Panel
 from pm25.text import counted
 from pm25.uri import without_secrets
 from sweeps.plan import calibration
+from sweeps.spec.limits import MOST_GPU_GB
 from sweeps.spec.study import Resources
 from sweeps.store.records import StorageError, Store, read, write
 
@@ -313,10 +315,13 @@ def pretended_mb() -> float | None:
     if not value:
         return None
     try:
-        return float(value) * 1000
+        gigabytes = float(value)
     except ValueError:
+        gigabytes = math.nan
+    if not 0 < gigabytes <= MOST_GPU_GB:
         raise InputError(
             PRETEND,
-            problem=f"{value!r} is not a number of GB",
+            problem=f"{value!r} is not a number of GB from 0 to {MOST_GPU_GB:,}",
             fix=f"give the memory of each pretended GPU in GB, such as {PRETEND}=16",
-        ) from None
+        )
+    return gigabytes * 1000

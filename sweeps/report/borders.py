@@ -6,14 +6,15 @@ geodatasets download theirs on first use, and a report must not need a network.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pm25 import files
 from pm25.errors import InputError
+from pm25.text import parse_json
 
 BOX = (-128.0, 23.0, -65.0, 51.0)
 """West, south, east and north limits in degrees; rings that leave them (Alaska, Hawaii) are not drawn."""
@@ -31,7 +32,7 @@ def read(file: Path | None) -> list[np.ndarray]:
     if file is None:
         return [ring for ring in _packaged() if _drawn(ring)]
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(files.read_bytes(file))
         rings = [np.asarray(ring, np.float64)[:, :2] for ring in _rings(content)]
     except OSError as error:
         raise InputError(

@@ -10,16 +10,18 @@ from pm25.errors import SettingError
 from pm25.settings import Fusion, Settings, Share, Variant
 from sweeps.spec import suggest
 from sweeps.spec.design import Arm, Design, Head, Levels
+from sweeps.spec.limits import MOST_TEXT
 
 MetricName = Literal["rmse", "r2", "mae"]
 ClaimMetric = Literal["rmse", "r2", "mae", "site_rmse"]
 Part = Literal["test", "wr"]
 """Evaluation set of a cell: the fold held out, or the held-out sites within its training region."""
 
+
 NONE = Arm("none", None)
 """The arm without location, which the others are compared with."""
 
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, max_length=MOST_TEXT)]
 
 
 class Analysis(Settings):

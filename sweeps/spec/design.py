@@ -1,5 +1,6 @@
 """The design of a study: the factors that are crossed, its arms, and its seeds."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -9,6 +10,7 @@ from pm25.cell import Cell
 from pm25.errors import SettingError
 from pm25.settings import Fusion, Seed, Settings, Variant
 from pm25.splits import AnySplit, Split
+from sweeps.spec.limits import MOST_LISTED, MOST_SEEDS
 
 Head = Literal["matched"]
 
@@ -20,14 +22,14 @@ def listed(value: Any) -> Any:
 
 def refuse_repeated(field: str, levels: Sequence[Any]) -> None:
     """Raise SettingError for a level that is listed twice."""
-    for i, level in enumerate(levels):
-        if level in levels[:i]:
-            left = ", ".join(map(str, dict.fromkeys(levels)))
-            raise SettingError(field, f"{level} is listed twice", f"write [{left}]")
+    left = dict.fromkeys(levels)
+    if len(left) < len(levels):
+        level = next(level for level, number in Counter(levels).items() if number > 1)
+        raise SettingError(field, f"{level} is listed twice", f"write [{', '.join(map(str, left))}]")
 
 
-Levels = (BeforeValidator(listed), Field(min_length=1))
-"""Metadata of a field that takes one level or a list of at least one."""
+Levels = (BeforeValidator(listed), Field(min_length=1, max_length=MOST_LISTED))
+"""Metadata of a field that takes one level, or a list of 1 to `MOST_LISTED`."""
 
 
 class Adaptive(Settings):
@@ -38,7 +40,7 @@ class Adaptive(Settings):
 
     start: PositiveInt
     """Number that every arm begins with."""
-    max: PositiveInt
+    max: int = Field(ge=1, le=MOST_SEEDS)
     """Largest number, above `start`."""
     until: Literal["decided"] = "decided"
     """Condition that ends the addition: each declared test has a result, or `max` is reached."""
@@ -175,16 +177,19 @@ class SplitFactor(Settings):
         return self.origins or self.deals
 
     @property
-    def folds(self) -> tuple[int, ...]:
+    def folds(self) -> Sequence[int]:
         """Folds to run: the ones that the study names, or all folds of the split."""
-        return self.fold or tuple(range(self.split.n_folds))
+        return self.fold or range(self.split.n_folds)
 
 
 ADAPTIVE, LISTED = "adaptive", "listed"
 """Tags of the two forms of `design.seed`; pydantic puts them into the location of an error."""
 
+SeedLevels = (BeforeValidator(listed), Field(min_length=1, max_length=MOST_SEEDS))
+"""Metadata of a field that takes one seed, or a list of 1 to `MOST_SEEDS`."""
+
 Seeds = Annotated[
-    Annotated[AdaptiveSeeds, Tag(ADAPTIVE)] | Annotated[tuple[Seed, ...], *Levels, Tag(LISTED)],
+    Annotated[AdaptiveSeeds, Tag(ADAPTIVE)] | Annotated[tuple[Seed, ...], *SeedLevels, Tag(LISTED)],
     Discriminator(lambda value: ADAPTIVE if isinstance(value, Mapping | AdaptiveSeeds) else LISTED),
 ]
 

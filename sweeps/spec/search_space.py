@@ -2,18 +2,20 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from pm25.errors import SettingError
 from pm25.metrics import METRICS
-from pm25.settings import Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
+from pm25.settings import Counted, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
 from pm25.splits import Reserve, Split
 from sweeps.spec import suggest
-from sweeps.spec.design import Arm, Head, Levels, SplitFactor, listed
+from sweeps.spec.design import Arm, Head, Levels, SeedLevels, SplitFactor, listed
+from sweeps.spec.limits import MOST_LISTED, MOST_TRAININGS, MOST_TRIALS
 
 Point = Mapping[str, Any]
 """Values of tuned settings by their dotted names, such as `train.learning_rate`."""
@@ -50,7 +52,10 @@ class Parameter(Settings):
     """Lowest and highest value of a real setting, both included."""
     int_: Annotated[tuple[ExactInt, ExactInt] | None, Field(alias="int")] = None
     """Lowest and highest value of an integer setting, both included."""
-    choice: Annotated[Annotated[tuple[Any, ...], Field(min_length=1)] | None, BeforeValidator(listed)] = None
+    choice: Annotated[
+        Annotated[tuple[Any, ...], Field(min_length=1, max_length=MOST_LISTED)] | None,
+        BeforeValidator(listed),
+    ] = None
     """Values of a categorical setting, or its only value."""
     log: bool = False
     """Sample the range on a logarithmic scale."""
@@ -135,7 +140,11 @@ Space = Annotated[dict[str, Parameter], BeforeValidator(_dotted)]
 """Parameters by the dotted names of their settings."""
 
 
-Points = Annotated[tuple[Literal["study", "published"] | dict[str, Any], ...], BeforeValidator(listed)]
+Points = Annotated[
+    tuple[Literal["study", "published"] | dict[str, Any], ...],
+    BeforeValidator(listed),
+    Field(max_length=MOST_LISTED),
+]
 """Points of a search space, one or a list."""
 
 
@@ -215,11 +224,11 @@ class Pruner(Settings):
 
     kind: Literal["median", "asha", "hyperband"]
     """Pruning rule."""
-    first_epoch: PositiveInt = 1
+    first_epoch: Counted = 1
     """First epoch after which a trial may be stopped."""
-    factor: int = Field(3, ge=2)
+    factor: int = Field(3, ge=2, le=MOST_LISTED)
     """Reduction factor of `asha` and `hyperband`: one in `factor` trials passes each rung."""
-    trials: PositiveInt = 5
+    trials: Counted = 5
     """Number of finished trials of the arm before `median` stops any trial."""
 
     @model_validator(mode="before")
@@ -240,16 +249,21 @@ class Search(Settings):
     the mean of `metric` over these trainings.
     """
 
-    trials: PositiveInt
+    trials: int = Field(ge=1, le=MOST_TRIALS)
     """Number of trials of each arm."""
-    epochs: PositiveInt | None = None
+    epochs: Counted | None = None
     """Epochs that the trials of one arm may train together; no trial is started after that. Default: no
     limit."""
     space: Space = Field(default_factory=dict)
     """Settings to tune in every arm, by dotted name, such as `train.learning_rate`."""
-    per_arm: Annotated[tuple[ArmSearch, ...], BeforeValidator(listed)] = ()
+    per_arm: Annotated[tuple[ArmSearch, ...], BeforeValidator(listed), Field(max_length=MOST_LISTED)] = ()
     """Parameters and first points of single arms."""
-    split: Annotated[tuple[Placement, ...], BeforeValidator(listed), BeforeValidator(_or_nothing)] = ()
+    split: Annotated[
+        tuple[Placement, ...],
+        BeforeValidator(listed),
+        BeforeValidator(_or_nothing),
+        Field(max_length=MOST_LISTED),
+    ] = ()
     """Splits whose training side is used to train and validate a trial. Required, unless the search is
     nested."""
     nested: bool = False
@@ -259,7 +273,7 @@ class Search(Settings):
     """Share of the sites, in blocks of 8 degrees, on which trials are trained and validated, and no result is
     tested; or a block with `share`, `degrees` and `seed`. Default: none, so that results whose test samples a
     trial has used fail their audit."""
-    seed: Annotated[tuple[Seed, ...], *Levels] = (1000,)
+    seed: Annotated[tuple[Seed, ...], *SeedLevels] = (1000,)
     """Training seeds of each trial; none may be a seed of the design. Default: 1000."""
     objective: Annotated[tuple[Literal["wr", "oor"], ...], *Levels] = ("wr",)
     """Score to optimise: validation within region (`wr`), out of region (`oor`), or both for a Pareto
@@ -275,7 +289,7 @@ class Search(Settings):
     """Seed of the sampler."""
     pruner: Pruner | None = None
     """Rule that stops bad trials early, by name or with its settings. Default: none."""
-    concurrent: PositiveInt | None = None
+    concurrent: Counted | None = None
     """Largest number of trials of one arm that run at the same time. Default: as many as the cluster fits."""
     enqueue: Points = ()
     """Points to try first: settings by name, `study` (the study's own settings) or `published` (the
@@ -284,6 +298,12 @@ class Search(Settings):
     @model_validator(mode="after")
     def _makes_sense(self) -> "Search":
         self._has_samples()
+        if self.trainings > MOST_TRAININGS:
+            raise SettingError(
+                "split",
+                f"{self.trainings:,} trainings of each trial, but at most {MOST_TRAININGS:,} are allowed",
+                "name fewer folds with fold, or fewer seeds",
+            )
         placements = [
             (placement.split, fold, placement.inner, placement.inner_fold)
             for placement in self.split
@@ -295,8 +315,9 @@ class Search(Settings):
             ("seed", self.seed),
         )
         for name, levels in lists:
-            if repeated := [level for i, level in enumerate(levels) if level in levels[:i]]:
-                shown = "an entry" if name == "split" else repeated[0]
+            if len(set(levels)) < len(levels):
+                repeated = next(level for level, number in Counter(levels).items() if number > 1)
+                shown = "an entry" if name == "split" else repeated
                 raise SettingError(name, f"{shown} is listed twice", "remove one of the two")
         offered = {regime for placement in self.split for regime in placement.regimes}
         if self.nested:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,6 @@ from pydantic import (
     NonNegativeFloat,
     PlainValidator,
     PositiveFloat,
-    PositiveInt,
     ValidationInfo,
     model_validator,
 )
@@ -25,15 +25,36 @@ from pydantic import (
 from pm25 import protocol, splits, uri
 from pm25.cell import Cell, Tuning
 from pm25.errors import SettingError
+from pm25.limits import MOST_COLUMNS, MOST_COUNTED, MOST_DAYS, MOST_SITES, MOST_UNITS
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.protocol import Protocol
-from pm25.settings import ENCODERS, ModelSettings, Seed, Settings, TrainSettings
+from pm25.settings import (
+    ENCODERS,
+    Counted,
+    ModelSettings,
+    Seed,
+    Settings,
+    TrainSettings,
+)
 from pm25.splits import AnySplit, GroupSplit, PeriodSplit, Reserve, SplitIndices
 from sweeps.spec import claims, suggest, tracking_address
 from sweeps.spec.claims import Analysis, Claim, Contrast, Published
-from sweeps.spec.design import Arm, Design, FoldArm, Scope, SplitFactor, arm_of, listed
+from sweeps.spec.design import (
+    AdaptiveSeeds,
+    Arm,
+    Design,
+    FoldArm,
+    Scope,
+    SplitFactor,
+    arm_of,
+    listed,
+)
+from sweeps.spec.limits import LEAST_SHARE, MOST_CELLS, MOST_DEVICES, MOST_LISTED
 from sweeps.spec.search_space import Search, settings_at
+
+Hours = Annotated[float, Field(gt=0, le=MOST_COUNTED)]
+"""Number of hours."""
 
 
 def _named(place: str) -> str:
@@ -76,9 +97,9 @@ FileLocation = Annotated[Path | str, PlainValidator(_file_location)]
 class Synthetic(Settings):
     """A panel that `pm25.sources.synthetic.synthesize` makes."""
 
-    sites: int = Field(300, ge=8)
+    sites: int = Field(300, ge=8, le=MOST_SITES)
     """Number of monitoring sites."""
-    days: int = Field(365, ge=21)
+    days: int = Field(365, ge=21, le=MOST_DAYS)
     """Number of days."""
     seed: Seed = 0
     """Seed of the generator."""
@@ -91,15 +112,16 @@ class Data(Settings):
 
     table: FileLocation | None = None
     """Table with one row for each site and day: a Parquet or text file, a folder, or an address."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(default_factory=dict, max_length=MOST_COLUMNS)
     """Names of the table's columns, by the names used here: `{site_id: station, pm25: PM2.5}`."""
     synthetic: Synthetic | None = None
     """Synthetic panel in place of a table."""
-    channels: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(listed)] = (
-        None
-    )
+    channels: Annotated[
+        Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_COLUMNS)] | None,
+        BeforeValidator(listed),
+    ] = None
     """Columns that are inputs of the model. Default: every numeric covariate and the calendar."""
-    harmless: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    harmless: Annotated[tuple[str, ...], BeforeValidator(listed), Field(max_length=MOST_COLUMNS)] = ()
     """Channels that may resemble the target. `plan` and `run` refuse every other channel that contains it."""
 
     @model_validator(mode="after")
@@ -114,10 +136,11 @@ class Data(Settings):
             raise SettingError("columns", "a synthetic panel has no other names", "leave columns out")
         if str(self.table).lower().endswith((".yaml", ".yml")):
             raise SettingError("table", f"{self.table} is a study file", "give a Parquet or CSV table")
-        repeated = [name for i, name in enumerate(self.channels or ()) if name in (self.channels or ())[:i]]
-        if repeated:
-            raise SettingError("channels", f"{repeated[0]} is listed twice", "remove one of the two")
-        unknown = [name for name in self.harmless if name not in (self.channels or self.harmless)]
+        counts = Counter(self.channels or ())
+        repeated = next((name for name, number in counts.items() if number > 1), None)
+        if repeated is not None:
+            raise SettingError("channels", f"{repeated} is listed twice", "remove one of the two")
+        unknown = [name for name in self.harmless if self.channels is not None and name not in counts]
         if unknown:
             fix = suggest.fix(unknown[0], list(self.channels or ()))
             raise SettingError("harmless", f"{unknown[0]} is not in data.channels", fix)
@@ -156,7 +179,7 @@ class TableOptions(Settings):
 class RandomOptions(Settings):
     """Control: one random vector for each place, which identifies the place and nothing else."""
 
-    dim: int = Field(512, ge=1)
+    dim: int = Field(512, ge=1, le=MOST_UNITS)
     """Length of the vector."""
     seed: Seed = 0
     """Seed of the vectors."""
@@ -185,21 +208,21 @@ class Encoders(Settings):
 class Budget(Settings):
     """Limits of a run. Beyond a limit no training is started, and running ones end normally."""
 
-    wall_hours: PositiveFloat | None = None
+    wall_hours: Hours | None = None
     """Hours of one `sweep run`, such as the time slot of a batch system. Default: no limit."""
-    gpu_hours: PositiveFloat | None = None
+    gpu_hours: Hours | None = None
     """GPU hours of all recorded trainings of the study, each counted with its share of a GPU. Default: no
     limit."""
-    cells: PositiveInt | None = None
+    cells: Counted | None = None
     """Number of recorded grid cells of the study. Default: no limit."""
 
 
 class Resources(Settings):
     """Resources that one training reserves on the cluster."""
 
-    cpu: PositiveFloat = 1
+    cpu: float = Field(1, ge=LEAST_SHARE, le=MOST_DEVICES)
     """Number of CPU cores."""
-    gpu: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    gpu: Annotated[float, Field(ge=0, le=MOST_DEVICES)] | Literal["auto"] = "auto"
     """Number of GPUs or a fraction of one. `auto` is one GPU if the cluster has any, else none."""
 
 
@@ -219,7 +242,7 @@ class Study(Settings):
     search: Search | None = None
     """Hyperparameter search of each arm before its grid. Default: none; `model` and `train` apply to all
     arms."""
-    window: int = Field(21, ge=1)
+    window: int = Field(21, ge=1, le=MOST_DAYS)
     """Length of the input window in days; the target is the PM2.5 of its last day."""
     protocol: Protocol = "strict"
     """Evaluation protocol: `strict` is free of leaks, `paper` repeats the published choices with theirs."""
@@ -243,16 +266,27 @@ class Study(Settings):
     """Resources of one training."""
     budget: Budget = Budget()
     """Limits of a run. Default: no limits."""
-    max_equal_failures: PositiveInt | None = 10
+    max_equal_failures: Counted | None = 10
     """Number of new failures with one cause that stops a run; null for no limit."""
     checkpoint_seconds: NonNegativeFloat = 30
     """Least time in seconds between two checkpoints of a training; they are saved at the end of an epoch."""
     analysis: Analysis = Analysis()
     """Statistical settings of the comparison of arms."""
-    claims: Annotated[tuple[Claim, ...], BeforeValidator(listed)] = ()
+    claims: Annotated[tuple[Claim, ...], BeforeValidator(listed), Field(max_length=MOST_LISTED)] = ()
     """Claims that are tested. Default: every arm is compared with `none` on the test set of every split."""
     published: Published | None = None
     """Values of a paper, shown next to the study's own. Default: none."""
+
+    @model_validator(mode="after")
+    def _grid_can_be_listed(self) -> "Study":
+        folds = sum(len(factor.folds) for factor in self.design.split)
+        seeds = self.design.seed.max if isinstance(self.design.seed, AdaptiveSeeds) else len(self.design.seed)
+        arms = len(self.arms())
+        if arms * folds * seeds > MOST_CELLS:
+            cells = f"{arms * folds * seeds:,} cells ({arms:,} arms x {folds:,} folds x {seeds:,} seeds)"
+            problem = f"{cells}, but at most {MOST_CELLS:,} are allowed"
+            raise SettingError("design", problem, "name fewer folds with fold, or fewer seeds")
+        return self
 
     @model_validator(mode="after")
     def _tracking_is_an_address(self) -> "Study":

@@ -18,6 +18,7 @@ from sweeps.spec import suggest, yaml_text
 from sweeps.spec.design import ADAPTIVE, LISTED, SplitFactor, listed
 from sweeps.spec.study import Study, is_foreign
 from sweeps.spec.tracking_address import shown_override
+from sweeps.spec.limits import MOST_BYTES
 
 KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit))
 """Kinds of splits."""
@@ -112,7 +113,8 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         problem, fix = "a table, not a study file", f"write, for example, quick --set data.table={path}"
         raise InputError(str(path), "", problem, fix)
     try:
-        text = yaml_text.decode(path.read_bytes())
+        with path.open("rb") as file:
+            text = yaml_text.decode(file.read(MOST_BYTES + 1))
         content = yaml_text.parse(text)
     except OSError as error:
         raise InputError(
@@ -225,6 +227,10 @@ def _described(
     what = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return name, what, ""
+    if fault["type"] == "too_long":
+        limits = fault["ctx"]
+        problem = f"{limits['actual_length']:,} entries, but at most {limits['max_length']:,} are allowed"
+        return name, problem, "shorten the list"
     shown = yaml_text.written(value)
     if fault["type"] in NEEDED:
         needed, fix = NEEDED[fault["type"]]

@@ -1,15 +1,17 @@
 """YAML as people write it: one document, unique keys, and faults that name the line and the fix."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import yaml
 
+from pm25.limits import MOST_NESTED
 from sweeps.spec import suggest
+from sweeps.spec.limits import MOST_BYTES, MOST_DIGITS, MOST_YAML_VALUES
 
-MOST_VALUES = 100_000
-"""Most values of a document after its anchors are repeated wherever they are used."""
+NAMES = {"int": "a number", "float": "a number", "timestamp": "a time"}
+"""Names of the kinds of values that `MOST_DIGITS` applies to."""
 
 CORRECT = "correct the YAML"
 """Fix of a fault that has no better one."""
@@ -32,7 +34,13 @@ class Fault(Exception):
 
 
 def decode(data: bytes) -> str:
-    """Decode a file: UTF-16 or UTF-32 with a byte order mark, else UTF-8. Raises Fault."""
+    """Decode a file: UTF-16 or UTF-32 with a byte order mark, else UTF-8.
+
+    Raises Fault, also for more than `MOST_BYTES`.
+    """
+    if len(data) > MOST_BYTES:
+        problem = f"more than {MOST_BYTES:,} bytes"
+        raise Fault(None, problem, "give a study file, and data as a table")
     encoding = "utf-8-sig"
     if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         encoding = "utf-32"
@@ -106,9 +114,9 @@ def _construct(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _values(node, {}, ()) > MOST_VALUES:
-            problem = f"its anchors repeat more than {MOST_VALUES:,} values"
-            raise _Refused(node, problem, "remove the anchors")
+        if _values(node, {}, ()) > MOST_YAML_VALUES:
+            problem = f"more than {MOST_YAML_VALUES:,} values, with those that anchors repeat"
+            raise _Refused(node, problem, "shorten the lists, or remove the anchors")
         return _copied(loader.construct_document(node))
     finally:
         loader.dispose()
@@ -118,6 +126,8 @@ def _values(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> i
     """Count the values of a node, with repeated anchors. Raises _Refused for one inside itself."""
     if id(node) in above:
         raise _Refused(node, "an anchor is used inside itself", "remove the alias")
+    if len(above) > MOST_NESTED:
+        raise _Refused(node, f"nested more than {MOST_NESTED} levels", "remove brackets")
     if id(node) not in known:
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
@@ -139,11 +149,14 @@ class _Loader(yaml.SafeLoader):
     """YAML loader that refuses what people do not mean, and that reads the key `on` as a text."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = node.tag.rpartition(":")[2]
+        if kind in ("int", "float", "timestamp") and len(node.value) > MOST_DIGITS:
+            problem = f"YAML reads {len(node.value):,} characters as {NAMES[kind]}"
+            raise _Refused(node, problem, "shorten it, or put it in quotes for a text")
         try:
             return super().construct_object(node, deep)
         # A tag whose text has another form, such as the date 2021-02-30, fails with an error of Python.
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            kind = node.tag.rpartition(":")[2]
             given = suggest.shortened(str(node.value))
             problem = f"{given!r} is not a valid {kind} ({error})"
             raise _Refused(node, problem, "correct it, or put it in quotes for a text") from None
@@ -155,9 +168,13 @@ class _Loader(yaml.SafeLoader):
                     key.tag = "tag:yaml.org,2002:str"
             own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             keys = [self.construct_object(key, deep=deep) for key in own]
-            for i, key in enumerate(keys):
-                if key in keys[:i]:
-                    raise _Refused(own[i], f"key {key!r} is repeated", "keep one of the two, with all values")
+            seen = set()
+            for at, key in zip(own, keys, strict=True):
+                if not isinstance(key, Hashable):
+                    continue  # YAML itself refuses it
+                if key in seen:
+                    raise _Refused(at, f"key {key!r} is repeated", "keep one of the two, with all values")
+                seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pm25.errors import InputError
+from pm25.text import parse_json
 from sweeps.spec.claims import Contrast
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study
@@ -62,7 +63,7 @@ def content(study: Study) -> dict[str, Any]:
     declared = {
         "contrasts": [{"claim": text, **_contrast_content(contrast)} for text, contrast in found],
         "arms": [arm.label for arm in study.arms()],
-        "splits": {factor.split.label: factor.folds for factor in study.design.split},
+        "splits": {factor.split.label: tuple(factor.folds) for factor in study.design.split},
         "split_settings": {
             factor.split.label: factor.split.in_cell().model_dump(mode="json")
             for factor in study.design.split
@@ -105,7 +106,7 @@ def read(store: Store) -> list[Declaration]:
     except StorageError as error:
         raise store.refusal("read", error) from None
     try:
-        return [_declaration(item) for item in json.loads(text)]
+        return [_declaration(item) for item in parse_json(text)]
     except (ValueError, TypeError, LookupError):
         raise InputError(
             path,

@@ -8,11 +8,13 @@ from pm25.cell import Cell
 from pm25.errors import InputError
 from sweeps.spec import suggest
 from sweeps.spec.design import Arm
+from sweeps.spec.limits import MOST_CHARACTERS
 from sweeps.store import failures
 from sweeps.store.records import Record
 
 FIELDS = ("variant", "fusion", "head", "arm", "split", "regime", "fold", "seed")
 FAILURE_FIELDS = ("error", "host", "signature")
+
 
 Values = Mapping[str, tuple[str, ...]]
 
@@ -43,6 +45,9 @@ def parse(text: str, cells: Sequence[Cell], failed: Sequence[Record] | None = No
     Raises InputError for an unknown field, for a value that none of the cells has, and for values that no
     cell has together.
     """
+    if len(text) > MOST_CHARACTERS:
+        problem = f"{len(text):,} characters, but at most {MOST_CHARACTERS:,} are allowed"
+        raise InputError("filter", "", problem, "name fewer values, or filter in several commands")
     what = "cell" if failed is None else "failed cell"
     records = [None] * len(cells) if failed is None else failed
     among = [_values(cell, record) for cell, record in zip(cells, records, strict=True)]

@@ -1,7 +1,6 @@
 """Trials of a study's searches in the store, and the settings that the searches chose."""
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
+from pm25.text import parse_json
 from sweeps.spec.design import Arm, FoldArm, Scope, arm_of
 from sweeps.spec.search_space import Point, Search, Space, within
 from sweeps.spec.study import Study
@@ -247,7 +247,7 @@ def started_and_ended(store: Store) -> tuple[dict[str, Any], dict[str, Record]]:
         if content is None:
             continue
         try:
-            trial = json.loads(content)
+            trial = parse_json(content)
         except ValueError:
             trial = None
         if not isinstance(trial, dict) or not {"arm", "number", "params"} <= trial.keys():

@@ -1,0 +1,88 @@
+"""A table with its columns in another order has the cells that were trained before."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sweeps.state import StudyState
+from sweeps.store import channel_orders
+from sweeps.store.records import Store
+from tests.errors import refuses
+from tests.sweeps.cli.commands import STUDY, Sweep
+
+
+@pytest.fixture
+def toy(table: pd.DataFrame, tmp_path: Path) -> Path:
+    table.to_parquet(tmp_path / "panel.parquet", index=False)
+    (tmp_path / "toy.yaml").write_text(STUDY)
+    return tmp_path / "toy.yaml"
+
+
+def reverse(toy: Path) -> None:
+    frame = pd.read_parquet(toy.parent / "panel.parquet")
+    frame[frame.columns[::-1]].to_parquet(toy.parent / "panel.parquet", index=False)
+
+
+def test_columns_in_another_order_keep_every_key(toy: Path) -> None:
+    before = StudyState(str(toy))
+    assert not before.reordered
+    channel_orders.record_order(before.panel, before.store)
+    reverse(toy)
+    after = StudyState(str(toy))
+    assert after.reordered
+    assert after.panel.channels == before.panel.channels
+    assert after.panel.fingerprint == before.panel.fingerprint
+    assert [*after.cells] == [*before.cells]
+
+
+def test_without_a_stored_order_the_table_decides(toy: Path) -> None:
+    before = StudyState(str(toy))
+    reverse(toy)
+    after = StudyState(str(toy))
+    assert not after.reordered
+    assert after.panel.channels != before.panel.channels
+    assert {*after.cells}.isdisjoint(before.cells)
+
+
+def test_named_channels_decide_their_own_order(toy: Path) -> None:
+    channels = ["elev_m", "crn_tmax_c"]
+    first = StudyState(str(toy), [f"data.channels=[{', '.join(channels)}]"])
+    channel_orders.record_order(first.panel, first.store)
+    named = StudyState(str(toy), [f"data.channels=[{', '.join(channels[::-1])}]"])
+    assert named.panel.channels == ("crn_tmax_c", "elev_m")
+    assert not named.reordered
+
+
+def test_another_set_of_channels_has_an_order_of_its_own(toy: Path, table: pd.DataFrame) -> None:
+    first = StudyState(str(toy))
+    channel_orders.record_order(first.panel, first.store)
+    reverse(toy)
+    frame = pd.read_parquet(toy.parent / "panel.parquet")
+    frame.assign(extra=frame["crn_tmax_c"] ** 2).to_parquet(toy.parent / "panel.parquet", index=False)
+    more = StudyState(str(toy))
+    assert not more.reordered
+    channel_orders.record_order(more.panel, more.store)
+    table.to_parquet(toy.parent / "panel.parquet", index=False)
+    again = StudyState(str(toy))
+    assert again.panel.fingerprint == first.panel.fingerprint
+    channel_orders.record_order(again.panel, again.store)
+    assert len((toy.parent / "results" / "toy" / "channels.json").read_text().split("[")) == 4
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "[[1]]", "[" * 100_000])
+def test_a_damaged_file_is_refused(toy: Path, content: str) -> None:
+    state = StudyState(str(toy))
+    channel_orders.record_order(state.panel, state.store)
+    (toy.parent / "results" / "toy" / "channels.json").write_text(content)
+    with refuses("channels.json", "", "delete"):
+        channel_orders.stored_order(state.panel, Store(state.study.storage, "toy"))
+
+
+def test_commands_say_that_the_order_is_another(toy: Path, sweep: Sweep) -> None:
+    state = StudyState(str(toy))
+    channel_orders.record_order(state.panel, state.store)
+    assert sweep("status", toy).err == ""
+    reverse(toy)
+    (line,) = sweep("status", toy).err.splitlines()
+    assert line.startswith("toy: ")
