@@ -12,8 +12,8 @@ MOST_DAYS = 36_525
 """Most days of a table, a window or a gap: a century, beyond which a year is mistyped."""
 MOST_SITE_DAYS = 10_000_000
 """Most sites times days of a synthetic panel: 1,000 sites and 27 years need 3 GB while they are made."""
-MOST_KM = 20_038.0
-"""Largest distance in km: half of the Earth's circumference."""
+MOST_KM = 1_000_000.0
+"""Largest distance in km: 25 times around the Earth, so that no stored cell is beyond it."""
 MOST_NAME = 200
 """Most characters of a group's column and value: they are part of labels and of file names."""
 

@@ -23,7 +23,7 @@ BLOCK = 1 << 18
 class NeighbourSettings(Settings):
     """Settings of the inverse-distance mean. The default k = 9 is the published one (KNN-IDW)."""
 
-    k: int = Field(9, ge=1, le=MOST_SITES)
+    k: int = Field(9, gt=0, le=MOST_SITES)
     """Largest number of neighbours."""
     power: float = Field(2.0, ge=0, le=10)
     """Exponent of the inverse distance; 0 gives the plain mean."""

@@ -384,7 +384,7 @@ def test_more_origins_or_deals_keep_the_keys(
         for changes in (few, more)
     )
     (split, larger) = (of.design.split[0].split for of in (one, other))
-    assert one.design.split[0].folds == tuple(range(split.n_folds))
+    assert [*one.design.split[0].folds] == [*range(split.n_folds)]
     keys = [{cell.key("data", "encoder") for cell in of.cells()} for of in (one, other)]
     assert keys[0] < keys[1]
     assert len(keys[0]) / len(keys[1]) == split.n_folds / larger.n_folds == 2 / 3
