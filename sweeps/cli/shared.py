@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pm25.errors import InputError
-from sweeps.spec.tracking_address import shown_override
 from sweeps.spec.limits import MOST_HOURS
+from sweeps.spec.tracking_address import shown_override
 
 if TYPE_CHECKING:
     from pm25.panel import Panel

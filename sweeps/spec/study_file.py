@@ -16,9 +16,9 @@ from pm25.splits import AnySplit
 from pm25.text import counted
 from sweeps.spec import suggest, yaml_text
 from sweeps.spec.design import ADAPTIVE, LISTED, SplitFactor, listed
+from sweeps.spec.limits import MOST_BYTES
 from sweeps.spec.study import Study, is_foreign
 from sweeps.spec.tracking_address import shown_override
-from sweeps.spec.limits import MOST_BYTES
 
 KINDS = tuple(split.model_fields["kind"].default for split in get_args(AnySplit))
 """Kinds of splits."""

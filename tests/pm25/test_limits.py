@@ -156,3 +156,9 @@ def test_unpacking_stops_at_the_limit() -> None:
 
     with pytest.raises(unpacking.TooLarge):
         unpacking.read(Endless(), 1 << 40, 10 << 20)
+
+
+def test_a_password_is_replaced_before_the_middle_of_a_part_is_cut() -> None:
+    for blanks in range(0, MOST_SHOWN, 7):
+        address = "x" * blanks + " http://user:" + "SECRET" * 60 + "@host/path " + "y" * MOST_SHOWN
+        assert "SECRET" not in errors.one_line(address, "", address, address)

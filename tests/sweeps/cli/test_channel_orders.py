@@ -86,3 +86,27 @@ def test_commands_say_that_the_order_is_another(toy: Path, sweep: Sweep) -> None
     reverse(toy)
     (line,) = sweep("status", toy).err.splitlines()
     assert line.startswith("toy: ")
+
+
+def test_rows_format_text_columns_and_wider_floats_change_no_key(toy: Path, table: pd.DataFrame) -> None:
+    before = StudyState(str(toy))
+    floats = dict.fromkeys(table.select_dtypes("float32").columns, "float64")
+    others = {
+        "rows.parquet": table.sample(frac=1, random_state=0),
+        "text.parquet": table.assign(station_name="a text"),
+        "wide.parquet": table.astype(floats),
+        "table.csv": table,
+    }
+    for name, frame in others.items():
+        path = toy.parent / name
+        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path, index=False)
+        state = StudyState(str(toy), [f"data.table={path}"])
+        assert state.panel.fingerprint == before.panel.fingerprint, name
+
+
+def test_another_column_of_numbers_is_another_channel(toy: Path, table: pd.DataFrame) -> None:
+    before = StudyState(str(toy))
+    table.assign(extra=table["crn_tmax_c"] ** 2).to_parquet(toy.parent / "panel.parquet", index=False)
+    after = StudyState(str(toy))
+    assert {*after.panel.channels} == {*before.panel.channels, "extra"}
+    assert {*after.cells}.isdisjoint(before.cells)
