@@ -153,7 +153,8 @@ def test_a_run_does_what_is_missing_and_nothing_else(sweep: Sweep, toy: Path, he
     after = tree(toy.parent)
     assert before.items() <= after.items()
     added = {Path(name) for name in after.keys() - before.keys()}
-    assert {path for path in added if path.parent.name not in here} == {Path("results/toy/declarations.json")}
+    of_study = {Path(f"results/toy/{name}.json") for name in ("channels", "declarations")}
+    assert {path for path in added if path.parent.name not in here} == of_study
     assert sweep("run", toy).status == 1
     assert len(here) == 1
     assert tree(toy.parent) == after
