@@ -10,7 +10,6 @@ import click
 from pm25.errors import InputError
 from pm25.limits import MOST_COUNTED
 from pm25.redaction import redacted
-from pm25.uri import without_secrets
 from sweeps.cli.exit_status import interrupted
 from sweeps.cli.plan_text import plan_content, plan_lines
 from sweeps.cli.shared import (

@@ -32,7 +32,8 @@ def record_order(panel: Panel, store: Store) -> None:
         return
     system, path = store.location(FILE)
     try:
-        records.write(system, path, json.dumps([*orders, panel.channels], indent=1).encode())
+        content = json.dumps([*orders, panel.channels], indent=1).encode()
+        records.write(system, path, content, store.fenced)
     except StorageError as error:
         raise store.refusal("written", error) from None
 
