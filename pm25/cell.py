@@ -166,11 +166,18 @@ class Cell(Settings):
 
     def key(self, data_fingerprint: str, encoder_fingerprint: str | None = None) -> str:
         """Hash everything that can change the numbers of this training (20 hexadecimal digits)."""
-        identity = {"cell": self.resolved(), "data": data_fingerprint, "numerics": self.numerics}
-        if self.variant in ENCODERS:
-            identity["encoder"] = encoder_fingerprint
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
+        encoder = {"encoder": encoder_fingerprint} if self.variant in ENCODERS else {}
+        return key_of(self.resolved(), data_fingerprint, self.numerics, **encoder)
+
+
+def key_of(cell: Mapping[str, Any], data: str, numerics: int, **encoder: str | None) -> str:
+    """Hash a resolved cell with the fingerprints of its data and its encoder, and the version of numerics.
+
+    `encoder` is given for variants with an encoder only. Raises ValueError for a number that is not finite.
+    """
+    identity = {"cell": cell, "data": data, "numerics": numerics, **encoder}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def _check_fold(split: AnySplit, fold: int) -> None:

@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pm25.errors import InputError
+from pm25.text import counted
 from sweeps.engine import worker
 from sweeps.engine.progress import RunProgress
 from sweeps.engine.scheduler import Scheduler
 from sweeps.spec.tracking_address import without_password
 from sweeps.state import StudyState
-from sweeps.store import channel_orders, declarations, running
-from sweeps.store.records import Record
+from sweeps.store import channel_orders, declarations, integrity, running
+from sweeps.store.records import Record, intact
 from sweeps.tracking.process import TrackingProcess
 from sweeps.tracking.winners import WeightRetention
 
@@ -41,6 +42,8 @@ class EndedRun(NamedTuple):
     """Sentences on why it stopped early, what is incomplete, and how many cells failed."""
     report: "ReportData"
     """Data of the summary, which MLflow shows as well."""
+    cells: Mapping[str, int]
+    """Numbers of cells by state (`StudyState.cell_counts`)."""
 
 
 def train(
@@ -64,7 +67,7 @@ def train(
         if state.study.data.channels is None:
             channel_orders.record_order(state.panel, state.store)
         running.clear(state.store)
-    records = state.records()
+    records = intact(state.records())
     retention = WeightRetention(state.study, state.store)
     retention.tidy(state.cells, records)
     recorded = [*records.values(), *state.trials()]
@@ -96,10 +99,11 @@ def train(
                 )
         state.refresh()
         journal.write(state.searches.values())
-        records = state.records()
-        retention.tidy(state.cells, records)
+        records = state.records("tables")
+        recorded_now = intact(records)
+        retention.tidy(state.cells, recorded_now)
         running.clear(state.store)
-        worker.delete_checkpoints(state.store, records)
+        worker.delete_checkpoints(state.store, recorded_now)
         worker.delete_checkpoints(state.store.search, [record["key"] for record in state.trials()])
         tracking.plan(state)
         report = data.gather_report_data(state, records=records, brief=True)
@@ -107,7 +111,8 @@ def train(
         for winner in winners.winners(state, records):
             tracking.register(winner, winners.example(state, winner))
     behind = {"MLflow": tracking.behind, "Optuna's journal": journal.behind}
-    return EndedRun(list(_notices(scheduler, behind, records)), report)
+    notices = [*_notices(scheduler, behind, records), *integrity.notices(state.damaged)]
+    return EndedRun(notices, report, state.cell_counts(records))
 
 
 def sync(state: StudyState) -> tuple[int, str]:
@@ -122,9 +127,9 @@ def sync(state: StudyState) -> tuple[int, str]:
     from sweeps.tracking.mlflow_view import Tracker
 
     tracker = Tracker(state.store, state.study.tracking, state.data())
-    records = state.records()
+    records = state.records("tables")
     rows = state.rows(records)
-    written = tracker.sync([*records.values(), *state.trials()])
+    written = tracker.sync([*intact(records).values(), *state.trials()])
     searches: parent_metrics.Aggregates = {
         (arm, None): dict(counts) for arm, counts in state.search_summaries()
     }
@@ -151,6 +156,8 @@ def _notices(scheduler: Scheduler, behind: Mapping[str, str], records: Mapping[s
     for arm, reason in scheduler.blocked.items():
         cells = f"its {scheduler.waiting[arm]} cells cannot be run"
         yield f"{arm.label}: {reason}, so {cells}; widen search.space"
+    for arm, count in scheduler.damaged.items():
+        yield f"{arm.label}: {counted(count, 'search trial')} damaged, so its search and its cells wait"
     for view, reason in behind.items():
         if reason:
             then = "" if "sweep sync STUDY" in reason else "; `sweep sync STUDY` completes it"

@@ -14,7 +14,8 @@ from pm25.settings import ENCODERS, dotted
 from pm25.splits import GroupSplit
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
-from sweeps.store.records import Record, failed_checks
+from sweeps.store import integrity
+from sweeps.store.records import Record, failed_checks, intact
 
 NOT_SET = "not set"
 """Value of a setting that one of two keys leaves out because it does not apply there or is the default."""
@@ -80,7 +81,7 @@ class Explanation:
     key: str
     label: str
     state: str
-    """State: `done`, `failed` or `missing` for a cell of the grid; `stale` for a stored cell outside it."""
+    """State: `done`, `failed`, `missing` or `damaged` for a cell of the grid; `stale` for one outside it."""
     record: Record | None = None
     relative: Relative | None = None
     where: str = ""
@@ -100,6 +101,7 @@ class Explanation:
                 for name in ("ended", "host", "device", "seconds", "error")
                 if name in record
             },
+            **({"damage": record["damage"]} if "damage" in record else {}),
             **({"marked": failed_checks(record)} if "audit" in record else {}),
             "relative": None
             if relative is None
@@ -119,9 +121,12 @@ class Explanation:
             "done": "done, as the study asks for it",
             "failed": "failed",
             "missing": "missing",
+            "damaged": "damaged",
             "stale": f"stale: {record.get('state')}, and the study no longer asks for it",
         }
         lines = [f"{self.key} {self.label}: {states[self.state]}"]
+        if "damage" in record:
+            return [*lines, f"  {integrity.describe(record)}"]
         if record:
             machine = f" on {record['host']}" if "host" in record else ""
             machine += f" ({record['device']})" if "device" in record else ""
@@ -152,7 +157,11 @@ def explain(state: StudyState, key: str) -> Explanation:
     Raises InputError if no cell or more than one cell has such a key.
     """
     key = _complete(state, key)
-    cell, record = state.cells.get(key), state.store.record(key)
+    cell, record = state.cells.get(key), state.store.record(key, "tables")
+    if cell is not None and record is not None:
+        record = state.of_its_cell(key, record)
+    if record is not None and record["state"] == "damaged":
+        return Explanation(key, "a stored cell" if cell is None else cell.label, "damaged", record)
     if cell is None:
         if record is None:
             _, folder = state.store.location(state.store.folder, key)
@@ -193,7 +202,7 @@ def _complete(state: StudyState, key: str) -> str:
 
 def _nearest_stored(state: StudyState, cell: Cell) -> Relative | None:
     """Return the stored cell most similar to a missing one; of equals a done one, then the newest."""
-    records = state.store.records(state.store.keys()).values()
+    records = intact(state.store.records(state.store.keys())).values()
     newest_first = sorted(records, key=lambda record: (record["ended"], record["key"]), reverse=True)
     asked = next(_asked_parts(state, [cell]))
     tuned = _tuned(state, cell)

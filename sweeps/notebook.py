@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from pm25.metrics import SCORES
 from sweeps.analysis import artifacts, inference, labels
 from sweeps.report.study_report import write_study_report
 from sweeps.state import StudyState
-from sweeps.store import filters
+from sweeps.store import filters, integrity
 
 if TYPE_CHECKING:
     from sweeps.spec.study import Study
@@ -52,7 +53,7 @@ class OpenStudy:
         Columns:
 
         - key, arm (the label in tables), variant, fusion, split, regime ('WR' or 'OoR'), fold, seed
-        - state: 'done', 'failed' or 'missing'
+        - state: 'done', 'failed', 'missing' or 'damaged'
         - n_train, n_val, n_test, n_wr (samples), epochs, best_epoch
         - test_*, val_* and, for out-of-region splits, wr_*: metrics in ug/m3, R2 without unit
         - seconds, error, marked (the failed checks of the audit)
@@ -168,7 +169,9 @@ class OpenStudy:
     def _rows_and_records(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Read the store: one row per cell, and the records by key."""
         self.state.refresh()
-        records = self.state.records()
+        records = self.state.records("tables")
+        for line in integrity.notices(self.state.damaged):
+            warnings.warn(line, stacklevel=3)
         return self.state.rows(records), records
 
     def _predictions_of(self, row: pd.Series) -> pd.DataFrame:

@@ -8,16 +8,16 @@ import numpy as np
 from pm25 import samples, uri
 from pm25.cell import Cell
 from pm25.panel import Panel
-from pm25.splits import SplitIndices
+from pm25.splits import GroupSplit, SplitIndices
 from sweeps.analysis import declarations
 from sweeps.analysis.declarations import History
 from sweeps.analysis.sequential import Looks
 from sweeps.spec import study_file
 from sweeps.spec.design import FoldArm, Scope
 from sweeps.spec.study import Study
-from sweeps.store import channel_orders, search_trials
 from sweeps.store import declarations as stored_declarations
-from sweeps.store.records import Record, Store
+from sweeps.store import channel_orders, integrity, search_trials
+from sweeps.store.records import Files, Record, Store, intact
 from sweeps.store.search_trials import ArmTrials
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class StudyState:
         """Function that computes the key of a cell."""
         self._embedded: dict[str, Embedded] = {}
         self._overlap: dict[tuple[str, int], float] | None = None
+        self.unsealed = 0
+        """Number of cells without a digest, as the last call of `records` found them."""
+        self.damaged_cells: list[Record] = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -86,8 +89,8 @@ class StudyState:
         if not self.study.design.looks.adaptive:
             return cells
         keyed = {self.key(cell): cell for cell in cells if self.study.scope(cell) not in searching}
-        records = self.store.records(keyed)
-        ended = ((keyed[key], record) for key, record in records.items())
+        records = self.store.records(keyed, "tables")  # the looks read the predictions
+        ended = ((keyed[key], record) for key, record in intact(records).items())
         self.looks = looks = Looks(self.study, self.store, ended)
         return [cell for cell in cells if looks.asks_for(cell)]
 
@@ -137,14 +140,18 @@ class StudyState:
             found[label, fold] = max(float(np.isin(part, seen[scope]).mean()) for part in parts)
         return found
 
-    def records(self) -> dict[str, Record]:
-        """Return the records of the cells that have ended, by key.
+    def records(self, files: Files = "none") -> dict[str, Record]:
+        """Return the records of the cells that have ended, by key; a damaged one has a state and no results.
 
-        Their fields about the search describe the search as it is now.
+        Their fields about the search describe the search as it is now. `files` are those whose digests are
+        checked too (`Store.records`).
         """
-        found = self.store.records(self.cells)
+        checked = self.store.checked(self.cells, files)
+        self.unsealed = sum(not one.sealed for one in checked.values() if one.record["state"] != "damaged")
+        found = {key: self.of_its_cell(key, one.record) for key, one in checked.items()}
+        self.damaged_cells = [record for record in found.values() if record["state"] == "damaged"]
         tuning: dict[tuple[Scope, str, int], dict[str, Any]] = {}
-        for key, record in found.items():
+        for key, record in intact(found).items():
             for name in TUNING:
                 record.pop(name, None)
             cell = self.cells[key]
@@ -154,15 +161,38 @@ class StudyState:
             record |= tuning[place]
         return found
 
+    def of_its_cell(self, key: str, record: Record) -> Record:
+        """Return a record, or a damaged one if it is that of another cell.
+
+        The key of a split by groups cannot be computed from the record alone.
+        """
+        cell = self.cells[key]
+        wrong = isinstance(cell.split, GroupSplit) and record.get("cell", {}) != cell.resolved()
+        if not wrong or record["state"] == "damaged":
+            return record
+        _, path = self.store.location(self.store.folder, key, "result.json")
+        return integrity.damaged(key, path, "its cell is that of another key")
+
+    @property
+    def damaged_trials(self) -> list[Record]:
+        """Damaged records of search trials; one that may belong to several searches is listed once."""
+        found = {record["key"]: record for trials in self.searches.values() for record in trials.damaged}
+        return [*found.values()]
+
+    @property
+    def damaged(self) -> list[Record]:
+        """Damaged records of cells, as the last call of `records` found them, and of search trials."""
+        return [*self.damaged_cells, *self.damaged_trials]
+
     def trials(self) -> list[Record]:
         """Return the records of the search trials that have ended."""
         return [record for trials in self.searches.values() for record in trials.ended]
 
     def cell_counts(self, records: Mapping[str, Record]) -> dict[str, int]:
-        """Count the cells: `total`, `done`, `failed` and `missing`; `records` are those of `records()`."""
+        """Count the cells: `total`, `done`, `failed`, `missing`, `damaged`, from what `records` returns."""
         states = [records[key]["state"] if key in records else "missing" for key in self.cells]
         states += ["missing"] * len(self.waiting)
-        counts = {state: states.count(state) for state in ("done", "failed", "missing")}
+        counts = {state: states.count(state) for state in ("done", "failed", "missing", "damaged")}
         return {"total": len(states), **counts}
 
     def declared(self, records: Mapping[str, Record]) -> History:
@@ -175,11 +205,12 @@ class StudyState:
         return declarations.history(stored, present, *results)
 
     def trial_counts(self) -> dict[str, int]:
-        """Count the search trials: `total`, `done` and `failed`; pruned trials count as done."""
+        """Count the search trials: `total`, `done`, `failed` and `damaged`; pruned trials count as done."""
         states = [record["state"] for record in self.trials()]
         failed = states.count("failed")
         total = sum(trials.search.trials for trials in self.searches.values())
-        return {"total": total, "done": len(states) - failed, "failed": failed}
+        counts = {"total": total, "done": len(states) - failed, "failed": failed}
+        return {**counts, "damaged": len(self.damaged_trials)}
 
     def retried_trials(self) -> list[str]:
         """Return the keys of failed search trials that may succeed if repeated.

@@ -23,8 +23,8 @@ PLACE = ["arm", "split", "regime", "fold", "seed"]
 EQUAL, WITHIN, DIFFERS = "equal", "within tolerance", "differs"
 PAIRED = (EQUAL, WITHIN, DIFFERS)
 """Outcomes of a cell that is done in both studies."""
-FAILED = ("failed in A", "failed in B")
-"""Outcomes of a cell that failed in one study and is done in the other."""
+FAILED = ("failed in A", "failed in B", "damaged in A", "damaged in B")
+"""Outcomes of a cell that failed or is damaged in one study, and is done in the other."""
 ONE = ("only A", "only B")
 """Outcomes of a cell that the other study has not run, or does not ask for."""
 
@@ -206,9 +206,11 @@ def cells(a: StudyResults, b: StudyResults, tolerance: float = 0.0) -> pd.DataFr
 
     - outcome of a cell done in both studies: 'equal' if every metric that both have is bitwise equal;
       'within tolerance' if the test and WR RMSE differ by at most `tolerance` (ug/m3); else 'differs'.
-    - outcome of other cells: 'failed in A' or 'failed in B' if the cell is done in the other study; 'only A'
-      or 'only B' if it is done there, and not run in the other; else 'neither'.
-    - same_key, key_a, key_b; error_a, error_b; state_a, state_b: 'done', 'failed', 'missing', 'not planned'.
+    - outcome of other cells: 'failed in A' or 'failed in B' if the cell is done in the other study, and
+      likewise 'damaged in A' or 'damaged in B'; 'only A' or 'only B' if it is done there, and not run in the
+      other; else 'neither'.
+    - same_key, key_a, key_b; error_a, error_b; state_a, state_b: 'done', 'failed', 'missing', 'damaged', 'not
+      planned'.
     - differ: the metrics that differ. apart: what differs between the two records. Both are joined by '; '.
     - of every metric the two values and `<metric>_diff`, B - A.
     """
@@ -259,7 +261,7 @@ def _unpaired(state_a: str, state_b: str) -> str:
     if "done" not in (state_a, state_b):
         return "neither"
     other_state, done, other = (state_b, "A", "B") if state_a == "done" else (state_a, "B", "A")
-    return f"failed in {other}" if other_state == "failed" else f"only {done}"
+    return f"{other_state} in {other}" if other_state in ("failed", "damaged") else f"only {done}"
 
 
 def _unequal_cell(line: Mapping[Any, Any]) -> dict[str, Any]:
@@ -375,12 +377,13 @@ def terminal(found: Comparison) -> None:
 def _lines(found: Comparison) -> Iterator[str]:
     yield found.headline
     cells = found.cells
+    states = ("done", "failed", "missing", "damaged")
     for side, name in zip("ab", found.names, strict=True):
-        yield f"  {side.upper()}  {name}: {_counted(cells[f'state_{side}'], ('done', 'failed', 'missing'))}"
+        yield f"  {side.upper()}  {name}: {_counted(cells[f'state_{side}'], states)}"
     for outcome in (*ONE, *FAILED):
         some = cells[cells["outcome"] == outcome]
         if len(some):
-            other = "b" if outcome in ("only A", "failed in B") else "a"
+            other = "b" if outcome in ("only A", "failed in B", "damaged in B") else "a"
             reasons = some[f"{'error' if outcome in FAILED else 'state'}_{other}"]
             there = "" if outcome in FAILED else f" in {other.upper()}"
             arms = _shortened([*dict.fromkeys(some["arm"])])

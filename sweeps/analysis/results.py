@@ -18,6 +18,7 @@ from sweeps.analysis import comparability, labels
 from sweeps.spec.design import Scope
 from sweeps.spec.search_space import Search
 from sweeps.spec.study import Study
+from sweeps.store import integrity
 from sweeps.store.records import Record, failed_checks
 from sweeps.store.search_trials import ArmTrials
 
@@ -35,12 +36,11 @@ def rows(
 
     After them come the cells `waiting` for their arm's search, which are missing and have no key yet.
 
-    Columns: key, variant, fusion, split, regime, fold, seed, state ('done', 'failed', 'missing'), sample
-    counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds and error. The column
-    marked lists the checks that the cell failed (`records.failed_checks`), '' for none. The next two list how
-    the cell differs
-    from the 'none' that it is paired with, undeclared and tuned (`comparability.differences`). Then come
-    folds, the number of folds of the split in one origin or deal; kind, the kind of the split; unit, the
+    Columns: key, variant, fusion, split, regime, fold, seed, state ('done', 'failed', 'missing', 'damaged'),
+    sample counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds and error. The
+    column marked lists the checks that the cell failed (`records.failed_checks`), '' for none. The next two
+    list how the cell differs from the 'none' that it is paired with, undeclared and tuned
+    (`comparability.differences`). Then come folds, the number of folds of the split in one origin or deal; kind, the kind of the split; unit, the
     independent unit of its fold (`pm25.splits`); further metrics, and the measurements of the audit.
     """
     lines, more = [], dict.fromkeys(SCORE_COLUMNS, "float64")
@@ -74,6 +74,8 @@ def rows(
             more |= {name: _TYPES[type(value)] for name, value in audit.items()}
         elif record["state"] == "failed":
             line["error"] = f"{record['error']['type']}: {record['error']['message']}"
+        elif record["state"] == "damaged":
+            line["error"] = integrity.describe(record)
         lines.append(line)
     first = ["key", "variant", "fusion", "split", "regime", "fold", "seed", "state"]
     columns = [*first, *COUNTS, *SCORE_COLUMNS, "seconds", "error", "marked", "unfair", "tuned"]

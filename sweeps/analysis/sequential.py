@@ -12,7 +12,7 @@ from sweeps.analysis.next_look import DECIDED, TOO_FEW, UNDECIDED, State
 from sweeps.spec.claims import Contrast
 from sweeps.spec.design import Arm, SplitFactor
 from sweeps.spec.study import Study
-from sweeps.store.records import Record, Store
+from sweeps.store.records import Record, Store, intact
 
 __all__ = ["DECIDED", "TOO_FEW", "UNDECIDED", "Looks", "Schedule", "outcome", "rule"]
 
@@ -176,7 +176,8 @@ def outcome(study: Study, store: Store, records: Mapping[str, Record]) -> list[d
     """
     if not study.design.looks.adaptive:
         return []
-    found = Looks(study, store, ((Cell.model_validate(r["cell"]), r) for r in records.values()))
+    ended = intact(records).values()
+    found = Looks(study, store, ((Cell.model_validate(record["cell"]), record) for record in ended))
     every = len(study.design.seeds)
     items: list[dict[str, Any]] = []
     for schedule in found.schedules:

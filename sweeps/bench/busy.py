@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 
 from pm25.cell import Cell
+from pm25.encoders import Embedded
 from pm25.metrics import SCORES
 from pm25.panel import Panel
 from pm25.scratch import scratch
@@ -123,13 +124,15 @@ def sleeping_cell(
     panel: Panel,
     store: Store,
     *,
+    embedded: Embedded | None = None,
     more: Mapping[str, Any] = MappingProxyType({}),
     **_: Any,
 ) -> Record:
     """Replace `worker.train_and_record`: sleep, and store what a trivial cell stores."""
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
     time.sleep(seconds(cell.label))
-    return trivial(cell, key, panel, store, more={**more, "started": began, "process": os.getpid()})
+    known = {**more, "started": began, "process": os.getpid()}
+    return trivial(cell, key, panel, store, embedded=embedded, more=known)
 
 
 class SleepingTrial(worker.SearchTrial):

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from pm25.cell import Cell
+from pm25.encoders import Embedded
 from pm25.metrics import SCORES
 from pm25.panel import Panel
 from sweeps.bench import harness
@@ -113,25 +114,34 @@ def trivial(
     store: Store,
     *,
     tables: bool = True,
+    files: Mapping[str, str] = MappingProxyType({}),
+    embedded: Embedded | None = None,
     more: Mapping[str, Any] = MappingProxyType({}),
     **_: Any,
 ) -> Record:
-    """Replace `worker.train_and_record`: store what a cell of two epochs stores, without any training."""
+    """Replace `worker.train_and_record`: store what a cell of two epochs stores, without any training.
+
+    `files` are the digests of tables that the caller has stored, without `tables`.
+    """
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
     values = iter(np.random.default_rng(cell.seed).uniform(1, 9, 40).tolist())
+    files = dict(files)
     if tables:
         names = {"part": "test", "site_id": "site-001", "date": np.datetime64("2021-06-01")}
         made = {name: np.full(ROWS, value) for name, value in names.items()}
         numbers = ("lat", "lon", "truth", "prediction")
-        store.write_table(key, "predictions", made | dict.fromkeys(numbers, np.ones(ROWS, "float32")))
+        files["predictions.parquet"] = store.write_table(
+            key, "predictions", made | dict.fromkeys(numbers, np.ones(ROWS, "float32"))
+        )
         curves = ("train_loss", "validation_loss", "learning_rate", "validation_rmse")
-        store.write_table(key, "history", {"epoch": [1, 2], **{name: [2.0, 1.0] for name in curves}})
+        history = {"epoch": [1, 2], **{name: [2.0, 1.0] for name in curves}}
+        files["history.parquet"] = store.write_table(key, "history", history)
     metrics = [f"{part}_{name}" for part in ("test", "wr", "val") for name in SCORES]
     record = {
         "key": key,
         "state": "done",
         "cell": cell.resolved(),
-        "encoder": None,
+        "encoder": embedded.fingerprint if embedded else None,
         "data": panel.fingerprint,
         "numerics": cell.numerics,
         "host": socket.gethostname(),
@@ -146,8 +156,7 @@ def trivial(
         "seconds": 0.0,
         "ended": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
-    store.write_record(record)
-    return record
+    return store.write_record(record, files)
 
 
 def _run_engine(name: Literal["own", "plain"], cells: int, folder: Path) -> FinishedProcess:

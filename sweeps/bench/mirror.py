@@ -60,7 +60,7 @@ def _recorded(store: Store) -> Iterator[Record]:
     )
     for place in range(CELLS):
         cell = Cell(**arms[place % 4], split=splits[place // 4 % 2], fold=place // 8 % 5, seed=place // 40)
-        yield trivial(cell, cell.key(_PANEL.fingerprint, "e"), _PANEL, store)
+        yield trivial(cell, cell.key(_PANEL.fingerprint, "e"), _PANEL, store, more={"encoder": "e"})
 
 
 def _mirror(storage: str, study: str, uri: str | None = None) -> None:

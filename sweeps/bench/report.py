@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from pm25 import encoders
 from pm25.cell import Cell
 from pm25.panel import Panel
 from sweeps.bench import harness
@@ -75,14 +76,19 @@ def make(folder: Path, cells: int, predictions: int) -> Path:
     if len(state.cells) != cells:
         raise ValueError(f"cells: {cells} is not a multiple of 100")
     for number, (key, cell) in enumerate(state.cells.items()):
-        if predictions:
-            _tables(cell, key, state.panel, state.store, predictions, number)
-        trivial(cell, key, state.panel, state.store, tables=False)
+        made = _tables(cell, key, state.panel, state.store, predictions, number) if predictions else {}
+        encoder = {"encoder": encoders.fingerprint(cell.encoder)} if cell.encoder else {}
+        trivial(cell, key, state.panel, state.store, tables=False, files=made, more=encoder)
     return file
 
 
-def _tables(cell: Cell, key: str, panel: Panel, store: Store, predictions: int, number: int) -> None:
-    """Store a random history and random predictions; an out-of-region split has two evaluation sets."""
+def _tables(
+    cell: Cell, key: str, panel: Panel, store: Store, predictions: int, number: int
+) -> dict[str, str]:
+    """Store a random history and random predictions, and return their digests.
+
+    An out-of-region split has two evaluation sets.
+    """
     rng = np.random.default_rng(number)
     site = rng.integers(0, len(panel.site_id), predictions)
     part = rng.integers(0, 2 if cell.split.regime == "OoR" else 1, predictions)
@@ -96,10 +102,11 @@ def _tables(cell: Cell, key: str, panel: Panel, store: Store, predictions: int, 
         "truth": truth,
         "prediction": (truth * rng.uniform(0.5, 1.3, predictions)).astype("float32"),
     }
-    store.write_table(key, "predictions", columns)
+    files = {"predictions.parquet": store.write_table(key, "predictions", columns)}
     names = ("train_loss", "validation_loss", "learning_rate", "validation_rmse")
     curves = {name: np.sort(rng.uniform(5, 9, EPOCHS))[::-1] for name in names}
-    store.write_table(key, "history", {"epoch": np.arange(1, EPOCHS + 1), **curves})
+    history = {"epoch": np.arange(1, EPOCHS + 1), **curves}
+    return files | {"history.parquet": store.write_table(key, "history", history)}
 
 
 def _report(file: Path) -> tuple[float, float, float]:

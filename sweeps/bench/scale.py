@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from sweeps.bench import harness
 from sweeps.bench.engine import trivial
 from sweeps.bench.harness import Measurement
 from sweeps.state import StudyState
+from sweeps.store import integrity
 from sweeps.store.records import READERS, Record, Store
 
 CELLS = 100_000
@@ -233,10 +234,11 @@ def _fill(folder: Path, cells: str) -> dict[str, Any]:
     """Store finished cells without tables, and without waiting for the disk."""
     state = study(folder, int(cells), searched=False)
 
-    def write(record: Record) -> None:
+    def write(record: Record, files: Mapping[str, str]) -> Record:
         cell = folder / "scale" / "cells" / record["key"]
         cell.mkdir(parents=True)
-        (cell / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (cell / "result.json").write_bytes(integrity.seal(record, files))
+        return record
 
     store: Any = SimpleNamespace(write_record=write)
     for key, cell in state.cells.items():

@@ -11,7 +11,7 @@ import click
 
 from pm25.errors import InputError
 from pm25.redaction import redacted
-from sweeps.cli import bench, data, exit_status, results, run, status, text_encoding
+from sweeps.cli import bench, data, exit_status, results, run, status, storage, text_encoding
 
 DEBUG = "SWEEP_DEBUG"
 """Environment variable of `--debug`, which the processes of a run inherit."""
@@ -20,9 +20,9 @@ DEBUG = "SWEEP_DEBUG"
 def main() -> None:
     """Run the command line and exit.
 
-    The status is 0 for success, 1 if a cell failed, and 2 for bad input or a fault of the system. It is 3 if
-    Ray is lost, 4 if another process has taken over the study, and 70 for a bug. After an interrupt it is 130
-    or 143.
+    The status is 0 for success, 1 if a cell failed or is damaged, and 2 for bad input or a fault of the
+    system. It is 3 if Ray is lost, 4 if another process has taken over the study, and 70 for a bug. After an
+    interrupt it is 130 or 143.
     """
     text_encoding.use_utf8()
     signal.signal(signal.SIGTERM, exit_status.end_on_signal)
@@ -119,6 +119,7 @@ for command in (
     *(status.status, status.list_),
     *(results.export, results.compare, results.report, results.sync),
     *(results.importance, results.verify, results.ui),
+    *(storage.fsck, storage.seal),
     bench.bench,
     data.data,
 ):

@@ -20,6 +20,7 @@ from sweeps.cli.shared import (
     fix_names_study,
     json_option,
     open_state,
+    print_damaged,
     print_storage,
     refuse_without_records,
     study_argument,
@@ -39,6 +40,7 @@ def export(study: str, overrides: tuple[str, ...], out: Path) -> None:
     state = open_state(study, overrides)
     frame = state.rows()
     print_storage(state)
+    print_damaged(state, study, overrides)
     write_cells(frame, out)
     click.echo(f"{out}: {len(frame)} cells, {int((frame['state'] == 'done').sum())} done")
 
@@ -120,6 +122,8 @@ def compare(
         click.echo(json.dumps(found.content))
     else:
         print_storage(*states)
+        for state, side in zip(states, sides, strict=True):
+            print_damaged(state, *side)
         comparison.terminal(found)
         if out is not None:
             click.echo(f"{out}: {len(found.cells)} cells")
@@ -130,8 +134,9 @@ def _study_results(state: "StudyState", name: str) -> "StudyResults":
     """Read the results of one side of a comparison; `name` is its name in the output."""
     from sweeps.analysis.compare import StudyResults, inferred
 
-    rows = state.rows()
-    return StudyResults(name, rows, state.records(), inferred(state.study, rows, state.store))
+    records = state.records("tables")
+    rows = state.rows(records)
+    return StudyResults(name, rows, records, inferred(state.study, rows, state.store))
 
 
 @click.command(epilog=examples("report quick -o report --set data.table=panel.parquet"))
@@ -160,6 +165,7 @@ def report(study: str, overrides: tuple[str, ...], out: Path, outlines: Path | N
     refuse_without_records(state, study, overrides)
     files = write_study_report(state, out, borders=outlines)
     print_storage(state)
+    print_damaged(state, study, overrides)
     for file in files:
         click.echo(str(file))
 
@@ -183,6 +189,7 @@ def sync(study: str, overrides: tuple[str, ...]) -> None:
         state.refresh()
         written, address = driver.sync(state)
     print_storage(state)
+    print_damaged(state, study, overrides)
     click.echo(f"{written} runs written to {address}")
 
 
@@ -287,7 +294,7 @@ def importance(study: str, overrides: tuple[str, ...], key: str | None, repeats:
         vectors = embedded.vectors if embedded else None
         table = permute(cell, state.panel, kept[0], embedding=vectors, repeats=repeats)
         columns = {name: [getattr(row, name) for row in table] for name in ("what", "rmse_increase", "sd")}
-        state.store.write_table(found, "importance", {**columns, "repeats": [repeats] * len(table)})
+        state.store.add_table(found, "importance", {**columns, "repeats": [repeats] * len(table)})
         click.echo(f"{cell.label}: increase of RMSE (ug/m3), mean and sd of {repeats} permutations")
         for row in table:
             click.echo(f"  {row.what:24} {row.rmse_increase:+8.3f} ± {row.sd:.3f}")
@@ -332,8 +339,8 @@ def _cell(state: "StudyState", key: str) -> str:
 def verify(study: str, overrides: tuple[str, ...], sample: int | None, negative: bool) -> int:
     """Train stored cells again and compare them.
 
-    All numbers and predictions are compared. The exit status is 1 if one differs. Weights are compared if
-    they are stored; the cell's line says so.
+    All numbers and predictions are compared. The exit status is 1 if one differs, or if a
+    cell is damaged. Weights are compared if they are stored; the cell's line says so.
 
     --negative-control tests the code for leaks instead. Each site gets the targets of another site, and
     stored cells of each arm are trained on them. The exit status is 1 if an arm predicts them better than
@@ -346,6 +353,7 @@ def verify(study: str, overrides: tuple[str, ...], sample: int | None, negative:
         problem = f"no cell is done in storage {state.shown_storage}, so none can be verified"
         raise InputError(study, "", problem, fix)
     print_storage(state)
+    print_damaged(state, study, overrides)
     if negative:
         from sweeps.engine import negative_control
 
@@ -358,7 +366,7 @@ def verify(study: str, overrides: tuple[str, ...], sample: int | None, negative:
     chosen = sorted(random.Random(0).sample(range(len(done)), min(sample or len(done), len(done))))
     from sweeps.engine import worker
 
-    differing, with_weights = 0, state.store.holding(worker.WEIGHTS)
+    differing, with_weights = len(state.damaged_cells), state.store.holding(worker.WEIGHTS)
     for key in (done[i] for i in chosen):
         cell = state.cells[key]
         found = worker.differences(cell, key, state.panel, state.store, embedded=state.embedded(cell))

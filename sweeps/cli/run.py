@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 import shlex
+from typing import TYPE_CHECKING
 
 import click
 
 from pm25.errors import InputError
 from pm25.limits import MOST_COUNTED
 from pm25.redaction import redacted
+from pm25.text import counted
 from sweeps.cli.exit_status import interrupted
 from sweeps.cli.plan_text import plan_content, plan_lines
 from sweeps.cli.shared import (
@@ -17,7 +19,7 @@ from sweeps.cli.shared import (
     FiniteRange,
     cell_counts,
     command_line,
-    complete_sync,
+    complete_commands,
     examples,
     fix_names_study,
     json_option,
@@ -27,6 +29,9 @@ from sweeps.cli.shared import (
     study_argument,
 )
 from sweeps.spec.limits import MOST_DEVICES
+
+if TYPE_CHECKING:
+    from sweeps.state import StudyState
 
 limit_option = click.option(
     "--limit",
@@ -191,13 +196,13 @@ def run(
             state, scheduler, address, wait_for_nodes=wait_for_nodes, needs_tracking=require_tracking
         )
         for notice in ended.notices:
-            click.echo(f"sweep: {complete_sync(notice, study, overrides)}", err=True)
+            click.echo(f"sweep: {complete_commands(notice, study, overrides)}", err=True)
     report.print_summary(ended.report)
     for trials in state.searches.values():
         click.echo(f"search {trials.outline}")
-    count = state.cell_counts(state.records())
+    count = ended.cells
     click.echo(f"{cell_counts(count)}; `{command_line('ui', study, overrides)}` opens MLflow")
-    return int(bool(count["failed"] or scheduler.blocked))
+    return int(bool(count["failed"] or state.damaged or scheduler.blocked))
 
 
 def _check_ray(address: str | None) -> str:
@@ -371,11 +376,17 @@ def submit(
         "retry quick --set data.table=panel.parquet",
         'retry quick --set data.table=panel.parquet --where "variant=geoclip,split=random|checkerboard"',
         "retry quick --set data.table=panel.parquet --where error=OutOfMemoryError,host=gpu-07",
+        "retry quick --set data.table=panel.parquet --damaged",
     )
 )
 @study_argument
 @click.option("--where", "text", metavar="FILTER", help="Forget only the failed cells that match FILTER.")
-def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
+@click.option(
+    "--damaged",
+    is_flag=True,
+    help="Move damaged cells and search trials aside instead, to the folder `damaged` of the study.",
+)
+def retry(study: str, overrides: tuple[str, ...], text: str | None, damaged: bool) -> None:
     """Forget failed cells, to try them again.
 
     Without a FILTER, failed search trials are forgotten too. A trial whose training diverged is kept, since
@@ -391,11 +402,20 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
     signature (any part of it, as in `sweep status --json`).
 
     A filter that matches no failed cell is an error.
+
+    With --damaged, the record and the files of every damaged cell and search trial are checked and moved to
+    `<storage>/<study>/damaged`. Nothing is deleted.
     """
     from sweeps.store import filters
     from sweeps.store.lock import StudyLock
 
+    if damaged and text is not None:
+        fix = "give one of --where and --damaged"
+        raise InputError("sweep retry", "--where, --damaged", "these options exclude each other", fix)
     state = open_state(study, overrides)
+    if damaged:
+        _set_aside(state, command_line("run", study, overrides))
+        return
     state.store.keys()  # raises InputError for a storage that cannot be read, before the lock is taken
     with StudyLock(state.store) as lock:
         state.store = lock.store
@@ -416,6 +436,37 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
     click.echo(f"{what} will run again with `{command_line('run', study, overrides)}`{rest}")
 
 
+def _set_aside(state: "StudyState", again: str) -> None:
+    """Move the damaged cells and search trials of the study's folder aside, those of other settings too."""
+    from sweeps.store.lock import StudyLock
+    from sweeps.store.records import DAMAGED_FOLDER, StorageError
+
+    with StudyLock(state.store):
+        state.refresh()
+        state.records()
+        print_storage(state)
+        moved = []
+        for store, known in (
+            (state.store, state.damaged_cells),
+            (state.store.search, state.damaged_trials),
+        ):
+            stored = store.records(sorted(store.keys()), "all")
+            keys = [key for key, record in stored.items() if record["state"] == "damaged"]
+            keys = [*dict.fromkeys([*keys, *(record["key"] for record in known)])]
+            try:
+                for key in keys:
+                    store.set_aside(key)
+            except StorageError as error:
+                raise store.refusal("written", error) from None
+            moved.append(len(keys))
+    what = f"{counted(moved[0], 'damaged cell')} and {counted(moved[1], 'damaged search trial')}"
+    if not any(moved):
+        click.echo(f"{what}; nothing to move aside")
+        return
+    _, folder = state.store.location(DAMAGED_FOLDER)
+    click.echo(f"{what} moved to {folder}; `{again}` trains them again")
+
+
 @click.command(epilog=examples("why quick 3f2a --set data.table=panel.parquet"))
 @study_argument
 @click.argument("key")
@@ -423,7 +474,7 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None) -> None:
 def why(study: str, overrides: tuple[str, ...], key: str, as_json: bool) -> None:
     """Explain the state of the cell KEY.
 
-    A cell is done, failed, missing or stale.
+    A cell is done, failed, missing, damaged or stale.
 
     KEY may be the first digits of a key. The key is a hash of everything that can change a cell's numbers:
     settings, the data, the encoder, and the version of the numerical code. A stale cell is stored, but the
@@ -445,5 +496,7 @@ def why(study: str, overrides: tuple[str, ...], key: str, as_json: bool) -> None
     if explanation.state == "failed":
         again = f"{command_line('retry', study, overrides)} --where {shlex.quote(explanation.where)}"
         click.echo(f"  `{again}` allows it to run again")
+    elif explanation.state == "damaged":
+        click.echo(f"  `{command_line('retry', study, overrides)} --damaged` moves it aside, to run again")
     elif explanation.state == "missing":
         click.echo(f"  `{command_line('run', study, overrides)}` runs it")

@@ -124,24 +124,35 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
-def complete_sync(text: str, study: str, overrides: tuple[str, ...]) -> str:
-    """Complete the command `sweep sync STUDY` in a text with the study and its overrides."""
-    return text.replace("sweep sync STUDY", command_line("sync", study, overrides))
+def complete_commands(text: str, study: str, overrides: tuple[str, ...]) -> str:
+    """Complete commands such as `sweep sync STUDY` in a text with the study and its overrides."""
+    for name in ("sync", "retry", "run"):
+        text = text.replace(f"sweep {name} STUDY", command_line(name, study, overrides))
+    return text
+
+
+def print_damaged(state: "StudyState", study: str, overrides: tuple[str, ...]) -> None:
+    """Print what is damaged, as the last reading of the study's records found it, on standard error."""
+    from sweeps.store import integrity
+
+    for line in integrity.notices(state.damaged):
+        click.echo(f"sweep: {complete_commands(line, study, overrides)}", err=True)
 
 
 @contextlib.contextmanager
 def fix_names_study(study: str, overrides: tuple[str, ...]) -> Iterator[None]:
-    """Complete the command `sweep sync STUDY` in the fix of an error."""
+    """Complete commands such as `sweep sync STUDY` in the fix of an error."""
     try:
         yield
     except InputError as error:
-        error.fix = complete_sync(error.fix, study, overrides)
+        error.fix = complete_commands(error.fix, study, overrides)
         raise
 
 
 def cell_counts(count: Mapping[str, int]) -> str:
     """Format the counts of `StudyState.cell_counts`."""
-    return "{done} of {total} cells done, {failed} failed, {missing} missing".format(**count)
+    text = "{done} of {total} cells done, {failed} failed, {missing} missing".format(**count)
+    return text + (f", {count['damaged']} damaged" if count["damaged"] else "")
 
 
 def panel_size(panel: "Panel") -> str:

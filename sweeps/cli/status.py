@@ -10,6 +10,7 @@ import click
 from sweeps.cli.shared import (
     cell_counts,
     command_line,
+    complete_commands,
     examples,
     json_option,
     open_state,
@@ -49,10 +50,11 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
     these cells share, the error, one key, and the hosts. `sweep retry --where` accepts the levels in the
     same form.
 
-    A stale cell is stored, but the study no longer contains it.
+    A stale cell is stored, but the study no longer contains it. The record of a damaged cell is not what was
+    written, and its numbers are not shown.
 
     """
-    from sweeps.store import failures, lock, running
+    from sweeps.store import failures, integrity, lock, running
 
     state = open_state(study, overrides)
     records = state.records()
@@ -68,6 +70,10 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
         if state.looks is not None:
             content["further"] = state.further
         content["search"] = state.trial_counts()
+        if state.unsealed:
+            content["unsealed"] = state.unsealed
+        if state.damaged:
+            content["damaged"] = [{"key": one["key"], **one["damage"]} for one in state.damaged]
         if driver is not None:
             content["run"] = {**driver.model_dump(mode="json"), "alive": driver.lives()}
         if training:
@@ -89,8 +95,10 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
         click.echo(f"  training {one.line}, on host {one.host} since {lock.utc(one.started)}")
     for trials in state.searches.values():
         click.echo(f"  search {trials.outline}")
-    if not records and not state.trials() and not stale:
+    if not (records or state.trials() or state.damaged or stale):
         click.echo("  nothing is stored there; if the study ran elsewhere, add --set storage=FOLDER")
+    for line in integrity.notices(state.damaged):
+        click.echo(f"  {complete_commands(line, study, overrides)}")
     for line in _failure_lines(failed, study, overrides):
         click.echo(f"  {line}")
     if stale:
@@ -125,6 +133,7 @@ def list_(storage: str, as_json: bool) -> None:
                 "study": name,
                 "done": sum(record["state"] == "done" for record in cells),
                 "failed": sum(record["state"] == "failed" for record in cells),
+                "damaged": sum(record["state"] == "damaged" for record in (*cells, *trials)),
                 "search trials": len(trials),
                 "newest result": lock.utc(max(ended)) if ended else None,
                 "run": None if driver is None else _driver_line(driver),

@@ -104,7 +104,13 @@ class Scheduler:
         for key, cell in state.cells.items():
             if key not in records and selects(cell):
                 heapq.heappush(self._ready, (position[cell], key, cell))
-        held_back = [cell for cell in state.waiting if selects(cell)]
+        self.damaged = {
+            scope: len(trials.damaged) for scope, trials in state.searches.items() if trials.damaged
+        }
+        """Numbers of damaged trials, by scope; its search and its cells wait until they are retried."""
+        held_back = [
+            cell for cell in state.waiting if selects(cell) and state.study.scope(cell) not in self.damaged
+        ]
         self.waiting = Counter(map(state.study.scope, held_back))
         """Number of selected cells, by scope, that wait for their search."""
         self.searches: dict[Scope, ArmTrials] = {
@@ -225,6 +231,9 @@ class Scheduler:
     def ended(self, task: Task, record: Record) -> None:
         """Count a task that has ended with `record`, and release what waited for it."""
         self._gpu_seconds += _gpu_seconds(record)
+        if record["state"] == "damaged":  # between its writing and its reading
+            self._damaged(task, record)
+            return
         if task.kind == "cell":
             self._recorded, self._cells_in_flight = self._recorded + 1, self._cells_in_flight - 1
             if self._state.looks is not None and self._state.looks.add(task.cells[0], record):
@@ -238,6 +247,17 @@ class Scheduler:
             self._study(scope).tell(task.optuna_number, record)
             self._in_flight[scope].discard(record["number"])
             self._add(scope, record)
+
+    def _damaged(self, task: Task, record: Record) -> None:
+        """Count a task whose record is damaged; nothing that waited for it is released."""
+        if task.kind == "cell":
+            self._recorded, self._cells_in_flight = self._recorded + 1, self._cells_in_flight - 1
+            return
+        scope, number = _scope(task), task.more["number"]
+        self._in_flight[scope].discard(number)
+        trials = self.searches[scope]
+        trials.started = [(known, point) for known, point in trials.started if known != number]
+        trials.damaged.append(record)
 
     def _check_stop(self) -> None:
         """Set `stopped` if the caller, the number of equal failures or a budget says so."""
@@ -336,7 +356,7 @@ class Scheduler:
                 continue
             self._recorded += 1
             self._gpu_seconds += _gpu_seconds(record)
-            if self._state.looks is not None:
+            if self._state.looks is not None and record["state"] != "damaged":
                 self._state.looks.add(cell, record)
         return ready
 

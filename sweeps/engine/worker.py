@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import pickle
 import platform
 import resource
 import socket
@@ -35,8 +36,10 @@ from pm25.encoders import Embedded
 from pm25.metrics import SCORES
 from pm25.panel import Panel
 from pm25.redaction import redacted
-from sweeps.store import failures, running
+from sweeps.store import failures, integrity, running
 from sweeps.store.fencing import LockLost
+from sweeps.store.integrity import CHECKPOINT as CHECKPOINT
+from sweeps.store.integrity import DamagedFile
 from sweeps.store.records import Record, StorageFault, Store
 from sweeps.store.running import Progress, ProgressWriter
 
@@ -114,14 +117,17 @@ def train_and_record(
     if (first := store.record(key)) is not None:  # as in `_end`; its files stay as they are
         _delete_progress(key, store)
         return first
-    store.write_table(key, "predictions", predictions_table(result))
     names = [field.name for field in dataclasses.fields(trial.Epoch)]
-    store.write_table(key, "history", {name: [getattr(e, name) for e in result.history] for name in names})
+    history = {name: [getattr(epoch, name) for epoch in result.history] for name in names}
+    files = {
+        "predictions.parquet": store.write_table(key, "predictions", predictions_table(result)),
+        "history.parquet": store.write_table(key, "history", history),
+    }
     if keep_weights:
         buffer = io.BytesIO()
         torch.save({"weights": result.weights, "scaling": result.scaling}, buffer)
-        store.write_file(key, WEIGHTS, buffer.getvalue())
-    return _end(record, store)
+        files[WEIGHTS] = store.write_file(key, WEIGHTS, buffer.getvalue())
+    return _end(record, store, files)
 
 
 class SearchTrial:
@@ -224,8 +230,6 @@ def end_trial(record: Record, store: Store, error: Exception | None = None) -> R
         return _record_failure(record, store, error)
     return _end(record, store)
 
-
-CHECKPOINT = "checkpoint.pt"
 
 NOTHING_SPENT: Record = {"epochs": 0, "seconds": 0.0, "reported": []}
 """Fields of the record of a search trial that ended before its first epoch."""
@@ -382,10 +386,13 @@ def differences(
     try:
         stored = store.read_table(key, "predictions")
         same = predictions_table(result).cast(stored.schema).equals(stored)
-    except (OSError, ValueError):  # the file is missing, is damaged or has other columns
+    except (OSError, ValueError):  # the file is missing, is damaged (DamagedFile) or has other columns
         same = False
     found += [] if same else ["predictions"]
-    kept = stored_weights(key, store)
+    try:
+        kept = stored_weights(key, store)
+    except DamagedFile:
+        return [*found, "weights"]
     if kept is not None:
         weights, scaling = kept
         same = weights.keys() == result.weights.keys() and scaling == result.scaling
@@ -395,14 +402,21 @@ def differences(
 
 
 def stored_weights(key: str, store: Store) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]] | None:
-    """Return the weights and the scaling of a cell; None if its weights are not kept."""
+    """Return the weights and the scaling of a cell; None if its weights are not kept.
+
+    Raises DamagedFile for a file that was changed, or that torch cannot read.
+    """
     import torch
 
-    content = store.read_file(key, WEIGHTS)
+    content = store.read_recorded(key, WEIGHTS)
     if content is None:
         return None
-    found = torch.load(io.BytesIO(content), weights_only=True)
-    return found["weights"], found["scaling"]
+    try:
+        found = torch.load(io.BytesIO(content), weights_only=True)
+        return found["weights"], found["scaling"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError):
+        _, path = store.location(store.folder, key, WEIGHTS)
+        raise DamagedFile(path, "", "damaged: torch cannot read it", integrity.RETRY) from None
 
 
 def trial_arguments(embedded: Embedded | None) -> dict[str, Any]:
@@ -440,7 +454,8 @@ def _record_failure(record: Record, store: Store, error: Exception) -> Record:
     return _end(record, store)
 
 
-def _end(record: Record, store: Store) -> Record:
+def _end(record: Record, store: Store, files: Mapping[str, str] = MappingProxyType({})) -> Record:
+    """Write the record, whose `files` have these digests, unless another worker has recorded the training."""
     first = store.record(record["key"])
     if first is not None and first["state"] != "failed":  # a worker of a killed run has recorded it first
         _delete_progress(record["key"], store)
@@ -448,7 +463,7 @@ def _end(record: Record, store: Store) -> Record:
     record = record | {"ended": _now()}
     if "reported" in record:  # infinite where undoing log1p overflows, which JSON cannot hold
         record["reported"] = [_finite(value) for value in record["reported"]]
-    store.write_record(record)
+    record = store.write_record(record, files)
     _delete_progress(record["key"], store)
     return record
 

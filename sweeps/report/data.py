@@ -81,7 +81,7 @@ def gather_report_data(
     from sweeps.analysis import artifacts, results
 
     study = state.study
-    records = state.records() if records is None else records
+    records = state.records("tables") if records is None else records
     more: dict[str, Any] = {}
     if not brief:
         more["seeds"] = outcome(study, state.store, records)

@@ -28,7 +28,7 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
 
     outlines = border_files.read(borders or state.study.analysis.outlines)
     _check_writable(out)
-    records = state.records()
+    records = state.records("tables")
     rows = state.rows(records)
     predictions = artifacts.predictions(state.store, rows)
     gathered = data.gather_report_data(state, records=records, rows=rows, predicted=predictions)

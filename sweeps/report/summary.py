@@ -335,7 +335,9 @@ def _open(report: ReportData) -> str:
 def _cells(states: pd.Series) -> str:
     """Return the cells by state."""
     counts, total = states.value_counts(), len(states)
-    absent = [f"{counts[state]} {state}" for state in ("failed", "missing") if counts.get(state, 0)]
+    absent = [
+        f"{counts[state]} {state}" for state in ("failed", "missing", "damaged") if counts.get(state, 0)
+    ]
     done = f"{counts.get('done', 0)} of {counted(total, 'cell')} done"
     return ", ".join([done, *absent])
 

@@ -248,7 +248,7 @@ def of_differences(
 
 
 def completeness(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers of done, failed and missing cells by arm and split, such as '3 done, 1 failed'."""
+    """Return the numbers of cells by state, arm and split, such as '3 done, 1 failed'."""
     cells = with_arm(rows)
     frame = pd.DataFrame(
         "not planned", index=_ordered(cells["arm"]), columns=_ordered(cells["split"]), dtype="object"
@@ -256,7 +256,9 @@ def completeness(rows: pd.DataFrame) -> pd.DataFrame:
     for (label, split), group in cells.groupby(["arm", "split"], sort=False):
         counts = group["state"].value_counts()
         frame.loc[label, split] = ", ".join(
-            f"{counts[state]} {state}" for state in ("done", "failed", "missing") if counts.get(state, 0)
+            f"{counts[state]} {state}"
+            for state in ("done", "failed", "missing", "damaged")
+            if counts.get(state, 0)
         )
     return frame
 

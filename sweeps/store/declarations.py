@@ -137,7 +137,7 @@ def declare(study: Study, store: Store) -> None:
 def _scored(store: Store) -> int:
     """Count the records that have scores, whether the study still asks for their cells or not."""
     found = store.records(sorted(store.holding("result.json")))
-    return sum(record["state"] != "failed" for record in found.values())
+    return sum(record["state"] not in ("failed", "damaged") for record in found.values())
 
 
 def _contrast_content(contrast: Contrast) -> dict[str, Any]:

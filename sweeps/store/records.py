@@ -2,12 +2,12 @@
 
 import contextlib
 import errno
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -17,12 +17,17 @@ import tenacity
 
 from pm25 import uri
 from pm25.errors import InputError
-from sweeps.store import database, driver_process, fencing
+from sweeps.store import database, driver_process, fencing, integrity
 from sweeps.store.fencing import LockLost
+from sweeps.store.integrity import Damaged, DamagedFile
 
 Record = dict[str, Any]
 """Content of a `result.json`: `key`, `state` ('done', 'failed', or 'pruned' for search trials), the `cell` or
-the trial's `params`, and the results."""
+the trial's `params`, the results, and `files`, the SHA-256 of each file beside it.
+
+A record that fails a check of `sweeps.store.integrity` is replaced by one with the state 'damaged', which has
+no results, and `damage`: its `file` and its `problem`.
+"""
 
 TUNED_ON_TEST = "tuned on its own test samples"
 """Failed check of a cell whose test samples were trained on, or scored, by the search of its settings."""
@@ -39,6 +44,11 @@ def failed_checks(record: Mapping[str, Any]) -> list[str]:
     if record.get("searched", {}).get("test_share", 0.0) > 0:
         failed.append(TUNED_ON_TEST)
     return failed
+
+
+def intact(records: Mapping[str, Record]) -> dict[str, Record]:
+    """Return the records that are not damaged."""
+    return {key: record for key, record in records.items() if record["state"] != "damaged"}
 
 
 StorageError = (OSError, pa.ArrowException)
@@ -73,10 +83,14 @@ OTHER_STORAGE = "use another storage, --set storage=FOLDER"
 READERS = 16
 """Number of records that are read at the same time from object storage, where each takes a request."""
 
+Files = Literal["none", "tables", "all"]
+"""Files of a record whose digests are checked: none, its tables, or its weights too."""
+
 PART_BYTES = 10 * 2**20
 """Size from which pyarrow uploads an object to S3 in parts of this size; smaller objects take one request."""
 
-_ENDED = {"cells": ("done", "failed"), "search": ("done", "failed", "pruned")}
+DAMAGED_FOLDER = "damaged"
+"""Folder of a study to which `Store.set_aside` moves damaged records with their files."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +197,7 @@ class Store:
 
     def prepare(self) -> None:
         """Create the study's folders and test that files can be written there. Raises InputError."""
-        for name in _ENDED:
+        for name in integrity.ENDED:
             system, folder = self.location(name)
             probe = f"{folder}/.probe-{secrets.token_hex(4)}"
             try:
@@ -207,60 +221,70 @@ class Store:
             raise self.refusal("read", error) from None
         return {info.base_name for info in found if info.type == pyarrow.fs.FileType.Directory}
 
-    def records(self, keys: Iterable[str]) -> dict[str, Record]:
-        """Read the records of those of `keys` that have ended, in the order of `keys`. Raises InputError."""
+    def records(self, keys: Iterable[str], files: Files = "none") -> dict[str, Record]:
+        """Read the records of those of `keys` that have ended, in the order of `keys`. Raises InputError.
+
+        `files` are those whose digests are checked too. A record with a damaged file is damaged.
+        """
+        return {key: record for key, (record, _) in self.checked(keys, files).items()}
+
+    def checked(self, keys: Iterable[str], files: Files = "none") -> dict[str, integrity.Checked]:
+        """Read records as `records` does, each with whether it is sealed; a damaged one is not."""
         present = self.keys()
         wanted = [key for key in keys if key in present]
-        system, folder = self.location(self.folder)
-        paths = [f"{folder}/{key}/result.json" for key in wanted]
 
-        def record(path: str) -> Record | None:
-            return self._record(system, path)
+        def record(key: str) -> integrity.Checked | None:
+            return self._checked(key, files)
 
-        if isinstance(system, pyarrow.fs.LocalFileSystem):  # threads do not make local reads faster
-            found = [record(path) for path in paths]
+        if isinstance(self.location()[0], pyarrow.fs.LocalFileSystem):  # threads do not make reads faster
+            found = [record(key) for key in wanted]
         else:
             with ThreadPoolExecutor(READERS) as pool:
-                found = [*pool.map(record, paths)]
-        return {key: record for key, record in zip(wanted, found, strict=True) if record is not None}
+                found = [*pool.map(record, wanted)]
+        return {key: one for key, one in zip(wanted, found, strict=True) if one is not None}
 
-    def record(self, key: str) -> Record | None:
+    def record(self, key: str, files: Files = "none") -> Record | None:
         """Return one record, or None if the cell has not ended. Raises InputError."""
-        return self._record(*self.location(self.folder, key, "result.json"))
+        found = self._checked(key, files)
+        return None if found is None else found.record
 
-    def _record(self, system: pyarrow.fs.FileSystem, path: str) -> Record | None:
+    def _checked(self, key: str, files: Files) -> integrity.Checked | None:
+        """Read and check one record; every reader of records calls this method."""
+        system, path = self.location(self.folder, key, "result.json")
         try:
-            content = read(system, path)
-        except FileNotFoundError:
-            return None
+            content = read_intact(system, path)
+            if content is None:
+                return None
+            found = integrity.check(content, key, self.folder)
+            if files != "none":
+                for name in integrity.files_of(found, weights=files == "all"):
+                    file = read_intact(*self.location(self.folder, key, name))
+                    integrity.check_file(name, file, found.record)
+        except Damaged as error:
+            return integrity.Checked(integrity.damaged(key, path, str(error)), False)
         except StorageError as error:
             raise self.refusal("read", error) from None
-        try:
-            record = json.loads(content)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or record.get("state") not in _ENDED[self.folder]:
-            one = "cell" if self.folder == "cells" else "trial"
-            raise InputError(
-                path, "", f"not a record of a {one} in JSON", f"delete the file; the {one} will run again"
-            )
-        return record
+        return found
 
-    def write_record(self, record: Record) -> None:
-        """Record that a cell has ended. The record is the last file of a cell and is written atomically.
+    def write_record(self, record: Record, files: Mapping[str, str] = MappingProxyType({})) -> Record:
+        """Record that a cell has ended, and return the record as it is read again.
 
-        Incomplete files of writers that were killed are deleted.
+        `files` are the digests of its files by name, which `write_file` and `write_table` return. The record
+        is the last file of a cell and is written atomically. Incomplete files of writers that were killed are
+        deleted.
         """
-        text = json.dumps(record, indent=1, allow_nan=False)
-        self.write_file(record["key"], "result.json", text.encode())
+        self.write_file(record["key"], "result.json", integrity.seal(record, files))
         system, folder = self.location(self.folder, record["key"])
+        written = {name: value for name, value in record.items() if name not in integrity.SEAL}
+        written |= {"files": dict(files)} if files else {}
         if _writes_atomically(system):  # files are not written under temporary names there
-            return
+            return written
         with self._faults("written"):
             for info in system.get_file_info(pyarrow.fs.FileSelector(folder)):
-                if _is_part(info.base_name):
+                if is_part(info.base_name):
                     with contextlib.suppress(FileNotFoundError), self.fenced():
                         system.delete_file(info.path)
+        return written
 
     def forget(self, key: str) -> None:
         """Delete a record and all other files of its key, so that the next run starts the cell again."""
@@ -269,6 +293,32 @@ class Store:
         system, folder = self.location(self.folder, key)
         with self._faults("written"), contextlib.suppress(FileNotFoundError), self.fenced():
             system.delete_dir(folder)
+
+    def set_aside(self, key: str) -> str:
+        """Move a damaged record with its files to the folder `damaged` of the study, and return its new path.
+
+        The files stay as evidence, and the next run starts the cell again.
+        """
+        system, source = self.location(self.folder, key)
+        _, target = self.location(DAMAGED_FOLDER, self.folder, f"{key}-{secrets.token_hex(4)}")
+        with self.fenced():
+            system.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            if not _writes_atomically(system):
+                system.move(source, target)
+                return target
+        # A bucket has no folders to move. The record goes last: until then the cell stays damaged.
+        found = [
+            info.path[len(source) + 1 :]
+            for info in system.get_file_info(pyarrow.fs.FileSelector(source, recursive=True))
+            if info.type == pyarrow.fs.FileType.File
+        ]
+        for name in sorted(found, key=lambda name: name == "result.json"):
+            with self.fenced():
+                system.copy_file(f"{source}/{name}", f"{target}/{name}")
+                system.delete_file(f"{source}/{name}")
+        with contextlib.suppress(FileNotFoundError), self.fenced():
+            system.delete_dir(source)
+        return target
 
     def size(self, keys: Iterable[str]) -> int:
         """Return the total size in bytes of the files of `keys`, without files that are being written."""
@@ -281,7 +331,7 @@ class Store:
         return sum(
             info.size or 0
             for info in found
-            if not _is_part(info.base_name) and info.path.rsplit("/", 2)[1] in wanted
+            if not is_part(info.base_name) and info.path.rsplit("/", 2)[1] in wanted
         )
 
     def holding(self, name: str) -> set[str]:
@@ -292,35 +342,75 @@ class Store:
             paths = [info.path.rsplit("/", 2) for info in system.get_file_info(selector)]
         return {key for _, key, found in paths if found == name}
 
-    def write_table(self, key: str, name: str, columns: Mapping[str, Any] | pa.Table) -> None:
-        """Write a table or a mapping of columns to `<key>/<name>.parquet`, atomically."""
+    def write_table(self, key: str, name: str, columns: Mapping[str, Any] | pa.Table) -> str:
+        """Write a table or a mapping of columns to `<key>/<name>.parquet`, atomically; return its SHA-256."""
         table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
         sink = pa.BufferOutputStream()
         pyarrow.parquet.write_table(table, sink, compression="zstd")
-        self.write_file(key, f"{name}.parquet", sink.getvalue())
+        return self.write_file(key, f"{name}.parquet", sink.getvalue())
+
+    def add_table(self, key: str, name: str, columns: Mapping[str, Any]) -> None:
+        """Write a further table of a recorded cell, and add its digest to the record if that is sealed."""
+        found = self._checked(key, "none")
+        if found is None or not found.sealed:
+            self.write_table(key, name, columns)
+            return
+        files = {**found.record.get("files", {})}
+        if files.pop(f"{name}.parquet", None) is not None:
+            self.write_record(found.record, files)  # a process that is killed now leaves no wrong digest
+        self.write_record(found.record, files | {f"{name}.parquet": self.write_table(key, name, columns)})
+
+    def seal(self, key: str) -> bool:
+        """Add digests to a record that has none; returns False for a sealed, a damaged or a missing one."""
+        found = self._checked(key, "all")
+        if found is None or found.sealed or found.record["state"] == "damaged":
+            return False
+        contents = {name: self.read_file(key, name) for name in integrity.SEALED_FILES}
+        files = {name: integrity.digest(one) for name, one in contents.items() if one is not None}
+        self.write_record(found.record, files)
+        return True
 
     def read_table(self, key: str, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Read `<key>/<name>.parquet`, all columns or the given ones.
+        """Read `<key>/<name>.parquet` as `read_recorded` does, all columns or the given ones.
 
-        A missing or a damaged file raises pyarrow's own error.
+        Raises FileNotFoundError for a missing file that the record does not name.
         """
-        system, path = self.location(self.folder, key, f"{name}.parquet")
-        if isinstance(system, pyarrow.fs.LocalFileSystem):
-            return pyarrow.parquet.read_table(path, columns=columns)
-        # Reading the complete file takes two requests; reading a few kB column by column takes five.
-        return pyarrow.parquet.read_table(pa.BufferReader(read(system, path)), columns=columns)
+        content = self.read_recorded(key, f"{name}.parquet")
+        if content is None:
+            raise FileNotFoundError(self.location(self.folder, key, f"{name}.parquet")[1])
+        # `ParquetFile` is twice as fast for a small file as `read_table`, which makes a data set of it.
+        return pyarrow.parquet.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
 
-    def read_file(self, key: str, name: str) -> bytes | None:
-        """Read one file of a cell; None if it does not exist."""
+    def read_file(self, key: str, name: str, sha256: str | None = None) -> bytes | None:
+        """Read one file of a cell; None if it does not exist.
+
+        With `sha256`, its digest in the record, DamagedFile is raised for other content.
+        """
         system, path = self.location(self.folder, key, name)
         with self._faults("read"):
             try:
-                return read(system, path)
+                content = read(system, path)
             except FileNotFoundError:
                 return None
+        if sha256 is not None and integrity.digest(content) != sha256:
+            problem = "damaged: its SHA-256 is not the one in its record"
+            raise DamagedFile(path, "", problem, integrity.RETRY)
+        return content
 
-    def write_file(self, key: str, name: str, content: bytes | pa.Buffer) -> None:
-        """Write one file of a cell atomically."""
+    def read_recorded(self, key: str, name: str) -> bytes | None:
+        """Read one file of a recorded cell, checked with the digest in its record; None if it is missing.
+
+        Raises DamagedFile for other content, and for a missing file that the record names.
+        """
+        sha256 = integrity.file_digest(self.record(key), name)
+        content = self.read_file(key, name, sha256)
+        if content is None and sha256 is not None and name not in integrity.MAY_BE_ABSENT:
+            _, path = self.location(self.folder, key, name)
+            raise DamagedFile(path, "", "damaged: it is missing", integrity.RETRY)
+        return content
+
+    def write_file(self, key: str, name: str, content: bytes | pa.Buffer) -> str:
+        """Write one file of a cell atomically, and return its SHA-256."""
         system, path = self.location(self.folder, key, name)
         with self._faults("written"):
             if system.type_name == "s3" and len(content) >= PART_BYTES:
@@ -328,6 +418,7 @@ class Store:
                 # part and that part failed, pyarrow would leave an empty object.
                 system, _ = uri.open_system(self.storage, at_once=False)
             write(system, path, content, self.fenced)
+        return integrity.digest(content)
 
     def delete_file(self, key: str, name: str) -> None:
         """Delete one file of a cell, if it exists."""
@@ -343,6 +434,18 @@ def read(system: pyarrow.fs.FileSystem, path: str) -> bytes:
             return file.read()
     with system.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def read_intact(system: pyarrow.fs.FileSystem, path: str) -> bytes | None:
+    """Read a file; None if it is missing. Raises Damaged for a folder in its place, and StorageError."""
+    try:
+        return read(system, path)
+    except FileNotFoundError:
+        return None
+    except StorageError:
+        if system.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+            raise Damaged(f"{path.rsplit('/', 1)[1]} is a folder") from None
+        raise
 
 
 def write(
@@ -395,7 +498,10 @@ def studies(storage: str) -> list[str]:
     try:
         uri.check_server(storage, root)
         names = [info.base_name for info in system.get_file_info(pyarrow.fs.FileSelector(root))]
-        parts = {name: system.get_file_info([f"{root}/{name}/{kind}" for kind in _ENDED]) for name in names}
+        parts = {
+            name: system.get_file_info([f"{root}/{name}/{kind}" for kind in integrity.ENDED])
+            for name in names
+        }
     except FileNotFoundError:
         raise InputError(
             storage, "storage", "no such folder, so no study has run there", "give the storage of a study"
@@ -433,6 +539,6 @@ def _writes_atomically(system: pyarrow.fs.FileSystem) -> bool:
     return system.type_name in ("s3", "gcs")
 
 
-def _is_part(name: str) -> bool:
+def is_part(name: str) -> bool:
     """Return True for the temporary name of a file that `write` has not completed."""
     return name.startswith(".") and name.endswith(".part")

@@ -4,15 +4,18 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from pm25.cell import Cell, Tuning
-from pm25.errors import InputError
 from pm25.text import parse_json
 from sweeps.spec.design import Arm, FoldArm, Scope, arm_of
 from sweeps.spec.search_space import Point, Search, Space, within
 from sweeps.spec.study import Study
-from sweeps.store.records import Record, Store
+from sweeps.store import integrity
+from sweeps.store.integrity import trial_key as trial_key
+from sweeps.store.records import Record, Store, read_intact
 
 
 @dataclass
@@ -29,6 +32,8 @@ class ArmTrials:
     """Records of the trials that have ended, by number; at most `search.trials`."""
     started: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     """Numbers and points of the trials that were started and have not ended."""
+    damaged: list[Record] = field(default_factory=list)
+    """Damaged records that are, or may be, trials of this search; the search waits until they are retried."""
     fold: FoldArm | None = None
     """Fold of the arm that a nested search tunes; None if the search tunes the complete arm."""
 
@@ -44,16 +49,18 @@ class ArmTrials:
 
     @property
     def exhausted(self) -> bool:
-        """True if no further trial may be started."""
+        """True if no further trial may be started, as while one is damaged."""
         search = self.search
-        return len(self.ended) + len(self.started) >= search.trials or (
-            search.epochs is not None and self.epochs >= search.epochs
+        return (
+            bool(self.damaged)
+            or len(self.ended) + len(self.started) >= search.trials
+            or (search.epochs is not None and self.epochs >= search.epochs)
         )
 
     @property
     def finished(self) -> bool:
-        """True if the search is finished: no trial is running and no further one may be started."""
-        return self.exhausted and not self.started
+        """True if the search is finished: no trial is running or damaged, and no further one may start."""
+        return self.exhausted and not self.started and not self.damaged
 
     @property
     def remaining(self) -> int:
@@ -186,11 +193,6 @@ def digest(keys: list[str]) -> str:
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:20]
 
 
-def trial_key(point: str, number: int) -> str:
-    """Return the key of a trial: a hash of its point (`digest`) and its number in the arm's search."""
-    return hashlib.sha256(f"{point}/{number}".encode()).hexdigest()[:20]
-
-
 def place(scope: Scope) -> dict[str, Any]:
     """Return the fields of a start file and of a record that name the scope of a trial."""
     fold = {"split": scope.split, "fold": scope.fold} if isinstance(scope, FoldArm) else {}
@@ -202,7 +204,7 @@ def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Scope, 
 
     A stored trial counts if its trainings have the same keys as its point has in the study as it is declared
     now. With other data, placements, seeds or fixed settings it belongs to another search. `key` computes the
-    key of a cell.
+    key of a cell. A damaged trial that does not say to which search it belongs counts for every search.
     """
     if study.search is None:
         return {}
@@ -213,53 +215,105 @@ def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Scope, 
         first = study.search.first_points(arm, space, study.model, study.train)
         found[scope] = ArmTrials(arm, study.search, space, first, fold=fold)
     by_place = {tuple(place(scope).values()): trials for scope, trials in found.items()}
-    started, ended = started_and_ended(store)
+    stored = _stored(store)
+    for trial in stored:
+        if trial.start is None:
+            for trials in found.values():
+                trials.damaged += [trial.record] if trial.record is not None else []
+    known = [trial for trial in stored if trial.start is not None]
     # Ended trials come first: after a space was narrowed and widened again, two trials may have one number.
-    for name, trial in sorted(started.items(), key=lambda item: (item[0] not in ended, item[1]["number"])):
-        trials = by_place.get(tuple(trial[field] for field in ("arm", "split", "fold") if field in trial))
+    for trial in sorted(known, key=lambda one: (one.record is None, one.number)):
+        assert trial.start is not None
+        place_of = tuple(trial.start[field] for field in ("arm", "split", "fold") if field in trial.start)
+        trials_of, params = by_place.get(place_of), trial.start["params"]
         if (
-            trials is None
-            or trial["number"] >= study.search.trials
-            or trial["number"] in trials.numbers
-            or not within(trials.space, trial["params"])
+            trials_of is None
+            or trial.number >= study.search.trials
+            or trial.number in trials_of.numbers
+            or not within(trials_of.space, params)
         ):
             continue
-        keys = [key(cell) for cell in trainings(study, trials.scope, trial["params"])]
-        if name != trial_key(digest(keys), trial["number"]):
+        keys = [key(cell) for cell in trainings(study, trials_of.scope, params)]
+        if trial.key != trial_key(digest(keys), trial.number):
             continue
-        if name in ended:
-            trials.ended.append(ended[name])
+        if trial.record is None:
+            trials_of.started.append((trial.number, params))
+        elif trial.record["state"] == "damaged":
+            trials_of.damaged.append(trial.record)
         else:
-            trials.started.append((trial["number"], trial["params"]))
+            trials_of.ended.append(trial.record)
     return found
 
 
-def started_and_ended(store: Store) -> tuple[dict[str, Any], dict[str, Record]]:
-    """Read all trials by key: the start files of all, and the records of those that have ended.
+class _Stored(NamedTuple):
+    """Files of one trial."""
 
-    Raises InputError for a start file that cannot be read.
+    key: str
+    start: dict[str, Any] | None
+    """Fields `arm`, `number` and `params`, and `split` and `fold` of a nested search; None if damaged."""
+    record: Record | None
+    """Record of an ended trial, or a damaged one."""
+
+    @property
+    def number(self) -> int:
+        """Number of the trial in its search."""
+        return int(self.start["number"]) if self.start is not None else -1
+
+
+def _stored(store: Store) -> list[_Stored]:
+    """Read all trials, in the order of their keys.
+
+    The record of an ended trial says itself which trial it is; the start file tells it of the others. A start
+    file that cannot be read makes its trial damaged.
     """
     trials = store.search
     keys = sorted(trials.keys())
-    started = {}
+    records = trials.records(keys)
+    found = []
     for key in keys:
-        content = trials.read_file(key, STARTED_FILE)
-        if content is None:
+        record = records.get(key)
+        if record is not None and record.keys() >= {"arm", "number", "params"}:
+            found.append(_Stored(key, record, record))
             continue
-        try:
-            trial = parse_json(content)
-        except ValueError:
-            trial = None
-        if not isinstance(trial, dict) or not {"arm", "number", "params"} <= trial.keys():
+        start, problem = started(trials, key)
+        if problem:
             _, path = trials.location(trials.folder, key, STARTED_FILE)
-            raise InputError(
-                path,
-                "",
-                "does not have the arm, the number and the params of a trial",
-                "delete the file; the trial will run again",
-            )
-        started[key] = trial
-    return started, trials.records(keys)
+            record = record or integrity.damaged(key, path, problem)
+        if start is not None or record is not None:
+            found.append(_Stored(key, start, record))
+    return found
+
+
+def started(trials: Store, key: str) -> tuple[dict[str, Any] | None, str]:
+    """Read the start file of a trial; returns its fields, None without a valid file, and what is wrong."""
+    try:
+        content = read_intact(*trials.location(trials.folder, key, STARTED_FILE))
+    except integrity.Damaged as error:
+        return None, str(error)
+    if content is None:
+        return None, ""
+    try:
+        start = parse_json(content)
+        _Start.model_validate(start)
+    except ValueError:
+        return None, f"{STARTED_FILE} does not have the arm, the number and the params of a trial"
+    if "point" in start and trial_key(start["point"], start["number"]) != key:
+        return None, f"{STARTED_FILE} is that of another trial"
+    fields: dict[str, Any] = start
+    return fields, ""
+
+
+class _Start(BaseModel):
+    """Fields of a start file."""
+
+    model_config = ConfigDict(strict=True)
+
+    arm: str
+    number: NonNegativeInt
+    params: dict[str, Any]
+    point: str = ""
+    split: str = ""
+    fold: NonNegativeInt = 0
 
 
 STARTED_FILE = "begun.json"

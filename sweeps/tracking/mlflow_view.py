@@ -152,7 +152,8 @@ class Tracker:
                 absent.append(record)
         for key, rest in runs.items():  # of records that were not passed, such as those of another run
             store = self._store.search if rest[0].data.tags["kind"] == "trial" else self._store
-            self._keep_one(rest, store.record(key))
+            stored = store.record(key)
+            self._keep_one(rest, None if stored is None or stored["state"] == "damaged" else stored)
         self._write_all(absent)
         for place, parent in [*self._parents.items()]:
             if not parent.children:
@@ -236,7 +237,7 @@ class Tracker:
             self._write_all(records)
 
     def _write_all(self, records: Iterable[Record]) -> None:
-        jobs = [(record, self._parent(record).run_id) for record in records]
+        jobs = [(record, self._parent(record).run_id) for record in records if self._is_intact(record)]
         if not self.uri.startswith("http"):
             for record, parent in jobs:
                 self._write(record, parent)
@@ -255,6 +256,13 @@ class Tracker:
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # each would wait for the server that failed
                 raise
+
+    def _is_intact(self, record: Record) -> bool:
+        """Return False for a cell whose tables are damaged; the driver names it at the end of the run."""
+        if run_content(record).tags["kind"] != "cell":
+            return True
+        stored = self._store.record(record["key"], "tables")
+        return stored is None or stored["state"] != "damaged"
 
     def _write(self, record: Record, parent: str) -> None:
         """Write a run in five requests: tags, numbers, data set, predictions, end.

@@ -331,10 +331,10 @@ class MlflowMirror:
         assert self.plan is not None
         planned, waiting, searched, analysis, claims, looks, present = self.plan
         cells = {key: Cell.model_validate(cell) for key, cell in planned.items()}
-        records = self._store.records(cells)
+        records = self._store.records(cells, "tables")
         if last:
             written = {key for _, key in self._written}
-            if absent := [record for key, record in records.items() if key not in written]:
+            if absent := [record for key, record in intact(records).items() if key not in written]:
                 tracker.sync(absent)
         rows = results.rows(cells, records, [Cell.model_validate(cell) for cell in waiting])
         judge = Analysis.model_validate(analysis)

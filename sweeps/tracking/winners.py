@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 
 from pm25.cell import Cell
@@ -14,6 +15,7 @@ from pm25.errors import InputError
 from sweeps.engine.worker import WEIGHTS, stored_weights
 from sweeps.spec.design import Arm
 from sweeps.spec.study import Study
+from sweeps.store.integrity import DamagedFile
 from sweeps.store.records import Record, Store, failed_checks
 from sweeps.tracking import model_card
 
@@ -173,6 +175,11 @@ def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
     for arm in state.study.arms():
         key = chosen.get(arm)
         if key is None or key not in held or state.cells[key].is_control:
+            continue
+        try:
+            state.store.read_recorded(key, WEIGHTS)
+        except DamagedFile as error:
+            click.echo(f"sweep: {error}", err=True)
             continue
         cell, record = state.cells[key], records[key]
         options = {} if cell.encoder is None else state.study.encoder_options(cell.encoder)

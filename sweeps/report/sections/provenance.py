@@ -85,13 +85,15 @@ def completeness(report: ReportData) -> Section:
 
 
 def failures(report: ReportData) -> Section:
-    """Failed cells with their errors."""
-    failed = labels.with_arm(report.rows.loc[report.rows["state"] == "failed"])
+    """Failed and damaged cells with their errors."""
+    failed = labels.with_arm(report.rows.loc[report.rows["state"].isin(["failed", "damaged"])])
     if failed.empty:
         return Section("failures", "Failures", "")
     frame = failed[["arm", "split", "fold", "seed", "error"]].astype("str")
     frame.index = pd.Index(failed["key"].astype("str").str.slice(0, 12))
     text = "Failed cells are counted; they have no score."
+    if (failed["state"] == "damaged").any():
+        text += " Nor have damaged cells, whose files are not those that were written."
     return Section("failures", "Failures", text, [tables.plain(frame, "key")])
 
 

@@ -509,7 +509,8 @@ def ran(folder: Path, monkeypatch: pytest.MonkeyPatch, **search: Any) -> StudySt
             continue
         rmse = {"none": 7.0, "latlon": 6.0}[task.arm.variant] + 0.01 * task.cells[0].fold % 0.03
         metrics = {f"{part}_rmse": rmse for part in ("test", "wr", "val")}
-        record = worlds.cell_record(task.key, task.cells[0], metrics=metrics) | dict(task.more)
+        known = {"data": made.fingerprint, "numerics": task.cells[0].numerics}
+        record = worlds.cell_record(task.key, task.cells[0], metrics=metrics, **known) | dict(task.more)
         end(run.scheduler, of, task, record)
     of.refresh()
     assert of.waiting == []

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sweeps.store import integrity
 from sweeps.store import records as files_
 from sweeps.store.records import PART_BYTES, StorageFault, Store
 from tests.errors import refuses
@@ -154,10 +155,10 @@ def test_what_another_process_does_is_seen(store: Store, tmp_path: Path) -> None
     assert [*store.records(["k1", "k2", "k3"])] == ["k1", "k2"]
     before = (cells / "k2" / "result.json").stat()
     (cells / "k1" / "result.json").unlink()
-    (cells / "k2" / "result.json").write_text(json.dumps(RECORD | {"key": "k2", "seen": 1}, indent=1))
+    (cells / "k2" / "result.json").write_bytes(integrity.seal(RECORD | {"key": "k2", "seen": 1}, {}))
     os.utime(cells / "k2" / "result.json", ns=(before.st_atime_ns, before.st_mtime_ns))
     (cells / "k3").mkdir()
-    (cells / "k3" / "result.json").write_text(json.dumps(RECORD | {"key": "k3"}))
+    (cells / "k3" / "result.json").write_bytes(integrity.seal(RECORD | {"key": "k3"}, {}))
     found = store.records(["k1", "k2", "k3"])
     assert [*found] == ["k2", "k3"]
     assert found["k2"]["seen"] == 1
@@ -240,7 +241,7 @@ def test_a_store_travels_as_a_value(any_store: Store) -> None:
         | st.none(),
     )
 )
-@example({"error": "no such file: \udcff.parquet"})
+@example({"host": "no such file: \udcff.parquet"})
 @example({"test_rmse": 5e-324, "test_r2": -0.0})
 def test_a_record_is_read_to_the_last_bit(content: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -494,28 +495,38 @@ def test_a_prepared_bucket_can_be_used(bucket_store: Store) -> None:
     "text",
     ["", '{"key": "k1", "sta', "[1]", "5", "null", "{}", '{"state": "happy"}', '{"state": "pruned"}', "\0"],
 )
-def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
+def test_a_broken_record_is_damaged(tmp_path: Path, text: str) -> None:
     store = Store(str(tmp_path), "toy")
     store.write_record(RECORD)
     broken = tmp_path / "toy" / "cells" / "k1" / "result.json"
     broken.write_text(text)
-    for read in (lambda: store.record("k1"), lambda: store.records(["k1"])):
-        with refuses(str(broken), "", "cell", "delete"):
-            read()
+    for found in (store.record("k1"), store.records(["k1"])["k1"]):
+        assert found is not None
+        assert {*found} == {"key", "state", "damage"}
+        assert (found["state"], found["damage"]["file"]) == ("damaged", str(broken))
 
 
-def test_a_broken_trial_is_called_one(tmp_path: Path) -> None:
+def test_a_broken_trial_is_damaged(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy").search
     store.write_file("t1", "result.json", b"{")
-    with refuses("t1/result.json", "", "trial", "delete"):
-        store.record("t1")
+    found = store.record("t1")
+    assert found is not None
+    assert found["state"] == "damaged"
 
 
-def test_a_record_that_cannot_be_read_names_the_storage(store: Store, tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_record_is_damage(store: Store, tmp_path: Path) -> None:
     (tmp_path / "results" / "toy" / "cells" / "k1" / "result.json").mkdir(parents=True)
-    for read in (lambda: store.record("k1"), lambda: store.records(["k1"])):
-        with refuses(store.storage, "storage", "read"):
-            read()
+    for found in (store.record("k1"), store.records(["k1"])["k1"]):
+        assert found is not None
+        assert (found["state"], found["damage"]["problem"]) == ("damaged", "result.json is a folder")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_record_that_cannot_be_read_names_the_storage(store: Store, tmp_path: Path) -> None:
+    store.write_record(RECORD)
+    (tmp_path / "results" / "toy" / "cells" / "k1" / "result.json").chmod(0)
+    with refuses(store.storage, "storage", "read"):
+        store.record("k1")
 
 
 PLACES = {

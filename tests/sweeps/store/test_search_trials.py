@@ -22,7 +22,6 @@ from sweeps.store import search_trials
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials, pareto, pick
 from tests import worlds
-from tests.errors import refuses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -433,19 +432,46 @@ def test_a_number_that_was_started_twice_counts_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"arm": "none"}', b"\xff"])
-def test_a_damaged_start_file_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_start_file_makes_every_search_wait(tmp_path: Path, content: bytes) -> None:
+    """The trial may be one of either arm."""
     store = Store(str(tmp_path), "toy")
+    for number, rate in enumerate((0.1, 0.2, 0.3)):
+        put(store, study(), number, point(rate), state="done")
+    assert read(store, study())[NONE].finished
     store.search.write_file("abc", search_trials.STARTED_FILE, content)
-    with refuses("abc/begun.json", "", "arm", "number", "params", "delete"):
-        read(store, study())
+    found = read(store, study())
+    for trials in found.values():
+        (damaged,) = trials.damaged
+        assert damaged["damage"]["file"].endswith("abc/begun.json")
+        assert (trials.finished, trials.remaining) == (False, 0)
+    assert search_trials.tuned(found) == {}
 
 
-def test_a_record_without_its_start_file_does_not_count(tmp_path: Path) -> None:
+def test_a_record_says_itself_which_trial_it_is(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     made = put(store, study(), 0, point(0.1), state="done")
     assert made is not None
     store.search.delete_file(made["key"], search_trials.STARTED_FILE)
-    assert read(store, study())[NONE].ended == []
+    assert read(store, study())[NONE].ended == [made]
+    store.search.write_file(made["key"], search_trials.STARTED_FILE, b"damaged")
+    assert read(store, study())[NONE].ended == [made]
+
+
+def test_a_damaged_trial_blocks_its_own_search_alone(tmp_path: Path) -> None:
+    store, of = Store(str(tmp_path), "toy"), study()
+    for number, rate in enumerate((0.1, 0.2, 0.3)):
+        for arm in (NONE, LATLON):
+            made = put(store, of, number, point(rate), arm, state="done")
+    assert made is not None
+    content = store.search.read_file(made["key"], "result.json") or b""
+    store.search.write_file(made["key"], "result.json", content.replace(b'"seconds": 1.0', b'"seconds": 2.0'))
+    found = read(store, of)
+    assert [record["key"] for record in found[LATLON].damaged] == [made["key"]]
+    assert found[NONE].damaged == []
+    assert [*search_trials.tuned(found)] == [NONE]
+    store.search.set_aside(made["key"])
+    found = read(store, of)
+    assert (found[LATLON].damaged, found[LATLON].remaining, found[LATLON].next_number) == ([], 1, 2)
 
 
 # No test has a say

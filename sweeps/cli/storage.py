@@ -1,0 +1,107 @@
+"""The commands that check and seal a storage: `fsck` and `seal`."""
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from pm25.errors import InputError
+from pm25.text import counted
+from sweeps.cli.shared import examples, json_option
+
+if TYPE_CHECKING:
+    from sweeps.store.records import Store
+
+
+@click.command(epilog=examples("fsck results", "fsck s3://bucket/results --json"))
+@click.argument("storage", default="results")
+@json_option
+def fsck(storage: str, as_json: bool) -> int:
+    """Check every file of every study of STORAGE, a folder or an address such as s3://bucket/results.
+
+    Each finding has one line with its path, what is wrong, and the fix. The exit status is 1 if something is
+    damaged. Incomplete files of killed processes and records without a digest are listed, but are no damage.
+
+    Nothing is changed. A run may go on meanwhile.
+    """
+    from sweeps.store import fsck as check
+    from sweeps.store.records import Store, studies
+
+    stores = [Store(storage, name) for name in studies(storage)]
+    listings = [check.listing(store) for store in stores]
+    found = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=_is_quiet()) as bar:
+        task = bar.add_task("checked", total=sum(files.folders for files in listings))
+        for store, files in zip(stores, listings, strict=True):
+            bar.update(task, description=store.study)
+            found.append(check.check(store, files, lambda: bar.advance(task)))
+    counts = {name: sum(getattr(one, name) for one in found) for name in ("sealed", "unsealed", "damaged")}
+    intact = all(one.intact for one in found)
+    if as_json:
+        content = {"storage": storage, "intact": intact, **counts}
+        click.echo(json.dumps(content | {"studies": [one.content for one in found]}))
+        return int(not intact)
+    for one in found:
+        for finding in one.findings:
+            click.echo(finding.line.replace("STUDY", one.study))
+    listed = ", ".join(f"{number} {name}" for name, number in counts.items())
+    problems = sum(finding.damage for one in found for finding in one.findings)
+    verdict = "nothing is damaged" if intact else counted(problems, "damaged file")
+    click.echo(f"{storage}: {counted(len(found), 'study').replace('studys', 'studies')}; {listed}; {verdict}")
+    return int(not intact)
+
+
+@click.command(
+    epilog=examples("seal results", "seal quick --set data.table=panel.parquet", "seal s3://bucket/results")
+)
+@click.argument("target", metavar="STUDY|STORAGE")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=VALUE",
+    help="Override a key of the study with a YAML value (repeatable).",
+)
+def seal(target: str, overrides: tuple[str, ...]) -> None:
+    """Add digests to the records that an earlier version wrote without them.
+
+    The argument is a study, or a storage, all of whose studies are then sealed. Records are checked as far as
+    possible, and damaged ones are left as they are.
+    """
+    from sweeps.store.lock import StudyLock
+    from sweeps.store.records import StorageError
+
+    for store in _stores(target, overrides):
+        with StudyLock(store):
+            try:
+                parts = [(one, sorted(one.keys())) for one in (store, store.search)]
+                sealed = sum(one.seal(key) for one, keys in parts for key in keys)
+                stored = [record for one, keys in parts for record in one.records(keys).values()]
+            except StorageError as error:
+                raise store.refusal("written", error) from None
+        bad = sum(record["state"] == "damaged" for record in stored)
+        damaged = f"; {bad} damaged, which `sweep fsck` lists" if bad else ""
+        click.echo(f"{store.study}: {counted(sealed, 'record')} sealed, of {len(stored)}{damaged}")
+
+
+def _stores(target: str, overrides: tuple[str, ...]) -> list["Store"]:
+    """Return the stores of all studies of a storage, or that of one study. Raises InputError."""
+    from sweeps.spec import study_file
+    from sweeps.store.records import Store, studies
+
+    if "://" in target or os.path.isdir(target):
+        if overrides:
+            fix = "leave it out, or give a study instead of a storage"
+            raise InputError("sweep seal", "--set", "a storage has no settings", fix)
+        return [Store(target, name) for name in studies(target)]
+    declared = study_file.load(target, overrides)
+    return [Store(declared.storage, declared.study)]
+
+
+def _is_quiet() -> bool:
+    """Return True if standard error is not a terminal."""
+    return not Console(stderr=True).is_terminal
