@@ -533,8 +533,14 @@ def importance(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     cells = cells[cells["state"] == "done"]
     found = []
     for key, arm, split in zip(cells["key"], cells["arm"], cells["split"], strict=True):
-        if (content := store.read_recorded(key, "importance.parquet")) is not None:
-            table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read(["what", "rmse_increase", "sd"])
+        if (content := store.read_file(key, "importance.parquet")) is not None:
+            try:
+                file = pyarrow.parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+                table = file.read(["what", "rmse_increase", "sd"])
+            except (OSError, pa.ArrowException, KeyError):
+                _, path = store.location(store.folder, key, "importance.parquet")
+                fix = "delete the file; `sweep importance` measures it again"
+                raise InputError(path, "", "damaged: not a table of importances", fix) from None
             found.append(table.to_pandas().assign(arm=arm, split=split))
     columns = ["arm", "split", "what", "rmse_increase", "sd", "n"]
     if not found:

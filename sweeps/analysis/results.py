@@ -40,8 +40,9 @@ def rows(
     sample counts, metrics in ug/m3 (`test_*`; splits with paired sites also `wr_*`), seconds and error. The
     column marked lists the checks that the cell failed (`records.failed_checks`), '' for none. The next two
     list how the cell differs from the 'none' that it is paired with, undeclared and tuned
-    (`comparability.differences`). Then come folds, the number of folds of the split in one origin or deal; kind, the kind of the split; unit, the
-    independent unit of its fold (`pm25.splits`); further metrics, and the measurements of the audit.
+    (`comparability.differences`). Then come folds, the number of folds of the split in one origin or deal;
+    kind, the kind of the split; unit, the independent unit of its fold (`pm25.splits`); further metrics, and
+    the measurements of the audit.
     """
     lines, more = [], dict.fromkeys(SCORE_COLUMNS, "float64")
     against_none = _against_none(cells, records)

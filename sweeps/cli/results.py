@@ -294,7 +294,7 @@ def importance(study: str, overrides: tuple[str, ...], key: str | None, repeats:
         vectors = embedded.vectors if embedded else None
         table = permute(cell, state.panel, kept[0], embedding=vectors, repeats=repeats)
         columns = {name: [getattr(row, name) for row in table] for name in ("what", "rmse_increase", "sd")}
-        state.store.add_table(found, "importance", {**columns, "repeats": [repeats] * len(table)})
+        state.store.write_table(found, "importance", {**columns, "repeats": [repeats] * len(table)})
         click.echo(f"{cell.label}: increase of RMSE (ug/m3), mean and sd of {repeats} permutations")
         for row in table:
             click.echo(f"  {row.what:24} {row.rmse_increase:+8.3f} ± {row.sd:.3f}")

@@ -167,7 +167,13 @@ def _check_key(store: Store, key: str, names: list[str]) -> tuple[str, list[Find
     return state, found
 
 
-_KNOWN = {"result.json", CHECKPOINT, search_trials.STARTED_FILE, *integrity.SEALED_FILES}
+_KNOWN = {
+    "result.json",
+    CHECKPOINT,
+    search_trials.STARTED_FILE,
+    *integrity.SEALED_FILES,
+    "importance.parquet",
+}
 
 
 def _others(store: Store, paths: list[str]) -> Iterator[Finding]:
@@ -184,7 +190,7 @@ def _others(store: Store, paths: list[str]) -> Iterator[Finding]:
                 yield Finding(full, problem, LEFTOVER, damage=False)
             elif path == declarations.FILE:
                 declarations.read(store)
-            elif path == lock.FILE:
+            elif path == driver_process.FILE:
                 lock.driver(store)
             elif folder == running.FOLDER:
                 running.Progress.model_validate_json(read_intact(system, full) or b"")

@@ -35,7 +35,7 @@ MAY_BE_ABSENT = ("weights.pt",)
 TABLES = ("predictions.parquet", "history.parquet")
 """Files that every done cell has stored."""
 
-SEALED_FILES = (*TABLES, *MAY_BE_ABSENT, "importance.parquet")
+SEALED_FILES = (*TABLES, *MAY_BE_ABSENT)
 """Files beside a record whose digests it holds."""
 
 ENDED = {"cells": ("done", "failed"), "search": ("done", "failed", "pruned")}
@@ -100,6 +100,9 @@ class _Fields(BaseModel):
     reported: list[_Number | None] = []
     epochs: NonNegativeInt = 0
 
+
+TYPES = frozenset(_Fields.model_fields)
+"""Fields of a record whose types are checked."""
 
 _REQUIRED = {
     ("cells", "done"): ("cell", "data", "metrics", "counts", "audit", "seconds", "versions", "ended"),
@@ -181,7 +184,7 @@ def check_file(name: str, content: bytes | None, record: Mapping[str, Any]) -> N
         raise Damaged(f"the SHA-256 of {name} is not the one in its record")
     elif wanted is None and name.endswith(".parquet"):
         try:
-            pyarrow.parquet.ParquetFile(pa.BufferReader(content)).read()
+            pyarrow.parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
         except (OSError, pa.ArrowException):
             raise Damaged(f"{name} is not a readable table") from None
 

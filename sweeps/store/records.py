@@ -346,19 +346,9 @@ class Store:
         """Write a table or a mapping of columns to `<key>/<name>.parquet`, atomically; return its SHA-256."""
         table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
         sink = pa.BufferOutputStream()
-        pyarrow.parquet.write_table(table, sink, compression="zstd")
+        # Checksums of pages protect a table that no record names, such as importance.parquet.
+        pyarrow.parquet.write_table(table, sink, compression="zstd", write_page_checksum=name == "importance")
         return self.write_file(key, f"{name}.parquet", sink.getvalue())
-
-    def add_table(self, key: str, name: str, columns: Mapping[str, Any]) -> None:
-        """Write a further table of a recorded cell, and add its digest to the record if that is sealed."""
-        found = self._checked(key, "none")
-        if found is None or not found.sealed:
-            self.write_table(key, name, columns)
-            return
-        files = {**found.record.get("files", {})}
-        if files.pop(f"{name}.parquet", None) is not None:
-            self.write_record(found.record, files)  # a process that is killed now leaves no wrong digest
-        self.write_record(found.record, files | {f"{name}.parquet": self.write_table(key, name, columns)})
 
     def seal(self, key: str) -> bool:
         """Add digests to a record that has none; returns False for a sealed, a damaged or a missing one."""

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -136,7 +135,7 @@ def test_verify_names_the_cell_that_differs(sweep: Sweep, toy: Path) -> None:
     record = json.loads(path.read_text())
     record["metrics"]["test_mae"] += 1e-9
     record["counts"]["epochs"] += 1
-    path.write_text(json.dumps(record))
+    Store(str(toy.parent / "results"), "toy").write_record(record, record["files"])
     ended = sweep("verify", toy)
     assert (ended.status, ended.err) == (1, "")
     assert ended.out.splitlines() == [
@@ -157,12 +156,12 @@ def test_a_sample_is_as_large_as_was_asked(
     sweep: Sweep, toy: Path, monkeypatch: pytest.MonkeyPatch, sample: int
 ) -> None:
     first, _ = done_keys(toy)
-    cells = toy.parent / "results" / "toy" / "cells"
+    store = Store(str(toy.parent / "results"), "toy")
+    record = store.record(first) or {}
     seeds = [f"design.seed=[{', '.join(map(str, range(4)))}]", "design.split={kind: random, fold: 0}"]
     toy_study = study_file.load(str(toy), seeds)
-    for key in by_key(toy_study, toy_study.panel()):
-        if key != first:
-            shutil.copytree(cells / first, cells / key, dirs_exist_ok=True)
+    for key, cell in by_key(toy_study, toy_study.panel()).items():
+        store.write_record(record | {"key": key, "cell": cell.resolved()})
     monkeypatch.setattr(worker, "differences", lambda *_, **__: [])
     ended = sweep("verify", toy, "--sample", str(sample), *(p for s in seeds for p in ("--set", s)))
     assert (ended.status, len(set(ended.out.splitlines()))) == (0, sample)  # of 8

@@ -37,8 +37,8 @@ def test_status_as_json_has_exactly_this_shape(sweep: Sweep, toy: Path) -> None:
     assert content == {
         "study": "toy",
         "storage": str(toy.parent / "results"),
-        "cells": {"total": 4, "done": 2, "failed": 1, "missing": 1},
-        "search": {"total": 0, "done": 0, "failed": 0},
+        "cells": {"total": 4, "done": 2, "failed": 1, "missing": 1, "damaged": 0},
+        "search": {"total": 0, "done": 0, "failed": 0, "damaged": 0},
     }
     sweep("retry", toy)
     assert {*json.loads(sweep("status", toy, "--json").out)} == {"study", "storage", "cells", "search"}
@@ -189,6 +189,7 @@ def test_list_shows_every_study_of_a_storage(sweep: Sweep, toy: Path, store: Sto
         "study": "other",
         "done": 0,
         "failed": 0,
+        "damaged": 0,
         "search trials": 0,
         "newest result": None,
         "run": None,
@@ -217,13 +218,11 @@ def test_list_of_a_folder_without_studies(sweep: Sweep, tmp_path: Path) -> None:
     assert "has no study" in sweep("list", tmp_path).out
 
 
-@pytest.mark.parametrize("ended", [7, None, "yesterday"])
-def test_list_needs_no_time_of_a_record(sweep: Sweep, tmp_path: Path, ended: Any) -> None:
+@pytest.mark.parametrize("ended", [{}, {"ended": "yesterday"}])
+def test_list_needs_no_time_of_a_record(sweep: Sweep, tmp_path: Path, ended: dict[str, str]) -> None:
     results = tmp_path / "results"
-    for key, time in (("a", "2026-01-02T03:04:05+00:00"), ("b", ended)):
-        cell = results / "one" / "cells" / key
-        cell.mkdir(parents=True)
-        (cell / "result.json").write_text(json.dumps({"key": key, "state": "done", "ended": time}))
+    for key, time in (("a", {"ended": "2026-01-02T03:04:05+00:00"}), ("b", ended)):
+        Store(str(results), "one").write_record({"key": key, "state": "done", **time})
     (one,) = json.loads(sweep("list", results, "--json").out)["studies"]
     assert (one["done"], one["newest result"]) == (2, "2026-01-02 03:04:05 UTC")
 

@@ -230,10 +230,15 @@ def test_a_store_travels_as_a_value(any_store: Store) -> None:
     assert any_store == type(any_store)(any_store.storage, "toy")
 
 
+def _of_no_type(name: str) -> bool:
+    """Return True for a field whose type no reader checks."""
+    return name not in {*integrity.SEAL, *integrity.TYPES}
+
+
 @settings(deadline=None)  # a disk takes its time
 @given(
     st.dictionaries(
-        st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C"])),
+        st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C"])).filter(_of_no_type),
         st.floats(allow_nan=False, allow_infinity=False)
         | st.integers()
         | st.text()

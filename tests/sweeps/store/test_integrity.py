@@ -1,0 +1,360 @@
+"""Records that prove themselves: no single change of a stored file becomes another number."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sweeps.analysis import artifacts
+from sweeps.bench import engine
+from sweeps.cli import cli
+from sweeps.state import StudyState
+from sweeps.store import fsck, integrity
+from sweeps.store.integrity import DamagedFile
+from sweeps.store.lock import StudyLock
+from sweeps.store.records import Record, Store
+from tests.errors import refuses
+
+CELLS = 3
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> StudyState:
+    """A study of three cells without training, each with its tables."""
+    state = engine.study(tmp_path_factory.mktemp("stored"), CELLS)
+    for key, cell in state.cells.items():
+        engine.trivial(cell, key, state.panel, state.store)
+    return state
+
+
+@pytest.fixture
+def copy(stored: StudyState, tmp_path: Path) -> Iterator[Path]:
+    """The folder of the study's cells in a storage of its own, which `stored` reads meanwhile."""
+    original = stored.store
+    yield copied(stored, tmp_path, original)
+    stored.store = original
+
+
+def copied(state: StudyState, folder: Path, original: Store) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(Path(original.storage) / "engine", folder / "engine")
+    state.store = Store(str(folder), "engine")
+    return folder / "engine" / "cells"
+
+
+def record_of(cells: Path, key: str) -> Record:
+    found: Record = json.loads((cells / key / "result.json").read_text())
+    return found
+
+
+def unseal(cells: Path, key: str, /, **changes: Any) -> None:
+    """Write a record as version 0.1.0 did, with some fields changed."""
+    record = {n: value for n, value in record_of(cells, key).items() if n not in integrity.SEAL} | changes
+    (cells / key / "result.json").write_text(json.dumps(record, indent=1))
+
+
+# The format
+
+
+def test_another_program_can_verify_a_record(stored: StudyState) -> None:
+    """The rule of the reference: zeros in place of the digest, then SHA-256 of the bytes."""
+    import hashlib
+
+    cells = Path(stored.store.storage) / "engine" / "cells"
+    for path in cells.glob("*/result.json"):
+        content = path.read_bytes()
+        record = json.loads(content)
+        zeroed = content.replace(record["sha256"].encode(), b"0" * 64, 1)
+        assert hashlib.sha256(zeroed).hexdigest() == record["sha256"]
+        assert (record["format"], record["key"]) == (2, path.parent.name)
+        assert {*record["files"]} == {"predictions.parquet", "history.parquet"}
+        for name, sha256 in record["files"].items():
+            assert hashlib.sha256((path.parent / name).read_bytes()).hexdigest() == sha256
+
+
+def test_what_is_read_is_what_was_written(stored: StudyState) -> None:
+    for key, record in stored.store.records(stored.cells, "all").items():
+        assert (record["key"], record["state"]) == (key, "done")
+        assert not {"format", "sha256"} & {*record}
+
+
+# Attacks
+
+
+def numbers(state: StudyState) -> dict[str, Any]:
+    """Every number that a report shows of each cell: its row, and the sums over its predictions."""
+    rows = state.rows(state.records("tables")).set_index("key")
+    sums = artifacts.predictions(state.store, rows.reset_index())
+    found: dict[str, Any] = {}
+    for key, row in rows.iterrows():
+        if row["state"] == "done":
+            assert sums is not None
+            by_site = sums.of(str(key))
+            assert by_site is not None
+            found[str(key)] = row.dropna().to_dict(), [part.tolist() for part in by_site]
+        else:
+            assert row["state"] in ("damaged", "missing")
+            assert row.filter(regex="^(test|wr|val)_").isna().all()
+    return found
+
+
+def flip(path: Path, at: float, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 1 << bit
+    path.write_bytes(bytes(content))
+
+
+METRICS = ("test_rmse", "val_rmse", "test_r2", "wr_mae")
+VALUES = (0.001, math.nan, math.inf, "x", None, True, [], {}, -1e308)
+FILES = ("result.json", "predictions.parquet", "history.parquet")
+
+
+def edited(path: Path, change: Callable[[Record], Any]) -> None:
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record, indent=1))
+
+
+ATTACKS = st.one_of(
+    st.tuples(st.just("flip"), st.sampled_from(FILES), st.floats(0, 1), st.integers(0, 7)),
+    st.tuples(st.just("truncate"), st.sampled_from(FILES), st.floats(0, 1)),
+    st.tuples(st.just("append"), st.sampled_from(FILES), st.binary(min_size=1, max_size=9)),
+    st.tuples(st.just("metric"), st.sampled_from(METRICS), st.sampled_from(VALUES)),
+    st.tuples(st.just("drop"), st.sampled_from(("metrics", "counts", "audit", "cell", "sha256", "format"))),
+    st.tuples(st.just("drop metric"), st.sampled_from(METRICS)),
+    st.tuples(st.just("folder"), st.sampled_from(FILES)),
+    st.tuples(st.just("delete"), st.sampled_from(FILES)),
+    st.tuples(st.just("swap"), st.sampled_from((*FILES, ""))),
+    st.tuples(st.just("copy"), st.sampled_from(FILES)),
+    st.tuples(st.just("nested"), st.integers(100, 100_000)),
+    st.tuples(st.just("key"), st.text(max_size=20)),
+    st.tuples(st.just("cell of another"), st.booleans()),
+)
+
+
+def attack(cells: Path, first: str, second: str, kind: str, *how: Any) -> None:
+    """Change one stored file of the first cell, or exchange something with the second."""
+    result = cells / first / "result.json"
+    if kind == "flip":
+        flip(cells / first / how[0], *how[1:])
+    elif kind == "truncate":
+        path = cells / first / how[0]
+        os.truncate(path, int(how[1] * (path.stat().st_size - 1)))
+    elif kind == "append":
+        with (cells / first / how[0]).open("ab") as file:
+            file.write(how[1])
+    elif kind == "metric":
+        edited(result, lambda record: record["metrics"].__setitem__(*how))
+    elif kind == "drop":
+        edited(result, lambda record: record.pop(how[0]))
+    elif kind == "drop metric":
+        edited(result, lambda record: record["metrics"].pop(how[0]))
+    elif kind == "folder":
+        (cells / first / how[0]).unlink()
+        (cells / first / how[0]).mkdir()
+    elif kind == "delete":
+        (cells / first / how[0]).unlink()
+    elif kind == "swap":
+        a, b = cells / first / how[0], cells / second / how[0]
+        a.rename(cells / "aside")
+        b.rename(a)
+        (cells / "aside").rename(b)
+    elif kind == "copy":
+        shutil.copyfile(cells / second / how[0], cells / first / how[0])
+    elif kind == "nested":
+        result.write_text('{"cell": ' * how[0] + "1" + "}" * how[0])
+    elif kind == "key":
+        edited(result, lambda record: record.__setitem__("key", how[0]))
+    else:  # an honest digest of another cell's settings
+        record = record_of(cells, first) | {"cell": record_of(cells, second)["cell"]}
+        result.write_bytes(integrity.seal(record, record["files"]))
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ATTACKS)
+def test_no_change_of_a_file_becomes_another_number(
+    stored: StudyState, tmp_path_factory: pytest.TempPathFactory, how: tuple[Any, ...]
+) -> None:
+    original, before = stored.store, numbers(stored)
+    first, second, _ = stored.cells
+    folder = tmp_path_factory.getbasetemp() / "attacked"
+    try:
+        cells = copied(stored, folder, original)
+        kept = {path: path.read_bytes() for path in cells.glob("*/*")}
+        attack(cells, first, second, *how)
+        same = {path: path.read_bytes() for path in cells.glob("*/*") if path.is_file()} == kept
+        after = numbers(stored)
+        assert {key: before[key] for key in after} == after
+        assert (first in after) == same
+        checked = fsck.check(stored.store, fsck.listing(stored.store))
+        assert checked.intact == (same or how == ("delete", "result.json"))
+    finally:
+        stored.store = original
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": {"test_rmse": math.nan, "val_rmse": 1.0}},
+        {"metrics": {"test_rmse": "x", "val_rmse": 1.0}},
+        {"metrics": {"test_rmse": 1.0}},
+        {"metrics": {"test_rmse": None, "val_rmse": 1.0}},
+        {"counts": {"n_test": 1.5}},
+        {"counts": {"n_test": -1}},
+        {"audit": []},
+        {"seconds": -1.0},
+        {"state": "pruned"},
+        {"key": "0" * 20},
+        {"data": "another table"},
+        {"numerics": 77},
+    ],
+)
+def test_an_unsealed_record_is_checked_as_far_as_possible(
+    stored: StudyState, copy: Path, change: dict[str, Any]
+) -> None:
+    first, *_ = stored.cells
+    unseal(copy, first)
+    assert stored.records("tables")[first]["state"] == "done"
+    assert stored.unsealed == 1
+    unseal(copy, first, **change)
+    assert stored.records()[first]["state"] == "damaged"
+    assert stored.unsealed == 0
+
+
+def test_missing_predictions_are_not_silent(stored: StudyState, copy: Path) -> None:
+    first, second, _ = stored.cells
+    unseal(copy, second)
+    for key in (first, second):
+        (copy / key / "predictions.parquet").unlink()
+    assert {record["state"] for record in stored.records().values()} == {"done"}
+    records = stored.records("tables")
+    assert [record["state"] for record in records.values()] == ["damaged", "damaged", "done"]
+    assert "predictions.parquet is missing" in integrity.describe(records[first])
+    with refuses("predictions.parquet", "", "missing", kind=DamagedFile):
+        stored.store.read_table(first, "predictions")
+
+
+def test_weights_may_be_deleted_and_not_changed(stored: StudyState, copy: Path) -> None:
+    key = next(iter(stored.cells))
+    record = stored.store.record(key) or {}
+    files = record["files"] | {"weights.pt": stored.store.write_file(key, "weights.pt", b"weights")}
+    stored.store.write_record(record, files)
+    assert stored.store.read_recorded(key, "weights.pt") == b"weights"
+    (copy / key / "weights.pt").write_bytes(b"Weights")
+    with refuses("weights.pt", "", "SHA-256", kind=DamagedFile):
+        stored.store.read_recorded(key, "weights.pt")
+    assert [(stored.store.record(key, files) or {})["state"] for files in ("tables", "all")] == [
+        "done",
+        "damaged",
+    ]
+    (copy / key / "weights.pt").unlink()
+    assert stored.store.read_recorded(key, "weights.pt") is None
+    assert (stored.store.record(key, "all") or {})["state"] == "done"
+
+
+# Commands
+
+
+def command(state: StudyState, *words: str) -> tuple[int, str]:
+    """Run a command in this process; returns its exit status and what it printed."""
+    study = str(Path(state.study.storage) / "engine.yaml")
+    words = tuple(study if word == "STUDY" else word for word in words)
+    sets = ("--set", f"storage={state.store.storage}") if study in words else ()
+    ended = CliRunner().invoke(cli, [*words, *sets], standalone_mode=False)
+    if ended.exception is not None:
+        assert isinstance(ended.exception, ValueError), ended.exception
+        assert "\n" not in str(ended.exception)
+    return ended.return_value or 0, ended.output
+
+
+def test_damage_is_counted_named_and_retried_on_request(
+    stored: StudyState, copy: Path, tmp_path: Path
+) -> None:
+    first, second, third = stored.cells
+    edited(copy / first / "result.json", lambda record: record["metrics"].update(test_rmse=0.001))
+    kept = (copy / first / "result.json").read_bytes()
+    _, text = command(stored, "status", "STUDY", "--json")
+    content = json.loads(text[text.index("{") :])
+    assert content["cells"] == {"total": 3, "done": 2, "failed": 0, "missing": 0, "damaged": 1}
+    assert [one["key"] for one in content["damaged"]] == [first]
+    _, text = command(stored, "status", "STUDY", "--cells")
+    assert "2 of 3 cells done, 0 failed, 0 missing, 1 damaged" in text
+    assert [line.split()[-2:] for line in text.splitlines() if first in line and "│" in line]
+    _, text = command(stored, "why", "STUDY", first[:8])
+    assert f"{first} none random fold 0 seed 0: damaged" in text
+    assert "SHA-256" in text
+    command(stored, "export", "STUDY", str(tmp_path / "cells.csv"))
+    rows = pd.read_csv(tmp_path / "cells.csv").set_index("key")
+    assert rows["state"].to_dict() == {first: "damaged", second: "done", third: "done"}
+    assert np.isnan(rows.loc[first, "test_rmse"])
+    status, text = command(stored, "fsck", str(stored.store.storage))
+    assert status == 1
+    assert f"{copy / first / 'result.json'}: " in text
+    assert (copy / first / "result.json").read_bytes() == kept
+    _, text = command(stored, "retry", "STUDY", "--damaged")
+    assert "1 damaged cell and 0 damaged search trials moved to" in text
+    (aside,) = (copy.parent / "damaged" / "cells").iterdir()
+    assert (aside / "result.json").read_bytes() == kept
+    assert [*stored.records()] == [second, third]
+    status, text = command(stored, "fsck", str(stored.store.storage))
+    assert (status, "nothing is damaged" in text) == (0, True)
+    _, text = command(stored, "retry", "STUDY", "--damaged")
+    assert "nothing to move aside" in text
+
+
+def test_old_records_are_sealed(stored: StudyState, copy: Path) -> None:
+    for key in stored.cells:
+        unseal(copy, key)
+    before = numbers(stored)
+    status, text = command(stored, "fsck", stored.store.storage, "--json")
+    content = json.loads(text)
+    assert (status, content["unsealed"], content["sealed"], content["damaged"]) == (0, 3, 0, 0)
+    _, text = command(stored, "seal", stored.store.storage)
+    assert "engine: 3 records sealed, of 3" in text
+    assert numbers(stored) == before
+    assert stored.unsealed == 0
+    (copy / next(iter(stored.cells)) / "history.parquet").unlink()
+    status, text = command(stored, "fsck", stored.store.storage, "--json")
+    assert (status, json.loads(text)["sealed"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "intact"),
+    [
+        ("declarations.json", b"{", False),
+        ("driver.json", b"{}", False),
+        ("running/abc.json", b"{}", False),
+        ("optuna.journal", b'{"a": 1}\nhalf', True),
+        ("optuna.journal", b"no\n", False),
+        ("cells/abc/checkpoint.pt", b'{"sha256": "00"}\nstate', False),
+        ("cells/abc/.result.json.1234.part", b"half", True),
+        ("search/abc/begun.json", b"{}", False),
+        ("cells/note.txt", b"mine", True),
+    ],
+)
+def test_fsck_checks_the_other_files_of_a_study(
+    stored: StudyState, copy: Path, path: str, content: bytes, intact: bool
+) -> None:
+    file = copy.parent / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    checked = fsck.check(stored.store, fsck.listing(stored.store))
+    assert [finding.path for finding in checked.findings] == [str(file)]
+    assert checked.intact == intact
+    assert "Fix: " in checked.findings[0].line
+    assert command(stored, "fsck", stored.store.storage)[0] == int(not intact)
+
+
+def test_fsck_leaves_a_running_study_alone(stored: StudyState, copy: Path) -> None:
+    with StudyLock(stored.store):
+        assert command(stored, "fsck", stored.store.storage)[0] == 0
