@@ -52,6 +52,7 @@ CHECKPOINT = "checkpoint.pt"
 
 Folder = Literal["cells", "search"]
 
+_ENCODERS = tuple(ENCODERS)  # a damaged record may have a list there, which a set cannot look up
 _KEY = re.compile("[0-9a-f]{20}")
 _DIGEST = re.compile("[0-9a-f]{64}")
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -232,7 +233,7 @@ def checkpoint_is_intact(content: bytes) -> bool:
 
 def _parse(content: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(content, parse_constant=_refuse_constant)
+        record = _DECODER.decode(content.decode())
     except (ValueError, RecursionError):
         raise Damaged("it is not JSON") from None
     if not isinstance(record, dict):
@@ -242,6 +243,10 @@ def _parse(content: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+"""Decoder that refuses NaN and infinities; one is kept, because making one takes as long as a record."""
 
 
 def _check_seal(content: bytes, record: Mapping[str, Any]) -> None:
@@ -289,7 +294,7 @@ def _check_identity(record: Mapping[str, Any], folder: Folder) -> None:
     if not {"cell", "data", "numerics"} <= record.keys():
         return
     cell, split = record["cell"], record["cell"].get("split")
-    encoded = cell.get("variant") in tuple(ENCODERS)
+    encoded = cell.get("variant") in _ENCODERS
     if (isinstance(split, dict) and split.get("kind") == "group") or (encoded and "encoder" not in record):
         return
     encoder = {"encoder": record["encoder"]} if encoded else {}

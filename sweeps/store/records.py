@@ -232,11 +232,12 @@ class Store:
         """Read records as `records` does, each with whether it is sealed; a damaged one is not."""
         present = self.keys()
         wanted = [key for key in keys if key in present]
+        system, folder = self.location(self.folder)
 
         def record(key: str) -> integrity.Checked | None:
-            return self._checked(key, files)
+            return self._checked(system, f"{folder}/{key}", key, files)
 
-        if isinstance(self.location()[0], pyarrow.fs.LocalFileSystem):  # threads do not make reads faster
+        if isinstance(system, pyarrow.fs.LocalFileSystem):  # threads do not make reads faster
             found = [record(key) for key in wanted]
         else:
             with ThreadPoolExecutor(READERS) as pool:
@@ -245,12 +246,14 @@ class Store:
 
     def record(self, key: str, files: Files = "none") -> Record | None:
         """Return one record, or None if the cell has not ended. Raises InputError."""
-        found = self._checked(key, files)
+        found = self._checked(*self.location(self.folder, key), key, files)
         return None if found is None else found.record
 
-    def _checked(self, key: str, files: Files) -> integrity.Checked | None:
-        """Read and check one record; every reader of records calls this method."""
-        system, path = self.location(self.folder, key, "result.json")
+    def _checked(
+        self, system: pyarrow.fs.FileSystem, folder: str, key: str, files: Files
+    ) -> integrity.Checked | None:
+        """Read and check the record in the folder of a key; every reader of records calls this method."""
+        path = f"{folder}/result.json"
         try:
             content = read_intact(system, path)
             if content is None:
@@ -258,7 +261,7 @@ class Store:
             found = integrity.check(content, key, self.folder)
             if files != "none":
                 for name in integrity.files_of(found, weights=files == "all"):
-                    file = read_intact(*self.location(self.folder, key, name))
+                    file = read_intact(system, f"{folder}/{name}")
                     integrity.check_file(name, file, found.record)
         except Damaged as error:
             return integrity.Checked(integrity.damaged(key, path, str(error)), False)
@@ -352,7 +355,7 @@ class Store:
 
     def seal(self, key: str) -> bool:
         """Add digests to a record that has none; returns False for a sealed, a damaged or a missing one."""
-        found = self._checked(key, "all")
+        found = self._checked(*self.location(self.folder, key), key, "all")
         if found is None or found.sealed or found.record["state"] == "damaged":
             return False
         contents = {name: self.read_file(key, name) for name in integrity.SEALED_FILES}
