@@ -1,8 +1,8 @@
 """Proof that a record and its files are those that were written: digests, keys, and types of fields.
 
-A `result.json` holds the version of its format, its key, the SHA-256 of every file beside it, and the SHA-256
-of its own bytes, taken with the 64 digits of that hash set to zero. A record that fails a check is damaged:
-it never becomes a number.
+A `result.json` holds the version of its format, its key, and the SHA-256 of every file beside it. It also
+holds the SHA-256 of its own bytes, taken with the 64 digits of that hash set to zero. A record that fails a
+check is damaged: it never becomes a number.
 """
 
 import hashlib

@@ -23,7 +23,7 @@ from sweeps.store.integrity import Damaged, DamagedFile
 
 Record = dict[str, Any]
 """Content of a `result.json`: `key`, `state` ('done', 'failed', or 'pruned' for search trials), the `cell` or
-the trial's `params`, the results, and `files`, the SHA-256 of each file beside it.
+the trial's `params`, and the results. `files` has the SHA-256 of each file beside it.
 
 A record that fails a check of `sweeps.store.integrity` is replaced by one with the state 'damaged', which has
 no results, and `damage`: its `file` and its `problem`.

@@ -263,7 +263,7 @@ class _Stored(NamedTuple):
 def _stored(store: Store) -> list[_Stored]:
     """Read all trials, in the order of their keys.
 
-    The record of an ended trial says itself which trial it is; the start file tells it of the others. A start
+    The record of an ended trial says itself which trial it is; the start file names the others. A start
     file that cannot be read makes its trial damaged.
     """
     trials = store.search
