@@ -176,8 +176,11 @@ def key_of(cell: Mapping[str, Any], data: str, numerics: int, **encoder: str | N
     `encoder` is given for variants with an encoder only. Raises ValueError for a number that is not finite.
     """
     identity = {"cell": cell, "data": data, "numerics": numerics, **encoder}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return hashlib.sha256(_IDENTITY.encode(identity).encode()).hexdigest()[:20]
+
+
+_IDENTITY = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+"""Encoder of what a key stands for; one is kept, because a study has many keys."""
 
 
 def _check_fold(split: AnySplit, fold: int) -> None:

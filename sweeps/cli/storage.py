@@ -5,8 +5,6 @@ import os
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from pm25.errors import InputError
 from pm25.text import counted
@@ -27,6 +25,9 @@ def fsck(storage: str, as_json: bool) -> int:
 
     Nothing is changed. A run may go on meanwhile.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     from sweeps.store import fsck as check
     from sweeps.store.records import Store, studies
 
@@ -34,7 +35,8 @@ def fsck(storage: str, as_json: bool) -> int:
     listings = [check.listing(store) for store in stores]
     found = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=_is_quiet()) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("checked", total=sum(files.folders for files in listings))
         for store, files in zip(stores, listings, strict=True):
             bar.update(task, description=store.study)
@@ -100,8 +102,3 @@ def _stores(target: str, overrides: tuple[str, ...]) -> list["Store"]:
         return [Store(target, name) for name in studies(target)]
     declared = study_file.load(target, overrides)
     return [Store(declared.storage, declared.study)]
-
-
-def _is_quiet() -> bool:
-    """Return True if standard error is not a terminal."""
-    return not Console(stderr=True).is_terminal

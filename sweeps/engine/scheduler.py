@@ -1,7 +1,6 @@
 """The order of a run: which grid cell or search trial is handed out next, and when the run stops."""
 
 import heapq
-import json
 import sys
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from pm25.cell import Cell
 from pm25.settings import ENCODERS
 from sweeps.spec.design import Arm, Scope, arm_of
 from sweeps.state import StudyState
-from sweeps.store import failures, search_trials
+from sweeps.store import failures, integrity, search_trials
 from sweeps.store.records import Record
 from sweeps.store.search_trials import ArmTrials
 
@@ -298,13 +297,13 @@ class Scheduler:
         key = search_trials.trial_key(digest, number)
         where = search_trials.place(scope)
         start = {"kind": "trial", **where, "number": number, "params": point, "point": digest}
-        state.store.search.write_file(key, search_trials.STARTED_FILE, json.dumps(start, indent=1).encode())
+        sha256 = state.store.search.write_file(key, integrity.STARTED_FILE, integrity.start_file(start))
         if not started:
             trials.started.append((number, point))
         for old in trials.ended:
             if old["point"] == digest and old["state"] != "pruned":
                 copy = {**old, **start, "key": key, "same_as": old["key"], "epochs": 0, "seconds": 0.0}
-                state.store.search.write_record(copy)
+                copy = state.store.search.write_record(copy, {integrity.STARTED_FILE: sha256})
                 self._study(scope).tell(optuna_number, copy)
                 self.copied.append(copy)
                 self._add(scope, copy)

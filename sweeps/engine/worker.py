@@ -455,7 +455,10 @@ def _record_failure(record: Record, store: Store, error: Exception) -> Record:
 
 
 def _end(record: Record, store: Store, files: Mapping[str, str] = MappingProxyType({})) -> Record:
-    """Write the record, whose `files` have these digests, unless another worker has recorded the training."""
+    """Write the record, whose `files` have these digests, unless another worker has recorded the training.
+
+    The digest of a search trial's start file is that of what the driver has written, not of what is stored.
+    """
     first = store.record(record["key"])
     if first is not None and first["state"] != "failed":  # a worker of a killed run has recorded it first
         _delete_progress(record["key"], store)
@@ -463,6 +466,8 @@ def _end(record: Record, store: Store, files: Mapping[str, str] = MappingProxyTy
     record = record | {"ended": _now()}
     if "reported" in record:  # infinite where undoing log1p overflows, which JSON cannot hold
         record["reported"] = [_finite(value) for value in record["reported"]]
+    if record.get("kind") == "trial":
+        files = {integrity.STARTED_FILE: integrity.digest(integrity.start_file(record))}
     record = store.write_record(record, files)
     _delete_progress(record["key"], store)
     return record

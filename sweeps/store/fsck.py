@@ -11,7 +11,7 @@ import pyarrow.fs
 from pydantic import ValidationError
 
 from pm25.errors import InputError, one_line
-from sweeps.store import declarations, integrity, lock, running, search_trials
+from sweeps.store import declarations, driver_process, integrity, lock, running, search_trials
 from sweeps.store.integrity import CHECKPOINT, Damaged
 from sweeps.store.records import DAMAGED_FOLDER, READERS, StorageError, Store, is_part, read_intact
 
@@ -152,8 +152,11 @@ def _check_key(store: Store, key: str, names: list[str]) -> tuple[str, list[Find
             except Damaged as error:
                 found.append(finding(name, str(error)))
     if store.folder == "search" and search_trials.STARTED_FILE in names:
-        _, problem = search_trials.started(store, key)
-        found += [finding(search_trials.STARTED_FILE, problem)] if problem else []
+        start, problem = search_trials.started(store, key)
+        if start is not None and state and one is not None and not start.items() <= one.record.items():
+            problem = f"{search_trials.STARTED_FILE} does not have the fields of the record"
+        known = any(other.path.endswith(f"/{search_trials.STARTED_FILE}") for other in found)
+        found += [finding(search_trials.STARTED_FILE, problem)] if problem and not known else []
     state = "damaged" if found else state
     if CHECKPOINT in names:
         content = store.read_file(key, CHECKPOINT)
@@ -170,7 +173,6 @@ def _check_key(store: Store, key: str, names: list[str]) -> tuple[str, list[Find
 _KNOWN = {
     "result.json",
     CHECKPOINT,
-    search_trials.STARTED_FILE,
     *integrity.SEALED_FILES,
     "importance.parquet",
 }

@@ -35,7 +35,10 @@ MAY_BE_ABSENT = ("weights.pt",)
 TABLES = ("predictions.parquet", "history.parquet")
 """Files that every done cell has stored."""
 
-SEALED_FILES = (*TABLES, *MAY_BE_ABSENT)
+STARTED_FILE = "begun.json"
+"""Start file of a trial, with its arm, number and params, written when the trial is given to a worker."""
+
+SEALED_FILES = (*TABLES, *MAY_BE_ABSENT, STARTED_FILE)
 """Files beside a record whose digests it holds."""
 
 ENDED = {"cells": ("done", "failed"), "search": ("done", "failed", "pruned")}
@@ -133,6 +136,12 @@ def trial_key(point: str, number: int) -> str:
     return hashlib.sha256(f"{point}/{number}".encode()).hexdigest()[:20]
 
 
+def start_file(record: Mapping[str, Any]) -> bytes:
+    """Return the bytes of the start file of a search trial, from its record or its first fields."""
+    names = ("kind", "arm", "split", "fold", "number", "params", "point")
+    return json.dumps({name: record[name] for name in names if name in record}, indent=1).encode()
+
+
 def seal(record: Mapping[str, Any], files: Mapping[str, str]) -> bytes:
     """Return the bytes of a `result.json`; `files` are the digests of the files beside it, by name.
 
@@ -196,13 +205,16 @@ def file_digest(record: Mapping[str, Any] | None, name: str) -> str | None:
     return found
 
 
-def files_of(found: Checked, *, weights: bool = True) -> list[str]:
-    """Return the names of the files that a record must have beside it, with or without its weights."""
+def files_of(found: Checked, *, all_files: bool = True) -> list[str]:
+    """Return the names of the files beside a record that are to be checked: all, or those that readers read.
+
+    Weights may be deleted, and an ended trial is identified by its own record, not by its start file.
+    """
     record = found.record
     names = [*record.get("files", {})]
     if not found.sealed and record["state"] == "done" and "cell" in record:
         names = [*TABLES]
-    return [name for name in names if weights or name not in MAY_BE_ABSENT]
+    return [name for name in names if all_files or name not in (*MAY_BE_ABSENT, STARTED_FILE)]
 
 
 def damaged(key: str, path: str, problem: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ READERS = 16
 """Number of records that are read at the same time from object storage, where each takes a request."""
 
 Files = Literal["none", "tables", "all"]
-"""Files of a record whose digests are checked: none, its tables, or its weights too."""
+"""Files of a record whose digests are checked: none, its tables, or its weights and its start file too."""
 
 PART_BYTES = 10 * 2**20
 """Size from which pyarrow uploads an object to S3 in parts of this size; smaller objects take one request."""
@@ -260,7 +260,7 @@ class Store:
                 return None
             found = integrity.check(content, key, self.folder)
             if files != "none":
-                for name in integrity.files_of(found, weights=files == "all"):
+                for name in integrity.files_of(found, all_files=files == "all"):
                     file = read_intact(system, f"{folder}/{name}")
                     integrity.check_file(name, file, found.record)
         except Damaged as error:
@@ -359,16 +359,20 @@ class Store:
         if found is None or found.sealed or found.record["state"] == "damaged":
             return False
         contents = {name: self.read_file(key, name) for name in integrity.SEALED_FILES}
+        if contents[integrity.STARTED_FILE] != integrity.start_file(found.record):  # fsck compares its fields
+            del contents[integrity.STARTED_FILE]
         files = {name: integrity.digest(one) for name, one in contents.items() if one is not None}
         self.write_record(found.record, files)
         return True
 
-    def read_table(self, key: str, name: str, columns: list[str] | None = None) -> pa.Table:
+    def read_table(
+        self, key: str, name: str, columns: list[str] | None = None, record: Record | None = None
+    ) -> pa.Table:
         """Read `<key>/<name>.parquet` as `read_recorded` does, all columns or the given ones.
 
         Raises FileNotFoundError for a missing file that the record does not name.
         """
-        content = self.read_recorded(key, f"{name}.parquet")
+        content = self.read_recorded(key, f"{name}.parquet", record)
         if content is None:
             raise FileNotFoundError(self.location(self.folder, key, f"{name}.parquet")[1])
         # `ParquetFile` is twice as fast for a small file as `read_table`, which makes a data set of it.
@@ -390,12 +394,13 @@ class Store:
             raise DamagedFile(path, "", problem, integrity.RETRY)
         return content
 
-    def read_recorded(self, key: str, name: str) -> bytes | None:
+    def read_recorded(self, key: str, name: str, record: Record | None = None) -> bytes | None:
         """Read one file of a recorded cell, checked with the digest in its record; None if it is missing.
 
-        Raises DamagedFile for other content, and for a missing file that the record names.
+        The record is read first, unless it is given. Raises DamagedFile for other content, and for a missing
+        file that the record names.
         """
-        sha256 = integrity.file_digest(self.record(key), name)
+        sha256 = integrity.file_digest(self.record(key) if record is None else record, name)
         content = self.read_file(key, name, sha256)
         if content is None and sha256 is not None and name not in integrity.MAY_BE_ABSENT:
             _, path = self.location(self.folder, key, name)

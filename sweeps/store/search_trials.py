@@ -14,6 +14,7 @@ from sweeps.spec.design import Arm, FoldArm, Scope, arm_of
 from sweeps.spec.search_space import Point, Search, Space, within
 from sweeps.spec.study import Study
 from sweeps.store import integrity
+from sweeps.store.integrity import STARTED_FILE as STARTED_FILE
 from sweeps.store.integrity import trial_key as trial_key
 from sweeps.store.records import Record, Store, read_intact
 
@@ -314,10 +315,6 @@ class _Start(BaseModel):
     point: str = ""
     split: str = ""
     fold: NonNegativeInt = 0
-
-
-STARTED_FILE = "begun.json"
-"""Start file of a trial, with its arm, number and params, written when the trial is given to a worker."""
 
 
 def tuned(searches: Mapping[Scope, ArmTrials]) -> dict[Scope, dict[str, Any]]:

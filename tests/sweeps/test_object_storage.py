@@ -117,8 +117,8 @@ def test_the_demo_in_a_bucket_is_killed_and_resumed(
     assert not demo.objects("driver.json")
 
     counted = json.loads(demo.run("status", "--json"))
-    assert counted["cells"] == {"total": CELLS, "done": CELLS, "failed": 0, "missing": 0}
-    assert counted["search"] == {"total": ARMS * 2, "done": ARMS * 2, "failed": 0}
+    assert counted["cells"] == {"total": CELLS, "done": CELLS, "failed": 0, "missing": 0, "damaged": 0}
+    assert counted["search"] == {"total": ARMS * 2, "done": ARMS * 2, "failed": 0, "damaged": 0}
     assert f"{CELLS} cells, {CELLS} done" in demo.run("export", "cells.csv")
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg></svg>"))
     assert {"report/index.html", "report/means.csv"} <= {*demo.run("report", "-o", "report").split()}

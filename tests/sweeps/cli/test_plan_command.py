@@ -166,7 +166,7 @@ def test_plan_as_json(sweep: Sweep, toy: Path) -> None:
     samples = study_file.load(str(toy)).panel().samples(21)[0]
     assert random["train"] + random["validation"] + random["test"] == len(samples)
     assert plan["seeds"] == [0]
-    assert plan["cells"] == {"total": 4, "done": 2, "failed": 1, "missing": 1}
+    assert plan["cells"] == {"total": 4, "done": 2, "failed": 1, "missing": 1, "damaged": 0}
     assert plan["cpu_hours_left"] == plan["cpu_hours"]["expected"] > 0
     assert plan["disk_mb_left"] == plan["disk_mb"]["expected"] > 0
     assert plan["room"] == {"cpus": 2, "gpus": 0, "cpu": 1, "gpu": 0, "side_by_side": 2}

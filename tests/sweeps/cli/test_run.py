@@ -29,9 +29,9 @@ from tests.sweeps.cli.commands import (
 
 def test_more_levels_only_add_cells(sweep: Sweep, toy: Path) -> None:
     more = json.loads(sweep("status", toy, "--json", "--set", "design.seed=[0, 1]").out)
-    assert more["cells"] == {"total": 8, "done": 2, "failed": 1, "missing": 5}
+    assert more["cells"] == {"total": 8, "done": 2, "failed": 1, "missing": 5, "damaged": 0}
     other = json.loads(sweep("status", toy, "--json", "--set", "window=14").out)
-    assert other["cells"] == {"total": 4, "done": 0, "failed": 0, "missing": 4}
+    assert other["cells"] == {"total": 4, "done": 0, "failed": 0, "missing": 4, "damaged": 0}
 
 
 def test_retry_forgets_failed_cells_and_no_others(sweep: Sweep, toy: Path) -> None:
@@ -45,7 +45,7 @@ def test_retry_forgets_failed_cells_and_no_others(sweep: Sweep, toy: Path) -> No
     assert forgotten.endswith("result.json")
     assert tree(cells).items() <= before.items()
     counts = json.loads(sweep("status", toy, "--json").out)["cells"]
-    assert counts == {"total": 4, "done": 2, "failed": 0, "missing": 2}
+    assert counts == {"total": 4, "done": 2, "failed": 0, "missing": 2, "damaged": 0}
     assert sweep("retry", toy).out.split()[0] == "0"
 
 
@@ -124,7 +124,7 @@ def test_the_retry_that_why_proposes_chooses_that_cell(sweep: Sweep, toy: Path) 
     proposed = sweep("why", toy, keys[3]).out.splitlines()[-1].split("`")[1]
     assert sweep(*shlex.split(proposed)[1:]).out.split()[0] == "1"
     counts = json.loads(sweep("status", toy, "--json").out)["cells"]
-    assert counts == {"total": 4, "done": 2, "failed": 1, "missing": 1}
+    assert counts == {"total": 4, "done": 2, "failed": 1, "missing": 1, "damaged": 0}
     assert "missing" in sweep("why", toy, keys[3]).out
 
 

@@ -139,7 +139,7 @@ def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path
     after = grown.records()
     assert len(after) == 15
     assert {path: after[path] for path in killed} == killed, "a recorded cell ran again"
-    assert grown.counts() == {"total": 15, "done": 15, "failed": 0, "missing": 0}
+    assert grown.counts() == {"total": 15, "done": 15, "failed": 0, "missing": 0, "damaged": 0}
     assert grown.runs() == [(path.parent.name, "FINISHED") for path in sorted(after)]
     assert len(grown.weights()) == 3  # arms
     assert grown.weights() == grown.winners()
@@ -165,7 +165,7 @@ def test_equal_failures_end_the_run_and_are_retried_on_request(tmp_path: Path) -
     counts = sweep.counts()
     failed = counts["failed"]
     assert 3 <= failed < 24
-    assert counts == {"total": 24, "done": 0, "failed": failed, "missing": 24 - failed}
+    assert counts == {"total": 24, "done": 0, "failed": failed, "missing": 24 - failed, "damaged": 0}
     assert f"{failed} failed" in out
     assert [status for _, status in sweep.runs()] == ["FAILED"] * failed
     out, _ = sweep("run", "tiny.yaml", "--dry-run")
@@ -243,8 +243,8 @@ def test_search_and_grid_are_one_run_without_a_barrier(tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in before} == before
     trials = [json.loads(p.read_text()) for p in tmp_path.glob("results/tiny/search/*/result.json")]
     status = json.loads(sweep("status", "tiny.yaml", "--json")[0])
-    assert status["search"] == {"total": 16, "done": 16, "failed": 0}
-    assert status["cells"] == {"total": 12, "done": 12, "failed": 0, "missing": 0}
+    assert status["search"] == {"total": 16, "done": 16, "failed": 0, "damaged": 0}
+    assert status["cells"] == {"total": 12, "done": 12, "failed": 0, "missing": 0, "damaged": 0}
 
     cells = {path: json.loads(text) for path, text in sweep.records().items()}
     for arm in arms:

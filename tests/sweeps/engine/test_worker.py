@@ -1,6 +1,7 @@
 """One cell or search trial, run and recorded: what is stored, in which order, and what a failure leaves."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -37,7 +38,8 @@ from tests.sweeps.store.test_lock import take_over
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KEY = "0123456789abcdef0123"
+KEY = "any"
+"""A name that no hash has: one folder for whichever cell or trial a test records."""
 FAILED_FILES = ["result.json"]
 DONE_FILES = ["history.parquet", "predictions.parquet", "result.json"]
 
@@ -84,8 +86,12 @@ def test_the_record_tells_the_whole_story(done: tuple[Store, Record], panel: Pan
     assert [*record] == [
         *("key", "state", "cell", "encoder", "data", "numerics", *worker.commit()),
         *("host", "process", "device", "threads"),
-        *("versions", "started", "metrics", "counts", "audit", "seconds", "ended"),
+        *("versions", "started", "metrics", "counts", "audit", "seconds", "ended", "files"),
     ]
+    assert record["files"] == {
+        name: hashlib.sha256((folder(store) / name).read_bytes()).hexdigest()
+        for name in ("predictions.parquet", "history.parquet")
+    }
     assert (record["key"], record["state"]) == (KEY, "done")
     assert Cell.model_validate(record["cell"]) == cell()
     assert record["data"] == panel.fingerprint
@@ -814,6 +820,8 @@ def test_a_trial_s_score_is_the_mean_over_its_trainings(
     assert store.record(KEY) == record
     assert [path.name for path in (Path(store.storage) / "toy" / "search" / KEY).iterdir()] == ["result.json"]
     assert record.items() >= (START | {"state": "done", "key": KEY, "data": panel.fingerprint}).items()
+    start = json.dumps(START, indent=1).encode()  # the start file as the driver writes it
+    assert record["files"] == {"begun.json": hashlib.sha256(start).hexdigest()}
     results = [trial.run(one, panel) for one in placements()]
     plain, inner = results[:2], results[2:]
     for name in SCORES:

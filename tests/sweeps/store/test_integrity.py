@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sweeps.analysis import artifacts
 from sweeps.bench import engine
 from sweeps.cli import cli
+from sweeps.engine import worker
 from sweeps.state import StudyState
 from sweeps.store import fsck, integrity
 from sweeps.store.integrity import DamagedFile
@@ -353,6 +354,44 @@ def test_fsck_checks_the_other_files_of_a_study(
     assert checked.intact == intact
     assert "Fix: " in checked.findings[0].line
     assert command(stored, "fsck", stored.store.storage)[0] == int(not intact)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_changed_start_file_is_named_and_its_trial_still_read(
+    stored: StudyState, copy: Path, sealed: bool
+) -> None:
+    """A flipped bit that leaves JSON with other settings, and a file that is gone."""
+    store = stored.store.search
+    point = "p" * 20
+    start = {"kind": "trial", "arm": "none", "number": 0, "params": {"train.decay": 0.25}, "point": point}
+    key = integrity.trial_key(point, 0)
+    draft = start | {"key": key, "state": "pruned", "reported": [1.0], "epochs": 1}
+    store.write_file(key, integrity.STARTED_FILE, integrity.start_file(start))
+    worker.end_trial(draft, store)
+    folder = copy.parent / "search" / key
+    if not sealed:
+        edited(folder / "result.json", lambda record: [record.pop(name) for name in integrity.SEAL])
+    file = folder / integrity.STARTED_FILE
+
+    def found() -> list[str]:
+        checked = fsck.check(stored.store, fsck.listing(stored.store))
+        return [finding.path for finding in checked.findings if finding.damage]
+
+    content = file.read_bytes()
+    assert json.loads(content) == start
+    assert found() == []
+    file.write_bytes(content.replace(b"0.25", b"0.65"))
+    assert found() == [str(file)]
+    assert (store.record(key, "tables") or {})["state"] == "pruned"
+    file.unlink()
+    assert found() == ([str(file)] if sealed else [])
+    assert (store.record(key, "tables") or {})["state"] == "pruned"
+    assert (store.record(key, "all") or {})["state"] == ("damaged" if sealed else "pruned")
+    if not sealed:
+        file.write_bytes(content)
+        assert store.seal(key)
+        file.unlink()
+        assert found() == [str(file)]
 
 
 def test_fsck_leaves_a_running_study_alone(stored: StudyState, copy: Path) -> None:
