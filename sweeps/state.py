@@ -15,8 +15,8 @@ from sweeps.analysis.sequential import Looks
 from sweeps.spec import study_file
 from sweeps.spec.design import FoldArm, Scope
 from sweeps.spec.study import Study
-from sweeps.store import declarations as stored_declarations
 from sweeps.store import channel_orders, integrity, search_trials
+from sweeps.store import declarations as stored_declarations
 from sweeps.store.records import Files, Record, Store, intact
 from sweeps.store.search_trials import ArmTrials
 

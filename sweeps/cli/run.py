@@ -305,7 +305,6 @@ def submit(
     if declared.tracking is None and not (show_status or stop):
         default_tracking(declared.storage)  # raises InputError for a bucket, which cannot hold SQLite
 
-    from pm25.uri import without_secrets
     from sweeps.engine import token_file
     from sweeps.engine.submit import JobClient, command, environment, staged
 

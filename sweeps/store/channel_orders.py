@@ -19,7 +19,7 @@ def stored_order(panel: Panel, store: Store) -> tuple[str, ...] | None:
 
     Raises InputError for a damaged file, and for a storage that cannot be read.
     """
-    return next((order for order in _read(store) if {*order} == {*panel.channels}), None)
+    return next((order for order in read(store) if {*order} == {*panel.channels}), None)
 
 
 def record_order(panel: Panel, store: Store) -> None:
@@ -27,7 +27,7 @@ def record_order(panel: Panel, store: Store) -> None:
 
     Raises InputError for a damaged file, and for a storage that cannot be read or written.
     """
-    orders = _read(store)
+    orders = read(store)
     if any({*order} == {*panel.channels} for order in orders):
         return
     system, path = store.location(FILE)
@@ -38,7 +38,8 @@ def record_order(panel: Panel, store: Store) -> None:
         raise store.refusal("written", error) from None
 
 
-def _read(store: Store) -> list[tuple[str, ...]]:
+def read(store: Store) -> list[tuple[str, ...]]:
+    """Return the stored orders, one for each set of channels. Raises InputError."""
     system, path = store.location(FILE)
     try:
         content = records.read(system, path)

@@ -11,7 +11,7 @@ import pyarrow.fs
 from pydantic import ValidationError
 
 from pm25.errors import InputError, one_line
-from sweeps.store import declarations, driver_process, integrity, lock, running, search_trials
+from sweeps.store import channel_orders, declarations, driver_process, integrity, lock, running, search_trials
 from sweeps.store.integrity import CHECKPOINT, Damaged
 from sweeps.store.records import DAMAGED_FOLDER, READERS, StorageError, Store, is_part, read_intact
 
@@ -192,6 +192,8 @@ def _others(store: Store, paths: list[str]) -> Iterator[Finding]:
                 yield Finding(full, problem, LEFTOVER, damage=False)
             elif path == declarations.FILE:
                 declarations.read(store)
+            elif path == channel_orders.FILE:
+                channel_orders.read(store)
             elif path == driver_process.FILE:
                 lock.driver(store)
             elif folder == running.FOLDER:

@@ -38,7 +38,7 @@ class Unreachable(InputError):
     """A tracking store that does not answer now; the view can be written later."""
 
 
-class Damaged(InputError):
+class DamagedDatabase(InputError):
     """A database that is damaged or incomplete. It can be moved aside and written again from the store."""
 
 
@@ -159,7 +159,7 @@ def _input_error(uri: str, error: Exception) -> InputError:
                 "grant": "let this user own the database",
             }[kind]
             temporary = kind in ("unlock", "space", "start")
-            made = Unreachable if temporary else Damaged if kind == "rebuild" else InputError
+            made = Unreachable if temporary else DamagedDatabase if kind == "rebuild" else InputError
             return made("tracking", "", f"{file or shown} {problem} ({reason})", fix)
     return InputError("tracking", "", f"{file or shown} cannot be used ({reason})", rebuild(uri))
 

@@ -23,7 +23,7 @@ from pm25.errors import InputError
 from sweeps.spec.tracking_address import without_password
 from sweeps.store import declarations
 from sweeps.store.fencing import LockLost
-from sweeps.store.records import Record, Store, default_tracking
+from sweeps.store.records import Record, Store, default_tracking, intact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -264,7 +264,7 @@ class MlflowMirror:
 
         `notice` shows the user a line.
         """
-        from sweeps.tracking.connection import Damaged, Unreachable
+        from sweeps.tracking.connection import DamagedDatabase, Unreachable
 
         self._store, self._uri, self._data, self._notice = store, uri, data, notice
         self._written: list[tuple[Store, str]] = []
@@ -279,7 +279,7 @@ class MlflowMirror:
         """Problem of the tracking store, and what the user can do; empty while the view is complete."""
         try:
             self._tracker = self._open()
-        except (Damaged, Unreachable) as error:
+        except (DamagedDatabase, Unreachable) as error:
             self._failed(error)
 
     def catch_up(self, at_leisure: bool) -> None:
@@ -363,20 +363,20 @@ class MlflowMirror:
 
     def _open(self) -> "Tracker":
         """Open the tracking store. The default database is replaced if it is damaged."""
-        from sweeps.tracking.connection import Damaged, move_aside, sqlite_file
+        from sweeps.tracking.connection import DamagedDatabase, move_aside, sqlite_file
         from sweeps.tracking.mlflow_view import Tracker
 
         opened = partial(Tracker, self._store, self._uri, self._data)
         try:
             return opened()
-        except Damaged:
+        except DamagedDatabase:
             if "://" in self._store.storage or self._uri != default_tracking(self._store.storage):
                 raise  # it may hold what no store has
         file = sqlite_file(self._uri)
         with _exclusive(file.parent):
             try:
                 return opened()  # another study of this storage may have replaced it
-            except Damaged as error:
+            except DamagedDatabase as error:
                 aside = move_aside(file)
                 tracker = opened()
                 self._notice(f"{error.problem}; it was moved to {aside} and is written again from the store")

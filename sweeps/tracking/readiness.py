@@ -25,7 +25,7 @@ from sweeps.spec.tracking_address import without_password
 from sweeps.tracking import mlflow_internals
 from sweeps.tracking.connection import (
     SYNC,
-    Damaged,
+    DamagedDatabase,
     Unreachable,
     input_errors,
     is_server,
@@ -217,7 +217,9 @@ def _check_schema(uri: str, read: Callable[[], Schema]) -> None:
             break
     shown = str(sqlite_file(uri)) if uri.startswith("sqlite") else without_password(uri)
     if uri.startswith("sqlite") and _is_half_created(uri, tables):
-        raise Damaged("tracking", "", f"{shown} was not created completely, and has no run", rebuild(uri))
+        raise DamagedDatabase(
+            "tracking", "", f"{shown} was not created completely, and has no run", rebuild(uri)
+        )
     if not tables >= _OWN:
         names = ", ".join(sorted(tables)[:3]) + (", ..." if len(tables) > 3 else "")
         problem = f"{shown} is a database of something else (its tables: {names}); it was not changed"
@@ -226,7 +228,7 @@ def _check_schema(uri: str, read: Callable[[], Schema]) -> None:
     here = f"MLflow {MLFLOW} is installed"
     if revision == known[0]:
         missing = ", ".join(sorted(mlflow_internals.tables() - tables)[:3])
-        raise Damaged("tracking", "", f"{shown} lacks tables of MLflow ({missing})", rebuild(uri))
+        raise DamagedDatabase("tracking", "", f"{shown} lacks tables of MLflow ({missing})", rebuild(uri))
     if revision is None or revision in known:
         problem = f"{shown} is the database of an older MLflow (revision {revision or 'none'}; {here})"
         upgrade = f"or keep what else it holds: copy it, and run `mlflow db upgrade {without_password(uri)}`"

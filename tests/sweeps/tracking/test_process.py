@@ -20,7 +20,7 @@ from sweeps.spec.study import Study
 from sweeps.store.fencing import LockLost
 from sweeps.store.records import Record, Store, default_tracking
 from sweeps.tracking import mlflow_view, process
-from sweeps.tracking.connection import Damaged, sqlite_file
+from sweeps.tracking.connection import DamagedDatabase, sqlite_file
 from sweeps.tracking.parent_metrics import Aggregates
 from sweeps.tracking.process import MlflowMirror, TrackingProcess
 from tests.errors import refuses
@@ -281,7 +281,7 @@ class Database:
     def __init__(self, store: Store, uri: str | None, data: Any = None) -> None:
         self.file = sqlite_file(uri or default_tracking(store.storage))
         if self.file.exists() and self.file.read_text() == "damaged":
-            raise Damaged("tracking", "", f"{self.file} is damaged", f"`mv {self.file} elsewhere`")
+            raise DamagedDatabase("tracking", "", f"{self.file} is damaged", f"`mv {self.file} elsewhere`")
         self.file.touch()
 
     def sync(self, found: list[Record]) -> None:
