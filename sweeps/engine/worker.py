@@ -13,7 +13,6 @@ import io
 import json
 import math
 import os
-import pickle
 import platform
 import resource
 import socket
@@ -414,7 +413,9 @@ def stored_weights(key: str, store: Store) -> tuple[dict[str, "torch.Tensor"], d
     try:
         found = torch.load(io.BytesIO(content), weights_only=True)
         return found["weights"], found["scaling"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError):
+    except MemoryError:
+        raise
+    except Exception:  # torch names no class of its own for content that it cannot read
         _, path = store.location(store.folder, key, WEIGHTS)
         raise DamagedFile(path, "", "damaged: torch cannot read it", integrity.RETRY) from None
 
