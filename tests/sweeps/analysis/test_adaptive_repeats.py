@@ -462,7 +462,8 @@ def test_a_run_trains_the_origins_that_its_looks_ask_for(tmp_path: Path) -> None
     while (work := scheduler.next()) is not None:
         cell = work.cells[0]
         folds.append(cell.fold)
-        made = record(cell, noise(1, 1)(cell)) | {"key": work.key}
+        own = {"key": work.key, "data": of.panel.fingerprint, "numerics": cell.numerics}
+        made = record(cell, noise(1, 1)(cell)) | own
         of.store.write_record(made)
         scheduler.ended(work, made)
     assert Counter(folds) == dict.fromkeys(range(30), 2)
