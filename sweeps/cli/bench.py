@@ -1,19 +1,33 @@
 """The command that measures this machine."""
 
+import json
 import math
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sweeps.cli.shared import examples
+from pm25.errors import InputError
+from sweeps.cli.shared import examples, json_option
 from sweeps.spec.limits import MOST_CELLS
 
-GROUPS = ("trial", "engine", "mirror", "report", "busy", "scale", "calibration")
+if TYPE_CHECKING:
+    from sweeps.bench.chaos import Tally
+    from sweeps.bench.harness import Measurement
+
+GROUPS = ("trial", "engine", "mirror", "report", "busy", "scale", "calibration", "chaos")
 """Groups of measurements (`sweeps.bench.suite`)."""
 
 
-@click.command(epilog=examples("bench --only trial", "bench --only calibration --studies 100"))
+@click.command(
+    epilog=examples(
+        "bench --only trial",
+        "bench --only calibration --studies 100",
+        "bench --only chaos --minutes 60 --seed 1",
+    )
+)
 @click.option(
     "--table",
     type=click.Path(path_type=Path, exists=True),
@@ -31,7 +45,8 @@ GROUPS = ("trial", "engine", "mirror", "report", "busy", "scale", "calibration")
     "--only",
     type=click.Choice(GROUPS),
     help="Measure one group only: a training, the engine, the runs in MLflow, the report, how busy GPUs are "
-    "kept, or 100,000 cells on 512 GPUs. `calibration` measures the size and power of the tests.",
+    "kept, or 100,000 cells on 512 GPUs. `calibration` measures the size and power of the tests. `chaos` "
+    "runs a study again and again under random faults.",
 )
 @click.option(
     "--server", metavar="URI", help="Also write 2,000 runs to this MLflow server; SQLite is always measured."
@@ -48,6 +63,24 @@ GROUPS = ("trial", "engine", "mirror", "report", "busy", "scale", "calibration")
     show_default=True,
     help="Simulate this many studies of each kind (--only calibration).",
 )
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Start no further episode after this time (--only chaos).",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Draw these faults (--only chaos); default: a random seed."
+)
+@click.option(
+    "--round",
+    "only_round",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Repeat only the round N of a seed (--only chaos).",
+)
+@json_option
 def bench(
     table: Path | None,
     cells: tuple[int, ...],
@@ -55,27 +88,99 @@ def bench(
     server: str | None,
     recorded: Path | None,
     studies: int,
+    minutes: float,
+    seed: int | None,
+    only_round: int | None,
+    as_json: bool,
 ) -> int:
-    """Measure this machine, or with --only calibration the tests of the report.
+    """Measure this machine, the tests of the report, or what faults do to a study.
 
     Each value is printed next to its limit. All groups take about 20 minutes on two cores; most of that
-    is plain Ray Tune. The calibration is not among them.
-    """
-    from rich.console import Console
-    from rich.table import Table
+    is plain Ray Tune. The calibration and the chaos are not among them.
 
+    --only chaos kills processes, damages files and withdraws the storage, and counts what was lost, repeated
+    or believed. Faults of file systems need root. The exit status is 1 after a bad outcome, whose folder is
+    kept. Ctrl-C prints what was counted so far.
+    """
     from sweeps.bench import harness, suite
 
-    grid = Table(title=harness.machine(), title_justify="left")
-    for head in ("what", "measured", "limit", "how"):
+    if only_round is not None and seed is None:
+        raise InputError("sweep bench", "--round", "the option needs --seed", "give the seed of the round")
+    tally = None
+    rows: Iterable[Measurement]
+    if only == "chaos":
+        from sweeps.bench import chaos
+
+        tally = chaos.run(minutes, seed, only_round, lambda line: click.echo(line, err=True))
+        rows = tally.measurements()
+    else:
+        rows = suite.measure(
+            only, table=table, cells=cells, server=server, recorded=recorded, studies=studies
+        )
+    found = []
+    for row in rows:
+        click.echo(f"{row.what}: {_value(row)}", err=True)
+        found.append(row)
+    if as_json:
+        measured = [{**row._asdict(), "limit": _finite(row.limit)} for row in found]
+        content: dict[str, Any] = {"machine": harness.machine(), "measurements": measured}
+        click.echo(json.dumps(content | ({} if tally is None else {"chaos": tally.content})))
+    else:
+        heads = ("what", "measured", "limit", "how")
+        _print(harness.machine(), heads, [(row.what, _value(row), _limit(row), row.detail) for row in found])
+        if tally is not None:
+            _print_chaos(tally)
+    return int(tally is not None and bool(tally.bad))
+
+
+def _value(row: "Measurement") -> str:
+    return f"{row.value:,.2f} {row.unit}".strip() if row.value % 1 or row.unit else f"{row.value:,g}"
+
+
+def _limit(row: "Measurement") -> str:
+    if not math.isfinite(row.limit):
+        return ""
+    return f"{'at least ' if row.at_least else ''}{row.limit:,g} {row.unit}".strip()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=title, title_justify="left")
+    for head in heads:
         grid.add_column(head)
-    for row in suite.measure(
-        only, table=table, cells=cells, server=server, recorded=recorded, studies=studies
-    ):
-        measured, limit = f"{row.value:,.2f} {row.unit}".strip(), ""
-        if math.isfinite(row.limit):
-            limit = f"{'at least ' if row.at_least else ''}{row.limit:,g} {row.unit}".strip()
-        click.echo(f"{row.what}: {measured}", err=True)
-        grid.add_row(row.what, measured, limit, row.detail)
+    for row in rows:
+        grid.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
-    return 0
+
+
+def _print_chaos(tally: "Tally") -> None:
+    """Print the faults by kind, the kinds that this process may not do, and each bad outcome."""
+    heads = ("fault", "count", "exit statuses", "bad in the same episode", "what the user saw, for example")
+    rows = [
+        (
+            row["fault"],
+            str(row["count"]),
+            _counts(row["statuses"]),
+            _counts(row["bad in the same episode"]),
+            row["line"],
+        )
+        for row in tally.table()
+    ]
+    _print(f"Faults of seed {tally.seed}", heads, rows)
+    if tally.impossible:
+        click.echo(f"not possible for this process: {', '.join(tally.impossible)}")
+    for line in tally.lines():
+        click.echo(line)
+
+
+def _counts(numbers: Mapping[str, int]) -> str:
+    """Format numbers by name, such as `0: 12, 2: 1`."""
+    return ", ".join(f"{name}: {number}" for name, number in numbers.items())
