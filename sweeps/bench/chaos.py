@@ -34,6 +34,8 @@ DAMAGES = (8, 14)
 """Smallest and largest number of damaged files in a batch."""
 BATCHES = 3
 """Batches of damages between two runs; each forgets the damaged records, so that the next run has work."""
+LINE_LENGTH = 160
+"""Longest line in the table of what the user saw."""
 FIXES = 6
 """Largest number of times that the advice of a command is followed before it counts as wrong."""
 
@@ -91,19 +93,22 @@ class Tally:
             yield Measurement(kind, counts[kind], "", 0, meaning)
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each kind of fault: its number, the exit statuses that were seen, and a line."""
+        """Return a row for each kind of fault: its number, the exit statuses that were seen, and a line.
+
+        `bad` counts the bad outcomes of its file, or of all episodes with a fault of this kind.
+        """
         rows = []
         for kind in dict.fromkeys(sorted(sight.kind for sight in self.sights)):
             seen = [sight for sight in self.sights if sight.kind == kind]
             statuses = Counter(_status_name(sight.status) for sight in seen)
             bad = Counter(one.outcome.kind for one in self.bad if kind in one.faults)
-            line = next((sight.line for sight in reversed(seen) if sight.line), "")
+            line = next((sight.line for sight in reversed(seen) if sight.line), "")[:LINE_LENGTH]
             rows.append(
                 {
                     "fault": kind,
                     "count": len(seen),
                     "statuses": dict(sorted(statuses.items())),
-                    "bad in the same episode": dict(bad),
+                    "bad": dict(bad),
                     "line": line,
                 }
             )
@@ -112,9 +117,12 @@ class Tally:
     def lines(self) -> Iterator[str]:
         """Describe each bad outcome in a line with the command that repeats its round."""
         for one in self.bad:
+            faults = ", ".join(one.faults[:3]) + (
+                f" and {len(one.faults) - 3} more" if one.faults[3:] else ""
+            )
             yield (
-                f"{one.outcome.kind}: {one.outcome.what}; episode {one.episode} "
-                f"({', '.join(one.faults) or 'no fault'}), {one.folder}, repeat with "
+                f"{one.outcome.kind}: {one.outcome.what}; after {faults or 'no fault'} in episode "
+                f"{one.episode} of {one.folder}; repeat with "
                 f"`sweep bench --only chaos --seed {self.seed} --round {one.round}`"
             )
 
@@ -175,6 +183,12 @@ def _summary(episode: Episode) -> str:
     return ", ".join(fault.kind for fault in episode.faults) or "no fault"
 
 
+def _names(outcome: Outcome, file: Path) -> bool:
+    """Return whether an outcome is about a file of a cell or a trial, or about its folder."""
+    name = f"{file.parent.parent.name}/{file.parent.name}"
+    return f"{name}/{file.name}" in outcome.what or f"{name} " in outcome.what
+
+
 def _status_name(status: int | None) -> str:
     if status is None:
         return "none"
@@ -215,7 +229,9 @@ class Round:
         self._known: set[Outcome] = set()
         self._suspects: set[Path] = set()
         """Files of the study that were damaged, and that a user may be asked to delete."""
-        self._driver: Driver | None = None
+        self._damages: list[tuple[str, list[Path]]] = []
+        """Kinds and files of the damages of this episode."""
+        self._drivers: list[Driver] = []
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -227,8 +243,9 @@ class Round:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._driver is not None:
-            self._driver.kill()
+        for driver in self._drivers:
+            self._note(driver.agents(end=True), [])
+            driver.kill()
         if self._known and self.setting.disk is not None:
             shutil.copytree(self.setting.storage, self.folder / "results")
         self._exit.close()
@@ -261,10 +278,18 @@ class Round:
             self._note(driver.outcomes, done)
             if done or not self._obey(ending):
                 break
-        self._tally.sights += [Sight(kind, ending.status, ending.last_line) for kind in done]
+        self._tally.sights += [Sight(kind, ending.status, self._short(ending.last_line)) for kind in done]
         if {"MLflow's database deleted in a run", "MLflow's database truncated in a run"} & {*done}:
             self._suspects.add(self._database)
-        self._compare(done)
+        missing = self._compare(done)
+        if ending.status == DONE and missing:
+            self._note(
+                [Outcome("unclear", f"sweep run: ends with 0 although {missing} cells are missing")], done
+            )
+
+    def _short(self, line: str) -> str:
+        """Write the folder of the round as `...`, and a line without line breaks."""
+        return " ".join(line.replace(str(self.setting.storage.parent), "...").split())
 
     def _damage(self, damages: Sequence[Damage]) -> None:
         """Damage files, and compare what the commands show with the truth."""
@@ -274,6 +299,7 @@ class Round:
                 done.append((damage.kind, files))
                 self._suspects |= {*files}
         kinds = [kind for kind, _ in done]
+        self._damages = done
         self._compare(kinds)
         detectable = any(self.referee.damaged.values())
         ending = self._command("fsck", str(self.setting.storage), kinds=kinds, allowed={DONE, FOUND_DAMAGE})
@@ -283,10 +309,11 @@ class Round:
         for kind, files in done:
             names = [f"{file.parent.name}/{file.name}" for file in files]
             line = next((line for line in lines if any(name in line for name in names)), "")
-            self._tally.sights.append(Sight(kind, ending.status, line))
+            self._tally.sights.append(Sight(kind, ending.status, self._short(line)))
         self._command("retry", chaos_study.FILE, "--damaged", kinds=kinds)
         self.referee.settle()
         self._note(self.referee.look(), kinds)
+        self._damages = []
 
     def _finish(self) -> None:
         """Run the study without faults; afterwards everything must be stored, once and correctly."""
@@ -315,18 +342,22 @@ class Round:
 
     def _start(self) -> Driver:
         self._tally.runs += 1
-        self._driver = Driver(self.setting, self.referee)
-        return self._driver
+        self._drivers.append(Driver(self.setting, self.referee))
+        return self._drivers[-1]
 
-    def _compare(self, kinds: Sequence[str]) -> None:
-        """Compare what `status` and `export` show with the truth."""
+    def _compare(self, kinds: Sequence[str]) -> int:
+        """Compare what `status` and `export` show with the truth; return the number of missing cells."""
         ending = self._command("status", chaos_study.FILE, "--cells", "--json", kinds=kinds)
+        missing = 0
         if ending.status == DONE:
-            self._note(self.referee.status(json.loads(ending.output)), kinds)
+            content = json.loads(ending.output)
+            missing = content["cells"]["missing"]
+            self._note(self.referee.status(content), kinds)
         out = self.folder / "cells.parquet"
         out.unlink(missing_ok=True)
         if self._command("export", chaos_study.FILE, str(out), kinds=kinds).status == DONE:
             self._note(self.referee.shown(pyarrow.parquet.read_table(out).to_pylist()), kinds)
+        return missing
 
     def _command(
         self, *arguments: str, kinds: Sequence[str] = (), allowed: Collection[int] = (DONE,)
@@ -360,5 +391,7 @@ class Round:
         for outcome in outcomes:
             if outcome not in self._known:
                 self._known.add(outcome)
+                of_file = [kind for kind, files in self._damages if any(_names(outcome, f) for f in files)]
+                kinds = of_file or kinds
                 found = self._number, self.episode, (*dict.fromkeys(kinds),), str(self.folder)
                 self._tally.bad.append(Bad(outcome, *found))

@@ -8,7 +8,6 @@ import random
 import secrets
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -28,6 +26,7 @@ from sweeps.bench import chaos_referee, chaos_study
 from sweeps.bench.chaos_referee import RECORD, Ending, Outcome, Referee, Start
 from sweeps.engine.cluster import HeadLost
 from sweeps.engine.study_queue import LOSSES_FORGIVEN
+from sweeps.engine.worker import CHECKPOINT
 from sweeps.store import lock
 
 Found = TypeVar("Found")
@@ -37,12 +36,18 @@ LOCK_LOST = 4
 """Exit status of a run that lost the study's lock."""
 RUN_S = 420.0
 """Longest time that a run may take."""
+LOCK_S = lock.BEAT_S + 5
+"""Longest time for which a run may start further tasks after it lost the lock."""
+WRITES_S = 1.0
+"""Longest time for which a record may be written after that, since each write is checked."""
 COMMAND_S = 120.0
 """Longest time that any other command may take."""
 TRIGGER_S = 60.0
 """Longest time to wait for the moment of a fault."""
 GONE_S = 20.0
-"""Longest time that processes of a run may live after its end."""
+"""Longest time that processes of a run may live after its end, except Ray's agents."""
+AGENTS_S = 120.0
+"""Longest time that Ray's agents may live; after a killed head they try to reach it for a minute."""
 CACHES = ("ray", "torchinductor_")
 """Beginnings of the names of temporary folders that Ray and PyTorch keep."""
 DISK_BYTES = 32 * 2**20
@@ -142,11 +147,12 @@ class Driver:
         """True while the storage cannot be read, so that the referee does not look."""
         self.killed: Counter[str] = Counter()
         """Number of killed workers by the key of their task; "" for workers that had none yet."""
-        self.lock_taken = False
-        """True if the lock was taken from the run on purpose."""
+        self.lock_taken: float | None = None
+        """Time at which the lock was taken from the run on purpose, in seconds since 1970."""
         self._began = len(self.starts())
         self._logs = [setting.folder / "run.out", setting.folder / "run.err"]
         self._children: dict[int, psutil.Process] = {}
+        self._ended = 0.0
         self._looked = 0.0
         setting.temporary.mkdir(exist_ok=True)
         with self._logs[0].open("w") as out, self._logs[1].open("w") as err:
@@ -250,7 +256,18 @@ class Driver:
         self.outcomes += chaos_referee.unclear(ending, allowed)
         self.outcomes += self._orphans(killed=status == -signal.SIGKILL)
         self.outcomes += self.referee.look() + self.referee.doubled(self.own_starts())
+        if self.lock_taken is not None:
+            self.outcomes += self._after_loss(self.lock_taken)
         return ending
+
+    def _after_loss(self, lost: float) -> Iterator[Outcome]:
+        """Yield what the run did although another process had taken its lock."""
+        started = max((start.time for start in self.own_starts()), default=0.0) - lost
+        if started > LOCK_S:
+            yield Outcome("unclear", f"sweep run: starts a task {started:.0f} s after it lost the lock")
+        written = max((seen.time for seen in self.referee.seen.values()), default=0.0) - lost
+        if written > WRITES_S:
+            yield Outcome("unclear", f"sweep run: writes a record {written:.1f} s after it lost the lock")
 
     def kill(self) -> None:
         """End the driver and its processes, if they are running."""
@@ -261,19 +278,29 @@ class Driver:
                 child.kill()
         self._process.wait()
 
+    def agents(self, *, end: bool = False) -> list[Outcome]:
+        """Return the agents of Ray that live too long after the end of the run; `end` ends all of them."""
+        found = []
+        for child in filter(_lives, self._children.values()):
+            if self._ended and time.monotonic() - self._ended > AGENTS_S:
+                found.append(_orphan(child, AGENTS_S))
+            if end or found:
+                child.kill()
+        return found
+
     def _orphans(self, *, killed: bool) -> list[Outcome]:
         """Return processes and temporary folders of the run that are left, and end them."""
-        end = time.monotonic() + GONE_S
-        while (
-            left := [child for child in self._children.values() if _lives(child)]
-        ) and time.monotonic() < end:
+        self._ended = time.monotonic()
+        end = self._ended + GONE_S
+
+        def living() -> list[psutil.Process]:
+            return [child for child in self._children.values() if _lives(child) and not _is_agent(child)]
+
+        while (left := living()) and time.monotonic() < end:
             time.sleep(0.2)
-        found = []
+        found = [_orphan(child, GONE_S) for child in left]
         for child in left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                found.append(
-                    Outcome("orphaned", f"process {' '.join(child.cmdline())[:80]} lives {GONE_S:g} s longer")
-                )
                 child.kill()
         if not killed:  # a killed driver cannot delete its folders
             names = [path.name for path in self.setting.temporary.glob("ray/sweep-tune-*")]
@@ -282,6 +309,24 @@ class Driver:
             found += [Outcome("orphaned", f"the temporary file {name} is left") for name in names]
         shutil.rmtree(self.setting.temporary, ignore_errors=True)
         return found
+
+
+def _command_line(process: psutil.Process) -> str:
+    """Return the command line of a process; empty if it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return " ".join(" ".join(process.cmdline()).split())
+    return ""
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    """Return whether a process is an agent of Ray's raylet."""
+    return _command_line(process).startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+
+
+def _orphan(process: psutil.Process, seconds: float) -> Outcome:
+    return Outcome(
+        "orphaned", f"process {_command_line(process)[:80]!r} lives {seconds:g} s longer than its run"
+    )
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -294,19 +339,22 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def kill_worker_in_training(driver: Driver, rng: random.Random) -> bool:
-    """Kill a worker at a random moment of its training."""
+    """Kill a worker whose training has a checkpoint and no record, and so will be resumed."""
 
-    def victim() -> tuple[str, int] | None:
-        found = sorted((key, pid) for key, pid in driver.training().items() if driver.may_lose(key))
-        return rng.choice(found) if found else None
+    def stopped() -> tuple[str, int] | None:
+        for key, pid in sorted(driver.training().items(), key=lambda item: rng.random()):
+            if not driver.may_lose(key) or not any(driver.referee.root.glob(f"*/{key}/{CHECKPOINT}")):
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)  # so that the training cannot end before it is killed
+                if any(driver.referee.root.glob(f"*/{key}/{CHECKPOINT}")) and key in driver.training():
+                    return key, pid
+                os.kill(pid, signal.SIGCONT)
+        return None
 
-    found = driver.wait_for(victim)
-    if found is None:
-        return False
-    time.sleep(rng.uniform(0, chaos_study.LONGEST_S / 3))
-    if driver.training().get(found[0]) != found[1]:
-        return False
-    return driver.kill_worker(*found)
+    time.sleep(rng.uniform(0, 0.5))
+    found = driver.wait_for(stopped)
+    return found is not None and driver.kill_worker(*found)
 
 
 def kill_worker_in_writing(driver: Driver, rng: random.Random) -> bool:
@@ -403,26 +451,15 @@ def steal_lock(driver: Driver, rng: random.Random) -> bool:
     path = driver.referee.root / "driver.json"
     if not path.exists():
         return False
-    here, now = psutil.Process(), datetime.now(UTC)
     found = json.loads(path.read_text(encoding="utf-8"))
-    thief = lock.Driver(
-        id=secrets.token_hex(8),
-        host=socket.gethostname(),
-        process=here.pid,
-        process_started=here.create_time(),
-        process_space=found["process_space"],
-        since=now,
-        beat=now,
-    )
-    extra = {name: value for name, value in found.items() if name not in type(thief).model_fields}
-    content = json.dumps(extra | thief.model_dump(mode="json"), indent=1)
-    _replace(path, content)
-    driver.lock_taken = True
+    thief = found | {"id": secrets.token_hex(8), "process": os.getpid()}
+    _replace(path, json.dumps(thief, indent=1))
+    driver.lock_taken = time.time()
     while driver.alive():
         time.sleep(0.1)
-    stolen = path.exists() and thief.id in path.read_text(encoding="utf-8")
-    if not stolen:
-        driver.outcomes.append(Outcome("unclear", "a run that lost the lock replaced or deleted the other's"))
+    if not path.exists() or thief["id"] not in path.read_text(encoding="utf-8"):
+        words = "sweep run: replaced or deleted the lock of the process that had taken the study over"
+        driver.outcomes.append(Outcome("unclear", words))
     path.unlink(missing_ok=True)
     return True
 
@@ -433,7 +470,7 @@ def delete_lock(driver: Driver, rng: random.Random) -> bool:
     if not path.exists():
         return False
     path.unlink()
-    driver.lock_taken = True
+    driver.lock_taken = time.time()
     return True
 
 

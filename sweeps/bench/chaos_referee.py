@@ -392,31 +392,38 @@ class Referee:
         with sqlite3.connect(database) as connection:
             runs = connection.execute(query, [kind]).fetchall()
         keys = [key for key, status in runs if status == "FINISHED"]
-        expected = (
-            self._current()
-            if kind == "cell"
-            else {place.key for place in self.seen if place.folder == folder}
-        )
+        recorded = {place.key for place in self.seen if place.folder == folder}
+        expected = self._current() if kind == "cell" else recorded
         found = [
             Outcome("doubled", f"MLflow has {keys.count(key)} finished runs of {kind} {key}")
-            for key in {*keys}
+            for key in sorted({*keys})
             if keys.count(key) > 1
         ]
+        found += [
+            Outcome("orphaned", f"MLflow has a run of {kind} {key} with status {status}")
+            for key, status in runs
+            if status != "FINISHED"
+        ]
+        found += [
+            Outcome("believed", f"MLflow has a run of {kind} {key}, which has no record")
+            for key in sorted({*keys} - recorded)
+        ]
         if missing := expected - {*keys}:
-            found.append(
-                Outcome(
-                    "lost", f"MLflow has no finished run of {len(missing)} {kind}s, such as {min(missing)}"
-                )
-            )
+            words = f"MLflow has no finished run of {len(missing)} {kind}s, such as {min(missing)}"
+            found.append(Outcome("lost", words))
         return found
 
     def _journal(self) -> list[Outcome]:
         """Compare the trials in Optuna's journal with the records."""
         storage = JournalStorage(JournalFileBackend(str(self.root / "optuna.journal")))
+        trials = [json.loads(seen.content) for place, seen in self.seen.items() if place.folder == TRIALS]
         found = []
         for arm in chaos_study.ARMS:
             study = optuna.load_study(storage=storage, study_name=f"{chaos_study.NAME}/{arm}")
             states = [trial.state.name for trial in study.get_trials()]
             if len(states) != chaos_study.TRIALS or not {*states} <= {"COMPLETE", "PRUNED"}:
                 found.append(Outcome("lost", f"Optuna's journal has the trials {states} of {arm}"))
+            numbers = sorted(trial["number"] for trial in trials if trial["arm"] == arm)
+            if numbers != [*range(chaos_study.TRIALS)]:
+                found.append(Outcome("doubled", f"the search trials of {arm} have the numbers {numbers}"))
         return found

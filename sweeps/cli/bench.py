@@ -147,8 +147,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table."""
+def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = 140) -> None:
+    """Print a table; `width` is its number of characters in a file."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -158,23 +158,23 @@ def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> N
         grid.add_column(head)
     for row in rows:
         grid.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else 140).print(grid)
+    Console(width=None if sys.stdout.isatty() else width).print(grid)
 
 
 def _print_chaos(tally: "Tally") -> None:
     """Print the faults by kind, the kinds that this process may not do, and each bad outcome."""
-    heads = ("fault", "count", "exit statuses", "bad in the same episode", "what the user saw, for example")
+    heads = ("fault", "count", "exit statuses", "bad outcomes", "what the user saw, for example")
     rows = [
         (
             row["fault"],
             str(row["count"]),
             _counts(row["statuses"]),
-            _counts(row["bad in the same episode"]),
+            _counts(row["bad"]),
             row["line"],
         )
         for row in tally.table()
     ]
-    _print(f"Faults of seed {tally.seed}", heads, rows)
+    _print(f"Faults of seed {tally.seed}", heads, rows, width=240)
     if tally.impossible:
         click.echo(f"not possible for this process: {', '.join(tally.impossible)}")
     for line in tally.lines():
