@@ -51,7 +51,7 @@ class Episode(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What the user saw of one fault."""
+    """Line and exit status that the user saw after one fault."""
 
     kind: str
     status: int | None
@@ -265,6 +265,7 @@ class Round:
     def _run_under(self, faults: Sequence[Fault]) -> None:
         """Run the study under faults, and compare what it shows afterwards with the truth."""
         done: list[str] = []
+        answers: list[Ending | None] = []
         for _ in range(FIXES):
             driver = self._start()
             allowed = {DONE, BAD_INPUT} if self._suspects else {DONE}
@@ -273,12 +274,16 @@ class Round:
                     break
                 if ACTIONS[fault.kind].do(driver, random.Random(fault.seed)):
                     done.append(fault.kind)
+                    answers.append(driver.answer)
+                    driver.answer = None
                     allowed |= {*ACTIONS[fault.kind].statuses}
             ending = driver.end(allowed | ({FAILED_CELLS} if self.referee.failed else set()))
             self._note(driver.outcomes, done)
             if done or not self._obey(ending):
                 break
-        self._tally.sights += [Sight(kind, ending.status, self._short(ending.last_line)) for kind in done]
+        for kind, answer in zip(done, answers, strict=True):
+            seen = answer or ending
+            self._tally.sights.append(Sight(kind, seen.status, self._short(seen.last_line)))
         if {"MLflow's database deleted in a run", "MLflow's database truncated in a run"} & {*done}:
             self._suspects.add(self._database)
         missing = self._compare(done)

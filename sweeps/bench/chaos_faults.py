@@ -147,6 +147,8 @@ class Driver:
         """True while the storage cannot be read, so that the referee does not look."""
         self.killed: Counter[str] = Counter()
         """Number of killed workers by the key of their task; "" for workers that had none yet."""
+        self.answer: Ending | None = None
+        """End of the second run that the last fault has started."""
         self.lock_taken: float | None = None
         """Time at which the lock was taken from the run on purpose, in seconds since 1970."""
         self._began = len(self.starts())
@@ -416,6 +418,7 @@ def rival(driver: Driver, rng: random.Random, prefix: Sequence[str] = ()) -> boo
     ending = run_command(driver.setting, chaos_study.FILE, module=chaos_study.__name__, prefix=prefix)
     if not driver.alive():
         return False
+    driver.answer = ending
     driver.outcomes += chaos_referee.unclear(ending, {BAD_INPUT})
     if ending.status == BAD_INPUT and f"process {driver.pid} " not in ending.last_line:
         driver.outcomes.append(

@@ -41,7 +41,7 @@ SHORTEST_S, LONGEST_S = 0.1, 1.0
 LEDGER = "SWEEP_CHAOS_LEDGER"
 """Environment variable with the file to which each worker appends the tasks that it starts.
 
-The file is no part of the storage, so no fault of the storage touches it.
+It is outside the storage, so that no fault of the storage touches it.
 """
 
 
