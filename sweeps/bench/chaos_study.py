@@ -33,7 +33,7 @@ FILE = f"{NAME}.yaml"
 ARMS = ("none", "latlon")
 TRIALS = 4
 """Search trials of each arm."""
-SEEDS = 6
+SEEDS = 8
 """Seeds of each fold; each arm has three folds."""
 EPOCHS = 5
 SHORTEST_S, LONGEST_S = 0.1, 1.0
