@@ -294,9 +294,10 @@ def test_runs_of_mlflow_are_counted(referee: Referee, tmp_path: Path) -> None:
             database.execute("insert into runs values (?, ?, 'active')", [run, status])
             database.execute("insert into tags values (?, 'key', ?), (?, 'kind', 'trial')", [run, key, run])
     found = referee._mlflow(tmp_path / "mlflow.db", "trial", TRIALS)
-    assert kinds(found) == ["doubled", "lost"]
+    assert kinds(found) == ["doubled", "orphaned", "lost"]
     assert keys[0] in found[0].what
     assert keys[1] in found[1].what
+    assert keys[1] in found[2].what
 
 
 FULL = "sweep: /storage: storage: cannot be written (no space). Fix: free some space"
