@@ -28,12 +28,11 @@ from sweeps.engine.cluster import HeadLost
 from sweeps.engine.study_queue import LOSSES_FORGIVEN
 from sweeps.engine.worker import CHECKPOINT
 from sweeps.store import lock
+from sweeps.store.fencing import LockLost
 
 Found = TypeVar("Found")
 
 DONE, BAD_INPUT, TERMINATED, INTERRUPTED = 0, 2, 143, 130
-LOCK_LOST = 4
-"""Exit status of a run that lost the study's lock."""
 RUN_S = 420.0
 """Longest time that a run may take."""
 LOCK_S = lock.BEAT_S + 5
@@ -671,11 +670,11 @@ ACTIONS: Mapping[str, Action] = {
     "second driver with another boot time": Action(rival_with_another_clock, needs_root=True),
     "storage full": Action(fill_storage, (BAD_INPUT,), needs_disk=True),
     "storage read-only": Action(make_storage_readonly, (BAD_INPUT,), needs_root=True),
-    "storage unmounted": Action(cover_storage, (BAD_INPUT, LOCK_LOST), needs_root=True),
-    "storage moved away": Action(move_storage, (BAD_INPUT, LOCK_LOST)),
+    "storage unmounted": Action(cover_storage, (BAD_INPUT, LockLost.status), needs_root=True),
+    "storage moved away": Action(move_storage, (BAD_INPUT, LockLost.status)),
     "storage without permission": Action(own_storage_by_another, (BAD_INPUT,)),
-    "lock stolen": Action(steal_lock, (LOCK_LOST,), ends=True),
-    "lock deleted": Action(delete_lock, (LOCK_LOST,), ends=True),
+    "lock stolen": Action(steal_lock, (LockLost.status,), ends=True),
+    "lock deleted": Action(delete_lock, (LockLost.status,), ends=True),
     "raylet killed": Action(functools.partial(kill_named, "raylet"), (HeadLost.status,), ends=True),
     "GCS killed": Action(functools.partial(kill_named, "gcs_server"), (HeadLost.status,), ends=True),
     "driver killed": Action(functools.partial(signal_driver, signal.SIGKILL), (-signal.SIGKILL,), ends=True),
