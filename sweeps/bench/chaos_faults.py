@@ -24,7 +24,7 @@ import psutil
 from pm25.errors import InputError
 from sweeps.bench import chaos_referee, chaos_study
 from sweeps.bench.chaos_referee import RECORD, Ending, Outcome, Referee, Start
-from sweeps.engine.cluster import HeadLost
+from sweeps.engine.cluster import RayLost
 from sweeps.engine.study_queue import LOSSES_FORGIVEN
 from sweeps.engine.worker import CHECKPOINT
 from sweeps.store import lock
@@ -675,8 +675,8 @@ ACTIONS: Mapping[str, Action] = {
     "storage without permission": Action(own_storage_by_another, (BAD_INPUT,)),
     "lock stolen": Action(steal_lock, (LockLost.status,), ends=True),
     "lock deleted": Action(delete_lock, (LockLost.status,), ends=True),
-    "raylet killed": Action(functools.partial(kill_named, "raylet"), (HeadLost.status,), ends=True),
-    "GCS killed": Action(functools.partial(kill_named, "gcs_server"), (HeadLost.status,), ends=True),
+    "raylet killed": Action(functools.partial(kill_named, "raylet"), (RayLost.status,), ends=True),
+    "GCS killed": Action(functools.partial(kill_named, "gcs_server"), (RayLost.status,), ends=True),
     "driver killed": Action(functools.partial(signal_driver, signal.SIGKILL), (-signal.SIGKILL,), ends=True),
     "SIGTERM": Action(functools.partial(signal_driver, signal.SIGTERM), (TERMINATED,), ends=True),
     "SIGINT": Action(functools.partial(signal_driver, signal.SIGINT), (INTERRUPTED,), ends=True),
