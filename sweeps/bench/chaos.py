@@ -30,7 +30,7 @@ from sweeps.bench.harness import Measurement
 
 FAULTS_OF_A_RUN = (3, 6)
 """Smallest and largest number of faults of a run, besides one that ends it."""
-DAMAGES = (8, 14)
+DAMAGES = (12, 20)
 """Smallest and largest number of damaged files in a batch."""
 BATCHES = 3
 """Batches of damages between two runs; each forgets the damaged records, so that the next run has work."""
