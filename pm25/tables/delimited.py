@@ -115,13 +115,21 @@ def _delimiter(header: str, given: str, where: str) -> str:
     """Find the delimiter that gives the header the most columns. Raises InputError for blanks."""
     if given in _DELIMITERS:
         return given
-    width = {d: len(next(csv.reader([header], delimiter=d, strict=False))) for d in _DELIMITERS}
+    width = {d: _width(header, d) for d in _DELIMITERS}
     best = max(width, key=lambda d: width[d])
     words = header.split()
     if width[best] == 1 and len(words) >= len(REQUIRED):
         what = f"no comma, semicolon, tab or bar separates the columns ({' '.join(words)[:60]})"
         raise InputError(where, "", what, "separate the columns with commas")
     return best
+
+
+def _width(header: str, delimiter: str) -> int:
+    """Count the columns of a header; one if a name is longer than the reader allows (131,072 characters)."""
+    try:
+        return len(next(csv.reader([header], delimiter=delimiter, strict=False)))
+    except csv.Error:
+        return 1
 
 
 def _parse(body: bytes, delimiter: str, decimal: str, kinds: dict[str, pa.DataType], where: str) -> pa.Table:

@@ -441,7 +441,8 @@ def _set_aside(state: "StudyState", again: str) -> None:
     from sweeps.store.lock import StudyLock
     from sweeps.store.records import DAMAGED_FOLDER, StorageError
 
-    with StudyLock(state.store):
+    with StudyLock(state.store) as lock:
+        state.store = lock.store
         state.refresh()
         state.records()
         print_storage(state)

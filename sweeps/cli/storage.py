@@ -78,9 +78,9 @@ def seal(target: str, overrides: tuple[str, ...]) -> None:
     from sweeps.store.records import StorageError
 
     for store in _stores(target, overrides):
-        with StudyLock(store):
+        with StudyLock(store) as lock:
             try:
-                parts = [(one, sorted(one.keys())) for one in (store, store.search)]
+                parts = [(one, sorted(one.keys())) for one in (lock.store, lock.store.search)]
                 sealed = sum(one.seal(key) for one, keys in parts for key in keys)
                 stored = [record for one, keys in parts for record in one.records(keys).values()]
             except StorageError as error:

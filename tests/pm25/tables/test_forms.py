@@ -119,6 +119,13 @@ def test_a_problem_names_its_row_in_every_form_of_text(
     assert found.numbering
 
 
+def test_a_header_may_be_longer_than_pythons_reader_allows_a_field(tmp_path: Path) -> None:
+    path = tmp_path / "wide.csv"
+    names = [f"a_channel_with_a_long_name_{number}" for number in range(5_000)]
+    path.write_text(f"site_id,date,{','.join(names)}\ns1,2021-01-01{',1' * len(names)}\n")
+    assert read_table(str(path)).num_columns == 2 + len(names)
+
+
 def test_row_1_is_named_by_its_line(tmp_path: Path) -> None:
     lines = to_text(frame()).splitlines()
     path = tmp_path / "t.csv"

@@ -21,6 +21,7 @@ from sweeps.cli import cli
 from sweeps.engine import worker
 from sweeps.state import StudyState
 from sweeps.store import fsck, integrity
+from sweeps.store.fencing import LockLost
 from sweeps.store.integrity import DamagedFile
 from sweeps.store.lock import StudyLock
 from sweeps.store.records import Record, Store
@@ -397,3 +398,28 @@ def test_a_changed_start_file_is_named_and_its_trial_still_read(
 def test_fsck_leaves_a_running_study_alone(stored: StudyState, copy: Path) -> None:
     with StudyLock(stored.store):
         assert command(stored, "fsck", stored.store.storage)[0] == 0
+
+
+@pytest.mark.parametrize("words", [("seal", "STUDY"), ("retry", "STUDY", "--damaged")])
+def test_a_command_that_lost_the_study_changes_nothing(
+    stored: StudyState, copy: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    first, second, _ = stored.cells
+    unseal(copy, first)
+    edited(copy / second / "result.json", lambda record: record["metrics"].update(test_rmse=0.001))
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    file, keys = copy.parent / "driver.json", Store.keys
+
+    def taken_over(store: Store) -> set[str]:
+        if file.exists():  # the command has the lock
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"id": "other", "number": 9}))
+        return keys(store)
+
+    monkeypatch.setattr(Store, "keys", taken_over)
+    study = str(Path(stored.study.storage) / "engine.yaml")
+    words = tuple(study if word == "STUDY" else word for word in words)
+    ended = CliRunner().invoke(
+        cli, [*words, "--set", f"storage={stored.store.storage}"], standalone_mode=False
+    )
+    assert isinstance(ended.exception, LockLost)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
