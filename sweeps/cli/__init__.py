@@ -29,6 +29,10 @@ def main() -> None:
     try:
         _check_current_folder()
         status = cli(prog_name="sweep", standalone_mode=False)
+    except SystemExit:
+        if not isinstance(sys.stdout, click.utils.PacifyFlushWrapper):  # of click, for a closed output
+            raise
+        status = exit_status.OUTPUT_CLOSED
     except click.exceptions.NoArgsIsHelpError as error:  # `sweep` alone
         error.show()
         status = exit_status.BAD_INPUT

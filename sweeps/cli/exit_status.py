@@ -7,6 +7,8 @@ RAY_LOST = 3
 """The head of the cluster, or Ray on this machine, is gone; the same command resumes."""
 BUG = 70
 """An exception that no command expects; the number is that of `EX_SOFTWARE` in sysexits.h."""
+OUTPUT_CLOSED = 141
+"""The reader of the output has closed it; the number is that of SIGPIPE in a shell."""
 
 _signals: list[int] = []
 """Signals with which a batch system asked this process to end."""

@@ -129,6 +129,16 @@ def test_a_bug_is_one_line_with_the_command_that_shows_its_traceback(
     assert ended.err.splitlines()[-1] == line
 
 
+def test_output_that_nobody_reads_is_no_failed_cell(toy: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sweeps", "run", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert (process.returncode, err) == (141, b"")
+
+
 @pytest.mark.parametrize(
     "error",
     [
