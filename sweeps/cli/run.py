@@ -493,11 +493,9 @@ def why(study: str, overrides: tuple[str, ...], key: str, as_json: bool) -> None
         return
     print_storage(state)
     for line in explanation.lines:
-        click.echo(line)
+        click.echo(complete_commands(line, study, overrides))
     if explanation.state == "failed":
         again = f"{command_line('retry', study, overrides)} --where {shlex.quote(explanation.where)}"
         click.echo(f"  `{again}` allows it to run again")
-    elif explanation.state == "damaged":
-        click.echo(f"  `{command_line('retry', study, overrides)} --damaged` moves it aside, to run again")
     elif explanation.state == "missing":
         click.echo(f"  `{command_line('run', study, overrides)}` runs it")

@@ -49,7 +49,7 @@ def fsck(storage: str, as_json: bool) -> int:
         return int(not intact)
     for one in found:
         for finding in one.findings:
-            click.echo(finding.line.replace("STUDY", one.study))
+            click.echo(finding.line)
     listed = ", ".join(f"{number} {name}" for name, number in counts.items())
     problems = sum(finding.damage for one in found for finding in one.findings)
     verdict = "nothing is damaged" if intact else counted(problems, "damaged file")

@@ -295,6 +295,8 @@ def test_damage_is_counted_named_and_retried_on_request(
     _, text = command(stored, "why", "STUDY", first[:8])
     assert f"{first} none random fold 0 seed 0: damaged" in text
     assert "SHA-256" in text
+    assert f"sweep retry {stored.study.storage}/engine.yaml" in text
+    assert "STUDY" not in text
     command(stored, "export", "STUDY", str(tmp_path / "cells.csv"))
     rows = pd.read_csv(tmp_path / "cells.csv").set_index("key")
     assert rows["state"].to_dict() == {first: "damaged", second: "done", third: "done"}
@@ -312,6 +314,31 @@ def test_damage_is_counted_named_and_retried_on_request(
     assert (status, "nothing is damaged" in text) == (0, True)
     _, text = command(stored, "retry", "STUDY", "--damaged")
     assert "nothing to move aside" in text
+
+
+@pytest.mark.parametrize("words", [("retry", "STUDY", "--damaged"), ("seal", "STUDY")])
+def test_a_command_that_lost_the_lock_changes_no_record(
+    stored: StudyState, copy: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = stored.cells
+    edited(copy / first / "result.json", lambda record: record["metrics"].update(test_rmse=0.001))
+    unseal(copy, second)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    named = copy.parent / "driver.json"
+    enter = StudyLock.__enter__
+
+    def lose(lock: StudyLock) -> StudyLock:
+        enter(lock)
+        driver = json.loads(named.read_bytes())
+        named.write_text(json.dumps(driver | {"id": "another", "number": 2}))
+        return lock
+
+    monkeypatch.setattr(StudyLock, "__enter__", lose)
+    study = str(Path(stored.study.storage) / "engine.yaml")
+    line = [study if word == "STUDY" else word for word in words]
+    ended = CliRunner().invoke(cli, [*line, "--set", f"storage={stored.store.storage}"])
+    assert isinstance(ended.exception, LockLost)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
 def test_old_records_are_sealed(stored: StudyState, copy: Path) -> None:
