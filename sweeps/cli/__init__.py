@@ -26,11 +26,12 @@ def main() -> None:
     """
     text_encoding.use_utf8()
     signal.signal(signal.SIGTERM, exit_status.end_on_signal)
+    output = sys.stdout
     try:
         _check_current_folder()
         status = cli(prog_name="sweep", standalone_mode=False)
     except SystemExit:
-        if not isinstance(sys.stdout, click.utils.PacifyFlushWrapper):  # of click, for a closed output
+        if sys.stdout is output:  # click replaces an output that was closed
             raise
         status = exit_status.OUTPUT_CLOSED
     except click.exceptions.NoArgsIsHelpError as error:  # `sweep` alone
