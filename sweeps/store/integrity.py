@@ -281,6 +281,12 @@ def _check_complete(record: Mapping[str, Any], folder: Folder, state: str) -> No
             raise Damaged(f"{name} is missing")
     if state == "failed" and "message" not in record["error"]:
         raise Damaged("error.message is missing")
+    if folder == "search" and state == "done":
+        if not record["scores"]:
+            raise Damaged("scores is empty")
+        for regime, scores in record["scores"].items():
+            if "rmse" not in scores:
+                raise Damaged(f"scores.{regime}.rmse is missing")
     if folder == "cells" and state == "done":
         for name in ("val_rmse", "test_rmse"):
             if name not in record["metrics"]:

@@ -450,3 +450,17 @@ def test_a_command_that_lost_the_study_changes_nothing(
     )
     assert isinstance(ended.exception, LockLost)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("scores", [{}, {"wr": {}}])
+def test_unsealed_trial_without_scores_is_damaged_and_not_sealed(tmp_path: Path, scores: Any) -> None:
+    trials = Store(str(tmp_path), "old").search
+    key = integrity.trial_key("point", 0)
+    record = {"key": key, "state": "done", "arm": "none", "number": 0, "params": {}, "point": "point"}
+    record |= {"scores": scores, "epochs": 1, "ended": "2026-01-01T00:00:00+00:00"}
+    trials.write_file(key, "result.json", json.dumps(record).encode())
+    found = trials.record(key)
+    assert found is not None
+    assert found["state"] == "damaged"
+    assert found["damage"]["problem"].startswith("scores")
+    assert not trials.seal(key)
