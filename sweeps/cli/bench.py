@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pm25.errors import InputError
 from sweeps.cli.shared import examples, json_option
@@ -104,6 +105,7 @@ def bench(
     """
     from sweeps.bench import harness, suite
 
+    _refuse_options_of_another_group(only)
     if only_round is not None and seed is None:
         raise InputError("sweep bench", "--round", "the option needs --seed", "give the seed of the round")
     tally = None
@@ -184,3 +186,18 @@ def _print_chaos(tally: "Tally") -> None:
 def _counts(numbers: Mapping[str, int]) -> str:
     """Format numbers by name, such as `0: 12, 2: 1`."""
     return ", ".join(f"{name}: {number}" for name, number in numbers.items())
+
+
+_OPTIONS_OF = {"studies": "calibration", "minutes": "chaos", "seed": "chaos", "only_round": "chaos"}
+"""Group that has each option, by the option's parameter."""
+
+
+def _refuse_options_of_another_group(only: str | None) -> None:
+    """Raise InputError if an option was given that the chosen group does not have."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        group = _OPTIONS_OF.get(str(parameter.name))
+        given = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if group is not None and group != only and given:
+            fix = f"add --only {group}, or leave the option out"
+            raise InputError("sweep bench", parameter.opts[-1], f"only the group {group} has it", fix)

@@ -64,11 +64,15 @@ class StudyCheck:
         return {**counts, "findings": [finding._asdict() for finding in self.findings]}
 
 
+_CONTROL_FILES = (declarations.FILE, channel_orders.FILE, driver_process.FILE, JOURNAL)
+"""Files of a study, in whose place a folder is damage."""
+
+
 class Listing(NamedTuple):
     """Files of a study."""
 
     keys: dict[str, dict[str, list[str]]]
-    """Names of the files of each key, by 'cells', 'search' or 'damaged', and key."""
+    """Names of the files of each key, by 'cells' or 'search', and key."""
     others: list[str]
     """Files elsewhere, as paths below the study's folder."""
 
@@ -93,7 +97,7 @@ def listing(store: Store) -> Listing:
         is_folder = info.type == pyarrow.fs.FileType.Directory
         if folder in keys and rest and (is_folder or rest[1:]):
             keys[folder][rest[0]] += rest[1:2]
-        elif not is_folder:
+        elif not is_folder or info.path[len(root) + 1 :] in _CONTROL_FILES:
             others.append("/".join([folder, *rest]))
     return Listing(keys, sorted(others))
 
@@ -204,7 +208,9 @@ def _others(store: Store, paths: list[str]) -> Iterator[Finding]:
                 yield Finding(full, "a file where folders of keys are expected", "move it away", damage=False)
         except InputError as error:
             yield Finding(full, error.problem, error.fix)
-        except (ValidationError, Damaged):
+        except Damaged as error:
+            yield Finding(full, str(error), "move it away")
+        except ValidationError:
             yield Finding(full, "it is not the progress of a training", "delete the file; no result needs it")
 
 

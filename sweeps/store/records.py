@@ -435,14 +435,20 @@ def read(system: pyarrow.fs.FileSystem, path: str) -> bytes:
 
 
 def read_intact(system: pyarrow.fs.FileSystem, path: str) -> bytes | None:
-    """Read a file; None if it is missing. Raises Damaged for a folder in its place, and StorageError."""
+    """Read a file; None if it is missing.
+
+    Raises Damaged for a folder or an endless link in its place, and StorageError.
+    """
+    name = path.rsplit("/", 1)[1]
     try:
         return read(system, path)
     except FileNotFoundError:
         return None
-    except StorageError:
+    except StorageError as error:
+        if getattr(error, "errno", None) == errno.ELOOP:
+            raise Damaged(f"{name} is a link to itself") from None
         if system.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-            raise Damaged(f"{path.rsplit('/', 1)[1]} is a folder") from None
+            raise Damaged(f"{name} is a folder") from None
         raise
 
 

@@ -158,6 +158,20 @@ def test_a_fault_of_the_world_is_not_a_bug(
 
 
 @pytest.mark.parametrize(
+    ("words", "option", "group"),
+    [
+        (["--only", "chaos", "--studies", "50"], "--studies", "calibration"),
+        (["--minutes", "3"], "--minutes", "chaos"),
+        (["--only", "engine", "--seed", "3"], "--seed", "chaos"),
+    ],
+)
+def test_an_option_of_another_group_starts_no_bench(
+    sweep: Sweep, words: list[str], option: str, group: str
+) -> None:
+    check_refused(sweep("bench", *words), option, f"add --only {group}")
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["status"],

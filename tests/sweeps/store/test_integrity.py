@@ -369,14 +369,23 @@ def test_old_records_are_sealed(stored: StudyState, copy: Path) -> None:
         ("cells/abc/.result.json.1234.part", b"half", True),
         ("search/abc/begun.json", b"{}", False),
         ("cells/note.txt", b"mine", True),
+        ("channels.json", b"[1]", False),
+        ("channels.json", None, False),  # a folder
+        ("declarations.json", None, False),
+        ("driver.json", None, False),
+        ("optuna.journal", None, False),
     ],
 )
 def test_fsck_checks_the_other_files_of_a_study(
-    stored: StudyState, copy: Path, path: str, content: bytes, intact: bool
+    stored: StudyState, copy: Path, path: str, content: bytes | None, intact: bool
 ) -> None:
     file = copy.parent / path
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
+    if content is None:
+        file.unlink(missing_ok=True)
+        file.mkdir()
+    else:
+        file.write_bytes(content)
     checked = fsck.check(stored.store, fsck.listing(stored.store))
     assert [finding.path for finding in checked.findings] == [str(file)]
     assert checked.intact == intact
@@ -425,31 +434,6 @@ def test_a_changed_start_file_is_named_and_its_trial_still_read(
 def test_fsck_leaves_a_running_study_alone(stored: StudyState, copy: Path) -> None:
     with StudyLock(stored.store):
         assert command(stored, "fsck", stored.store.storage)[0] == 0
-
-
-@pytest.mark.parametrize("words", [("seal", "STUDY"), ("retry", "STUDY", "--damaged")])
-def test_a_command_that_lost_the_study_changes_nothing(
-    stored: StudyState, copy: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
-) -> None:
-    first, second, _ = stored.cells
-    unseal(copy, first)
-    edited(copy / second / "result.json", lambda record: record["metrics"].update(test_rmse=0.001))
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    file, keys = copy.parent / "driver.json", Store.keys
-
-    def taken_over(store: Store) -> set[str]:
-        if file.exists():  # the command has the lock
-            file.write_text(json.dumps(json.loads(file.read_text()) | {"id": "other", "number": 9}))
-        return keys(store)
-
-    monkeypatch.setattr(Store, "keys", taken_over)
-    study = str(Path(stored.study.storage) / "engine.yaml")
-    words = tuple(study if word == "STUDY" else word for word in words)
-    ended = CliRunner().invoke(
-        cli, [*words, "--set", f"storage={stored.store.storage}"], standalone_mode=False
-    )
-    assert isinstance(ended.exception, LockLost)
-    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("scores", [{}, {"wr": {}}])

@@ -528,6 +528,15 @@ def test_a_folder_in_place_of_a_record_is_damage(store: Store, tmp_path: Path) -
         assert (found["state"], found["damage"]["problem"]) == ("damaged", "result.json is a folder")
 
 
+def test_a_record_that_is_a_link_to_itself_is_damage(store: Store, tmp_path: Path) -> None:
+    record = tmp_path / "results" / "toy" / "cells" / "k1" / "result.json"
+    record.parent.mkdir(parents=True)
+    record.symlink_to("result.json")
+    found = store.record("k1")
+    assert found is not None
+    assert (found["state"], found["damage"]["problem"]) == ("damaged", "result.json is a link to itself")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_record_that_cannot_be_read_names_the_storage(store: Store, tmp_path: Path) -> None:
     store.write_record(RECORD)
