@@ -327,6 +327,8 @@ class Referee:
             found += [
                 Outcome("orphaned", f"{path.relative_to(self.root)} is left after the end")
                 for path in self.root.glob(pattern)
+                # A cell that became stale before it ended keeps its checkpoint, for the settings may return.
+                if path.name != "checkpoint.pt" or (path.parent / RECORD).exists()
             ]
         kept = {place.key for place in self.paths(name="weights.pt")} & self._current()
         if kept != self._winners():
