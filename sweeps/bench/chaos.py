@@ -339,6 +339,9 @@ class Round:
         if ending.status == DONE:
             self._note(self.referee.complete(self._database), [])
             self._compare([])
+            # What is left belongs to cells that became stale; `fsck` says to delete a damaged one.
+            for path in self.referee.root.glob("*/*/checkpoint.pt"):
+                path.unlink()
             self._command("fsck", str(self.setting.storage))
         else:
             self._note(
