@@ -36,7 +36,7 @@ def scratch(parent: str | None = None) -> Iterator[Path]:
             remove_abandoned(parent)
             made = tempfile.mkdtemp(prefix=UNLOCKED, dir=parent)
             folder = Path(parent, PREFIX + os.path.basename(made).removeprefix(UNLOCKED))
-            lock = cleanup.enter_context(open(os.path.join(made, LOCK), "w"))
+            lock = cleanup.enter_context(open(os.path.join(made, LOCK), "wb"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.rename(made, folder)
         except OSError as error:

@@ -156,7 +156,7 @@ class Driver:
         self._ended = 0.0
         self._looked = 0.0
         setting.temporary.mkdir(exist_ok=True)
-        with self._logs[0].open("w") as out, self._logs[1].open("w") as err:
+        with self._logs[0].open("wb") as out, self._logs[1].open("wb") as err:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", chaos_study.__name__, chaos_study.FILE],
                 cwd=setting.folder,

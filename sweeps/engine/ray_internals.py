@@ -122,7 +122,7 @@ def private_token(folder: Path) -> Iterator[None]:
     variables alone, which Ray reads only once in a process.
     """
     file = folder / "token"
-    with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+    with open(file, "x", encoding="ascii", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
         out.write(secrets.token_hex(32))
     before = {name: os.environ.get(name) for name in TOKEN_VARIABLES}
     _set_variables({name: value.format(file=file) for name, value in TOKEN_VARIABLES.items()})
