@@ -386,12 +386,12 @@ class MlflowMirror:
         return tracker
 
     def _failed(self, error: Exception) -> None:
-        from sweeps.tracking.connection import short_reason
+        from sweeps.tracking.connection import DamagedDatabase, short_reason
 
         self._in_step, self._tracker = False, None  # it is examined again before anything else is written
         self._rests_until = time.monotonic() + PAUSE_S
         self.behind = short_reason(error)
-        self.fix = error.fix.rstrip(".") if isinstance(error, InputError) else ""
+        self.fix = error.fix.rstrip(".") if isinstance(error, DamagedDatabase) else ""
 
 
 @contextlib.contextmanager

@@ -31,8 +31,8 @@ def test_the_server_ends_with_its_terminal(toy: Path, free_port: Callable[[], in
         assert "Warning" not in log.read_text()
         assert set.union(*processes.listening(started.pid).values()) == {"127.0.0.1"}
         os.killpg(started.pid, signal.SIGHUP)  # as a terminal that is closed does
-        started.wait(20)
-        wait_for(lambda: not answers(port), log.read_text, seconds=20)
+        started.wait(60)
+        wait_for(lambda: not answers(port), log.read_text, seconds=60)
     finally:
         started.kill()
         started.wait()

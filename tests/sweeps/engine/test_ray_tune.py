@@ -296,7 +296,7 @@ def test_a_study_meets_a_full_disk_and_a_dead_ray_and_then_finishes(tmp_path: Pa
 
 def _meet_faults(folder: Path, disk: Path) -> None:
     design = {**STUDY["design"], "variant": ["none", "latlon"], "seed": [*range(4)]}  # type: ignore[dict-item]
-    long = {"max_epochs": 60, "patience": 60}
+    long = {"max_epochs": 240, "patience": 240}  # on a busy machine the disk fills slowly
     sweep = Sweep(folder, design=design, train=long, checkpoint_seconds=0)
 
     driver = sweep.start("run", "tiny.yaml")

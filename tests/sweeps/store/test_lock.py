@@ -626,6 +626,7 @@ import random, sys, time
 import pyarrow.fs
 from pm25.errors import InputError
 from sweeps.store import lock
+from sweeps.store.fencing import LockLost
 from sweeps.store.lock import StudyLock
 from sweeps.store.records import Store
 
@@ -651,8 +652,11 @@ for line in sys.stdin:
     elif line == "lost?\\n":
         print(own.lost if own else "never had it", flush=True)
     else:
-        if own:
-            own.__exit__(None, None, None)
+        try:
+            if own:
+                own.__exit__(None, None, None)
+        except LockLost:
+            pass
         print("ended", flush=True)
 """
 

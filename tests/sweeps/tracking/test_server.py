@@ -72,12 +72,12 @@ class Server:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(20)
+        self.process.wait(60)
 
     def lose_terminal(self) -> None:
         """Send all its processes the signal of a terminal that is closed."""
         os.killpg(self.process.pid, signal.SIGHUP)
-        self.process.wait(20)
+        self.process.wait(60)
 
     def ask(self, call: str, **body: Any) -> Any:
         answer = requests.post(f"{self.url}/api/2.0/mlflow/{call}", json=body, auth=ADMIN, timeout=10)
