@@ -320,8 +320,11 @@ def _command_line(process: psutil.Process) -> str:
 
 
 def _is_agent(process: psutil.Process) -> bool:
-    """Return whether a process is an agent of Ray's raylet."""
-    return _command_line(process).startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+    """Return whether a process is an agent of Ray's raylet, or another of Ray's that waits for a dead GCS."""
+    line = _command_line(process)
+    helpers = ("/ray/_private/", "/ray/dashboard/", "/ray/autoscaler/")
+    is_helper = any(folder in line for folder in helpers) and "default_worker.py" not in line
+    return is_helper or line.startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
 
 
 def _orphan(process: psutil.Process, seconds: float) -> Outcome:
