@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: no file is unpickled, and files of results follow the umask."""
+"""Promises of SECURITY.md: no file is unpickled, and files of results follow the umask."""
 
 import ast
 import os

@@ -368,8 +368,8 @@ def kill_worker_in_writing(driver: Driver, rng: random.Random) -> bool:
         for key, pid in driver.training().items():
             folder = driver.referee.root / "cells" / key
             files = [path.name for path in folder.iterdir()] if folder.exists() else []
-            begun = "predictions.parquet" in files or any(name.endswith(".part") for name in files)
-            if begun and RECORD not in files and driver.may_lose(key):
+            has_started = "predictions.parquet" in files or any(name.endswith(".part") for name in files)
+            if has_started and RECORD not in files and driver.may_lose(key):
                 return key, pid
         return None
 

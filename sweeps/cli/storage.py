@@ -53,7 +53,8 @@ def fsck(storage: str, as_json: bool) -> int:
     listed = ", ".join(f"{number} {name}" for name, number in counts.items())
     problems = sum(finding.damage for one in found for finding in one.findings)
     verdict = "nothing is damaged" if intact else counted(problems, "damaged file")
-    click.echo(f"{storage}: {counted(len(found), 'study').replace('studys', 'studies')}; {listed}; {verdict}")
+    checked = "1 study" if len(found) == 1 else f"{len(found):,} studies"
+    click.echo(f"{storage}: {checked}; {listed}; {verdict}")
     return int(not intact)
 
 

@@ -1,4 +1,4 @@
-"""What a worker reports, without Ray: a driver that lost its study is no failure of a task."""
+"""Results of a worker outside Ray: a driver that lost its study is not the failure of a task."""
 
 from types import SimpleNamespace
 from typing import Any, cast

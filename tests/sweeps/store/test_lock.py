@@ -386,7 +386,7 @@ class Clock:
 def test_a_suspended_process_has_observed_nothing(
     store: Store, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may have been suspended together with the driver that it watches, whose heartbeats are to come."""
+    """The waiting process may have been suspended together with the driver, whose heartbeats are to come."""
     put(file, elsewhere())
     clock = Clock([1e6], lambda: clock.slept == 3 and put(file, elsewhere(beats=8)))
     monkeypatch.setattr(lock, "time", clock)
@@ -533,7 +533,7 @@ def test_a_driver_that_was_suspended_finds_that_it_lost_the_study_and_writes_not
 def test_a_suspended_driver_of_this_machine_keeps_the_study(
     tmp_path: Path, other: "subprocess.Popen[str]"
 ) -> None:
-    """It is alive, and nothing has to be observed."""
+    """The driver is alive, and nothing has to be observed."""
     other.send_signal(signal.SIGSTOP)
     until(lambda: psutil.Process(other.pid).status() == psutil.STATUS_STOPPED)
     try:
@@ -546,7 +546,7 @@ def test_a_suspended_driver_of_this_machine_keeps_the_study(
 def test_a_writer_keeps_the_study_until_it_has_written(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver is dead, and one of its workers has begun to write: the take-over waits for it."""
+    """The driver is dead, and one of its workers has started to write: the take-over waits for it."""
     monkeypatch.setattr(fencing, "LOCKED_S", 0.05)
     put(file, driver(start_ticks=1))
     store, old = Store(str(tmp_path), "toy"), Store(str(tmp_path), "toy", token="3-somebody")
