@@ -1,5 +1,6 @@
 """The command line `sweep`; slow imports are inside the commands that need them."""
 
+import gc
 import os
 import shlex
 import signal
@@ -16,6 +17,12 @@ from sweeps.cli import bench, data, exit_status, results, run, status, storage, 
 DEBUG = "SWEEP_DEBUG"
 """Environment variable of `--debug`, which the processes of a run inherit."""
 
+COLLECTED = 20_000
+"""New objects after which Python looks for garbage.
+
+Its default of 700 costs a tenth of the time of `sweep status` on 10,000 cells.
+"""
+
 
 def main() -> None:
     """Run the command line and exit.
@@ -25,6 +32,7 @@ def main() -> None:
     interrupt it is 130 or 143.
     """
     text_encoding.use_utf8()
+    gc.set_threshold(COLLECTED)
     signal.signal(signal.SIGTERM, exit_status.end_on_signal)
     output = sys.stdout
     try:

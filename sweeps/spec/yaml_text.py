@@ -111,7 +111,7 @@ class _Refused(yaml.MarkedYAMLError):
 def _construct(text: str) -> Any:
     loader = _Loader(text)
     try:
-        node = loader.get_single_node()
+        node = _compose(text) or loader.get_single_node()
         if node is None:
             return None
         if _values(node, {}, ()) > MOST_YAML_VALUES:
@@ -120,6 +120,22 @@ def _construct(text: str) -> Any:
         return _copied(loader.construct_document(node))
     finally:
         loader.dispose()
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Compose a document by libyaml, ten times faster than in Python; None for Python to try.
+
+    The texts of libyaml's errors have fewer details than those of the parser in Python.
+    """
+    try:
+        found: yaml.Node | None = yaml.compose(text, _FAST)
+    except yaml.YAMLError:
+        return None
+    return found
+
+
+_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Loader that composes with libyaml, if PyYAML was built with it."""
 
 
 def _values(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:

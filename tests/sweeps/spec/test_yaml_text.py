@@ -46,6 +46,26 @@ def test_a_group_that_yaml_reads_otherwise_is_to_be_quoted(tmp_path: Path, value
     assert made.design.split[0].split.label == f"group-state-CA+{value}"
 
 
+# PyYAML does not read its own output of these line ends and of this mark.
+_TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029\ufeff"), max_size=8)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(value=_VALUES, flow=st.sampled_from([None, True, False]), indent=st.integers(2, 6))
+def test_libyaml_and_python_read_the_same(value: object, flow: bool | None, indent: int) -> None:
+    text = yaml.safe_dump(value, default_flow_style=flow, indent=indent, allow_unicode=True)
+    read = yaml_text.parse(text)
+    assert read == value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml_text, "_FAST", yaml.SafeLoader)
+        assert yaml_text.parse(text) == read
+
+
 @settings(deadline=None, max_examples=40)
 @given(number=st.integers(0, 9999), zeros=st.integers(1, 3))
 def test_a_number_with_leading_zeros_is_never_read_in_base_8(number: int, zeros: int) -> None:
