@@ -18,6 +18,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Deaf to Ctrl-C, and what they start would be so too; tests interrupt themselves and others.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# `nohup make test` ignores SIGHUP, and the servers of tests would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 class Objects:
     """moto's S3 on a free port: what it was asked, and what it is to refuse."""
