@@ -54,13 +54,19 @@ def _arm_study(trials: ArmTrials) -> SearchPoints:
     return ArmStudy(trials)
 
 
+LAST_CELLS = 2
+"""Number of ready cells for each running one, at or below which the longest cells come first."""
+
+
 class Scheduler:
     """Hands out the tasks of one `sweep run`.
 
     An arm's search comes before its grid. While grid cells are ready, each arm runs one search trial at a
     time; otherwise, as many as workers ask for. The cells of an arm are released when its search is over, or
     at once if it has none, first folds and seeds first. Cells of a later look are released when the last cell
-    of the look before has ended.
+    of the look before has ended. The last ready cells come in the order of their expected time, the longest
+    first, so that the workers end at about the same time. It is the mean time of ended cells of the same arm
+    and split.
     """
 
     def __init__(
@@ -98,6 +104,9 @@ class Scheduler:
         records = state.records()
         self._recorded, self._cells_in_flight = len(records), 0
         self._gpu_seconds = sum(map(_gpu_seconds, [*records.values(), *state.trials()]))
+        self._took: dict[tuple[Arm, str], tuple[float, int]] = {}
+        for key, record in records.items():
+            self._learn_time(state.cells[key], record)
         grid = state.study.cells(search_trials.tuned(state.searches))
         position = {cell: i for i, cell in enumerate(grid)}
         for key, cell in state.cells.items():
@@ -211,7 +220,7 @@ class Scheduler:
                     self.handed += 1
                     return task
         if self._ready:
-            _, key, cell = heapq.heappop(self._ready)
+            key, cell = self._pop()
             self.handed += 1
             self._cells_in_flight += 1
             place = Arm.of(cell), cell.split.label, cell.fold
@@ -235,6 +244,7 @@ class Scheduler:
             return
         if task.kind == "cell":
             self._recorded, self._cells_in_flight = self._recorded + 1, self._cells_in_flight - 1
+            self._learn_time(task.cells[0], record)
             if self._state.looks is not None and self._state.looks.add(task.cells[0], record):
                 self._extend()
         # A search point at which training diverges is a result of the search, not a fault.
@@ -246,6 +256,30 @@ class Scheduler:
             self._study(scope).tell(task.optuna_number, record)
             self._in_flight[scope].discard(record["number"])
             self._add(scope, record)
+
+    def _pop(self) -> tuple[str, Cell]:
+        """Remove the next cell from the ready ones: the first of the grid or, among the last, the longest."""
+        first = heapq.heappop(self._ready)
+        if len(self._ready) < LAST_CELLS * self._cells_in_flight:
+            longest = max(self._ready, key=lambda one: (self._expected_s(one[2]), -one[0]), default=first)
+            if self._expected_s(longest[2]) > self._expected_s(first[2]):
+                self._ready.remove(longest)
+                self._ready.append(first)
+                heapq.heapify(self._ready)
+                first = longest
+        return first[1], first[2]
+
+    def _expected_s(self, cell: Cell) -> float:
+        """Mean seconds of the ended cells of the same arm and split; 0 if none has ended."""
+        total, number = self._took.get((Arm.of(cell), cell.split.label), (0.0, 1))
+        return total / number
+
+    def _learn_time(self, cell: Cell, record: Record) -> None:
+        """Note the seconds of a cell that has ended; a failed one took less than the others."""
+        if record["state"] == "done":
+            place = Arm.of(cell), cell.split.label
+            total, number = self._took.get(place, (0.0, 0))
+            self._took[place] = total + record["seconds"], number + 1
 
     def _damaged(self, task: Task, record: Record) -> None:
         """Count a task whose record is damaged; nothing that waited for it is released."""

@@ -188,6 +188,32 @@ def test_without_a_search_the_cells_come_at_once_in_the_grid_s_order(tmp_path: P
     assert run.scheduler.stopped == ""
 
 
+def test_the_last_cells_come_in_the_order_of_their_expected_time(tmp_path: Path) -> None:
+    content = {block: value for block, value in STUDY.items() if block != "search"}
+    run = Run(of_study(tmp_path, **content))
+    assert run.next(2) == ["none cell 0 0", "latlon cell 0 0"]
+    run.end("none cell 0 0", seconds=1.0)
+    run.end("latlon cell 0 0", seconds=3.0)
+    # Six cells are ready, and none or one runs: the order is that of the grid.
+    assert run.next(2) == ["none cell 1 0", "latlon cell 1 0"]
+    # Four are ready and two run: latlon takes longer.
+    assert run.next(2) == ["latlon cell 0 1", "latlon cell 1 1"]
+    run.end("none cell 1 0", seconds=9.0)  # so `none` takes 5 s on average
+    assert run.next(3) == ["none cell 0 1", "none cell 1 1", None]
+
+
+def test_the_seconds_of_an_earlier_run_order_the_last_cells(tmp_path: Path) -> None:
+    content = {block: value for block, value in STUDY.items() if block != "search"}
+    run = Run(of_study(tmp_path, **content))
+    assert run.next(3) == ["none cell 0 0", "latlon cell 0 0", "none cell 1 0"]
+    for one, seconds in (("none cell 0 0", 1.0), ("latlon cell 0 0", 2.0), ("none cell 1 0", 1.0)):
+        run.end(one, seconds=seconds)
+    again = Run(StudyState(str(tmp_path / "toy.yaml")))
+    assert again.next(5) == [
+        *("latlon cell 1 0", "none cell 0 1", "latlon cell 0 1", "latlon cell 1 1", "none cell 1 1")
+    ]
+
+
 def test_a_search_comes_before_its_grid_and_no_arm_waits_for_another(tmp_path: Path) -> None:
     run = Run(state(tmp_path), {NONE: [0.1, 0.2, 0.3]})
     assert (run.scheduler.total, run.scheduler.cells, run.scheduler.trials) == (14, 8, 6)
