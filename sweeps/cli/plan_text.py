@@ -112,9 +112,17 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
     yield f"  disk    {_range(content['disk_mb'])} MB in the store"
     if content["memory_mb"]:
         yield f"  memory  {content['memory_mb'] / 1000:.1f} GB per cell"
+    packing = content.get("packing", {})
+    if packing:
+        memory = f"{packing['memory_mb'] / 1000:.1f} of {packing['gpu_mb'] / 1000:.0f} GB"
+        yield (
+            f"  packing {counted(packing['per_gpu'], 'training')} on a GPU, limited by {packing['bound']}; "
+            f"each holds {memory} ({packing['source']})"
+        )
+    assumed = " (assumed; give --cpus)" if packing.get("assumed_cpus") else ""
     yield (
-        f"  on      {capacity['cpus']:g} CPUs, {capacity['gpus']:g} GPUs: {capacity['side_by_side']} at a "
-        f"time, each with {capacity['cpu']:g} CPU and {capacity['gpu']:g} GPU"
+        f"  on      {capacity['cpus']:g} CPUs{assumed}, {capacity['gpus']:g} GPUs: "
+        f"{capacity['side_by_side']} at a time, each with {capacity['cpu']:g} CPU and {capacity['gpu']:g} GPU"
     )
     if content["wall_hours"] is None:
         return

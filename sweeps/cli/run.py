@@ -61,7 +61,8 @@ wait_option = click.option(
 @click.option(
     "--cpus",
     type=FiniteRange(0, MOST_DEVICES, min_open=True),
-    help="Plan for this number of CPUs; default: those of this machine.",
+    help="Plan for this number of CPUs; default: those of this machine, or 12 for each GPU if --gpus is "
+    "larger than its number.",
 )
 @click.option(
     "--gpus",
@@ -89,9 +90,12 @@ def plan(
 
     The output lists arms, cells, what is done, and ranges of the expected time, hours and disk space.
     Speeds that no stored cell provides are measured once, on a few batches of each kind of network.
+
+    With `resources.gpu: auto`, as many trainings share a GPU as its memory and its CPUs allow. The expected
+    gain is the square root of their number, and the range has both extremes.
     """
     from sweeps.engine import measure
-    from sweeps.plan import calibration, detectable
+    from sweeps.plan import calibration, detectable, packing
     from sweeps.plan.capacity import Capacity
     from sweeps.plan.cost import Estimate
 
@@ -100,14 +104,26 @@ def plan(
     detectable.refuse_claims(lacking, study)
     state.study.refuse_leaks(state.panel)
     records, split_indices = state.records(), state.split_indices()
-    cpus = cpus or len(os.sched_getaffinity(0))
-    gpus = len(calibration.devices()) if gpus is None else gpus
+    local_gpus = len(calibration.devices())
+    gpus = local_gpus if gpus is None else gpus
+    elsewhere = cpus is None and gpus > local_gpus
+    if cpus is None:
+        cpus = len(os.sched_getaffinity(0))
+        cpus = max(cpus, packing.ASSUMED_CPUS * gpus) if elsewhere else cpus
     capacity = Capacity.of(state.study, cpus, gpus)
-    estimate = Estimate(state, records, split_indices, capacity, calibration.read(state.store, capacity))
+    known = calibration.read(state.store, capacity)
+    estimate = Estimate(state, records, split_indices, capacity, known)
     if any(estimate.uncalibrated()) and not no_calibrate and calibration.can_measure(capacity):
         measure.in_child(study, overrides, capacity)
-        estimate = Estimate(state, records, split_indices, capacity, calibration.read(state.store, capacity))
+        known = calibration.read(state.store, capacity)
+        estimate = Estimate(state, records, split_indices, capacity, known)
+    packed = packing.plan_packing(state, records, capacity, estimate.shapes, known)
+    if packed is not None:
+        capacity = capacity.packed(packed.per_gpu)
+        estimate = Estimate(state, records, split_indices, capacity, known)
     content = plan_content(state, records, split_indices, estimate, budget)
+    if packed is not None:
+        content["packing"] = packed._asdict() | {"assumed_cpus": elsewhere}
     found = detectable.detectable(state, records, lacking)
     content["detects"] = [detectable.content(one) for one in found]
     if as_json:

@@ -14,7 +14,7 @@ from pm25.network_shape import NetworkShape
 from pm25.panel import Panel
 from sweeps.engine import cluster, measure, ray_internals, worker
 from sweeps.engine.cluster import Node
-from sweeps.engine.gpu_packing import Footprint
+from sweeps.plan.packing import Footprint
 
 NODE_ANSWERS_S = 120.0
 """Longest time to wait for a node, which may first install the code's environment and import it."""

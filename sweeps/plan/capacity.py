@@ -30,6 +30,10 @@ class Capacity(NamedTuple):
             )
         return cls(cpus, gpus, cpu, gpu)
 
+    def packed(self, per_gpu: int) -> "Capacity":
+        """Return the capacity with this number of cells on each GPU; Ray counts shares in ten-thousandths."""
+        return self._replace(gpu=math.floor(10_000 / per_gpu) / 10_000)
+
     @property
     def slots(self) -> int:
         """Number of cells that run side by side."""

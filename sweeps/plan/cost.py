@@ -92,6 +92,11 @@ class Estimate:
                 known[what] = self._seconds(task)
             self._task_seconds.append(known[what])
 
+    @property
+    def shapes(self) -> set[NetworkShape]:
+        """Shapes of the networks to train."""
+        return {self.speeds.shape(cell) for task in self.tasks for cell in task.cells}
+
     def uncalibrated(self) -> tuple[dict[NetworkShape, Cell], dict[SplitShape, Cell]]:
         """Shapes and splits without a record or a calibration, each with a cell that has it."""
         return self.speeds.uncalibrated(cell for task in self.tasks for cell in task.cells)

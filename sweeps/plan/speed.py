@@ -202,9 +202,10 @@ class Speeds:
         if self._split_times:  # a split that only the search has takes the mean of the others
             mean = statistics.mean(self._split_times.values())
             fixed = CALIBRATED.times(self._split_times.get(SplitShape.of(cell, self._panel), mean))
-        # Cells that share a GPU may have to wait for each other.
+        # Cells that share a GPU wait for each other never, always, or by the geometric mean of both.
         gpu = self._capacity.gpu
-        shared = Bounds(1, 1, max(1.0, 1 / gpu)) if gpu else Bounds(1, 1, 1)
+        sharers = max(1.0, 1 / gpu) if gpu else 1.0
+        shared = Bounds(1, math.sqrt(sharers), sharers)
         if self._calibration is not None and shape in self._shape_times:
             found = self._shape_times[shape]
             # The quickest epoch is the network's own time: other work on the machine only adds to it.

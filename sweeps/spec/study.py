@@ -223,7 +223,8 @@ class Resources(Settings):
     cpu: float = Field(1, ge=LEAST_SHARE, le=MOST_DEVICES)
     """Number of CPU cores."""
     gpu: Annotated[float, Field(ge=0, le=MOST_DEVICES)] | Literal["auto"] = "auto"
-    """Number of GPUs or a fraction of one. `auto` is one GPU if the cluster has any, else none."""
+    """Number of GPUs or a fraction of one. With `auto`, as many trainings share a GPU as its memory
+    holds and its CPUs can serve; a run measures the memory first. In a cluster without GPUs, `auto` is 0."""
 
 
 class Study(Settings):

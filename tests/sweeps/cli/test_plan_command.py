@@ -94,7 +94,15 @@ def test_plan_for_gpus_that_nobody_measured(sweep: Sweep, toy: Path, monkeypatch
     assert (ended.status, ended.err) == (0, "")
     assert "2 to 15 TFLOP/s" in said(ended.out.splitlines(), "speed")
     assert said(ended.out.splitlines(), "on").startswith("32 CPUs, 8 GPUs: 8 ")
+    grown = ("--set", "design.seed=[0, 1, 2, 3]", "--set", "design.split={kind: random, folds: 5}")
+    ended = sweep("plan", toy, "--gpus", "2", *grown)
+    assert "24 CPUs (assumed; give --cpus), 2 GPUs: 24 at a time" in said(ended.out.splitlines(), "on")
+    packing = said(ended.out.splitlines(), "packing")
+    assert packing.startswith(
+        "12 trainings on a GPU, limited by CPUs; each holds 0.6 of 80 GB (GPUs of 80 GB "
+    )
     found = json.loads(sweep("plan", toy, "--gpus", "8", "--cpus", "32", "--json").out)
+    assert found["packing"]["assumed_cpus"] is False
     assert 0 < found["gpu_hours"]["low"] < found["gpu_hours"]["expected"] < found["gpu_hours"]["high"]
     assert found["without"]["unit"] == "GPU-hours"
     bare = sweep("plan", toy, "--gpus", "0", "--cpus", "2", "--set", "resources.gpu=1")
