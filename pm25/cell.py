@@ -160,7 +160,7 @@ class Cell(Settings):
         """Return the cell as plain JSON values.
 
         Optional fields that are not set are left out, and so are numbers of origins and deals. The loss
-        `huber` is left out too, because its delta implies it.
+        `huber` is left out too, because its delta implies it, and so is the precision `fp32`.
         """
         return _without_unset(self, self.model_dump(mode="json"))
 
@@ -196,6 +196,8 @@ def _without_unset(settings: Settings, plain: dict[str, Any]) -> dict[str, Any]:
         del plain[settings.repeated_by]
     if isinstance(settings, TrainSettings) and settings.loss == "huber":
         del plain["loss"]
+    if isinstance(settings, TrainSettings) and settings.precision == "fp32":
+        del plain["precision"]  # keys from before there was a choice
     for name, optional in _fields(type(settings)):
         value = getattr(settings, name)
         if isinstance(value, Settings):

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pm25.cell import Cell
 from pm25.protocol import PAPER_MASK
-from pm25.settings import Fusion, ModelSettings
+from pm25.settings import Fusion, ModelSettings, Precision
 
 KERAS_LAYER_NORM_EPS = 1e-3
 """Default `epsilon` of Keras' LayerNormalization."""
@@ -34,8 +34,11 @@ class Attention(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map hidden states (B, T, F) to an attention vector (B, units)."""
         last = hidden[:, -1]
-        score = torch.einsum("btf,bf->bt", self.score(hidden), last)
-        context = torch.einsum("bt,btf->bf", score.softmax(dim=1), hidden)
+        projected = self.score(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):  # scores and softmax in 32 bits
+            hidden, last = hidden.float(), last.float()
+            score = torch.einsum("btf,bf->bt", projected.float(), last)
+            context = torch.einsum("bt,btf->bf", score.softmax(dim=1), hidden)
         return torch.tanh(self.vector(torch.cat([context, last], dim=1)))
 
 
@@ -48,6 +51,9 @@ class BiLSTMAttention(nn.Module):
     the last, and the attention.
 
     `mask_value` works like Keras' Masking: the LSTMs skip a day whose features all equal it.
+
+    With the precision `bf16`, matrix products have bfloat16 operands (torch.autocast). Weights, gradients,
+    attention weights and the output unit are float32 in either precision.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class BiLSTMAttention(nn.Module):
         projection_units: int | None = None,
         hidden_units: int | None = None,
         mask_value: float | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         """Build the layers, with torch's default weights.
 
@@ -82,6 +89,7 @@ class BiLSTMAttention(nn.Module):
         self.fusion = fusion
         self.projection = projection
         self.mask_value = mask_value
+        self.precision = precision
         last = attention_units
         if fusion is not None:
             place = projection_units or attention_units
@@ -103,6 +111,13 @@ class BiLSTMAttention(nn.Module):
 
     def forward(self, window: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
         """Map windows (B, T, F) and embeddings (B, D), or None, to scaled predictions (B,)."""
+        with torch.autocast(window.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            last = self._last_layer(window, embedding).float()
+        predicted: torch.Tensor = self.output(last)[:, 0]
+        return predicted
+
+    def _last_layer(self, window: torch.Tensor, embedding: torch.Tensor | None) -> torch.Tensor:
+        """Compute the input of the linear output unit in the network's precision; (B, units)."""
         kept = None
         if self.mask_value is not None:
             kept = (window != self.mask_value).any(dim=2)
@@ -118,7 +133,7 @@ class BiLSTMAttention(nn.Module):
         out = self.dropout(self.attention(hidden))
         if self.fusion is not None:
             out = torch.relu(self.hidden(self._fuse(out, self._place(embedding))))
-        return self.output(out)[:, 0]
+        return out
 
     def _place(self, embedding: torch.Tensor | None) -> torch.Tensor:
         """Project embeddings (B, D) to place vectors (B, P)."""
@@ -147,6 +162,7 @@ def build(
     embedding_dim: int = 0,
     *,
     mask_value: float | None = None,
+    precision: Precision = "fp32",
 ) -> BiLSTMAttention:
     """Build a network from its settings, with torch's default weights until `initialise` is called."""
     return BiLSTMAttention(
@@ -158,6 +174,7 @@ def build(
         embedding_dim=embedding_dim,
         projection=settings.projection or "relu",
         mask_value=mask_value,
+        precision=precision,
     )
 
 
@@ -167,7 +184,14 @@ def network(cell: Cell, channels: int, embedding_dim: int) -> BiLSTMAttention:
     settings = cell.model
     if paper and cell.variant == "satclip":
         settings = settings.model_copy(update={"projection": "norm_tanh"})
-    return build(channels, settings, cell.fusion, embedding_dim, mask_value=PAPER_MASK if paper else None)
+    return build(
+        channels,
+        settings,
+        cell.fusion,
+        embedding_dim,
+        mask_value=PAPER_MASK if paper else None,
+        precision=cell.train.precision,
+    )
 
 
 def _skip_masked(lstm: nn.Module, hidden: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from pm25.cell import Cell
 from pm25.panel import Panel
-from pm25.settings import Settings
+from pm25.settings import Precision, Settings
 
 
 class NetworkShape(Settings):
@@ -22,6 +22,7 @@ class NetworkShape(Settings):
     masked: bool
     """True if masked days are skipped, as in protocol paper."""
     batch_size: int
+    precision: Precision = "fp32"
 
     @classmethod
     def of(cls, cell: Cell, panel: Panel, random_dim: int) -> "NetworkShape":
@@ -41,6 +42,7 @@ class NetworkShape(Settings):
             projection=cell.model.projection,
             masked=cell.protocol == "paper",
             batch_size=cell.train.batch_size,
+            precision=cell.train.precision,
         )
 
     @property

@@ -35,6 +35,9 @@ CONTROLS: frozenset[str] = frozenset({"random", "shuffled"})
 Loss = Literal["squared", "huber", "absolute"]
 """Loss of a training. `squared` is half the squared error, the Huber loss without its linear part."""
 
+Precision = Literal["fp32", "bf16"]
+"""Number format of a network's matrix products: 32-bit floats, or bfloat16."""
+
 
 Counted = Annotated[int, Field(ge=1, le=MOST_COUNTED)]
 """Number of things that are counted, at least one."""
@@ -137,6 +140,9 @@ class TrainSettings(Settings):
     the training targets, or largest targets under protocol `paper`. Default: 1; other losses have none."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null turns clipping off. Default: 1, or null under protocol `paper`."""
+    precision: Precision = "fp32"
+    """Format of the network's matrix products: `fp32`, or `bf16`, which processors with such instructions
+    (AMX, AVX512-BF16, GPUs from Ampere on) compute faster. Weights, optimiser, loss and metrics stay fp32."""
     max_windows: Counted | None = None
     """Most training windows; a larger training set is subsampled with the cell's seed."""
     max_validation_windows: Counted | None = None

@@ -88,7 +88,8 @@ class GpuShares:
         return found
 
     def _shape(self, cell: Cell) -> NetworkShape:
-        what = (cell.variant, cell.fusion, cell.head, cell.model, cell.train.batch_size)
+        batch = cell.train.batch_size, cell.train.precision
+        what = (cell.variant, cell.fusion, cell.head, cell.model, *batch)
         if what not in self._shapes:
             self._shapes[what] = NetworkShape.of(cell, self._panel, self._study.encoders.random.dim)
         return self._shapes[what]

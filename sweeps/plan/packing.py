@@ -220,7 +220,7 @@ class Packing:
 
 def covers(larger: NetworkShape, smaller: NetworkShape) -> bool:
     """Return True if one network has the same parts as another and is at least as large in each."""
-    same = ("window", "fusion", "projection", "masked")
+    same = ("window", "fusion", "projection", "masked", "precision")
     if any(getattr(larger, name) != getattr(smaller, name) for name in same):
         return False
     if len(larger.units) < len(smaller.units):

@@ -130,7 +130,7 @@ class Speeds:
 
     def shape(self, cell: Cell) -> NetworkShape:
         """Shape of a cell's network."""
-        what = (cell.variant, cell.fusion, cell.model, cell.train.batch_size)
+        what = (cell.variant, cell.fusion, cell.model, cell.train.batch_size, cell.train.precision)
         if what not in self._shapes:
             self._shapes[what] = NetworkShape.of(cell, self._panel, self._study.encoders.random.dim)
         return self._shapes[what]

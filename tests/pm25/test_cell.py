@@ -15,7 +15,7 @@ import pm25
 from pm25.cell import Cell, Tuning
 from pm25.errors import SettingError
 from pm25.neighbours import NeighbourSettings
-from pm25.settings import ENCODERS, Fusion, Loss, ModelSettings, TrainSettings, Variant
+from pm25.settings import ENCODERS, Fusion, Loss, ModelSettings, Precision, TrainSettings, Variant
 from pm25.splits import (
     AnySplit,
     BlocksSplit,
@@ -79,6 +79,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "train.loss": ["huber", "absolute"],
     "train.huber_delta": [2.0],
     "train.clip_norm": [None, 5.0],
+    "train.precision": ["bf16"],
     "train.max_windows": [1000],
     "train.max_validation_windows": [1000],
 }
@@ -272,6 +273,17 @@ def test_no_clipping_is_a_setting_and_no_limit_is_none():
     assert cell(tuning={}).resolved()["tuning"] == {"fold": 0}
 
 
+def test_fp32_is_the_precision_of_cells_that_name_none():
+    assert cell(**{"train.precision": "fp32"}) == cell()
+    assert "precision" not in cell(**{"train.precision": "fp32"}).resolved()["train"]
+    assert key(**{"train.precision": "fp32"}) == key()
+    short = cell(**{"train.precision": "bf16"})
+    assert short.resolved()["train"] == {**cell().resolved()["train"], "precision": "bf16"}
+    assert Cell.model_validate(short.resolved()) == short
+    paper = cell(protocol="paper", **{"train.precision": "bf16"})
+    assert (paper.train.precision, paper.train.loss) == ("bf16", "huber")
+
+
 positive = st.floats(1e-6, 1e6)
 share = st.floats(0.01, 0.99)
 seeds = st.integers(0, 2**63 - 1)
@@ -325,6 +337,7 @@ trains = st.builds(
     decay=share,
     clip_norm=st.none() | positive,
     target=st.sampled_from([None, "log1p"]),
+    precision=st.sampled_from(get_args(Precision)),
     max_windows=st.none() | st.integers(1, 10**6),
     max_validation_windows=st.none() | st.integers(1, 10**6),
 )
@@ -432,6 +445,8 @@ def test_units_are_the_published_ones():
         ({"protocol": None}, "literal_error", "protocol"),
         ({"head": "plain", "variant": "none"}, "literal_error", "head"),
         ({"train.target": "log"}, "literal_error", "train.target"),
+        ({"train.precision": "fp16"}, "literal_error", "train.precision"),
+        ({"train.precision": None}, "literal_error", "train.precision"),
         ({"tuning": {"fold": -1}}, "greater_than_equal", "tuning.fold"),
         ({"tuning": {"test": True}}, "extra_forbidden", "tuning.test"),
         ({"neighbours.k": 0}, "greater_than", "neighbours.k"),

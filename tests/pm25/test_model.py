@@ -276,6 +276,39 @@ def test_attention_looks_where_the_score_is_high():
     np.testing.assert_allclose(layer(hidden)[0].detach(), np.tanh([2.0, 0.5]), rtol=1e-6)
 
 
+# --- Precision ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fusion", [None, *get_args(Fusion)])
+def test_bf16_is_close_to_the_formula_and_its_gradients_are_in_32_bits(fusion):
+    rng = np.random.default_rng(1)
+    settings = SMALL.model_copy(update={"dropout": 0.0})
+    model = stirred(build(4, settings, fusion, 7 if fusion else 0, precision="bf16"), rng)
+    window = rng.normal(size=(50, 9, 4)).astype(np.float32)
+    embedding = rng.normal(size=(50, 7)).astype(np.float32) if fusion else None
+    got = model(torch.from_numpy(window), None if embedding is None else torch.from_numpy(embedding))
+    exact = forward(model, window, embedding)
+    assert got.dtype == torch.float32
+    # Not rounded to the 8 bits of a bfloat16: the last 16 bits are not 0.
+    assert (got.detach().numpy().view(np.uint32) & 0xFFFF).all()
+    error = np.abs(got.detach().numpy() - exact).max() / np.abs(exact).max()
+    assert 1e-5 < error < 0.05
+    got.sum().backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_attention_tells_scores_apart_that_are_one_bfloat16():
+    layer = Attention(2, 2)
+    with torch.no_grad():
+        layer.score.weight.copy_(torch.eye(2))
+        layer.vector.weight.copy_(torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 0]]))  # the context's second
+    # Scores 256 and 257; the nearest bfloat16 of both is 256, and the days would have equal weights.
+    hidden = torch.tensor([[[16.0, 0.0], [16.0, 1.0]]])
+    with torch.autocast("cpu", torch.bfloat16):
+        got = layer(hidden)[0, 0].item()
+    assert got == pytest.approx(np.tanh(np.e / (1 + np.e)), abs=0.005)
+
+
 # --- Dropout -----------------------------------------------------------------------------------------
 
 

@@ -491,6 +491,7 @@ INTERRUPTED = {
     ),
     "staircase": cell(model=WET, train={"max_epochs": 4, "decay": 0.5, "decay_steps": 7}),
     "encoder": cell("geoclip", "hadamard", split=SPLITS[2], model=WET, train={"max_epochs": 4}),
+    "bf16": cell("latlon", model=WET, train={"max_epochs": 4, "precision": "bf16"}),
     "last weights": cell(
         "table", "concat", protocol="paper", model=WET, train={"max_epochs": 4, "learning_rate": 0.1}
     ),
@@ -693,6 +694,32 @@ def test_a_training_goes_on_bitwise_on_a_gpu_and_closely_elsewhere():
     elsewhere = ended(Training(made, panel, state=state))
     assert elsewhere.history[0] == whole.history[0]
     assert len(elsewhere.history) == 4
+
+
+# --- Precision ---------------------------------------------------------------------------------------
+
+
+def test_bf16_is_another_training_with_weights_and_results_in_32_bits():
+    panel = world("channel")
+    wide = {"model": ModelSettings(width=32, depth=2, attention_units=32, dropout=0.0)}
+    settings = {"max_epochs": 30, "patience": 30, "learning_rate": 0.01}
+    full, short = (
+        trial.run(
+            cell("geoclip", "concat", **wide, train={**settings, "precision": p}), panel, embedding=EMBEDDING
+        )
+        for p in ("fp32", "bf16")
+    )
+    assert not same_weights(full, short)
+    assert {value.dtype for value in short.weights.values()} == {torch.float32}
+    assert short.predictions["prediction"].dtype == np.float32
+    assert short.metrics["test_rmse"] == pytest.approx(full.metrics["test_rmse"], rel=0.2)
+    assert full.metrics["test_r2"] > 0.8
+
+
+def test_a_checkpoint_of_bf16_is_in_32_bits():
+    state = after(1, INTERRUPTED["bf16"]).state()["fit"]
+    moments = [part for own in state["optimiser"]["state"].values() for part in own.values()]
+    assert {value.dtype for value in (*state["model"].values(), *moments)} == {torch.float32}
 
 
 # --- Samples -----------------------------------------------------------------------------------------

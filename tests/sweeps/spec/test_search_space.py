@@ -488,6 +488,15 @@ def test_points_without_what_means_nothing_beside_their_others() -> None:
     assert kept == {"model.depth": 3, "train.target": None, "model.dropout": 0.2}
 
 
+def test_the_precision_is_a_parameter() -> None:
+    space = space_of(NONE, {"train.precision": {"choice": ["fp32", "bf16"]}})
+    assert [within(space, {"train.precision": value}) for value in ("fp32", "bf16", "fp16")] == [True] * 2 + [
+        False
+    ]
+    assert settings_at(NONE, {"train.precision": "fp32"}, MODEL, TRAIN) == (MODEL, TRAIN)
+    assert settings_at(NONE, {"train.precision": "bf16"}, MODEL, TRAIN)[1].precision == "bf16"
+
+
 LOSSES = {
     "train.loss": {"choice": ["squared", "huber", "absolute"]},
     "train.huber_delta": {"float": [0.5, 2.0], "when": {"train.loss": "huber"}},

@@ -407,9 +407,11 @@ def test_a_key_changes_with_what_changes_numbers_and_with_nothing_else() -> None
         {"keep_weights": False},
         {"encoders": {"random": {"dim": 8}, "table": {"path": "v.parquet"}}},
         {"neighbours": None, "protocol": "strict"},
+        {"train": {"precision": "fp32"}},
     ]
     other: list[dict[str, Any]] = [{"window": 14}, {"model": {"width": 4}}, {"train": {"huber_delta": 2}}]
     other += [{"train": {"loss": "huber"}}, {"train": {"loss": "absolute"}}]
+    other += [{"train": {"precision": "bf16"}}]
     other += [{"protocol": "paper"}, {"neighbours": {}}, {"neighbours": {"k": 4}}]
     (key,) = keys(design)
     for others in same:
