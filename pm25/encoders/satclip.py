@@ -152,6 +152,7 @@ def _from_hub(model: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(model, file, local_files_only=True))
     except Exception:  # whatever is wrong with the cache, the hub may still have the file
         pass
+    huggingface_hub.logging.set_verbosity_error()  # it logs each of its retries; the last error is raised
     try:
         return Path(huggingface_hub.hf_hub_download(model, file))
     except Exception as error:  # errors of the hub, httpx, requests and the disk

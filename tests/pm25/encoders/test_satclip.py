@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import io
+import logging
 import math
 import os
 import pickle
@@ -258,8 +259,11 @@ def test_a_hub_model_is_taken_from_the_cache_and_offline_is_said_in_one_line(tmp
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model = "microsoft/SatCLIP-ViT16-L40"
+    huggingface_hub.logging.set_verbosity_warning()
     with refuses("encoder satclip", "model", "satclip-vit16-l40.ckpt", model, "checkpoint=FILE"):
         encoders.load("satclip", model=model)
+    retries = logging.getLogger("huggingface_hub.utils._http")  # logs two lines for each retry
+    assert not retries.isEnabledFor(logging.WARNING)
     # The files that the hub's library leaves in its cache after a download.
     revision = "0" * 40
     repository = tmp_path / "models--microsoft--SatCLIP-ViT16-L40"
