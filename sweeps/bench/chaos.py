@@ -82,6 +82,8 @@ class Tally:
     seconds: float = 0.0
     impossible: tuple[str, ...] = ()
     """Kinds of faults that this process may not do."""
+    stopped: str = ""
+    """Error that ended the rounds early; the numbers before it hold."""
 
     def measurements(self) -> Iterator[Measurement]:
         """Yield the number of faults and of each kind of bad outcome."""
@@ -135,6 +137,7 @@ class Tally:
             "runs": self.runs,
             "seconds": round(self.seconds, 1),
             "impossible": [*self.impossible],
+            "stopped": self.stopped,
             "kinds": self.table(),
             "bad": [
                 {**one._asdict(), "outcome": one.outcome.kind, "what": one.outcome.what} for one in self.bad
@@ -147,8 +150,9 @@ def run(
 ) -> Tally:
     """Run rounds until `minutes` have passed, or one round, and return what came of them.
 
-    No episode starts after that time; one that has started is completed. Ctrl-C ends the rounds as well. The
-    folder of a round with a bad outcome is kept. `say` gets a line for each episode.
+    No episode starts after that time; one that has started is completed. Ctrl-C ends the rounds as well.
+    An error of the bench itself ends them too, and `Tally.stopped` describes it. The folder of a round with
+    a bad outcome is kept. `say` gets a line for each episode.
     """
     root = chaos_faults.can_mount()
     seed = secrets.randbelow(10**6) if seed is None else seed
@@ -157,7 +161,7 @@ def run(
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     began = time.monotonic()
     numbers: Iterable[int] = range(10**9) if only_round is None else [only_round]
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         for number in numbers:
             if time.monotonic() - began > 60 * minutes:
                 break
@@ -169,7 +173,10 @@ def run(
                     one.do(episode)
                 else:
                     tally.rounds += 1
-            tally.seconds = time.monotonic() - began
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        tally.stopped = f"round {number}: {type(error).__name__}: {' '.join(str(error).split())}"
     tally.seconds = time.monotonic() - began
     with contextlib.suppress(OSError):  # kept rounds are in it
         folder.rmdir()

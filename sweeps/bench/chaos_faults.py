@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import psutil
+import tenacity
 
 from pm25.errors import InputError
 from sweeps.bench import chaos_referee, chaos_study
@@ -497,12 +498,16 @@ def fill_storage(driver: Driver, rng: random.Random) -> bool:
 
 
 def make_storage_readonly(driver: Driver, rng: random.Random) -> bool:
-    """Mount the storage read-only for some seconds."""
+    """Mount the storage read-only for some seconds; False if a file is open for writing all the time."""
     storage = driver.setting.storage
     _call("mount", "--bind", storage, storage)
     try:
-        _call("mount", "-o", "remount,bind,ro", storage)
+        for attempt in tenacity.Retrying(wait=tenacity.wait_fixed(0.05), stop=tenacity.stop_after_delay(5)):
+            with attempt:
+                _call("mount", "-o", "remount,bind,ro", storage)
         _pause(driver, rng.uniform(1, 5))
+    except tenacity.RetryError:
+        return False
     finally:
         _call("umount", "-l", storage)
     return True

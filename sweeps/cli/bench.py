@@ -132,7 +132,7 @@ def bench(
         _print(harness.machine(), heads, [(row.what, _value(row), _limit(row), row.detail) for row in found])
         if tally is not None:
             _print_chaos(tally)
-    return int(tally is not None and bool(tally.bad))
+    return int(tally is not None and bool(tally.bad or tally.stopped))
 
 
 def _value(row: "Measurement") -> str:
@@ -181,6 +181,8 @@ def _print_chaos(tally: "Tally") -> None:
         click.echo(f"not possible for this process: {', '.join(tally.impossible)}")
     for line in tally.lines():
         click.echo(line)
+    if tally.stopped:
+        click.echo(f"the rounds ended early, in {tally.stopped}")
 
 
 def _counts(numbers: Mapping[str, int]) -> str:

@@ -365,6 +365,31 @@ def test_the_command_prints_the_table_and_fails_after_a_bad_outcome(
         assert "not possible for this process: storage full" in ended.stdout
 
 
+def test_an_error_of_the_bench_ends_the_rounds_and_keeps_what_was_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken:
+        def __init__(self, folder: Path, number: int, found: chaos.Tally, *, mounts: bool) -> None:
+            self.tally, self.number, self.episode = found, number, 0
+
+        def __enter__(self) -> "Broken":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def do(self, episode: chaos.Episode) -> None:
+            if self.number:
+                raise OSError("mount point is busy")
+            self.tally.runs += 1
+
+    monkeypatch.setattr(chaos, "Round", Broken)
+    words = ["bench", "--only", "chaos", "--minutes", "1", "--seed", "11"]
+    ended = CliRunner().invoke(cli, words, standalone_mode=False)
+    assert ended.return_value == 1
+    assert "1 complete rounds and" in ended.stdout
+    assert "the rounds ended early, in round 1: OSError: mount point is busy" in ended.stdout
+
+
 def test_without_mounts_no_fault_of_a_file_system_is_drawn() -> None:
     assert not chaos_faults.possible("storage full", root=False)
     assert chaos_faults.possible("storage without permission", root=False)
