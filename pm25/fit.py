@@ -1,20 +1,24 @@
 """The training loop: loss, Adam, staircase learning rate, early stopping on the validation loss.
 
-Where to look, all in `Fit`:
+Where to look in `Fit`:
 
 - `_step`: one training step on one batch;
-- `_learning_rate`: the schedule, initial rate times `decay` after every `decay_steps` steps;
 - `epoch`: the steps of one epoch, then the validation loss;
-- `finished`: early stopping, after `patience` epochs without a lower validation loss;
 - `restore_best_weights`: the weights of the epoch with the lowest validation loss;
 - `state` and `load_state`: checkpoints between two epochs.
+
+`LearningCurve` has what does not depend on the network, which `pm25.stacked_fit` shares:
+
+- `learning_rate`: the schedule, initial rate times `decay` after every `decay_steps` steps;
+- `add`: the losses of an epoch, and divergence;
+- `finished`: early stopping, after `patience` epochs without a lower validation loss.
 """
 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,6 +52,83 @@ class Epoch:
     """Root mean squared error of the validation samples after the epoch, in ug/m3."""
 
 
+class LearningCurve:
+    """Epochs of one training: losses, learning rates, and when to stop.
+
+    `samples` is the number of training samples. `to_ugm3` converts scaled targets to ug/m3.
+    """
+
+    def __init__(
+        self, settings: TrainSettings, samples: int, to_ugm3: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        self.history: list[Epoch] = []
+        self.steps = 0
+        """Steps of the epochs in `history`."""
+        self.last_finite_loss: float | None = None
+        self._settings, self._samples, self._to_ugm3 = settings, samples, to_ugm3
+        self._loss = loss_function(settings)
+
+    @property
+    def finished(self) -> bool:
+        """True after `max_epochs` epochs, or after `patience` epochs without a lower validation loss."""
+        done = len(self.history)
+        if not done:
+            return False
+        patience, last = self._settings.patience, self._settings.max_epochs
+        return done >= last or done - best_epoch(self.history) >= patience
+
+    @property
+    def improved(self) -> bool:
+        """True if the last epoch has the lowest validation loss."""
+        return best_epoch(self.history) == len(self.history)
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step number `step`, counted from 0."""
+        settings = self._settings
+        return settings.learning_rate * settings.decay ** (step // settings.decay_steps)
+
+    def add(self, losses: torch.Tensor, predicted: np.ndarray, truth: np.ndarray) -> Epoch:
+        """Add an epoch with the losses of its steps and the scaled predictions of the validation samples.
+
+        `losses` is (steps,) on any device; `predicted` and `truth` are (n,) float32. Raises Diverged if a
+        loss is not finite.
+        """
+        number, batch_size = len(self.history) + 1, self._settings.batch_size
+        each = losses.cpu().double()
+        self._check_finite(each, number)
+        self.steps += len(each)
+        # Each batch counts with its number of samples; the last batch may be smaller.
+        sizes = torch.full_like(each, batch_size)
+        sizes[-1] = self._samples - batch_size * (len(each) - 1)
+        train_loss = float((each * sizes).sum()) / self._samples
+        learning_rate = self.learning_rate(self.steps - 1)
+        validation_loss = float(self._loss(torch.from_numpy(predicted), torch.from_numpy(truth)))
+        if not np.isfinite(validation_loss):
+            raise Diverged(
+                f"validation loss is {validation_loss} after step {self.steps} (epoch {number}, learning "
+                f"rate {learning_rate:.3g}; the training loss was {train_loss:.4g}); "
+                "lower train.learning_rate"
+            )
+        with np.errstate(over="ignore"):  # expm1 of a very wrong prediction overflows: the RMSE is inf
+            rmse = scores(self._to_ugm3(truth), self._to_ugm3(predicted))["rmse"]
+        epoch = Epoch(number, train_loss, validation_loss, learning_rate, rmse)
+        self.history.append(epoch)
+        return epoch
+
+    def _check_finite(self, losses: torch.Tensor, epoch: int) -> None:
+        """Raise Diverged for the first loss of this epoch's steps that is not finite."""
+        if not losses.isfinite().all():
+            at = int((~losses.isfinite()).nonzero()[0])
+            finite = float(losses[at - 1]) if at else self.last_finite_loss
+            last = "no step came before it" if finite is None else f"the last finite loss was {finite:.4g}"
+            step = self.steps + at
+            raise Diverged(
+                f"training loss is {float(losses[at])} at step {step + 1} (epoch {epoch}, learning rate "
+                f"{self.learning_rate(step):.3g}; {last}); lower train.learning_rate"
+            )
+        self.last_finite_loss = float(losses[-1])
+
+
 class Fit:
     """Trains a model in place, one epoch at a time, and can be checkpointed between two epochs.
 
@@ -68,60 +149,41 @@ class Fit:
         *,
         restore_best: bool = True,
     ) -> None:
-        self.history: list[Epoch] = []
+        self._curve = LearningCurve(settings, len(train), to_ugm3)
         self._model, self._train, self._validation = model, train, validation
-        self._settings, self._order, self._to_ugm3 = settings, order, to_ugm3
+        self._settings, self._order = settings, order
         self._restore_best = restore_best
         self._loss = loss_function(settings)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         # Keras' epsilon; one fused kernel per step on the CPU as on a GPU.
         self._optimiser = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=1e-7, fused=True)
         self._best_weights: dict[str, torch.Tensor] = {}
-        self._steps = 0
-        self._last_finite_loss: float | None = None
         self._device = self._parameters[0].device
         # Keyed by device type: the state of a CPU stream cannot be loaded on a GPU, nor the reverse.
         stream = torch.Generator(self._device).manual_seed(dropout)
         self._dropout = {self._device.type: stream.get_state()}
 
     @property
+    def history(self) -> list[Epoch]:
+        """Epochs trained so far."""
+        return self._curve.history
+
+    @property
     def finished(self) -> bool:
-        """True after `max_epochs` epochs, or after `patience` epochs without a lower validation loss."""
-        done = len(self.history)
-        if not done:
-            return False
-        patience, last = self._settings.patience, self._settings.max_epochs
-        return done >= last or done - best_epoch(self.history) >= patience
+        """True after the last epoch or after early stopping."""
+        return self._curve.finished
 
     def epoch(self) -> Epoch:
         """Train one epoch, then measure the validation loss. Raises Diverged if a loss is not finite."""
         if self.finished:
             raise RuntimeError(f"the training ended with epoch {len(self.history)}")
-        number, batch_size = len(self.history) + 1, self._settings.batch_size
         self._model.train()
         with self._dropout_stream():
             shuffled = torch.randperm(len(self._train), generator=self._order)
-            losses = [self._step(rows) for rows in shuffled.split(batch_size)]
-        each = torch.stack(losses).cpu().double()
-        self._check_finite(each, number)
-        # Each batch counts with its number of samples; the last batch may be smaller.
-        sizes = torch.full_like(each, batch_size)
-        sizes[-1] = len(self._train) - batch_size * (len(each) - 1)
-        train_loss = float((each * sizes).sum()) / len(self._train)
-        learning_rate = self._learning_rate(self._steps - 1)
-        predicted, truth = predict(self._model, self._validation)
-        validation_loss = float(self._loss(torch.from_numpy(predicted), torch.from_numpy(truth)))
-        if not np.isfinite(validation_loss):
-            raise Diverged(
-                f"validation loss is {validation_loss} after step {self._steps} (epoch {number}, learning "
-                f"rate {learning_rate:.3g}; the training loss was {train_loss:.4g}); "
-                "lower train.learning_rate"
-            )
-        with np.errstate(over="ignore"):  # expm1 of a very wrong prediction overflows: the RMSE is inf
-            rmse = scores(self._to_ugm3(truth), self._to_ugm3(predicted))["rmse"]
-        epoch = Epoch(number, train_loss, validation_loss, learning_rate, rmse)
-        self.history.append(epoch)
-        if self._restore_best and best_epoch(self.history) == number:
+            batches = shuffled.split(self._settings.batch_size)
+            losses = [self._step(rows, number) for number, rows in enumerate(batches, self._curve.steps)]
+        epoch = self._curve.add(torch.stack(losses), *predict(self._model, self._validation))
+        if self._restore_best and self._curve.improved:
             self._best_weights = copy.deepcopy(self._model.state_dict())
         return epoch
 
@@ -139,8 +201,8 @@ class Fit:
             "dropout": self._dropout,
             "history": [asdict(epoch) for epoch in self.history],
             "best_weights": dict(self._best_weights),
-            "step": self._steps,
-            "finite": self._last_finite_loss,
+            "step": self._curve.steps,
+            "finite": self._curve.last_finite_loss,
         }
         return _on_cpu(plain)
 
@@ -154,13 +216,13 @@ class Fit:
         self._optimiser.load_state_dict(state["optimiser"])
         self._order.set_state(state["order"])
         self._dropout |= state["dropout"]
-        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self._curve.history = [Epoch(**epoch) for epoch in state["history"]]
+        self._curve.steps, self._curve.last_finite_loss = state["step"], state["finite"]
         self._best_weights = state["best_weights"]
-        self._steps, self._last_finite_loss = state["step"], state["finite"]
 
-    def _step(self, rows: torch.Tensor) -> torch.Tensor:
-        """Train on the batch of these rows, and return its loss."""
-        self._optimiser.param_groups[0]["lr"] = self._learning_rate(self._steps)
+    def _step(self, rows: torch.Tensor, number: int) -> torch.Tensor:
+        """Train on the batch of these rows at this step, counted from 0, and return its loss."""
+        self._optimiser.param_groups[0]["lr"] = self._curve.learning_rate(number)
         window, embedding, target = self._train.batch(rows)
         loss: torch.Tensor = self._loss(self._model(window, embedding), target)
         self._optimiser.zero_grad()
@@ -168,26 +230,7 @@ class Fit:
         if self._settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
         self._optimiser.step()
-        self._steps += 1
         return loss.detach()
-
-    def _learning_rate(self, step: int) -> float:
-        """Learning rate of step number `step`, counted from 0."""
-        settings = self._settings
-        return settings.learning_rate * settings.decay ** (step // settings.decay_steps)
-
-    def _check_finite(self, losses: torch.Tensor, epoch: int) -> None:
-        """Raise Diverged for the first loss of this epoch's steps that is not finite."""
-        if not losses.isfinite().all():
-            at = int((~losses.isfinite()).nonzero()[0])
-            finite = float(losses[at - 1]) if at else self._last_finite_loss
-            last = "no step came before it" if finite is None else f"the last finite loss was {finite:.4g}"
-            step = self._steps - len(losses) + at
-            raise Diverged(
-                f"training loss is {float(losses[at])} at step {step + 1} (epoch {epoch}, learning rate "
-                f"{self._learning_rate(step):.3g}; {last}); lower train.learning_rate"
-            )
-        self._last_finite_loss = float(losses[-1])
 
     @contextmanager
     def _dropout_stream(self) -> Iterator[None]:
@@ -203,18 +246,20 @@ class Fit:
             self._dropout[self._device.type] = state
 
 
-def loss_function(settings: TrainSettings) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return the mean loss of scaled predictions and targets.
+def loss_function(
+    settings: TrainSettings, reduction: Literal["mean", "none"] = "mean"
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return the loss of scaled predictions and targets, its mean by default, or that of each sample.
 
     The squared error is halved, so that it equals the Huber loss at errors below `huber_delta`. Losses then
     differ in the large errors alone, and not in how often `clip_norm` applies.
     """
     if settings.loss == "huber":
         assert settings.huber_delta is not None
-        return nn.HuberLoss(delta=settings.huber_delta)
+        return nn.HuberLoss(reduction, delta=settings.huber_delta)
     if settings.loss == "absolute":
-        return nn.L1Loss()
-    return lambda predicted, target: 0.5 * nn.functional.mse_loss(predicted, target)
+        return nn.L1Loss(reduction=reduction)
+    return lambda predicted, target: 0.5 * nn.functional.mse_loss(predicted, target, reduction=reduction)
 
 
 def best_epoch(history: list[Epoch]) -> int:

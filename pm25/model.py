@@ -32,14 +32,14 @@ class Attention(nn.Module):
         self.vector = nn.Linear(2 * features, units, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map hidden states (B, T, F) to an attention vector (B, units)."""
-        last = hidden[:, -1]
+        """Map hidden states (..., T, F) to attention vectors (..., units)."""
+        last = hidden[..., -1, :]
         projected = self.score(hidden)
         with torch.autocast(hidden.device.type, enabled=False):  # scores and softmax in 32 bits
             hidden, last = hidden.float(), last.float()
-            score = torch.einsum("btf,bf->bt", projected.float(), last)
-            context = torch.einsum("bt,btf->bf", score.softmax(dim=1), hidden)
-        return torch.tanh(self.vector(torch.cat([context, last], dim=1)))
+            score = torch.einsum("...tf,...f->...t", projected.float(), last)
+            context = torch.einsum("...t,...tf->...f", score.softmax(dim=-1), hidden)
+        return torch.tanh(self.vector(torch.cat([context, last], dim=-1)))
 
 
 class BiLSTMAttention(nn.Module):
@@ -54,6 +54,8 @@ class BiLSTMAttention(nn.Module):
 
     With the precision `bf16`, matrix products have bfloat16 operands (torch.autocast). Weights, gradients,
     attention weights and the output unit are float32 in either precision.
+
+    The equations also hold with leading dimensions before B, with which `pm25.stacked_model` uses them.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class BiLSTMAttention(nn.Module):
         """Map windows (B, T, F) and embeddings (B, D), or None, to scaled predictions (B,)."""
         with torch.autocast(window.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             last = self._last_layer(window, embedding).float()
-        predicted: torch.Tensor = self.output(last)[:, 0]
+        predicted: torch.Tensor = self.output(last)[..., 0]
         return predicted
 
     def _last_layer(self, window: torch.Tensor, embedding: torch.Tensor | None) -> torch.Tensor:
@@ -146,13 +148,13 @@ class BiLSTMAttention(nn.Module):
         if self.fusion == "hadamard":
             return out * place
         if self.fusion == "film":  # feature-wise linear modulation (Perez et al. 2018, eq. 2), gamma about 1
-            gamma, beta = self.film(place).chunk(2, dim=1)
+            gamma, beta = self.film(place).chunk(2, dim=-1)
             return (1 + gamma) * out + beta
         if self.fusion == "gated":  # gated multimodal unit (Arevalo et al. 2017, eq. 3)
-            gate = torch.sigmoid(self.gate(torch.cat([out, place], dim=1)))
+            gate = torch.sigmoid(self.gate(torch.cat([out, place], dim=-1)))
             return gate * out + (1 - gate) * place
         assert self.fusion == "concat", self.fusion
-        return torch.cat([out, place], dim=1)
+        return torch.cat([out, place], dim=-1)
 
 
 def build(

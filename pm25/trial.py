@@ -60,7 +60,9 @@ class Result:
     scaling: dict[str, Any]
     """Names of the channels, and the scales of channels, place and target, as `pm25.predictor` needs them."""
     seconds: float
-    """Time spent on preparing, training and scoring, over all attempts."""
+    """Time spent on preparing, training and scoring, over all attempts. Members of a stack share its time."""
+    stacked: int = 1
+    """Number of trainings that one stack trains in lockstep (`pm25.stacked`); 1 for a training alone."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,16 @@ class Prepared:
             found |= {"val_wr": wr} if wr is not None else {}
         return {name: flat for name, flat in found.items() if flat is not None}
 
+    @property
+    def order(self) -> torch.Generator:
+        """New CPU generator that shuffles the training samples."""
+        return _generator(_seeds(self.cell)[1])
+
+    @property
+    def dropout_seed(self) -> int:
+        """Seed of the stream from which dropout draws."""
+        return int(_seeds(self.cell)[3].generate_state(1)[0])
+
     def windows(self, flat: np.ndarray) -> Windows:
         """Return these samples (flat indices) with their scaled targets."""
         return Windows(self.inputs, flat, self.scale.transform(self.panel.target.reshape(-1)[flat]))
@@ -116,7 +128,7 @@ def prepare(
     panel, indices = cut_cell(cell, panel)
     paper = cell.protocol == "paper"
     # Independent streams, so that equal seeds mean equal samples and order in every arm.
-    subsample_seed, _, weights_seed, _, _ = _seeds(cell)
+    subsample_seed, _, weights_seed, *_ = _seeds(cell)
     rng = np.random.default_rng(subsample_seed)
     train = _subsample(indices.train, cell.train.max_windows, rng)
     validation = _subsample(indices.validation, cell.train.max_validation_windows, rng)
@@ -190,14 +202,13 @@ class Training:
         self._seconds, self._trained_on_target = 0.0, trained_on_target
         with self._timed():
             self._prepared = prepared = prepare(cell, panel, embedding=embedding, device=device)
-            _, order_seed, _, dropout_seed, _ = _seeds(cell)
             self._fit = Fit(
                 prepared.model,
                 prepared.windows(prepared.train),
                 prepared.windows(prepared.validation),
                 cell.train,
-                _generator(order_seed),
-                int(dropout_seed.generate_state(1)[0]),
+                prepared.order,
+                prepared.dropout_seed,
                 prepared.scale.inverse_transform,
                 restore_best=cell.protocol != "paper",
             )
@@ -241,25 +252,8 @@ class Training:
             raise RuntimeError(f"the training is not finished after {len(self.history)} epochs")
         with self._timed():
             self._fit.restore_best_weights()
-            prepared, history = self._prepared, self._fit.history
-            audit = _audit(prepared, self._trained_on_target)
-            metrics, predictions = _score(prepared)
-            weights = {name: value.cpu() for name, value in prepared.model.state_dict().items()}
-        return Result(
-            metrics=metrics,
-            counts={
-                "n_train": len(prepared.train),
-                **{f"n_{name.removeprefix('val_')}": len(flat) for name, flat in prepared.scored.items()},
-                "epochs": len(history),
-                "best_epoch": best_epoch(history),
-            },
-            history=list(history),
-            predictions=predictions,
-            audit=audit,
-            weights=weights,
-            scaling=_scaling(prepared),
-            seconds=self._seconds,
-        )
+            found = outcome(self._prepared, self._fit.history, trained_on_target=self._trained_on_target)
+        return replace(found, seconds=self._seconds)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -269,6 +263,27 @@ class Training:
             yield
         finally:
             self._seconds += time.perf_counter() - started
+
+
+def outcome(prepared: Prepared, history: list[Epoch], *, trained_on_target: bool) -> Result:
+    """Audit a training, and score the weights that its network has. The result's time is still 0 seconds."""
+    audit = _audit(prepared, trained_on_target)
+    metrics, predictions = _score(prepared)
+    return Result(
+        metrics=metrics,
+        counts={
+            "n_train": len(prepared.train),
+            **{f"n_{name.removeprefix('val_')}": len(flat) for name, flat in prepared.scored.items()},
+            "epochs": len(history),
+            "best_epoch": best_epoch(history),
+        },
+        history=list(history),
+        predictions=predictions,
+        audit=audit,
+        weights={name: value.cpu() for name, value in prepared.model.state_dict().items()},
+        scaling=_scaling(prepared),
+        seconds=0.0,
+    )
 
 
 def run(

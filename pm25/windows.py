@@ -6,6 +6,7 @@ neighbouring windows share all but one of their days.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,11 +41,13 @@ class Inputs:
         by_range: bool = False,
     ) -> None:
         sites, days = panel.target.shape
-        self.days, self.device = days, device
+        self.days, self.window, self.device = days, window, device
         self.channels = (*panel.channels, *(more or {}))
-        added = [channel[:, :, None] for channel in (more or {}).values()]
-        features = np.concatenate([panel.features, *added], axis=2) if added else panel.features
-        values = features.reshape(sites * days, -1)
+        self.shared = panel.features.reshape(sites * days, -1)
+        """Unscaled channels of the panel, (sites * days, channels)."""
+        self.own = [channel.reshape(sites * days, 1) for channel in (more or {}).values()]
+        """Unscaled channels of `more`, each (sites * days, 1)."""
+        values = self._values()
         fit = Scaler.fit_range if by_range else Scaler.fit
         scaler = fit(values, windows_per_day(fitted, sites, days, window))
         for name, mean in zip(self.channels, scaler.mean, strict=True):
@@ -56,29 +59,46 @@ class Inputs:
                 raise InputError(panel.name, name, problem, fix)
         self.scaler = scaler
         self.place_scaler: Scaler | None = None
-        self._features = torch.from_numpy(scaler.transform(values)).to(device)
         self._offsets = torch.arange(1 - window, 1, device=device)
         per_site = np.bincount(fitted // days, minlength=sites)
         place = place_channels(panel.lat, panel.lon, variant)
-        self._place = None
+        self.place: torch.Tensor | None = None
+        """Scaled place channels, (sites, channels)."""
         if place is not None:
             self.place_scaler = fit(place, per_site)
-            self._place = torch.from_numpy(self.place_scaler.transform(place)).to(device)
-        self._embedding = self._month = None
-        self.embedding_dim = 0
+            self.place = torch.from_numpy(self.place_scaler.transform(place)).to(device)
+        self.month: torch.Tensor | None = None
+        """Month of each day from 0, (days,), if the embedding changes with it."""
+        self._vectors, self.embedding_dim = embedding, 0
         if embedding is not None:
             self.embedding_dim = embedding.shape[-1]
-            self._embedding = torch.from_numpy(np.array(embedding, np.float32)).to(device)
             if embedding.ndim == 3:
                 month = panel.dates.astype("datetime64[M]").astype(int) % 12
-                self._month = torch.from_numpy(month).to(device)
-        self.width = len(self.channels) + (0 if self._place is None else self._place.shape[1])
+                self.month = torch.from_numpy(month).to(device)
+        self.width = len(self.channels) + (0 if self.place is None else self.place.shape[1])
+
+    # Not made before they are used: members of a stack gather from one copy (`StackedInputs`).
+    @cached_property
+    def features(self) -> torch.Tensor:
+        """Scaled channels, (sites * days, channels)."""
+        return torch.from_numpy(self.scaler.transform(self._values())).to(self.device)
+
+    @cached_property
+    def embedding(self) -> torch.Tensor | None:
+        """Embeddings, (sites, d) or (sites, 12, d)."""
+        if self._vectors is None:
+            return None
+        return torch.from_numpy(np.array(self._vectors, np.float32)).to(self.device)
+
+    def _values(self) -> np.ndarray:
+        """Concatenate the unscaled channels, (sites * days, channels)."""
+        return np.concatenate([self.shared, *self.own], axis=1) if self.own else self.shared
 
     @property
     def permutable(self) -> list[str]:
         """Names that `permuted` accepts."""
-        place = ["place"] if self._place is not None else []
-        return [*self.channels, *place, *(["embedding"] if self._embedding is not None else [])]
+        place = ["place"] if self.place is not None else []
+        return [*self.channels, *place, *(["embedding"] if self.embedding is not None else [])]
 
     @contextmanager
     def permuted(self, what: str, source: np.ndarray, shift: int) -> Iterator[None]:
@@ -88,16 +108,15 @@ class Inputs:
         """
         sites = torch.from_numpy(source).to(self.device)
         if what in ("place", "embedding"):
-            name = f"_{what}"
-            kept = getattr(self, name)
-            setattr(self, name, kept[sites])
+            kept = getattr(self, what)
+            setattr(self, what, kept[sites])
             try:
                 yield
             finally:
-                setattr(self, name, kept)
+                setattr(self, what, kept)
         else:
             at = self.channels.index(what)
-            series = self._features[:, at].view(-1, self.days)
+            series = self.features[:, at].view(-1, self.days)
             kept = series.clone()
             series.copy_(kept[sites].roll(shift, dims=1))
             try:
@@ -108,16 +127,71 @@ class Inputs:
     def batch(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Gather the windows (B, T, width) and embeddings (B, d), or None, of the samples `flat (B,)`."""
         rows = flat[:, None] + self._offsets
-        window = self._features.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        window = self.features.index_select(0, rows.flatten()).view(*rows.shape, -1)
         site = flat // self.days
-        if self._place is not None:
-            place = self._place.index_select(0, site)[:, None].expand(-1, rows.shape[1], -1)
+        if self.place is not None:
+            place = self.place.index_select(0, site)[:, None].expand(-1, rows.shape[1], -1)
             window = torch.cat([window, place], dim=2)
+        if self.embedding is None:
+            return window, None
+        if self.month is not None:
+            return window, self.embedding[site, self.month[flat % self.days]]
+        return window, self.embedding.index_select(0, site)
+
+
+class StackedInputs:
+    """Inputs of several trainings on one panel, which share its channels and the embeddings.
+
+    Slot `m` has the scalers, place channels and further channels of the training that `load` put there.
+    Channels are scaled after they are gathered, by the operations of `Scaler.transform`, so the windows are
+    bitwise equal to those of the training's own `Inputs`. `first` are the inputs of any of the trainings.
+    """
+
+    def __init__(self, first: Inputs, slots: int) -> None:
+        def empty(*shape: int) -> torch.Tensor:
+            return torch.zeros(slots, *shape, device=first.device)
+
+        self._days, self.window = first.days, first.window
+        self._offsets = torch.arange(1 - first.window, 1, device=first.device)
+        self._shared = torch.tensor(first.shared, device=first.device)
+        self._own = empty(len(first.shared), len(first.own)) if first.own else None
+        self._mean, self._std = empty(len(first.channels)), empty(len(first.channels))
+        self._place = None if first.place is None else empty(*first.place.shape)
+        self._embedding, self._month = first.embedding, first.month
+
+    def load(self, slot: int, inputs: Inputs) -> None:
+        """Put the scales and channels of a training into a slot, in place."""
+        self._mean[slot].copy_(torch.from_numpy(inputs.scaler.mean))
+        self._std[slot].copy_(torch.from_numpy(inputs.scaler.std))
+        if self._own is not None:
+            self._own[slot].copy_(torch.from_numpy(np.concatenate(inputs.own, axis=1)))
+        if self._place is not None and inputs.place is not None:
+            self._place[slot].copy_(inputs.place)
+
+    def batch(
+        self, flat: torch.Tensor, slots: torch.Tensor | slice = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Gather windows (M, B, T, width) and embeddings (M, B, d), or None, of the samples `flat (M, B)`.
+
+        Row i of `flat` belongs to slot `slots[i]`; by default there is a row for each slot.
+        """
+        rows = flat[..., None] + self._offsets
+        window = self._shared.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        if self._own is not None:
+            days = rows.flatten(1)[..., None].expand(-1, -1, self._own.shape[2])
+            window = torch.cat([window, self._own[slots].gather(1, days).view(*rows.shape, -1)], dim=3)
+        mean, std = self._mean[slots], self._std[slots]
+        window = ((window - mean[:, None, None]) / std[:, None, None]).nan_to_num()
+        site = flat // self._days
+        if self._place is not None:
+            place = self._place[slots]
+            place = place.gather(1, site[..., None].expand(-1, -1, place.shape[2]))
+            window = torch.cat([window, place[:, :, None].expand(-1, -1, rows.shape[2], -1)], dim=3)
         if self._embedding is None:
             return window, None
         if self._month is not None:
-            return window, self._embedding[site, self._month[flat % self.days]]
-        return window, self._embedding.index_select(0, site)
+            return window, self._embedding[site, self._month[flat % self._days]]
+        return window, self._embedding.index_select(0, site.flatten()).view(*site.shape, -1)
 
 
 class Windows:
@@ -125,16 +199,18 @@ class Windows:
 
     def __init__(self, inputs: Inputs, flat: np.ndarray, target: np.ndarray) -> None:
         self._inputs = inputs
-        self._flat = torch.from_numpy(flat).to(inputs.device)
-        self._target = torch.from_numpy(target.astype(np.float32)).to(inputs.device)
+        self.flat = torch.from_numpy(flat).to(inputs.device)
+        """Samples as flat indices, (n,)."""
+        self.target = torch.from_numpy(target.astype(np.float32)).to(inputs.device)
+        """Scaled targets, (n,) float32."""
 
     def __len__(self) -> int:
-        return len(self._flat)
+        return len(self.flat)
 
     def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Return the windows (B, T, F), embeddings (B, D) or None, and targets (B,) of these rows."""
         rows = rows.to(self._inputs.device)
-        return *self._inputs.batch(self._flat[rows]), self._target[rows]
+        return *self._inputs.batch(self.flat[rows]), self.target[rows]
 
 
 def place_channels(lat: np.ndarray, lon: np.ndarray, variant: Variant) -> np.ndarray | None:

@@ -944,6 +944,7 @@ def test_log1p_is_another_training_and_predicts_in_ugm3():
 def test_a_result_has_no_path_and_no_device():
     assert {f.name for f in fields(Result)} == {
         "metrics", "counts", "history", "predictions", "audit", "weights", "scaling", "seconds",
+        "stacked",
     }  # fmt: skip
     got = trial.run(cell(), world())
     assert all(type(value) is float for value in got.metrics.values())
