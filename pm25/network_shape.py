@@ -1,5 +1,7 @@
 """Sizes of a network that determine its speed and its memory."""
 
+from collections.abc import Hashable
+
 from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.settings import Precision, Settings
@@ -78,3 +80,19 @@ class NetworkShape(Settings):
             count += {"film": 2 * a * (a + 1), "gated": 2 * a * a}.get(self.fusion, 0)
             count += 2 * self.embedding_dim if self.projection == "norm_tanh" else 0
         return count
+
+
+def stack_kind(cell: Cell, panel: Panel) -> Hashable | None:
+    """Return what cells share that can be trained in one stack (`pm25.stacked`); None for a cell that cannot.
+
+    Cells of a stack share their arm, the shape of their network, their loss and their batch size. Splits,
+    folds, seeds, learning rates, clipping, dropout rates and early stopping may differ.
+
+    Cells of protocol paper are not stacked, because their networks skip masked days. The number of days then
+    differs by sample, and finding it would stop the device at every step.
+    """
+    if cell.protocol == "paper":
+        return None
+    train = cell.train
+    more = cell.variant, cell.head, cell.model.initialiser, train.loss, train.huber_delta
+    return NetworkShape.of(cell, panel, random_dim=0), more

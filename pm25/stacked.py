@@ -16,30 +16,22 @@ import torch
 from pm25 import encoders
 from pm25.cell import Cell
 from pm25.fit import Epoch
-from pm25.network_shape import NetworkShape
+from pm25.network_shape import stack_kind
 from pm25.panel import Panel
 from pm25.stacked_fit import StackedFit
 from pm25.trial import Prepared, Result, outcome, prepare
 from pm25.windows import StackedInputs
 
+TOLERANCE = 0.02
+"""Largest relative difference of an RMSE from that of a training alone; rounding is amplified by training."""
+
 
 def stackable(cells: Sequence[Cell], panel: Panel) -> list[list[Cell]]:
-    """Group the cells that one `StackedTraining` can train, in their order.
-
-    Cells of a group share their arm, the shape of their network, their loss and their batch size. Splits,
-    folds, seeds, learning rates, clipping, dropout rates and early stopping may differ. Trainings of a search
-    are stacked like others.
-
-    Cells of protocol paper are in no group, because their networks skip masked days. The number of days then
-    differs by sample, and finding it would stop the device at every step.
-    """
+    """Group the cells that one `StackedTraining` can train, in their order. See `stack_kind`."""
     groups: dict[Hashable, list[Cell]] = {}
     for cell in cells:
-        if cell.protocol != "paper":
-            train = cell.train
-            shape = NetworkShape.of(cell, panel, random_dim=0)
-            more = cell.variant, cell.head, cell.model.initialiser, train.loss, train.huber_delta
-            groups.setdefault((shape, more), []).append(cell)
+        if (kind := stack_kind(cell, panel)) is not None:
+            groups.setdefault(kind, []).append(cell)
     return list(groups.values())
 
 

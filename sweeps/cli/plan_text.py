@@ -115,10 +115,12 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
     packing = content.get("packing", {})
     if packing:
         memory = f"{packing['memory_mb'] / 1000:.1f} of {packing['gpu_mb'] / 1000:.0f} GB"
-        yield (
-            f"  packing {counted(packing['per_gpu'], 'training')} on a GPU, limited by {packing['bound']}; "
-            f"each holds {memory} ({packing['source']})"
-        )
+        number = f"{counted(packing['per_gpu'], 'training')} on a GPU, limited by {packing['bound']}"
+        if packing["stack"] > 1:
+            number = (
+                f"stacks of {packing['stack']} trainings, {packing['gain']:.1f} times as fast as one alone"
+            )
+        yield f"  packing {number}; each training holds {memory} ({packing['source']})"
     assumed = " (assumed; give --cpus)" if packing.get("assumed_cpus") else ""
     yield (
         f"  on      {capacity['cpus']:g} CPUs{assumed}, {capacity['gpus']:g} GPUs: "

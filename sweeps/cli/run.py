@@ -119,7 +119,7 @@ def plan(
         estimate = Estimate(state, records, split_indices, capacity, known)
     packed = packing.plan_packing(state, records, capacity, estimate.shapes, known)
     if packed is not None:
-        capacity = capacity.packed(packed.per_gpu)
+        capacity = capacity.packed(packed.per_gpu)._replace(gain=packed.gain)
         estimate = Estimate(state, records, split_indices, capacity, known)
     content = plan_content(state, records, split_indices, estimate, budget)
     if packed is not None:

@@ -1,11 +1,11 @@
 """The GPU share of each training: with `gpu: auto`, as many share a GPU as its memory holds."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from pm25.cell import Cell
-from pm25.network_shape import NetworkShape
+from pm25.network_shape import NetworkShape, stack_kind
 from pm25.panel import Panel
 from sweeps.engine.cluster import Cluster
 from sweeps.engine.scheduler import Scheduler, Task
@@ -27,15 +27,26 @@ class GpuShares:
         self.whole = (1.0 if cluster.has_gpus else 0.0) if declared == "auto" else declared
         """Share of a GPU used where no network shape was measured."""
         self._packing: Packing | None = None
+        self._stacks: dict[NetworkShape, int] = {}
         self._shapes: dict[Any, NetworkShape] = {}
 
     def gpu(self, task: Task) -> float:
-        """Share of a GPU for a task."""
+        """Share of a GPU for a task; a stack has a GPU of its own."""
+        if task.also:
+            return 1.0
         return self.whole if self._packing is None else self._packing.share(map(self._shape, task.cells))
+
+    def stack(self, cell: Cell) -> int:
+        """Return how many cells like this one are to be trained in one stack; 1 for a training alone."""
+        return self._stacks.get(self._shape(cell), 1) if self.stack_kind(cell) is not None else 1
+
+    def stack_kind(self, cell: Cell) -> Hashable | None:
+        """Return what cells of one stack share; None for a cell that cannot be stacked."""
+        return stack_kind(cell, self._panel)
 
     def learn(self, task: Task, record: Record) -> None:
         """Note the memory that an ended task has recorded."""
-        if self._packing is not None:
+        if self._packing is not None and "stacked" not in record:
             self._packing.learn(map(self._shape, task.cells), record)
 
     def measure(
@@ -56,7 +67,7 @@ class GpuShares:
         known = {found.shape: found for found in packing.read(store)}
         missing = {shape: cell for shape, cell in wanted.items() if shape not in known}
         if missing:
-            notice(f"measuring the GPU memory of {len(missing)} shapes of network, once")
+            notice(f"measuring the GPU memory and the speed of {len(missing)} shapes of network, once")
         for found in footprints(missing):
             known[found.shape] = found
             packing.write(store, known.values())
@@ -75,6 +86,16 @@ class GpuShares:
             f"{len(own)} shapes hold {min(held):.1f} to {max(held):.1f} GB of a GPU's "
             f"{device_mb / 1000:.0f}: {_range(1 / max(shares), 1 / min(shares))} to a GPU"
         )
+        for found in own:
+            size = found.stack_size(round(1 / self._packing.share([found.shape])))
+            if size > 1:
+                self._stacks[found.shape] = size
+        if self._stacks:
+            gains = [found.stacked[1] for found in own if found.shape in self._stacks]
+            notice(
+                f"{len(self._stacks)} of them train in stacks of {_range(*_ends(self._stacks.values()))}, "
+                f"measured {min(gains):.1f} to {max(gains):.1f} times as fast as one alone"
+            )
 
     def _shapes_to_come(self, scheduler: Scheduler) -> dict[NetworkShape, Cell]:
         """One cell of each shape to come; in an arm that is still searched, the largest cell of its space."""
@@ -93,6 +114,12 @@ class GpuShares:
         if what not in self._shapes:
             self._shapes[what] = NetworkShape.of(cell, self._panel, self._study.encoders.random.dim)
         return self._shapes[what]
+
+
+def _ends(values: Iterable[float]) -> tuple[float, float]:
+    """Return the smallest and the largest value."""
+    found = [*values]
+    return min(found), max(found)
 
 
 def _range(low: float, high: float) -> str:

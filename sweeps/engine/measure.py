@@ -12,7 +12,7 @@ import numpy as np
 
 from pm25.cell import Cell
 from pm25.errors import InputError
-from pm25.network_shape import NetworkShape
+from pm25.network_shape import NetworkShape, stack_kind
 from pm25.panel import Panel
 from pm25.scratch import scratch
 from pm25.settings import ENCODERS, ModelSettings
@@ -33,6 +33,10 @@ TIMED_S = 1.0
 """Total time after which a call is not timed again."""
 FOOTPRINT_STEPS = 3
 """Training steps of an epoch whose memory is measured; later steps need no further memory."""
+STACK_SIZES = (4, 8, 16, 32, 64)
+"""Numbers of stacked trainings whose rates are measured."""
+STACK_STEPS = 16
+"""Training steps of an epoch whose rate is measured."""
 VALIDATED = 256
 """Windows scored after each epoch of a measurement."""
 PROBE = {"model": ModelSettings(width=2, depth=1, attention_units=1)}
@@ -131,6 +135,37 @@ def footprint_mb(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> 
     cell = short.model_copy(update={"train": train})
     trial.run(cell, panel, embedding=_vectors(cell, shape, panel), device=device)
     return worker.peak_memory_mb(device)
+
+
+def stack_rates(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> dict[int, float]:
+    """Measure the training windows per second of a shape, alone (key 1) and in stacks of `STACK_SIZES`.
+
+    The measurement ends with the first size that does not fit into the memory, or that is not faster than the
+    one before. Cells that cannot be stacked have no rates.
+    """
+    import torch
+
+    from pm25 import stacked, trial
+
+    if stack_kind(cell, panel) is None:
+        return {}
+    windows = STACK_STEPS * shape.batch_size
+    short, vectors = _shortened(cell, windows), _vectors(cell, shape, panel)
+    training = trial.Training(short, panel, embedding=vectors, device=device)
+    training.epoch()
+    rates = {1: windows / min(_timed(training.epoch))}
+    for size in STACK_SIZES:
+        members = [short.model_copy(update={"seed": seed}) for seed in range(size)]
+        try:
+            stack = stacked.StackedTraining(members, panel, size=size, embedding=vectors, device=device)
+            stack.advance()
+            rate = size * windows / min(_timed(stack.advance))
+        except torch.cuda.OutOfMemoryError:
+            break
+        if rate < max(rates.values()):
+            break
+        rates[size] = rate
+    return rates
 
 
 def _shortened(cell: Cell, windows: int) -> Cell:

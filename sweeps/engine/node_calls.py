@@ -88,7 +88,7 @@ def receive(shared: Any) -> None:
 def _footprint(
     shared: tuple[Panel, Any], cell: Cell, shape: NetworkShape, pretended_mb: float | None
 ) -> Footprint:
-    """Measure the GPU memory of one training, alone on a GPU."""
+    """Measure the GPU memory of one training, alone on a GPU, and the rates of stacked trainings."""
     import torch
 
     if pretended_mb is not None:
@@ -96,7 +96,8 @@ def _footprint(
         return Footprint(shape=shape, memory_mb=held, context_mb=0, gpu=name, gpu_mb=pretended_mb)
     held, name = measure.footprint_mb(cell, shape, shared[0], "cuda"), torch.cuda.get_device_name()
     total_mb, context_mb = torch.cuda.mem_get_info()[1] / 1e6, worker.context_mb()
-    return Footprint(shape=shape, memory_mb=held, context_mb=context_mb, gpu=name, gpu_mb=total_mb)
+    gpu = {"memory_mb": held, "context_mb": context_mb, "gpu": name, "gpu_mb": total_mb}
+    return Footprint(shape=shape, rates=measure.stack_rates(cell, shape, shared[0], "cuda"), **gpu)
 
 
 def footprints(shared: ray.ObjectRef, cells: Mapping[NetworkShape, Cell]) -> Iterator[Footprint]:

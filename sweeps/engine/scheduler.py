@@ -4,8 +4,8 @@ import heapq
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from pm25.cell import Cell
@@ -32,6 +32,19 @@ class Task:
     """Number of the search trial in its arm's Optuna study; -1 for a grid cell."""
     scope: Scope | None = None
     """Scope of the search trial; None for a grid cell."""
+    also: tuple["Task", ...] = ()
+    """Further grid cells of a stack, which one worker trains in lockstep with this one."""
+
+    @property
+    def members(self) -> tuple["Task", ...]:
+        """Tasks of a stack, each with its own record; the task alone if it is not a stack."""
+        return (replace(self, also=()), *self.also)
+
+    @staticmethod
+    def joined(members: Sequence["Task"]) -> "Task":
+        """Join grid cells to one task."""
+        first, *others = members
+        return replace(first, also=tuple(others))
 
 
 class SearchPoints(Protocol):
@@ -219,15 +232,37 @@ class Scheduler:
                 if task is not None:
                     self.handed += 1
                     return task
-        if self._ready:
-            key, cell = self._pop()
-            self.handed += 1
-            self._cells_in_flight += 1
-            place = Arm.of(cell), cell.split.label, cell.fold
-            if place not in self._tuning:  # equal for all seeds, as the search is over
-                self._tuning[place] = self._state.tuning(cell)
-            return Task("cell", key, place[0], (cell,), self._tuning[place])
-        return None
+        return self._cell_task(*self._pop()) if self._ready else None
+
+    def stack(self, task: Task, most: int, kind: Callable[[Cell], Hashable]) -> Task:
+        """Add ready cells of the same `kind` to a grid cell that `next` returned, at most `most` together.
+
+        Neither the limit nor the budget of cells is exceeded.
+        """
+        wanted = kind(task.cells[0])
+        members = [task]
+        for one in sorted(one for one in self._ready if kind(one[2]) == wanted):
+            self._check_stop()
+            if len(members) >= most or self.stopped or self.handed == self._limit:
+                break
+            self._ready.remove(one)
+            members.append(self._cell_task(one[1], one[2]))
+        heapq.heapify(self._ready)
+        return Task.joined(members)
+
+    def ready(self, kind: Callable[[Cell], Hashable], cell: Cell) -> int:
+        """Return the number of ready cells of the same `kind` as a cell."""
+        wanted = kind(cell)
+        return sum(kind(one) == wanted for _, _, one in self._ready)
+
+    def _cell_task(self, key: str, cell: Cell) -> Task:
+        """Hand out a grid cell."""
+        self.handed += 1
+        self._cells_in_flight += 1
+        place = Arm.of(cell), cell.split.label, cell.fold
+        if place not in self._tuning:  # equal for all seeds, as the search is over
+            self._tuning[place] = self._state.tuning(cell)
+        return Task("cell", key, place[0], (cell,), self._tuning[place])
 
     def prunes(self, task: Task, reported: Sequence[float | None]) -> bool:
         """Return whether to end a search trial that has reported these RMSEs, one per epoch.

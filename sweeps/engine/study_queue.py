@@ -27,6 +27,9 @@ STARTS_FORGIVEN = 10
 WORKER_STARTS_S = 60.0
 """Time after which a waiting task takes the next free worker, as in a cluster that others use too."""
 
+STACK_ROUNDS = 3
+"""Cells that a stack gets for each of its places."""
+
 NOTICE_EVERY_S = 300.0
 """Time between two notices about waiting tasks while nothing trains."""
 
@@ -98,13 +101,37 @@ class StudyQueue(Searcher):
             if found is None:
                 more = self._running or (self._again and not self._scheduler.stopped)
                 return None if more else Searcher.FINISHED
-            config = {"kind": found.kind, "key": found.key, "gpu": self._shares.gpu(found)}
-            task = found
-            config["cells"] = [cell.model_dump_json() for cell in found.cells]
-            config["more"] = json.dumps(dict(found.more))
+            task = self._stacked(found) if found.kind == "cell" else found
+            config = self._config(task)
         self._last_share = config["gpu"]
         self._running[trial_id] = task, config
         self._waiting[trial_id] = self._clock()
+        return config
+
+    def _stacked(self, task: Task) -> Task:
+        """Add the cells that a worker trains in lockstep with this one, if that is faster.
+
+        A stack gets some cells for each of its places, because a place is free again when its training has
+        ended. It gets no more than its GPU's part of the cells that are ready.
+        """
+        size = self._shares.stack(task.cells[0])
+        if size == 1:
+            return task
+        ready = 1 + self._scheduler.ready(self._shares.stack_kind, task.cells[0])
+        most = min(STACK_ROUNDS * size, math.ceil(ready / max(1.0, self._cluster.gpus)))
+        return self._scheduler.stack(task, most, self._shares.stack_kind)
+
+    def _config(self, task: Task) -> dict[str, Any]:
+        """Return the config of a Tune trial, which Tune passes to the worker."""
+        config: dict[str, Any] = {"kind": task.kind, "key": task.key, "gpu": self._shares.gpu(task)}
+        if task.also:
+            config["slots"] = min(self._shares.stack(task.cells[0]), len(task.members))
+            config["keys"] = [one.key for one in task.members]
+            config["cells"] = [one.cells[0].model_dump_json() for one in task.members]
+            config["more"] = json.dumps([dict(one.more) for one in task.members])
+        else:
+            config["cells"] = [cell.model_dump_json() for cell in task.cells]
+            config["more"] = json.dumps(dict(task.more))
         return config
 
     def _has_capacity(self) -> bool:
@@ -159,6 +186,14 @@ class StudyQueue(Searcher):
         self._shares.learn(task, record)
         self._scheduler.ended(task, record)
 
+    def member_ended(self, trial_id: str, record: Record) -> None:
+        """Pass on the record of one cell of a stack, whose other cells go on."""
+        task, config = self._running[trial_id]
+        members = {one.key: one for one in task.members}
+        member = members.pop(record["key"])
+        self._running[trial_id] = Task.joined([*members.values()]), config
+        self._scheduler.ended(member, record)
+
     def lost(self, trial_id: str, nodes: frozenset[str], *, announced: bool = False, why: str = "") -> bool:
         """Queue a task again whose worker died without a record; False if it has been lost too often.
 
@@ -171,24 +206,30 @@ class StudyQueue(Searcher):
             self._failed_starts += not announced
             if self._failed_starts > STARTS_FORGIVEN:
                 self.end(_no_worker_starts(self._failed_starts, why))
-            self._again.append(self._pop(trial_id))
+            self._queue_again(trial_id)
             return True
         losses = self._losses[self.task(trial_id).key]
         if not announced:
             losses.append(nodes)
         if sum(then <= nodes for then in losses) > LOSSES_FORGIVEN:
             return False
-        self._again.append(self._pop(trial_id))
+        self._queue_again(trial_id)
         return True
 
-    def retry_alone(self, trial_id: str) -> None:
-        """Queue a task again that ran out of a shared GPU's memory, this time for a GPU of its own."""
+    def _queue_again(self, trial_id: str) -> None:
+        """Queue a task again, with the same share; of a stack, the cells that have not ended."""
         task, config = self._pop(trial_id)
-        self._again.append((task, config | {"gpu": float(math.ceil(max(config["gpu"], 0.5)))}))
+        self._again.append((task, self._config(task) | {"gpu": config["gpu"]}))
+
+    def retry_alone(self, trial_id: str) -> None:
+        """Queue a task again that ran out of a GPU's memory, each cell for a GPU of its own."""
+        task, config = self._pop(trial_id)
+        gpu = float(math.ceil(max(config["gpu"], 0.5)))
+        self._again += [(one, self._config(one) | {"gpu": gpu}) for one in task.members]
 
     def refuse(self, trial_id: str, error: InputError) -> None:
         """Stop because a node cannot work for the study; running tasks finish, and this one stays missing."""
-        self._again.append(self._pop(trial_id))
+        self._queue_again(trial_id)
         self.refused = self.refused or error
         self._scheduler.stop(str(error))
 

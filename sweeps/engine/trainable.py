@@ -63,6 +63,7 @@ class StudyTrainable(tune.Trainable):
         self._gpus = [str(gpu) for gpu in ray.get_gpu_ids()]
         self._device = "cuda" if self._gpus and not pretended else "cpu"
         self._trial: worker.SearchTrial | None = None
+        self._stack: worker.Stack | None = None
         self._joined = probe is not None
         self._refusal: tuple[str, str, str, str] | None = None
         node = ray.util.get_node_ip_address()
@@ -85,7 +86,7 @@ class StudyTrainable(tune.Trainable):
 
         if self._refusal is not None:
             return {"state": REFUSED, "why": self._refusal, "ended": 1, "done": True}
-        starts = self._trial is None
+        starts = self._trial is None and self._stack is None
         if (
             starts
             and self._joined
@@ -93,6 +94,8 @@ class StudyTrainable(tune.Trainable):
         ):
             ray.actor.exit_actor()  # otherwise Tune would give it further tasks until the node goes
         try:
+            if "keys" in self.config:
+                return self._train_stack()
             # A worker may have been lost after it recorded and before Tune received its result.
             known = self._trial is None and self._records.record(self.config["key"]) is not None
             if not known and not (self._train() if self.config["kind"] == "cell" else self._search()):
@@ -100,14 +103,14 @@ class StudyTrainable(tune.Trainable):
                 draft = self._trial.draft
                 return {"reported": draft["reported"], "draft": json.dumps(draft), "ended": 0, "done": False}
         except torch.cuda.OutOfMemoryError:
-            self._trial = None
+            self._trial = self._stack = None
             torch.cuda.empty_cache()
             return {"state": SHARED_GPU_IS_FULL, "ended": 1, "done": True}
         except StorageFault as fault:
-            self._trial = None
+            self._trial = self._stack = None
             return {"state": FAULT, "why": self._placed(fault), "ended": 1, "done": True}
         except LockLost as lost:
-            self._trial = None
+            self._trial = self._stack = None
             return {"state": FAULT, "why": lost, "ended": 1, "done": True}
         self._trial = None
         return {"state": RECORDED, "ended": 1, "done": True}
@@ -121,7 +124,7 @@ class StudyTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Accept the next task."""
-        self._trial = None
+        self._trial = self._stack = None
         return True
 
     @property
@@ -130,24 +133,30 @@ class StudyTrainable(tune.Trainable):
 
     @property
     def _to_retry(self) -> tuple[type[Exception], ...]:
-        """Exceptions that are not failures: lack of memory, on a GPU that other trainings share."""
+        """Exceptions that are not failures: lack of memory on a shared GPU or in a stack."""
         import torch
 
-        return (torch.cuda.OutOfMemoryError,) if 0 < self.config["gpu"] < 1 else ()
+        shared = 0 < self.config["gpu"] < 1 or "keys" in self.config
+        return (torch.cuda.OutOfMemoryError,) if shared else ()
 
     def _task(self) -> tuple[list[Cell], dict[str, Any], dict[str, Any]]:
         """The task's cells, further fields of its record, and the keyword arguments of its training."""
         cells = [Cell.model_validate_json(cell) for cell in self.config["cells"]]
-        share = self.trial_resources.required_resources
-        more = json.loads(self.config["more"])
-        more["share"] = {"cpu": share.get("CPU", 0.0), "gpu": share.get("GPU", 0.0)}
-        more["placement"] = {"node": ray.util.get_node_ip_address(), "gpus": self._gpus}
+        more = {} if "keys" in self.config else json.loads(self.config["more"]) | self._share_and_place()
         how = {
             "embedded": self._embeddings.get(cells[0].variant),
             "device": self._device,
             "checkpoint_seconds": self._checkpoint_seconds,
         }
         return cells, more, how
+
+    def _share_and_place(self) -> dict[str, Any]:
+        """Fields of a record on the share of the node that the task has."""
+        share = self.trial_resources.required_resources
+        return {
+            "share": {"cpu": share.get("CPU", 0.0), "gpu": share.get("GPU", 0.0)},
+            "placement": {"node": ray.util.get_node_ip_address(), "gpus": self._gpus},
+        }
 
     def _train(self) -> bool:
         """Train and record a grid cell; True, as it has ended then."""
@@ -163,6 +172,24 @@ class StudyTrainable(tune.Trainable):
             **how,
         )
         return True
+
+    def _train_stack(self) -> dict[str, Any]:
+        """Train a stack until one of its cells is recorded, or until all are."""
+        if self._stack is None:
+            cells, _, how = self._task()
+            del how["checkpoint_seconds"]
+            mores = [more | self._share_and_place() for more in json.loads(self.config["more"])]
+            members = [*zip(cells, self.config["keys"], mores, strict=True)]
+            own = {"slots": self.config["slots"], "keeps_weights": self._keeps_weights}
+            raises = self._to_retry
+            self._stack = worker.Stack(members, self._panel, self._store, raises=raises, **own, **how)
+        recorded = 0
+        while not recorded and not self._stack.finished:
+            recorded = len(self._stack.advance())
+        if not self._stack.finished:
+            return {"recorded": recorded, "reported": [], "ended": 0, "done": False}
+        self._stack = None
+        return {"state": RECORDED, "ended": 1, "done": True}
 
     def _search(self) -> bool:
         """Train a search trial for `REPORT_EVERY_S`; True if it has ended and is recorded."""

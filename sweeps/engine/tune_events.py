@@ -81,7 +81,16 @@ class TuneEvents(tune.Callback):
         """Pass on that a worker has started a task."""
         with self._faults():
             self._queue.started(trial.trial_id)
-            self._observer.started(trial.config["key"], trial.config["kind"])
+            for task in self._queue.task(trial.trial_id).members:
+                self._observer.started(task.key, task.kind)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Pass on the records of the cells of a stack that have ended, while others go on."""
+        if self._queue.fault is None and result.get("recorded") and not result.get("done"):
+            with self._faults():
+                self._members_ended(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Pass on the record of a task, or why it has none yet; record a search trial that was pruned."""
@@ -117,15 +126,26 @@ class TuneEvents(tune.Callback):
         if result.get("state") == REFUSED:
             self._queue.refuse(trial.trial_id, InputError(*result["why"]))
             return
-        record = self._records(trial).record(trial.config["key"])
+        self._members_ended(trial)
+        record = self._records(trial).record(self._queue.task(trial.trial_id).key)
         if record is None:  # pruned by the driver
             draft = {**json.loads(result["draft"]), "state": "pruned"}
             record = worker.end_trial(draft, self._records(trial))
         self._ended(trial, record)
 
+    def _members_ended(self, trial: Trial) -> None:
+        """Pass on the records of the cells of a stack, except that of the last cell of the task."""
+        for task in self._queue.task(trial.trial_id).members:
+            if len(self._queue.task(trial.trial_id).members) == 1:
+                return
+            if (record := self._store.record(task.key)) is not None:
+                self._queue.member_ended(trial.trial_id, record)
+                self._observer.ended(task.kind, record)
+
     def _lost(self, trial: Trial) -> None:
-        records = self._records(trial)
-        record = records.record(trial.config["key"])
+        self._members_ended(trial)
+        task, records = self._queue.task(trial.trial_id), self._records(trial)
+        record = records.record(task.key)
         if record is None:
             error = ray_internals.trial_error(trial)
             alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
@@ -133,11 +153,13 @@ class TuneEvents(tune.Callback):
             reason = str(error or "its worker died").strip().splitlines()[-1]
             if self._queue.lost(trial.trial_id, alive, announced=announced, why=reason):
                 return
-            task = self._queue.task(trial.trial_id)
-            own = {"cell": task.cells[0].resolved()} if task.kind == "cell" else worker.NOTHING_SPENT
-            known = {"data": self._data, "numerics": task.cells[0].numerics}
-            draft = {"key": task.key, **own, **known, **task.more}
-            record = worker.record_loss(draft, records, reason)
+            for one in task.members:
+                own = {"cell": one.cells[0].resolved()} if one.kind == "cell" else worker.NOTHING_SPENT
+                known = {"data": self._data, "numerics": one.cells[0].numerics}
+                worker.record_loss({"key": one.key, **own, **known, **one.more}, records, reason)
+            self._members_ended(trial)
+            record = records.record(self._queue.task(trial.trial_id).key)
+        assert record is not None
         self._ended(trial, record)
 
     def _records(self, trial: Trial) -> Store:

@@ -74,8 +74,6 @@ def train_and_record(
     training resumes from a stored checkpoint. `more` are further fields of the record. Exceptions of the
     types `raises` are raised instead of recorded. So are StorageFault and LockLost: the cell stays missing.
     """
-    import torch
-
     from pm25 import trial
 
     record: Record = {
@@ -102,21 +100,37 @@ def train_and_record(
             if not training.finished:
                 checkpoints.offer(training.state)
         result = training.result()
-        record["metrics"] = {name: _finite(value) for name, value in result.metrics.items()}
-        if record["metrics"]["test_rmse"] is None:
-            raise ArithmeticError(f"test RMSE is {result.metrics['test_rmse']}")
-        record |= {"counts": result.counts, "audit": result.audit, "seconds": round(result.seconds, 3)}
-        record |= _peak_memory(device)
+        record |= _outcome(result, device)
     except (StorageFault, LockLost):  # raised where a checkpoint is stored
         raise
     except Exception as error:
         if isinstance(error, raises):
             raise
         return _record_failure(record, store, error)
+    return _record_result(record, result, store, keep_weights=keep_weights)
+
+
+def _outcome(result: "Result", device: str) -> Record:
+    """Return the fields of a record that a result has. Raises ArithmeticError without a test RMSE."""
+    metrics = {name: _finite(value) for name, value in result.metrics.items()}
+    if metrics["test_rmse"] is None:
+        raise ArithmeticError(f"test RMSE is {result.metrics['test_rmse']}")
+    stacked = {"stacked": result.stacked} if result.stacked > 1 else _peak_memory(device)
+    own = {"counts": result.counts, "audit": result.audit, "seconds": round(result.seconds, 3)}
+    return {"metrics": metrics, **own, **stacked}
+
+
+def _record_result(record: Record, result: "Result", store: Store, *, keep_weights: bool) -> Record:
+    """Store the predictions and the history of a training, its weights on request, and last its record."""
+    import torch
+
+    from pm25.fit import Epoch
+
+    key = record["key"]
     if (first := store.record(key)) is not None:  # as in `_end`; its files stay as they are
         _delete_progress(key, store)
         return first
-    names = [field.name for field in dataclasses.fields(trial.Epoch)]
+    names = [field.name for field in dataclasses.fields(Epoch)]
     history = {name: [getattr(epoch, name) for epoch in result.history] for name in names}
     files = {
         "predictions.parquet": store.write_table(key, "predictions", predictions_table(result)),
@@ -127,6 +141,93 @@ def train_and_record(
         torch.save({"weights": result.weights, "scaling": result.scaling}, buffer)
         files[WEIGHTS] = store.write_file(key, WEIGHTS, buffer.getvalue())
     return _end(record, store, files)
+
+
+class Stack:
+    """Grid cells of one arm that a worker trains in lockstep on one device, each with a record of its own.
+
+    Parameters
+    ----------
+    members : sequence of (Cell, str, mapping)
+        Each cell with its key and further fields of its record. Cells that have a record are not trained.
+    slots : int
+        Number of cells that train at the same time.
+    keeps_weights : callable
+        Returns True for a cell whose weights are stored.
+    raises : tuple of exception types
+        Exceptions that are raised instead of recorded.
+
+    A stack has no checkpoints. After the loss of its worker, unfinished cells start from their first epoch.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[tuple[Cell, str, Mapping[str, Any]]],
+        panel: Panel,
+        store: Store,
+        *,
+        slots: int,
+        keeps_weights: Callable[[Cell], bool],
+        embedded: Embedded | None = None,
+        device: str = "cpu",
+        raises: type[Exception] | tuple[type[Exception], ...] = (),
+    ) -> None:
+        from pm25 import stacked
+
+        self._store, self._keeps_weights, self._device = store, keeps_weights, device
+        self._raises = raises
+        recorded = store.records([key for _, key, _ in members])
+        self._drafts: dict[Cell, Record] = {
+            cell: {
+                "key": key,
+                "state": "done",
+                "cell": cell.resolved(),
+                "encoder": embedded.fingerprint if embedded else None,
+                **_place(cell, panel, device),
+                **more,
+            }
+            for cell, key, more in members
+            if key not in recorded
+        }
+        self._progress: dict[Cell, ProgressWriter] = {}
+        _reset_peak_memory(device)
+        self._training: stacked.StackedTraining | None = None
+        if self._drafts:
+            how = {**trial_arguments(embedded), "device": device}
+            self._training = stacked.StackedTraining([*self._drafts], panel, size=slots, **how)
+
+    @property
+    def finished(self) -> bool:
+        """True when every cell has a record."""
+        return self._training is None or self._training.finished
+
+    def advance(self) -> list[Record]:
+        """Train until an epoch of a cell ends, and record the cells that have ended."""
+        if self._training is None:
+            return []
+        ended = [self._record(cell, outcome) for cell, outcome in self._training.advance()]
+        for cell, history in self._training.running:
+            if cell not in self._progress:
+                self._drafts[cell]["started"] = _now()
+                most = cell.train.max_epochs
+                self._progress[cell] = _progress(self._drafts[cell], cell.label, most, self._store)
+            if history:
+                rmse = [epoch.validation_rmse for epoch in history]
+                self._progress[cell].epoch(len(rmse), rmse[-1], min(rmse))
+        return ended
+
+    def _record(self, cell: Cell, outcome: "Result | Exception") -> Record:
+        """Record a cell that has ended: its result, or the exception that its training raised."""
+        draft = self._drafts[cell]
+        if isinstance(outcome, self._raises):
+            raise outcome
+        if isinstance(outcome, Exception):
+            return _record_failure(draft, self._store, outcome)
+        try:
+            draft = draft | _outcome(outcome, self._device)
+        except ArithmeticError as error:
+            return _record_failure(draft, self._store, error)
+        return _record_result(draft, outcome, self._store, keep_weights=self._keeps_weights(cell))
 
 
 class SearchTrial:
@@ -364,7 +465,11 @@ def commit() -> dict[str, Any]:
 def differences(
     cell: Cell, key: str, panel: Panel, store: Store, *, embedded: Embedded | None = None
 ) -> list[str]:
-    """Train a recorded cell again, with as many threads, and name the results that are not bitwise equal."""
+    """Train a recorded cell again, with as many threads, and name the results that are not bitwise equal.
+
+    For a cell that was trained in a stack, the counts, the audit and the RMSEs are compared. The RMSEs may
+    differ by `pm25.stacked.TOLERANCE`, relative to the stored ones.
+    """
     import torch
 
     from pm25 import trial
@@ -379,6 +484,8 @@ def differences(
         torch.set_num_threads(threads)
     found = [name for name in ("counts", "audit") if record[name] != getattr(result, name)]
     metrics = {name: _finite(value) for name, value in result.metrics.items()}
+    if "stacked" in record:
+        return _stack_differences(record, result.counts, result.audit, metrics)
     stored_metrics, absent = record["metrics"], "absent"  # None is an undefined metric
     names = dict.fromkeys([*metrics, *stored_metrics])
     found += [name for name in names if metrics.get(name, absent) != stored_metrics.get(name, absent)]
@@ -397,6 +504,25 @@ def differences(
         same = weights.keys() == result.weights.keys() and scaling == result.scaling
         same = same and all(torch.equal(weights[name], result.weights[name]) for name in weights)
         found += [] if same else ["weights"]
+    return found
+
+
+def _stack_differences(
+    record: Record, counts: Mapping[str, int], audit: Mapping[str, Any], metrics: Mapping[str, float | None]
+) -> list[str]:
+    """Name the results of a stacked training that differ from those of the same training alone.
+
+    Early stopping may end the two at different epochs, so these two counts are not compared.
+    """
+    from pm25.stacked import TOLERANCE
+
+    sizes = {name: count for name, count in counts.items() if name not in ("epochs", "best_epoch")}
+    found = [] if all(record["counts"].get(name) == size for name, size in sizes.items()) else ["counts"]
+    found += [] if record["audit"] == audit else ["audit"]
+    for name in metrics:
+        stored, own = record["metrics"].get(name), metrics[name]
+        if name.endswith("_rmse") and stored is not None and own is not None:
+            found += [] if abs(own - stored) <= TOLERANCE * stored else [name]
     return found
 
 

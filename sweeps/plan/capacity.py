@@ -14,6 +14,8 @@ class Capacity(NamedTuple):
     gpus: float
     cpu: float
     gpu: float
+    gain: float = 1.0
+    """Measured speed of cells that are stacked on a GPU, over that of one alone; 1 without stacks."""
 
     @classmethod
     def of(cls, study: Study, cpus: float, gpus: float) -> "Capacity":

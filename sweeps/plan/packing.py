@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pm25.errors import InputError
 from pm25.network_shape import NetworkShape
@@ -44,6 +44,22 @@ class Footprint(Settings):
     """Name of the GPU."""
     gpu_mb: float
     """Memory of the GPU."""
+    rates: dict[int, float] = Field(default_factory=dict)
+    """Training windows per second of this many trainings in one stack; 1 is a training alone."""
+
+    @property
+    def stacked(self) -> tuple[int, float]:
+        """Number of stacked trainings with the highest rate, and that rate over that of one alone."""
+        best = max(self.rates, key=lambda size: self.rates[size], default=1)
+        return (best, self.rates[best] / self.rates[1]) if best > 1 else (1, 1.0)
+
+    def stack_size(self, packed: int) -> int:
+        """Return how many trainings to stack; 1 where `packed` processes on a GPU are expected to be faster.
+
+        Processes that share a GPU are expected to gain the square root of their number, as in a plan.
+        """
+        size, gain = self.stacked
+        return size if gain > math.sqrt(packed) else 1
 
 
 class _Footprints(Settings):
@@ -56,6 +72,7 @@ class PackingPlan(NamedTuple):
     """Number of trainings that share a GPU in a plan, and what that number depends on."""
 
     per_gpu: int
+    """Number of processes on a GPU; 1 if they are replaced by a stack."""
     memory_mb: float
     """Most memory of a training."""
     gpu_mb: float
@@ -64,6 +81,10 @@ class PackingPlan(NamedTuple):
     """Origin of the two memories, for the reader of the plan."""
     bound: str
     """Resource that limits the number: memory, CPUs or tasks."""
+    stack: int = 1
+    """Smallest number of trainings in a stack, if all shapes are faster in stacks; else 1."""
+    gain: float = 1.0
+    """Smallest measured speed of a stack over that of one training alone."""
 
 
 def plan_packing(
@@ -84,8 +105,8 @@ def plan_packing(
         return None
     footprints = {found.shape: found for found in read(state.store)}
     calibrated = {time.shape: time.memory_mb for time in known.shapes} if known is not None else {}
-    held, sources = [CONTEXT_MB], set()
-    for shape in shapes:
+    wanted, held, sources = {*shapes}, [CONTEXT_MB], set()
+    for shape in wanted:
         if shape in footprints:
             held.append(footprints[shape].memory_mb)
             sources.add("measured by a run")
@@ -106,8 +127,13 @@ def plan_packing(
         "tasks": math.ceil(missing / capacity.gpus),
     }
     bound = min(limits, key=lambda name: limits[name])
-    source = "; ".join(sorted(sources))
-    return PackingPlan(max(1, limits[bound]), max(held), gpu_mb, source, bound)
+    per_gpu, source = max(1, limits[bound]), "; ".join(sorted(sources))
+    own = [footprints[shape] for shape in wanted if shape in footprints]
+    stacks = [found.stacked for found in own if found.stack_size(per_gpu) > 1]
+    if len(stacks) == len(wanted):
+        size, gain = (min(values) for values in zip(*stacks, strict=True))
+        return PackingPlan(1, max(held), gpu_mb, source, "stacks", size, gain)
+    return PackingPlan(per_gpu, max(held), gpu_mb, source, bound)
 
 
 def estimated_memory_mb(shape: NetworkShape, panel: Panel) -> float:

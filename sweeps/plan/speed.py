@@ -203,9 +203,9 @@ class Speeds:
             mean = statistics.mean(self._split_times.values())
             fixed = CALIBRATED.times(self._split_times.get(SplitShape.of(cell, self._panel), mean))
         # Cells that share a GPU wait for each other never, always, or by the geometric mean of both.
-        gpu = self._capacity.gpu
+        gpu, gain = self._capacity.gpu, self._capacity.gain
         sharers = max(1.0, 1 / gpu) if gpu else 1.0
-        shared = Bounds(1, math.sqrt(sharers), sharers)
+        shared = Bounds(1, math.sqrt(sharers), sharers).times(1 / gain)
         if self._calibration is not None and shape in self._shape_times:
             found = self._shape_times[shape]
             # The quickest epoch is the network's own time: other work on the machine only adds to it.

@@ -103,6 +103,7 @@ class _Fields(BaseModel):
     scores: dict[str, dict[str, _Number]] = {}
     reported: list[_Number | None] = []
     epochs: NonNegativeInt = 0
+    stacked: NonNegativeInt = 0
 
 
 TYPES = frozenset(_Fields.model_fields)

@@ -98,9 +98,7 @@ def test_plan_for_gpus_that_nobody_measured(sweep: Sweep, toy: Path, monkeypatch
     ended = sweep("plan", toy, "--gpus", "2", *grown)
     assert "24 CPUs (assumed; give --cpus), 2 GPUs: 24 at a time" in said(ended.out.splitlines(), "on")
     packing = said(ended.out.splitlines(), "packing")
-    assert packing.startswith(
-        "12 trainings on a GPU, limited by CPUs; each holds 0.6 of 80 GB (GPUs of 80 GB "
-    )
+    assert packing.startswith("12 trainings on a GPU, limited by CPUs; each training holds 0.6 of 80 GB (")
     found = json.loads(sweep("plan", toy, "--gpus", "8", "--cpus", "32", "--json").out)
     assert found["packing"]["assumed_cpus"] is False
     assert 0 < found["gpu_hours"]["low"] < found["gpu_hours"]["expected"] < found["gpu_hours"]["high"]
@@ -177,7 +175,7 @@ def test_plan_as_json(sweep: Sweep, toy: Path) -> None:
     assert plan["cells"] == {"total": 4, "done": 2, "failed": 1, "missing": 1, "damaged": 0}
     assert plan["cpu_hours_left"] == plan["cpu_hours"]["expected"] > 0
     assert plan["disk_mb_left"] == plan["disk_mb"]["expected"] > 0
-    assert plan["room"] == {"cpus": 2, "gpus": 0, "cpu": 1, "gpu": 0, "side_by_side": 2}
+    assert plan["room"] == {"cpus": 2, "gpus": 0, "cpu": 1, "gpu": 0, "gain": 1, "side_by_side": 2}
     assert (plan["jobs"], plan["search_trials"], plan["gpu_hours"]["high"]) == (1, 0, 0)
     fresh = json.loads(sweep("plan", toy, *HERE, "--json", "--no-calibrate", "--set", "model.width=8").out)
     assert fresh["cells"]["missing"] == 4

@@ -26,8 +26,10 @@ from pm25.splits import RandomSplit
 from sweeps.engine import connection, ray_internals, temp_folder, tune_events, worker
 from sweeps.engine.cluster import RayLost
 from sweeps.engine.connection import Watch
+from sweeps.engine.scheduler import Task
 from sweeps.engine.trainable import FAULT, RECORDED, StudyTrainable
 from sweeps.engine.tune_events import TuneEvents
+from sweeps.spec.design import Arm
 from sweeps.store import records
 from sweeps.store.records import StorageFault, Store
 from tests import disks, worlds
@@ -78,7 +80,7 @@ class Trainable(StudyTrainable):
 
     def __init__(self, panel: Panel, store: Store, kind: str) -> None:
         self._panel, self._store, self._embeddings, self._joined = panel, store, {}, False
-        self._refusal = self._trial = None
+        self._refusal = self._trial = self._stack = None
         self._train_cell, self._search_trial = worker.train_and_record, worker.SearchTrial
         self._keeps_weights = lambda cell: True
         self.config = {"key": KEY, "kind": kind, "gpu": 0.0}
@@ -178,6 +180,9 @@ class Queue:
     def end(self, error: BaseException) -> None:
         self.fault = self.fault or error
 
+    def task(self, _: str) -> Task:
+        return Task("cell", KEY, Arm.of(CELL), (CELL,), {})
+
 
 def tune_trial(**result: Any) -> Any:
     return SimpleNamespace(trial_id="t", config={"key": KEY, "kind": "cell"}, last_result=result)
@@ -232,8 +237,6 @@ def test_a_loss_that_cannot_be_recorded_is_not_recorded(
     store = Store(str(tmp_path), "toy")
     made, queue = events(store)
     queue.lost = lambda *_, **__: False  # type: ignore[attr-defined]
-    task = SimpleNamespace(kind="cell", cells=[CELL], key=KEY, more={})
-    queue.task = lambda _: task  # type: ignore[attr-defined]
     monkeypatch.setattr(tune_events.ray, "nodes", list)
     monkeypatch.setattr(ray_internals, "draining_nodes", set)
     monkeypatch.setattr(ray_internals, "trial_error", lambda trial: None)

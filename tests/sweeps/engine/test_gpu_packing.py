@@ -65,7 +65,7 @@ class World:
             yield Footprint(shape=found, memory_mb=6000, context_mb=400, gpu="H200", gpu_mb=140_000)
 
     def gpu(self, shares: GpuShares, cell: Cell) -> float:
-        return shares.gpu(SimpleNamespace(cells=(cell,)))  # type: ignore[arg-type]
+        return shares.gpu(SimpleNamespace(cells=(cell,), also=()))  # type: ignore[arg-type]
 
 
 def test_each_shape_is_measured_once_and_what_was_found_stays(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_each_shape_is_measured_once_and_what_was_found_stays(tmp_path: Path) ->
     assert [cell.variant for cell in world.measured] == ["none", "geoclip"]
     # 6,000 MB and their margin: two to the smallest GPU of 16 GB, not to the one that was measured on.
     assert {world.gpu(shares, cell) for cell in world.state.grid} == {0.5}
-    assert world.said[0] == "measuring the GPU memory of 2 shapes of network, once"
+    assert world.said[0] == "measuring the GPU memory and the speed of 2 shapes of network, once"
     assert world.said[1] == "2 shapes hold 6.0 to 6.0 GB of a GPU's 16: 2 to a GPU"
     assert world.shares().whole == 1.0
     assert len(world.measured) == 2

@@ -1,5 +1,6 @@
 """Tasks that the queue hands to Ray Tune, and takes back when a worker or its memory is lost."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,13 @@ class TwoCells:
     def ended(self, task: Task, record: Record) -> None:
         self.reported.append(record)
 
+    def ready(self, kind: Any, cell: Cell) -> int:
+        return len(self.left)
+
+    def stack(self, task: Task, most: int, kind: Any) -> Task:
+        taken, self.left = self.left[: most - 1], self.left[most - 1 :]
+        return Task.joined([task, *taken])
+
     def stop(self, why: str) -> None:
         self.stopped = why
 
@@ -64,12 +72,19 @@ class Shares:
     def __init__(self, cpu: float, gpu: float, **own: float) -> None:
         self.cpu, self.whole, self.own = cpu, gpu, own
         self.learnt: list[Record] = []
+        self.stacked = 1
 
     def gpu(self, task: Task) -> float:
         return self.own.get(task.key, self.whole)
 
     def learn(self, task: Task, record: Record) -> None:
         self.learnt.append(record)
+
+    def stack(self, cell: Cell) -> int:
+        return self.stacked
+
+    def stack_kind(self, cell: Cell) -> str:
+        return "same"
 
 
 @pytest.fixture
@@ -322,3 +337,69 @@ def test_a_search_trial_that_took_an_earlier_result_is_observed(queue: Make) -> 
     made.suggest("a")
     assert seen == [("trial", {"key": "t1"}), ("trial", {"key": "t2"})]
     assert scheduler.copied == []
+
+
+# Stacks
+
+
+def stacks(queue: Make, size: int, cells: int = 20) -> tuple[TwoCells, StudyQueue]:
+    """A queue for two nodes with one GPU each, on which stacks of `size` trainings are fastest."""
+    scheduler = long_scheduler()
+    scheduler.left = scheduler.left[:cells]
+    made = queue(scheduler, gpu=1.0)
+    made._shares.stacked = size  # type: ignore[attr-defined]
+    return scheduler, made
+
+
+def test_a_stack_has_cells_for_three_rounds_but_no_more_than_its_gpu_s_part(queue: Make) -> None:
+    _, made = stacks(queue, size=2)
+    config: Any = made.suggest("a")
+    assert config["keys"] == [f"k{i}" for i in range(6)]
+    assert (config["key"], config["slots"], config["gpu"]) == ("k0", 2, 1.0)
+    assert [Cell.model_validate_json(cell) for cell in config["cells"]] == [CELLS[0]] * 6
+    assert json.loads(config["more"]) == [{}] * 6
+    _, made = stacks(queue, size=8, cells=5)
+    config = made.suggest("a")
+    assert (config["keys"], config["slots"]) == (["k0", "k1", "k2"], 3)  # two GPUs share five cells
+    config = made.suggest("b")
+    assert "keys" not in config  # one of the two that are left is trained alone
+    assert config["key"] == "k3"
+
+
+def test_members_of_a_stack_end_one_by_one(queue: Make) -> None:
+    scheduler, made = stacks(queue, size=2, cells=6)
+    made.suggest("a")
+    made.started("a")
+    assert [one.key for one in made.task("a").members] == ["k0", "k1", "k2"]
+    made.member_ended("a", {"key": "k0"})
+    made.member_ended("a", {"key": "k2"})
+    assert [one.key for one in made.task("a").members] == ["k1"]
+    made.ended("a", {"key": "k1"})
+    assert scheduler.reported == [{"key": "k0"}, {"key": "k2"}, {"key": "k1"}]
+
+
+def test_after_the_loss_of_its_worker_a_stack_has_the_cells_that_had_not_ended(queue: Make) -> None:
+    _, made = stacks(queue, size=2, cells=6)
+    made.suggest("a")
+    made.started("a")
+    made.member_ended("a", {"key": "k0"})
+    assert made.lost("a", frozenset({"n1", "n2"}))
+    again: Any = made.suggest("b")
+    assert (again["key"], again["keys"], again["gpu"]) == ("k1", ["k1", "k2"], 1.0)
+    made.started("b")
+    made.member_ended("b", {"key": "k1"})
+    assert made.lost("b", frozenset({"n1", "n2"}))
+    alone: Any = made.suggest("c")
+    assert (alone["key"], "keys" in alone) == ("k2", False)
+
+
+def test_a_stack_that_does_not_fit_is_trained_one_by_one(queue: Make) -> None:
+    _, made = stacks(queue, size=2, cells=4)
+    made.suggest("a")
+    made.started("a")
+    made.retry_alone("a")
+    configs: Any = [made.suggest("b"), made.suggest("c")]
+    assert [(config["key"], config["gpu"], "keys" in config) for config in configs] == [
+        ("k0", 1.0, False),
+        ("k1", 1.0, False),
+    ]

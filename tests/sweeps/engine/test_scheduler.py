@@ -214,6 +214,38 @@ def test_the_seconds_of_an_earlier_run_order_the_last_cells(tmp_path: Path) -> N
     ]
 
 
+def by_variant(cell: Cell) -> str:
+    return cell.variant
+
+
+def test_a_stack_takes_ready_cells_of_its_kind_in_the_grid_s_order(tmp_path: Path) -> None:
+    content = {block: value for block, value in STUDY.items() if block != "search"}
+    run = Run(of_study(tmp_path, **content))
+    first = run.scheduler.next()
+    assert first is not None
+    assert run.scheduler.ready(by_variant, first.cells[0]) == 3
+    stack = run.scheduler.stack(first, 3, by_variant)
+    assert [name(one) for one in stack.members] == ["none cell 0 0", "none cell 1 0", "none cell 0 1"]
+    assert [one.also for one in stack.members] == [(), (), ()]
+    assert run.scheduler.handed == 3
+    assert sorted(run.all()) == sorted([*cells_of(LATLON), "none cell 1 1"])
+    assert run.scheduler.handed == 8
+
+
+def test_a_stack_exceeds_neither_the_limit_nor_the_budget(tmp_path: Path) -> None:
+    content = {block: value for block, value in STUDY.items() if block != "search"}
+    run = Run(of_study(tmp_path, **content), limit=2)
+    first = run.scheduler.next()
+    assert first is not None
+    assert len(run.scheduler.stack(first, 9, by_variant).members) == 2
+    assert run.next() is None
+    run = Run(of_study(tmp_path, **content, budget={"cells": 3}))
+    first = run.scheduler.next()
+    assert first is not None
+    assert len(run.scheduler.stack(first, 9, by_variant).members) == 3
+    assert run.scheduler.stopped == "budget.cells 3 is used up"
+
+
 def test_a_search_comes_before_its_grid_and_no_arm_waits_for_another(tmp_path: Path) -> None:
     run = Run(state(tmp_path), {NONE: [0.1, 0.2, 0.3]})
     assert (run.scheduler.total, run.scheduler.cells, run.scheduler.trials) == (14, 8, 6)

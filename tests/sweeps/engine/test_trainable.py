@@ -34,7 +34,7 @@ def test_a_lost_study_ends_the_run_and_no_task_is_retried(
 
     made: Any = object.__new__(StudyTrainable)
     made.config = {"kind": kind, "key": "k1"}
-    made._refusal = made._trial = made._panel = None
+    made._refusal = made._trial = made._stack = made._panel = None
     made._joined, made._store = False, Store(str(tmp_path), "toy")
     made._train_cell, made._search_trial, made._keeps_weights = train_cell, LosesTheStudy, bool
     monkeypatch.setattr(StudyTrainable, "_task", lambda trainable: ([None], {}, {}))

@@ -195,3 +195,30 @@ def test_the_share_of_a_packed_cell_is_one_that_ray_can_count(per_gpu: int) -> N
     assert packed.gpu == round(packed.gpu, 4)
     assert packed.gpu * per_gpu <= 1
     assert packed.slots >= 3 * per_gpu
+
+
+def rated(state: StudyState, *rates: dict[int, float]) -> list[Footprint]:
+    """Footprints of the study's two shapes with these rates."""
+    own: Any = {"memory_mb": 6000, "context_mb": 400, "gpu": "H200", "gpu_mb": 80_000}
+    pairs = zip(shapes_of(state), rates, strict=True)
+    return [Footprint(shape=one, rates=rate, **own) for one, rate in pairs]
+
+
+def test_a_stack_is_used_where_it_is_faster_than_processes_are_expected_to_be(
+    toy: Callable[..., StudyState],
+) -> None:
+    state = toy()
+    found = rated(state, {1: 100.0, 4: 390.0, 8: 400.0}, {})
+    assert [one.stacked for one in found] == [(8, 4.0), (1, 1.0)]
+    assert [one.stack_size(15) for one in found] == [8, 1]
+    assert [one.stack_size(16) for one in found] == [1, 1]  # 16 processes are expected to be 4 times as fast
+
+
+def test_a_plan_has_stacks_if_every_shape_is_faster_in_stacks(toy: Callable[..., StudyState]) -> None:
+    state = toy()
+    state.store.prepare()
+    packing.write(state.store, rated(state, {1: 100.0, 8: 700.0}, {1: 100.0, 4: 300.0}))
+    found = planned(state)
+    assert found == PackingPlan(1, 6000, 80_000, "measured by a run", "stacks", 4, 3.0)
+    packing.write(state.store, rated(state, {1: 100.0, 8: 700.0}, {1: 100.0, 4: 200.0}))
+    assert planned(state)[0::4] == (5, "tasks")
