@@ -81,14 +81,16 @@ class Inputs:
     @cached_property
     def features(self) -> torch.Tensor:
         """Scaled channels, (sites * days, channels)."""
-        return torch.from_numpy(self.scaler.transform(self._values())).to(self.device)
+        with torch.inference_mode(False):  # the first use may be a prediction
+            return torch.from_numpy(self.scaler.transform(self._values())).to(self.device)
 
     @cached_property
     def embedding(self) -> torch.Tensor | None:
         """Embeddings, (sites, d) or (sites, 12, d)."""
         if self._vectors is None:
             return None
-        return torch.from_numpy(np.array(self._vectors, np.float32)).to(self.device)
+        with torch.inference_mode(False):
+            return torch.from_numpy(np.array(self._vectors, np.float32)).to(self.device)
 
     def _values(self) -> np.ndarray:
         """Concatenate the unscaled channels, (sites * days, channels)."""
@@ -155,7 +157,7 @@ class StackedInputs:
         self._offsets = torch.arange(1 - first.window, 1, device=first.device)
         self._shared = torch.tensor(first.shared, device=first.device)
         self._own = empty(len(first.shared), len(first.own)) if first.own else None
-        self._mean, self._std = empty(len(first.channels)), empty(len(first.channels))
+        self._mean, self._std = empty(len(first.channels)), empty(len(first.channels)) + 1
         self._place = None if first.place is None else empty(*first.place.shape)
         self._embedding, self._month = first.embedding, first.month
 
