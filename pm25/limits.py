@@ -33,10 +33,18 @@ MOST_RATIO = 200
 """Largest ratio of unpacked to packed bytes, from 64 MiB on: tables of measurements have 3 to 30."""
 RATIO_FROM = 64 << 20
 """Unpacked bytes from which the ratio counts: a small file may consist of one repeated row."""
+KEPT_BYTES = 64 << 20
+"""Unpacked bytes up to which content is kept while its size is not known: a refused file needs no more."""
 MOST_DOWNLOAD_BYTES = 1 << 30
 """Most bytes of a downloaded file: EPA's largest daily zip has 10 MB."""
 MOST_PAGE_BYTES = 10 << 20
 """Most bytes of an index page: that of a year has 100 kB."""
+MOST_ROW_BYTES = 1 << 20
+"""Most bytes of a row of delimited text: 10,000 numbers of 17 digits have 200 kB."""
+MOST_NPY_HEADER = 10_000
+"""Most bytes of the header of an .npy file: numpy evaluates no longer one, and most have 128."""
+MOST_BORDER_BYTES = 100 << 20
+"""Most bytes of a file of borders: the states in full resolution have 50 MB."""
 MOST_NESTED = 100
 """Most levels of lists and blocks in YAML and JSON: files of this package have fewer than ten."""
 MOST_SHOWN = 600

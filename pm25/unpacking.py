@@ -1,9 +1,11 @@
 """Reading of compressed content within limits, so that a small file cannot fill the memory."""
 
 import io
-from typing import IO, Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-from pm25.limits import MOST_RATIO, RATIO_FROM
+from pm25.limits import KEPT_BYTES, MOST_RATIO, RATIO_FROM
 
 CHUNK = 1 << 20
 """Bytes that are decompressed at a time."""
@@ -21,17 +23,26 @@ class Reader(Protocol):
         ...
 
 
-def read(stream: IO[bytes] | Reader, packed: int, most: int, before: int = 0) -> bytes:
-    """Decompress a stream of `packed` bytes. Raises TooLarge, and the errors of the stream.
+def read(opened: Callable[[], AbstractContextManager[Reader]], packed: int, most: int) -> bytes:
+    """Decompress a stream of `packed` bytes to at most `most`. Raises TooLarge, and the errors of the stream.
 
-    `most` is the limit for this stream and the `before` bytes of earlier ones together.
+    `opened` opens the stream. Content of more than `KEPT_BYTES` is read twice: it is kept only when its size
+    is known to be allowed, so that a refused file needs little memory.
     """
-    content = io.BytesIO()
-    while chunk := stream.read(CHUNK):
-        content.write(chunk)
-        size = content.tell()
-        if before + size > most:
-            raise TooLarge(f"unpacks to more than {most:,} bytes")
-        if size > RATIO_FROM and size > MOST_RATIO * packed:
-            raise TooLarge(f"unpacks to more than {MOST_RATIO} times its {packed:,} bytes")
-    return content.getvalue()
+    kept, size = io.BytesIO(), 0
+    with opened() as stream:
+        while chunk := stream.read(CHUNK):
+            size += len(chunk)
+            if size > most:
+                raise TooLarge(f"unpacks to more than {most:,} bytes")
+            if size > RATIO_FROM and size > MOST_RATIO * packed:
+                raise TooLarge(f"unpacks to more than {MOST_RATIO} times its {packed:,} bytes")
+            if size <= KEPT_BYTES:
+                kept.write(chunk)
+    if size <= KEPT_BYTES:
+        return kept.getvalue()
+    kept = io.BytesIO()
+    with opened() as stream:
+        while chunk := stream.read(CHUNK):
+            kept.write(chunk)
+    return kept.getvalue()

@@ -136,7 +136,7 @@ class Explanation:
             lines.append(f"  audit   failed: {'; '.join(audit_failed)}")
         if "error" in record:
             lines.append(f"  error   {record['error']['type']}: {record['error']['message']}")
-            lines += [f"    {line}" for line in record["error"]["traceback"].splitlines()]
+            lines += [f"    {line}" for line in record["error"].get("traceback", "").splitlines()]
         if relative is None:
             lines += ["  nothing is stored to compare it with"] * (self.state == "missing")
             return lines
@@ -203,7 +203,8 @@ def _complete(state: StudyState, key: str) -> str:
 def _nearest_stored(state: StudyState, cell: Cell) -> Relative | None:
     """Return the stored cell most similar to a missing one; of equals a done one, then the newest."""
     records = intact(state.store.records(state.store.keys())).values()
-    newest_first = sorted(records, key=lambda record: (record["ended"], record["key"]), reverse=True)
+    of_cells = [record for record in records if {"cell", "ended"} <= record.keys()]
+    newest_first = sorted(of_cells, key=lambda record: (record["ended"], record["key"]), reverse=True)
     asked = next(_asked_parts(state, [cell]))
     tuned = _tuned(state, cell)
     found = [(_differences(_stored_parts(record), asked, tuned), record) for record in newest_first]

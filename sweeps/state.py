@@ -8,7 +8,7 @@ import numpy as np
 from pm25 import samples, uri
 from pm25.cell import Cell
 from pm25.panel import Panel
-from pm25.splits import GroupSplit, SplitIndices
+from pm25.splits import SplitIndices
 from sweeps.analysis import declarations
 from sweeps.analysis.declarations import History
 from sweeps.analysis.sequential import Looks
@@ -164,11 +164,13 @@ class StudyState:
     def of_its_cell(self, key: str, record: Record) -> Record:
         """Return a record, or a damaged one if it is that of another cell.
 
-        The key of a split by groups cannot be computed from the record alone.
+        The key of a split by groups cannot be computed from the record alone, nor that of a lost worker.
         """
-        cell = self.cells[key]
-        wrong = isinstance(cell.split, GroupSplit) and record.get("cell", {}) != cell.resolved()
-        if not wrong or record["state"] == "damaged":
+        if record["state"] == "damaged":
+            return record
+        cell, kinds = self.cells[key], (self.cells[key].split.kind, record["cell"]["split"]["kind"])
+        proved = record["state"] == "done" and "group" not in kinds
+        if proved or record["cell"] == cell.resolved():
             return record
         _, path = self.store.location(self.store.folder, key, "result.json")
         return integrity.damaged(key, path, "its cell is that of another key")

@@ -51,6 +51,7 @@ def test_the_modules_are_found() -> None:
 
 FLOORS = {
     "pm25": 1,
+    "sweeps.exit_status": 2,
     "sweeps.spec": 2,
     "sweeps.store": 3,
     "sweeps.analysis": 4,

@@ -103,9 +103,12 @@ def tiny_cell(
     return cell(variant, fusion, train=settings, **small | changes)
 
 
+ENDED = "2026-01-01T00:00:00.000+00:00"
+
+
 def record(key: str, state: str = "done", **more: Any) -> Record:
     """Record of a cell or a search trial, with the fields that every record has."""
-    return {"key": key, "state": state, "seconds": 1.0, **more}
+    return {"key": key, "state": state, "seconds": 1.0, "ended": ENDED, **more}
 
 
 def cell_record(key: str, cell: Cell | Mapping[str, Any], **more: Any) -> Record:
@@ -120,7 +123,7 @@ def cell_record(key: str, cell: Cell | Mapping[str, Any], **more: Any) -> Record
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "counts": {"n_train": 70, "n_val": 10, "n_test": 20, "epochs": 4, "best_epoch": 3},
         "audit": {"shared_sites": 0, "failed": []},
-        "metrics": {"test_rmse": 7.0, "test_r2": 0.5},
+        "metrics": {"test_rmse": 7.0, "test_r2": 0.5, "val_rmse": 7.5},
     }
     return record(key, **fields | more)
 
@@ -129,7 +132,7 @@ def trial_record(
     number: int, params: Mapping[str, Any], wr: float = 1.0, oor: float = 1.0, **more: Any
 ) -> Record:
     """Record of a search trial whose RMSEs are `wr` and `oor`; only a finished trial has scores."""
-    made = record(f"key-{number}", number=number, params=dict(params), epochs=2) | more
+    made = record(f"key-{number}", number=number, params=dict(params), epochs=2, reported=[]) | more
     if made["state"] != "done":
         return made
     losses = {"wr": wr, "oor": oor}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,15 @@ from pm25 import uri
 from pm25.encoders.base import Source, checked_places, checked_site_ids
 from pm25.errors import InputError
 from pm25.geo import SAME_PLACE_DEG
+from pm25.limits import MOST_UNITS, MOST_VALUES
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 MONTHS = np.arange(1, 13)
+
+KEYS = ("site_id", "lat", "lon", "month")
+"""Columns that are not part of a vector."""
 
 SHOWN = 5
 """Places or columns that an error lists."""
@@ -120,7 +128,10 @@ class Table:
         import pyarrow.parquet as pq
 
         try:
+            self._refuse_large(pq.read_metadata(io.BytesIO(content)))
             table = pq.read_table(io.BytesIO(content))
+        except InputError:
+            raise
         except (ValueError, OSError) as error:
             raise _not_parquet(self._file, error) from error
         # pandas stores an unnamed row index as a column of numbers.
@@ -137,7 +148,9 @@ class Table:
         names, place = self._places(table)
         self.by_month = "month" in columns
         slot, slots = self._slots(table, names, place)
-        values = self._values(table, [c for c in columns if c not in ("site_id", "lat", "lon", "month")])
+        values = self._values(table, [c for c in columns if c not in KEYS])
+        if values.shape[1] > MOST_UNITS:
+            raise self._too_long(values.shape[1])
         finite = np.isfinite(values)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
@@ -151,6 +164,20 @@ class Table:
         vectors = np.empty((slots, self.dim), np.float32)
         vectors[slot] = values
         self._vectors = vectors.reshape(-1, 12, self.dim) if self.by_month else vectors
+
+    def _refuse_large(self, metadata: pq.FileMetaData) -> None:
+        """Raise InputError for a table that is too large, before it is read."""
+        if metadata.num_columns > MOST_UNITS + len(KEYS):
+            raise self._too_long(metadata.num_columns)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        values = sum(group.column(i).num_values for group in groups for i in range(metadata.num_columns))
+        if values > MOST_VALUES:
+            problem = f"{values:,} values, but at most {MOST_VALUES:,} are allowed"
+            raise InputError(self._file, "", problem, "leave out places that no site has")
+
+    def _too_long(self, length: int) -> InputError:
+        problem = f"{length:,} values for each place, but at most {MOST_UNITS:,} are allowed"
+        return InputError(self._file, "", problem, "give shorter vectors, such as principal components")
 
     def _places(self, table: pa.Table) -> tuple[list[str], NDArray[np.intp]]:
         """Return the name of each row's place, and its index among the distinct places."""

@@ -1,5 +1,6 @@
 """Content of the files that agencies publish: plain, gzipped or zipped, as UTF-8 bytes."""
 
+import functools
 import gzip
 import io
 import re
@@ -71,13 +72,14 @@ def _members(path: Path, data: bytes, wanted: str, kind: str, fix: str) -> list[
                 raise InputError(str(path), "", problem, "unpack it, and give the files that are needed")
             names = sorted(name for name in archive.namelist() if not _of_macos(name))
             chosen = [name for name in names if re.fullmatch(wanted, _base(name), re.IGNORECASE)]
-            found, unpacked = list[tuple[str, bytes]](), 0
-            for name in chosen:
-                with archive.open(name) as member:
-                    packed = archive.getinfo(name).compress_size
-                    content = unpacking.read(member, packed, MOST_UNPACKED_BYTES, unpacked)
-                found.append((f"{path}:{name}", content))
-                unpacked += len(content)
+            members = [archive.getinfo(name) for name in chosen]
+            if sum(member.file_size for member in members) > MOST_UNPACKED_BYTES:  # of which no more is read
+                raise unpacking.TooLarge(f"unpacks to more than {MOST_UNPACKED_BYTES:,} bytes")
+            found = []
+            for member in members:
+                opened = functools.partial(archive.open, member)
+                content = unpacking.read(opened, member.compress_size, MOST_UNPACKED_BYTES)
+                found.append((f"{path}:{member.filename}", content))
     except InputError:
         raise
     except unpacking.TooLarge as error:
@@ -98,7 +100,8 @@ def _plain(data: bytes, name: str) -> bytes:
     """Decompress a gzipped content, convert UTF-16 to UTF-8, and refuse a web page."""
     if data.startswith(GZIP):
         try:
-            data = unpacking.read(gzip.GzipFile(fileobj=io.BytesIO(data)), len(data), MOST_UNPACKED_BYTES)
+            opened = functools.partial(_gunzip, data)
+            data = unpacking.read(opened, len(data), MOST_UNPACKED_BYTES)
         except unpacking.TooLarge as error:
             raise InputError(name, "", str(error), AGAIN) from None
         except DAMAGED_GZIP as error:
@@ -111,6 +114,10 @@ def _plain(data: bytes, name: str) -> bytes:
     if is_web_page(data):
         raise _web_page(name)
     return with_newlines(data.removeprefix(b"\xef\xbb\xbf"))
+
+
+def _gunzip(data: bytes) -> gzip.GzipFile:
+    return gzip.GzipFile(fileobj=io.BytesIO(data))
 
 
 def with_newlines(data: bytes) -> bytes:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from pm25.errors import InputError
+from pm25.limits import MOST_ROW_BYTES
 from pm25.sources import agency_files, uscrn
 from pm25.sources.agency_files import AGAIN
 
@@ -307,7 +308,7 @@ class _Table:
                 pa.BufferReader(self.data),
                 # A row must fit into a block; EPA's rows have about 370 bytes.
                 read_options=csv.ReadOptions(
-                    use_threads=False, block_size=1 << 20, column_names=unique, skip_rows=1
+                    use_threads=False, block_size=MOST_ROW_BYTES, column_names=unique, skip_rows=1
                 ),
                 convert_options=csv.ConvertOptions(
                     include_columns=COLUMNS,
@@ -329,6 +330,8 @@ class _Table:
             problem, fix = f"{value[1]!r} is not a number", f"correct that line, or {AGAIN}"
             return self._error(number - 2, names[int(column[1])], problem, fix)
         short = reason.splitlines()[0][:200]
+        if "straddl" in short:  # pyarrow has read no end of a row in a block
+            return self._error(None, "", f"a row has more than {MOST_ROW_BYTES:,} bytes", AGAIN)
         return self._error(
             None if number is None else number - 2, "", f"cannot be read as CSV ({short})", AGAIN
         )

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pm25.errors import InputError
+from pm25.limits import MOST_NPY_HEADER
 from pm25.protocol import PAPER_MASK
 from pm25.tables.schema import CALENDAR, MAX_DAYS, REQUIRED
 
@@ -168,12 +169,22 @@ def _open(path: Path) -> NDArray:
     if not path.is_file():
         raise InputError(str(path), "", "no such file", "give an array that numpy.save wrote")
     try:
+        _refuse_long_header(path)
         array: NDArray = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        reason = str(error).splitlines()[0][:120].rstrip(".")
+    except Exception as error:  # numpy evaluates the header, and names no class of its own for a wrong one
+        reason = str(error).splitlines()[0][:120].rstrip(".") or type(error).__name__
         problem = f"cannot be read as .npy ({reason})"
         raise InputError(str(path), "", problem, "save numbers with numpy.save") from None
     return array
+
+
+def _refuse_long_header(path: Path) -> None:
+    """Raise ValueError for a header that numpy would read completely before it refuses its length."""
+    with path.open("rb") as file:
+        version, _ = np.lib.format.read_magic(file)
+        length = int.from_bytes(file.read(2 if version == 1 else 4), "little")
+    if length > MOST_NPY_HEADER:
+        raise ValueError(f"a header of {length:,} bytes, but at most {MOST_NPY_HEADER:,} are allowed")
 
 
 def _numbers(path: Path, shape: str, fits: Callable[[tuple[int, ...]], bool]) -> NDArray[np.floating]:
@@ -181,7 +192,7 @@ def _numbers(path: Path, shape: str, fits: Callable[[tuple[int, ...]], bool]) ->
     array = _open(path)
     if not fits(array.shape) or 0 in array.shape:
         raise InputError(str(path), "shape", f"{array.shape} does not fit", f"give {shape}")
-    if array.dtype.kind != "f" or array.dtype.itemsize < 4:
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise InputError(str(path), "dtype", f"{array.dtype} is not supported", "give float32 or float64")
     return array
 

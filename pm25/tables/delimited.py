@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from pm25.errors import InputError
+from pm25.limits import MOST_ROW_BYTES
 from pm25.tables.notes import attach
 from pm25.tables.schema import REQUIRED, refuse_large
 from pm25.text import counted
@@ -145,7 +146,7 @@ def _parse(body: bytes, delimiter: str, decimal: str, kinds: dict[str, pa.DataTy
 
         table = pyarrow.csv.read_csv(
             pa.BufferReader(body),
-            read_options=pyarrow.csv.ReadOptions(use_threads=threads),
+            read_options=pyarrow.csv.ReadOptions(use_threads=threads, block_size=MOST_ROW_BYTES),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=b'"' in body, invalid_row_handler=skip
             ),
@@ -155,7 +156,13 @@ def _parse(body: bytes, delimiter: str, decimal: str, kinds: dict[str, pa.DataTy
         )
         return table, odd
 
-    table, odd = read(threads=True)
+    try:
+        table, odd = read(threads=True)
+    except pa.ArrowInvalid as error:
+        if "straddl" not in str(error):  # pyarrow has read no end of a row in a block
+            raise
+        problem = f"a row has more than {MOST_ROW_BYTES:,} bytes"
+        raise InputError(where, "", problem, "close the quotation mark that is open, or shorten it") from None
     if all(_is_comment(row) for row in odd):
         return table
     _, odd = read(threads=False)  # which knows the number of each row; the header is the first

@@ -70,15 +70,16 @@ def strip_packing(name: str) -> tuple[str, str]:
     return name, ""
 
 
+_OPEN: dict[str, Callable[[io.BytesIO], Any]] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+
+
 def unpack(content: bytes, method: str) -> bytes:
     """Decompress a file. Raises UnpackError, and unpacking.TooLarge for one beyond the limits."""
     try:
-        source = io.BytesIO(content)
-        opened: dict[str, Callable[[io.BytesIO], Any]] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
-        with (
-            opened[method](source) if method in opened else pa.CompressedInputStream(source, method) as stream
-        ):
-            return unpacking.read(stream, len(content), MOST_FILE_BYTES)
+        open_: Callable[[io.BytesIO], Any] = _OPEN.get(
+            method, lambda file: pa.CompressedInputStream(file, method)
+        )
+        return unpacking.read(lambda: open_(io.BytesIO(content)), len(content), MOST_FILE_BYTES)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise UnpackError(" ".join(str(error).split())) from None
 

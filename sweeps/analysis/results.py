@@ -72,7 +72,9 @@ def rows(
                 line |= {"unfair": "; ".join(undeclared), "tuned": "; ".join(tuned)}
             line |= {**record["counts"], **record["metrics"], **audit, "seconds": record["seconds"]}
             more |= dict.fromkeys(record["metrics"], "float64")
-            more |= {name: _TYPES[type(value)] for name, value in audit.items()}
+            for name, value in audit.items():
+                kind = _TYPES[type(value)]
+                more[name] = kind if more.get(name, kind) == kind else "float64"
         elif record["state"] == "failed":
             line["error"] = f"{record['error']['type']}: {record['error']['message']}"
         elif record["state"] == "damaged":

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from sweeps.bench.chaos_referee import CELLS, RECORD, TRIALS, Place, Referee
 from sweeps.engine.worker import CHECKPOINT, WEIGHTS
 from sweeps.store import declarations
-from sweeps.store.search_trials import STARTED_FILE
+from sweeps.store.integrity import STARTED_FILE
 
 OPERATIONS = ("flipped byte in", "truncated", "deleted", "swapped", "edited")
 

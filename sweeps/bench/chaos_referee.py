@@ -17,7 +17,7 @@ from pm25.metrics import SCORES
 from sweeps.bench import chaos_study
 from sweeps.spec import study_file
 from sweeps.spec.design import arm_of
-from sweeps.store import search_trials
+from sweeps.store import integrity, search_trials
 from sweeps.store.records import Record
 
 KINDS = {
@@ -216,7 +216,7 @@ class Referee:
         scopes = {arm_of(scope).label: scope for scope in self.study.scopes()}
         cells = search_trials.trainings(self.study, scopes[record["arm"]], record["params"])
         digest = search_trials.digest([self.key(cell) for cell in cells])
-        if not place.key == record["key"] == search_trials.trial_key(digest, record["number"]):
+        if not place.key == record["key"] == integrity.trial_key(digest, record["number"]):
             return "another key than that of its point"
         for regime, scores in record.get("scores", {}).items():
             for name, value in scores.items():

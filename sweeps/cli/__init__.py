@@ -12,7 +12,8 @@ import click
 
 from pm25.errors import InputError
 from pm25.redaction import redacted
-from sweeps.cli import bench, data, exit_status, results, run, status, storage, text_encoding
+from sweeps import exit_status
+from sweeps.cli import bench, data, results, run, status, storage, text_encoding
 
 DEBUG = "SWEEP_DEBUG"
 """Environment variable of `--debug`, which the processes of a run inherit."""

@@ -12,7 +12,6 @@ from pm25.errors import InputError
 from pm25.limits import MOST_COUNTED
 from pm25.redaction import redacted
 from pm25.text import counted
-from sweeps.cli.exit_status import interrupted
 from sweeps.cli.plan_text import plan_content, plan_lines
 from sweeps.cli.shared import (
     Duration,
@@ -28,6 +27,7 @@ from sweeps.cli.shared import (
     print_storage,
     study_argument,
 )
+from sweeps.exit_status import interrupted
 from sweeps.spec.limits import MOST_DEVICES
 
 if TYPE_CHECKING:
@@ -297,7 +297,6 @@ def submit(
     the exit status of the run. Ctrl-C leaves the job running (exit status 130), and the same command joins it
     again. If the last job was stopped or lost, the command submits one that resumes.
 
-
     If the cluster uses a token (RAY_AUTH_MODE=token), set RAY_AUTH_MODE=token here too. The token is read
     from RAY_AUTH_TOKEN, from the file named by RAY_AUTH_TOKEN_PATH, or from ~/.ray/auth_token.
     """
@@ -308,13 +307,13 @@ def submit(
 
     if follow + show_status + stop > 1:
         raise InputError(
-            "sweep submit",
+            "submit",
             "--follow, --status, --stop",
             "these options exclude each other",
             "give one of --follow, --status and --stop",
         )
     if as_json and not show_status:
-        raise InputError("sweep submit", "--json", "the option needs --status", "give both, or neither")
+        raise InputError("submit", "--json", "the option needs --status", "give both, or neither")
     declared, content = study_file.resolve(study, overrides)
     if only is not None:
         filters.parse(only, declared.cells())
@@ -410,7 +409,6 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None, damaged: boo
 
     FILTER is FIELD=VALUE: a comma means and, | means or.
 
-
     \b
     Fields of the cell: variant, fusion (- for none), head, arm,
     split (a label or a kind), regime, fold, seed.
@@ -427,7 +425,7 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None, damaged: boo
 
     if damaged and text is not None:
         fix = "give one of --where and --damaged"
-        raise InputError("sweep retry", "--where, --damaged", "these options exclude each other", fix)
+        raise InputError("retry", "--where, --damaged", "these options exclude each other", fix)
     state = open_state(study, overrides)
     if damaged:
         _set_aside(state, command_line("run", study, overrides))
@@ -455,7 +453,7 @@ def retry(study: str, overrides: tuple[str, ...], text: str | None, damaged: boo
 def _set_aside(state: "StudyState", again: str) -> None:
     """Move the damaged cells and search trials of the study's folder aside, those of other settings too."""
     from sweeps.store.lock import StudyLock
-    from sweeps.store.records import DAMAGED_FOLDER, StorageError
+    from sweeps.store.records import DAMAGED_FOLDER
 
     with StudyLock(state.store) as lock:
         state.store = lock.store
@@ -470,11 +468,8 @@ def _set_aside(state: "StudyState", again: str) -> None:
             stored = store.records(sorted(store.keys()), "all")
             keys = [key for key, record in stored.items() if record["state"] == "damaged"]
             keys = [*dict.fromkeys([*keys, *(record["key"] for record in known)])]
-            try:
-                for key in keys:
-                    store.set_aside(key)
-            except StorageError as error:
-                raise store.refusal("written", error) from None
+            for key in keys:
+                store.set_aside(key)
             moved.append(len(keys))
     what = f"{counted(moved[0], 'damaged cell')} and {counted(moved[1], 'damaged search trial')}"
     if not any(moved):

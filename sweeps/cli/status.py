@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pm25.text import counted
 from sweeps.cli.shared import (
     cell_counts,
     command_line,
@@ -52,7 +53,6 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
 
     A stale cell is stored, but the study no longer contains it. The record of a damaged cell is not what was
     written, and its numbers are not shown.
-
     """
     from sweeps.store import failures, integrity, lock, running
 
@@ -62,7 +62,9 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
     failed = failures.groups(state.cells, records, state.waiting)
     driver = lock.driver(state.store)
     training = running.running(state.store) if driver is not None and driver.lives() is not False else []
-    stale = _stale(state)
+    stale, unfinished = _stale(state)
+    running_keys = {one.key for one in training}
+    unfinished = [key for key in unfinished if key not in running_keys]
     cells = list(_cells(state, records, {one.key: one for one in training})) if each else []
     if as_json:
         content: dict[str, Any] = {"study": state.study.study, "storage": state.shown_storage}
@@ -82,6 +84,8 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
             content["failures"] = [group.content for group in failed]
         if stale:
             content["stale"] = stale
+        if unfinished:
+            content["stale_unfinished"] = unfinished
         if each:
             content["each"] = cells
         click.echo(json.dumps(content))
@@ -95,16 +99,22 @@ def status(study: str, overrides: tuple[str, ...], each: bool, as_json: bool) ->
         click.echo(f"  training {one.line}, on host {one.host} since {lock.utc(one.started)}")
     for trials in state.searches.values():
         click.echo(f"  search {trials.outline}")
-    if not (records or state.trials() or state.damaged or stale):
+    if not (records or state.trials() or state.damaged or stale or unfinished):
         click.echo("  nothing is stored there; if the study ran elsewhere, add --set storage=FOLDER")
+    if state.unsealed:
+        seal = f"`{command_line('seal', study, overrides)}` adds them"
+        click.echo(f"  {counted(state.unsealed, 'cell')} unsealed, without digests; {seal}")
     for line in integrity.notices(state.damaged):
         click.echo(f"  {complete_commands(line, study, overrides)}")
     for line in _failure_lines(failed, study, overrides):
         click.echo(f"  {line}")
     if stale:
-        some = ", ".join(key[:8] for key in stale[:STALE_SHOWN]) + (", ..." if stale[STALE_SHOWN:] else "")
         explain = f"`{command_line('why', study, overrides)} {stale[0][:8]}`"
-        click.echo(f"  {len(stale)} stored cells are stale: {some}; {explain} explains the first")
+        click.echo(f"  {len(stale)} stored cells are stale: {_some(stale)}; {explain} explains the first")
+    if unfinished:
+        _, folder = state.store.location(state.store.folder)
+        cells_of = f"{counted(len(unfinished), 'unfinished training')} of stale cells: {_some(unfinished)}"
+        click.echo(f"  {cells_of}; delete their folders in {folder} to free the space of the checkpoints")
     if each:
         print_table(f"Cells of {state.study.study}", cells)
 
@@ -117,7 +127,6 @@ def list_(storage: str, as_json: bool) -> None:
 
     Default: the folder `results`. Each line has the numbers of stored cells and search trials, the time of
     the newest result, and the process that runs the study.
-
     """
     from sweeps.store import lock
     from sweeps.store.records import Store, studies
@@ -166,10 +175,17 @@ def _driver_line(driver: "Driver") -> str:
     return f"running since {utc(driver.since)}: {driver.name}{heartbeat}"
 
 
-def _stale(state: "StudyState") -> list[str]:
-    """Keys of the stored cells that the study does not contain."""
+def _stale(state: "StudyState") -> tuple[list[str], list[str]]:
+    """Keys of the stored cells that the study does not contain: ended ones, and those without a record."""
     others = sorted(state.store.keys() - state.cells.keys())
-    return [*state.store.records(others)] if others else []
+    ended = [*state.store.records(others)] if others else []
+    found = {*ended}
+    return ended, [key for key in others if key not in found]
+
+
+def _some(keys: Sequence[str]) -> str:
+    """List the first digits of the first keys."""
+    return ", ".join(key[:8] for key in keys[:STALE_SHOWN]) + (", ..." if keys[STALE_SHOWN:] else "")
 
 
 def _failure_lines(groups: Sequence["FailureGroup"], study: str, overrides: tuple[str, ...]) -> Iterator[str]:

@@ -50,11 +50,12 @@ def fsck(storage: str, as_json: bool) -> int:
     for one in found:
         for finding in one.findings:
             click.echo(finding.line)
-    listed = ", ".join(f"{number} {name}" for name, number in counts.items())
-    problems = sum(finding.damage for one in found for finding in one.findings)
-    verdict = "nothing is damaged" if intact else counted(problems, "damaged file")
+    problems = len({finding.path for one in found for finding in one.findings if finding.damage})
+    verdict = "nothing is damaged" if intact else f"{counted(problems, 'file')} damaged or missing"
     checked = "1 study" if len(found) == 1 else f"{len(found):,} studies"
-    click.echo(f"{storage}: {checked}; {listed}; {verdict}")
+    listed = f"{sum(counts.values()):,} records ({counts['sealed']:,} sealed, {counts['unsealed']:,} unsealed"
+    listed += f", {counts['damaged']:,} damaged)" if counts["damaged"] else ")"
+    click.echo(f"{storage}: {checked}, {listed}: {verdict}")
     return int(not intact)
 
 
@@ -74,32 +75,60 @@ def seal(target: str, overrides: tuple[str, ...]) -> None:
 
     The argument is a study, or a storage, all of whose studies are then sealed. Records are checked as far as
     possible, and damaged ones are left as they are.
+
+    For a study, the order of the channels is stored too, if the records were trained on the table as it is
+    now. Its columns may then be reordered, and no cell becomes stale.
     """
     from sweeps.store.lock import StudyLock
     from sweeps.store.records import StorageError
 
-    for store in _stores(target, overrides):
+    named = "://" not in target and not os.path.isdir(target)
+    for store in _stores(target, overrides, named):
         with StudyLock(store) as lock:
             try:
                 parts = [(one, sorted(one.keys())) for one in (lock.store, lock.store.search)]
                 sealed = sum(one.seal(key) for one, keys in parts for key in keys)
                 stored = [record for one, keys in parts for record in one.records(keys).values()]
+                ordered = _record_order(lock.store, target, overrides) if named else ""
             except StorageError as error:
                 raise store.refusal("written", error) from None
         bad = sum(record["state"] == "damaged" for record in stored)
         damaged = f"; {bad} damaged, which `sweep fsck` lists" if bad else ""
-        click.echo(f"{store.study}: {counted(sealed, 'record')} sealed, of {len(stored)}{damaged}")
+        click.echo(f"{store.study}: {counted(sealed, 'record')} sealed, of {len(stored)}{damaged}{ordered}")
 
 
-def _stores(target: str, overrides: tuple[str, ...]) -> list["Store"]:
-    """Return the stores of all studies of a storage, or that of one study. Raises InputError."""
+def _record_order(store: "Store", study: str, overrides: tuple[str, ...]) -> str:
+    """Store the order of the channels with which a study's records were trained; returns what to print."""
+    from sweeps.state import StudyState
+    from sweeps.store import channel_orders
+
+    try:
+        state = StudyState(study, overrides)
+    except InputError as error:  # the table may be on another machine, and the records are sealed
+        return f"; the order of the channels is not stored ({error.where}: {error.problem})"
+    done = [record for record in state.records().values() if record["state"] == "done"]
+    if state.study.data.channels is not None or not done:
+        return ""
+    channel_orders.record_order(state.panel, store)
+    return "; the order of the channels is stored"
+
+
+def _stores(target: str, overrides: tuple[str, ...], named: bool) -> list["Store"]:
+    """Return the store of one study if it is `named`, or those of all studies of a storage.
+
+    Raises InputError.
+    """
     from sweeps.spec import study_file
     from sweeps.store.records import Store, studies
 
-    if "://" in target or os.path.isdir(target):
+    if not named:
         if overrides:
             fix = "leave it out, or give a study instead of a storage"
-            raise InputError("sweep seal", "--set", "a storage has no settings", fix)
+            raise InputError("seal", "--set", "a storage has no settings", fix)
         return [Store(target, name) for name in studies(target)]
-    declared = study_file.load(target, overrides)
+    try:
+        declared = study_file.load(target, overrides)
+    except study_file.NoStudy:
+        problem = "no such storage and no such study, so nothing is stored there"
+        raise InputError(target, "", problem, "give the folder of a storage, or a study file") from None
     return [Store(declared.storage, declared.study)]

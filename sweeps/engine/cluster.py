@@ -19,6 +19,7 @@ from pm25.errors import InputError, one_line
 from pm25.panel import Panel
 from pm25.text import counted
 from pm25.uri import without_secrets
+from sweeps.exit_status import RAY_LOST
 from sweeps.plan import calibration
 from sweeps.spec.limits import MOST_GPU_GB
 from sweeps.spec.study import Resources
@@ -53,7 +54,7 @@ Ray documents neither the file nor its place; without it, only the nodes that ar
 class RayLost(InputError):
     """Ray is gone: the cluster's head, or a process of a local Ray. Everything that was recorded stays."""
 
-    status = 3
+    status = RAY_LOST
 
 
 class Node(NamedTuple):

@@ -363,7 +363,7 @@ class Scheduler:
         number = started[0] if started else trials.next_number
         cells = tuple(search_trials.trainings(state.study, scope, point))
         digest = search_trials.digest([state.key(cell) for cell in cells])
-        key = search_trials.trial_key(digest, number)
+        key = integrity.trial_key(digest, number)
         where = search_trials.place(scope)
         start = {"kind": "trial", **where, "number": number, "params": point, "point": digest}
         sha256 = state.store.search.write_file(key, integrity.STARTED_FILE, integrity.start_file(start))

@@ -14,6 +14,7 @@ import numpy as np
 
 from pm25 import files
 from pm25.errors import InputError
+from pm25.limits import MOST_BORDER_BYTES
 from pm25.text import parse_json
 
 BOX = (-128.0, 23.0, -65.0, 51.0)
@@ -32,19 +33,19 @@ def read(file: Path | None) -> list[np.ndarray]:
     if file is None:
         return [ring for ring in _packaged() if _drawn(ring)]
     try:
-        content = parse_json(files.read_bytes(file))
-        rings = [np.asarray(ring, np.float64)[:, :2] for ring in _rings(content)]
+        content = parse_json(files.read_bytes(file, MOST_BORDER_BYTES))
+        rings = [_places(ring) for ring in _rings(content)]
     except OSError as error:
         raise InputError(
             str(file), "", f"cannot be read ({error.strerror})", "give a GeoJSON file with state borders"
         ) from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         rings = []
     if not rings:
         raise InputError(
             str(file),
             "",
-            "is not a GeoJSON file with polygons or lines",
+            "is not a GeoJSON file with polygons or lines of finite coordinates",
             "give a GeoJSON file with state borders",
         )
     return [ring for ring in rings if _drawn(ring)]
@@ -69,6 +70,14 @@ def _rings(item: dict[str, Any]) -> Iterator[list[Any]]:
     elif kind == "MultiPolygon":
         for polygon in item["coordinates"]:
             yield from polygon
+
+
+def _places(ring: list[Any]) -> np.ndarray:
+    """Convert the coordinates of a ring to (k, 2) longitude and latitude. Raises ValueError."""
+    places = np.asarray(ring, np.float64)
+    if places.ndim != 2 or places.shape[1] < 2 or not np.isfinite(places[:, :2]).all():
+        raise ValueError("not a list of places")
+    return places[:, :2]
 
 
 def _packaged() -> Iterator[np.ndarray]:

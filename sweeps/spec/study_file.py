@@ -42,6 +42,10 @@ SHIPPED = resources.files("sweeps") / "studies"
 """Folder of the studies that come with the package."""
 
 
+class NoStudy(InputError):
+    """Name of a study that no file has, and no shipped study."""
+
+
 def load(reference: str, overrides: Sequence[str] = ()) -> Study:
     """Read a study file, or a shipped study by its name, with `a.b=value` overrides (YAML values).
 
@@ -99,7 +103,7 @@ def _find(reference: str) -> tuple[Path, Path]:
         raise InputError(reference, "", "a folder, where a study file is expected", fix)
     beside = f"{reference}.yaml"
     fix = f"use {beside}" if reference and os.path.isfile(beside) else suggest.fix(reference, sorted(shipped))
-    raise InputError(
+    raise NoStudy(
         reference or "study",
         "",
         f"no such study file, and not a shipped study ({', '.join(sorted(shipped))})",

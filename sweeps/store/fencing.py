@@ -14,6 +14,7 @@ import pyarrow.fs
 from pydantic import ValidationError
 
 from pm25.errors import InputError
+from sweeps.exit_status import LOCK_LOST
 from sweeps.store.driver_process import Driver
 
 LOCKED_S = 10.0
@@ -26,7 +27,7 @@ class LockLost(InputError):
     The error is never the result of a cell, and it ends the run.
     """
 
-    status = 4
+    status = LOCK_LOST
 
 
 def check(token: str, content: bytes | None, path: str, study: str) -> None:

@@ -155,12 +155,12 @@ def _check_key(store: Store, key: str, names: list[str]) -> tuple[str, list[Find
                 integrity.check_file(name, read_intact(system, f"{folder}/{name}"), one.record)
             except Damaged as error:
                 found.append(finding(name, str(error)))
-    if store.folder == "search" and search_trials.STARTED_FILE in names:
+    if store.folder == "search" and integrity.STARTED_FILE in names:
         start, problem = search_trials.started(store, key)
         if start is not None and state and one is not None and not start.items() <= one.record.items():
-            problem = f"{search_trials.STARTED_FILE} does not have the fields of the record"
-        known = any(other.path.endswith(f"/{search_trials.STARTED_FILE}") for other in found)
-        found += [finding(search_trials.STARTED_FILE, problem)] if problem and not known else []
+            problem = f"{integrity.STARTED_FILE} does not have the fields of the record"
+        known = any(other.path.endswith(f"/{integrity.STARTED_FILE}") for other in found)
+        found += [finding(integrity.STARTED_FILE, problem)] if problem and not known else []
     state = "damaged" if found else state
     if CHECKPOINT in names:
         content = store.read_file(key, CHECKPOINT)

@@ -10,14 +10,16 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pm25.cell import key_of
 from pm25.errors import InputError
+from pm25.limits import MOST_COUNTED
 from pm25.settings import ENCODERS
 
 FORMAT = 2
@@ -55,10 +57,9 @@ CHECKPOINT = "checkpoint.pt"
 
 Folder = Literal["cells", "search"]
 
-_ENCODERS = tuple(ENCODERS)  # a damaged record may have a list there, which a set cannot look up
 _KEY = re.compile("[0-9a-f]{20}")
 _DIGEST = re.compile("[0-9a-f]{64}")
-_Number = Annotated[float, Field(allow_inf_nan=False)]
+_FILE = re.compile(r"\w[\w.-]*")
 
 
 class Damaged(ValueError):
@@ -69,54 +70,162 @@ class DamagedFile(InputError):
     """File of a record that is missing, or whose bytes are not those that its record names."""
 
 
-class _Error(BaseModel):
-    model_config = ConfigDict(strict=True)
+def _moment(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("no time zone")
+    return text
 
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Measurement = Annotated[float, Field(ge=-MOST_COUNTED, le=MOST_COUNTED)]
+_Count = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
+_Samples = Annotated[int, Field(ge=1, le=MOST_COUNTED)]
+_Seconds = Annotated[_Number, Field(ge=0)]
+_Moment = Annotated[str, AfterValidator(_moment)]
+
+
+class _Block(BaseModel):
+    """Types of some fields; those that are not listed may have any value."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Error(_Block):
     type: str
-    message: str = ""
+    message: str
     signature: str = ""
     traceback: str = ""
 
 
-class _Fields(BaseModel):
-    """Types of a record's fields, each of which may be absent; an undefined metric is null."""
+class _Split(_Block):
+    kind: str
 
-    model_config = ConfigDict(strict=True)
 
-    cell: dict[str, Any] = {}
+class _Cell(_Block):
+    """Settings by which a cell of any version is labelled; its key holds the others."""
+
+    variant: str
+    fusion: str | None = None
+    head: str | None = None
+    split: _Split
+    fold: _Count
+    seed: int
+
+
+class _Metrics(_Block):
+    """Metrics of a done cell; an undefined one is null, but the test RMSE."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Number | None]
+
+    test_rmse: _Number
+    val_rmse: _Number | None
+
+
+class _Counts(_Block):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Count]
+
+    n_train: _Samples
+    n_val: _Samples
+    n_test: _Samples
+    epochs: _Samples
+    best_epoch: _Samples
+
+
+class _Audit(_Block):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, bool | _Measurement]
+
+    failed: list[str] = Field(default_factory=list)
+
+
+class _Scores(_Block):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Number]
+
+    rmse: _Number
+
+
+class _Searched(_Block):
+    test_share: _Number = 0.0
+
+
+_EMPTY: Any = Field(default_factory=dict)
+"""Default that pydantic does not copy; with it, the check of a record takes a third less time."""
+
+
+class _Ended(_Block):
+    """Fields of every record. Those of the place of a training are absent if its worker was lost."""
+
+    key: str
     data: str = ""
     encoder: str | None = None
-    numerics: int = 0
-    metrics: dict[str, _Number | None] = {}
-    counts: dict[str, NonNegativeInt] = {}
-    audit: dict[str, bool | int | _Number | list[str]] = {}
-    seconds: Annotated[_Number, Field(ge=0)] = 0.0
-    started: str = ""
-    ended: str = ""
-    threads: int = 0
-    versions: dict[str, str] = {}
-    error: _Error | None = None
-    arm: str = ""
-    number: NonNegativeInt = 0
-    params: dict[str, Any] = {}
-    point: str = ""
-    scores: dict[str, dict[str, _Number]] = {}
-    reported: list[_Number | None] = []
-    epochs: NonNegativeInt = 0
-    stacked: NonNegativeInt = 0
+    numerics: _Count = 0
+    commit: str = ""
+    dirty: bool = False
+    host: str = ""
+    device: str = ""
+    threads: _Samples = 1
+    versions: dict[str, str] = _EMPTY
+    share: dict[str, _Number] = _EMPTY
+    gpu_memory_mb: _Number = 0.0
+    seconds: _Seconds = 0.0
+    started: _Moment = ""
+    ended: _Moment
 
 
-TYPES = frozenset(_Fields.model_fields)
-"""Fields of a record whose types are checked."""
+class _EndedCell(_Ended):
+    cell: _Cell
+    stacked: _Samples = 1
+    search: dict[str, Any] = _EMPTY
+    searched: _Searched = _Searched()
+    tuned: dict[str, Any] = _EMPTY
 
-_REQUIRED = {
-    ("cells", "done"): ("cell", "data", "metrics", "counts", "audit", "seconds", "versions", "ended"),
-    ("cells", "failed"): ("cell", "error", "ended"),
-    ("search", "done"): ("number", "params", "scores", "epochs", "ended"),
-    ("search", "failed"): ("number", "params", "error", "epochs", "ended"),
-    ("search", "pruned"): ("number", "params", "reported", "epochs", "ended"),
+
+class _DoneCell(_EndedCell):
+    data: str
+    encoder: str | None
+    numerics: _Count
+    metrics: _Metrics
+    counts: _Counts
+    audit: _Audit
+    seconds: _Seconds
+    threads: _Samples
+    device: str
+    versions: dict[str, str]
+
+
+class _FailedCell(_EndedCell):
+    error: _Error
+
+
+class _EndedTrial(_Ended):
+    kind: Literal["trial"]
+    arm: str
+    split: str = ""
+    fold: _Count = 0
+    number: _Count
+    params: dict[str, Any]
+    point: str
+    seconds: _Seconds
+    epochs: _Count
+    reported: list[_Number | None]
+
+
+class _DoneTrial(_EndedTrial):
+    scores: Annotated[dict[str, _Scores], Field(min_length=1)]
+
+
+class _FailedTrial(_EndedTrial):
+    error: _Error
+
+
+_FIELDS: dict[str, dict[str, type[_Ended]]] = {
+    "cells": {"done": _DoneCell, "failed": _FailedCell},
+    "search": {"done": _DoneTrial, "failed": _FailedTrial, "pruned": _EndedTrial},
 }
-"""Fields of unsealed records. A sealed record has the fields that its writer gave it."""
+"""Fields that readers need, with their types, by folder and state. Version 0.1.0 has written them, too."""
 
 
 class Checked(NamedTuple):
@@ -166,15 +275,14 @@ def check(content: bytes, key: str, folder: Folder) -> Checked:
     state = record.get("state")
     if state not in ENDED[folder]:
         raise Damaged(f"its state is {_shown(state)}")
+    named = _KEY.fullmatch(key) is not None  # no study asks for a folder with another name
     try:
-        _Fields.model_validate(record)
+        _FIELDS[folder][state].model_validate(record)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"][:2])
-        raise Damaged(f"{name} is {_shown(first['input'])}") from None
-    if not sealed:
-        _check_complete(record, folder, state)
-    _check_identity(record, folder)
+        if problem := _field_problem(record, error, complete=named):
+            raise Damaged(problem) from None
+    if named:
+        _check_identity(record, folder)
     for name in ("format", "sha256"):
         record.pop(name, None)
     if not record.get("files", True):
@@ -271,52 +379,46 @@ def _check_seal(content: bytes, record: Mapping[str, Any]) -> None:
     if digest(content.replace(declared.encode(), UNSET.encode(), 1)) != declared:
         raise Damaged("its content does not have the SHA-256 that it declares")
     if not isinstance(files, dict) or not all(
-        isinstance(one, str) and _DIGEST.fullmatch(one) for one in files.values()
+        _FILE.fullmatch(name) and isinstance(one, str) and _DIGEST.fullmatch(one)
+        for name, one in files.items()
     ):
         raise Damaged("it does not list the SHA-256 of its files")
 
 
-def _check_complete(record: Mapping[str, Any], folder: Folder, state: str) -> None:
-    for name in _REQUIRED[folder, state]:
-        if name not in record:
-            raise Damaged(f"{name} is missing")
-    if state == "failed" and "message" not in record["error"]:
-        raise Damaged("error.message is missing")
-    if folder == "search" and state == "done":
-        if not record["scores"]:
-            raise Damaged("scores is empty")
-        for regime, scores in record["scores"].items():
-            if "rmse" not in scores:
-                raise Damaged(f"scores.{regime}.rmse is missing")
-    if folder == "cells" and state == "done":
-        for name in ("val_rmse", "test_rmse"):
-            if name not in record["metrics"]:
-                raise Damaged(f"metrics.{name} is missing")
-        if record["metrics"]["test_rmse"] is None:
-            raise Damaged("metrics.test_rmse is null")
+def _field_problem(record: Mapping[str, Any], error: ValidationError, *, complete: bool) -> str:
+    """Describe the first field that has a wrong value or, if `complete`, is missing; empty without one."""
+    for fault in error.errors(include_url=False):
+        missing = fault["type"] == "missing"
+        names: list[str] = []
+        value: Any = record
+        for name in fault["loc"]:  # which may end with a type that the value does not have
+            if not isinstance(value, dict):
+                break
+            names.append(str(name))
+            value = value.get(str(name))
+        if complete or not missing:
+            return f"{'.'.join(names)} is {'missing' if missing else _shown(value)}"
+    return ""
 
 
 def _check_identity(record: Mapping[str, Any], folder: Folder) -> None:
     """Compare the key with the hash of what it stands for, as far as the record has all of it.
 
     The key of a split by groups also hashes a column of the table, and the record of a lost worker has no
-    encoder.
+    encoder. The cell of such a record is compared with the one that is asked for (`StudyState.of_its_cell`).
     """
-    if not _KEY.fullmatch(record["key"]):  # no study asks for such a name
-        return
     if folder == "search":
-        if {"point", "number"} <= record.keys() and record["key"] != trial_key(
-            record["point"], record["number"]
-        ):
+        if record["key"] != trial_key(record["point"], record["number"]):
             raise Damaged("its point and its number are those of another trial")
         return
     if not {"cell", "data", "numerics"} <= record.keys():
         return
-    cell, split = record["cell"], record["cell"].get("split")
-    encoded = cell.get("variant") in _ENCODERS
-    if (isinstance(split, dict) and split.get("kind") == "group") or (encoded and "encoder" not in record):
+    cell, split = record["cell"], record["cell"]["split"]
+    encoded = cell["variant"] in ENCODERS
+    lost = record["state"] == "failed" and "encoder" not in record
+    if split["kind"] == "group" or (encoded and lost):
         return
-    encoder = {"encoder": record["encoder"]} if encoded else {}
+    encoder = {"encoder": record.get("encoder")} if encoded else {}
     try:
         key = key_of(cell, record["data"], record["numerics"], **encoder)
     except (ValueError, RecursionError):

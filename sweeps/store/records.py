@@ -304,11 +304,17 @@ class Store:
         """
         system, source = self.location(self.folder, key)
         _, target = self.location(DAMAGED_FOLDER, self.folder, f"{key}-{secrets.token_hex(4)}")
+        with self._faults("written"):
+            self._move(system, source, target)
+        return target
+
+    def _move(self, system: pyarrow.fs.FileSystem, source: str, target: str) -> None:
+        """Move a folder of a key within the study."""
         with self.fenced():
             system.create_dir(target.rsplit("/", 1)[0], recursive=True)
             if not _writes_atomically(system):
                 system.move(source, target)
-                return target
+                return
         # A bucket has no folders to move. The record goes last: until then the cell stays damaged.
         found = [
             info.path[len(source) + 1 :]
@@ -321,7 +327,6 @@ class Store:
                 system.delete_file(f"{source}/{name}")
         with contextlib.suppress(FileNotFoundError), self.fenced():
             system.delete_dir(source)
-        return target
 
     def size(self, keys: Iterable[str]) -> int:
         """Return the total size in bytes of the files of `keys`, without files that are being written."""

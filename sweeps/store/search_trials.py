@@ -14,8 +14,7 @@ from sweeps.spec.design import Arm, FoldArm, Scope, arm_of
 from sweeps.spec.search_space import Point, Search, Space, within
 from sweeps.spec.study import Study
 from sweeps.store import integrity
-from sweeps.store.integrity import STARTED_FILE as STARTED_FILE
-from sweeps.store.integrity import trial_key as trial_key
+from sweeps.store.integrity import STARTED_FILE, trial_key
 from sweeps.store.records import Record, Store, read_intact
 
 
@@ -87,6 +86,14 @@ class ArmTrials:
             return None
         among = [done[i] for i in front]
         return among[pick([self.losses(record) for record in among], self.search)]
+
+    def unscored(self, record: Record) -> str:
+        """Describe an objective that a finished trial lacks; empty if it has all of them."""
+        if record["state"] == "done":
+            for regime in self.search.objective:
+                if self.search.metric not in record["scores"].get(regime, {}):
+                    return f"scores.{regime}.{self.search.metric} is missing"
+        return ""
 
     def values(self, record: Record) -> list[float]:
         """Return the objectives of a finished trial, in the unit of the metric."""
@@ -241,6 +248,9 @@ def read(study: Study, store: Store, key: Callable[[Cell], str]) -> dict[Scope, 
             trials_of.started.append((trial.number, params))
         elif trial.record["state"] == "damaged":
             trials_of.damaged.append(trial.record)
+        elif problem := trials_of.unscored(trial.record):
+            _, path = store.search.location("search", trial.key, "result.json")
+            trials_of.damaged.append(integrity.damaged(trial.key, path, problem))
         else:
             trials_of.ended.append(trial.record)
     return found

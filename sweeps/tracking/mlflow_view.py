@@ -221,7 +221,9 @@ class Tracker:
             shared = {name: child[name] for name in PARENT_TAGS if name in child}
             tags = {"kind": PARENTS[child["kind"]], "view": VIEW, **self._origin, **shared}
             name, tags[NOTE] = parent_content(child)
-            run = self._client.create_run(self.experiment_id, milliseconds(record["started"]), tags, name)
+            run = self._client.create_run(
+                self.experiment_id, milliseconds(record.get("started") or record["ended"]), tags, name
+            )
             self._parents[place] = _Parent.of(run)
             # The compare page of the UI draws parameters, but no tags.
             params = [Param(name, value) for name, value in shared.items() if name != "arm"]

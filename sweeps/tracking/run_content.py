@@ -123,7 +123,7 @@ def _origin(record: Record, kind: str) -> dict[str, str]:
     tags = {name: str(record.get(name, "?")) for name in ("host", "device", "data", "numerics")}
     tags |= {"mlflow.source.name": "sweep run", "mlflow.source.type": "LOCAL"}
     if "commit" in record:
-        tags |= {"commit": record["commit"], "dirty": str(record["dirty"]).lower()}
+        tags |= {"commit": record["commit"], "dirty": str(record.get("dirty", "?")).lower()}
         tags["mlflow.source.git.commit"] = record["commit"]
     return {"key": record["key"], "kind": kind, "ended": record["ended"], "view": VIEW, **tags}
 

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pm25 import errors, files, panel, text, unpacking
-from pm25.limits import MOST_COLUMNS, MOST_NESTED, MOST_SHOWN
-from pm25.sources import agency_files, synthetic
+from pm25.limits import MOST_COLUMNS, MOST_NESTED, MOST_ROW_BYTES, MOST_SHOWN
+from pm25.sources import agency_files, aqs, synthetic
 from pm25.tables import schema
 from pm25.tables.reading import read_table
 from tests.errors import refuses
@@ -115,6 +116,20 @@ def test_a_table_of_too_many_columns_is_refused(tmp_path: Path, suffix: str) -> 
         read_table(path)
 
 
+@pytest.mark.parametrize("quoted", [True, False])
+def test_a_row_beyond_the_limit_is_refused_in_words_of_its_own(tmp_path: Path, quoted: bool) -> None:
+    path = tmp_path / "long.csv"
+    field = b"x" * (3 * MOST_ROW_BYTES)
+    path.write_bytes(b"site_id,date\n" + (b'"' + field + b'"' if quoted else field) + b",2020-01-01\n")
+    with refuses("long.csv", "", "a row has more than 1,048,576 bytes"):
+        read_table(path)
+    epa = tmp_path / "epa.csv"
+    names = ",".join(aqs.COLUMNS).encode()
+    epa.write_bytes(names + b"\n" + field + b"," * (len(aqs.COLUMNS) - 1) + b"\n")
+    with refuses("epa.csv", "", "a row has more than 1,048,576 bytes"):
+        aqs.build([epa], [])
+
+
 def test_a_panel_of_too_many_values_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pa.Table.from_pandas(synthetic.synthesize(sites=8, days=21), preserve_index=False)
     channels = len(panel.from_table(table, "toy").channels)
@@ -155,7 +170,33 @@ def test_unpacking_stops_at_the_limit() -> None:
             return bytes(size)
 
     with pytest.raises(unpacking.TooLarge):
-        unpacking.read(Endless(), 1 << 40, 10 << 20)
+        unpacking.read(Endless, 1 << 40, 10 << 20)
+
+
+@pytest.mark.parametrize(("most", "ratio_from"), [(60 << 20, 1 << 40), (1 << 40, 4 << 20)])
+def test_a_refused_file_needs_little_memory(
+    monkeypatch: pytest.MonkeyPatch, most: int, ratio_from: int
+) -> None:
+    """64 KiB of gzip unpack to 64 MiB, of which at most 4 MiB are kept."""
+    monkeypatch.setattr(unpacking, "RATIO_FROM", ratio_from)
+    monkeypatch.setattr(unpacking, "KEPT_BYTES", 4 << 20)
+    packed = gzip.compress(bytes(64 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(unpacking.TooLarge):
+            unpacking.read(lambda: gzip.GzipFile(fileobj=io.BytesIO(packed)), len(packed), most)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+@given(st.binary(max_size=300), st.integers(0, 300), st.integers(1, 50))
+def test_content_that_is_read_twice_is_the_same(content: bytes, kept: int, chunk: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unpacking, "KEPT_BYTES", kept)
+        patch.setattr(unpacking, "CHUNK", chunk)
+        assert unpacking.read(lambda: io.BytesIO(content), len(content), 300) == content
 
 
 def test_a_password_is_replaced_before_the_middle_of_a_part_is_cut() -> None:

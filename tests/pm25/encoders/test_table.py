@@ -200,3 +200,43 @@ def test_a_table_that_was_trained_on_the_target_says_so(tmp_path):
     shuffled = encoders.load("shuffled", of="table", path=plain, trained_on_target=True)
     assert shuffled.trained_on_target
     assert not encoders.load("random").trained_on_target
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_vectors_that_are_too_long_are_refused(tmp_path, monkeypatch, listed):
+    from pm25.encoders import table
+
+    values = np.arange(9.0).reshape(3, 3)
+    wide = (
+        SITES[["site_id"]].assign(embedding=[*values])
+        if listed
+        else pd.concat([SITES[["site_id"]], pd.DataFrame(values, columns=[*"xyz"])], axis=1)
+    )
+    path = write(tmp_path, wide)
+    monkeypatch.setattr(table, "MOST_UNITS", 3)
+    assert encoders.load("table", path=path).dim == 3
+    monkeypatch.setattr(table, "MOST_UNITS", 2)
+    with refuses("t.parquet", "", "3 values for each place", 2):
+        encoders.load("table", path=path)
+
+
+def test_a_table_of_more_values_than_are_read_is_refused_before(tmp_path, monkeypatch):
+    """Three sites with a name, two coordinates and two values each have 15 values."""
+    from pm25.encoders import table
+
+    path = write(tmp_path, SITES)
+    monkeypatch.setattr(table, "MOST_VALUES", 15)
+    encoders.load("table", path=path)
+    monkeypatch.setattr(table, "MOST_VALUES", 14)
+    with refuses("t.parquet", "", "15 values", 14):
+        encoders.load("table", path=path)
+
+
+def test_columns_beyond_the_limit_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    from pm25.encoders import table
+
+    path = write(tmp_path, pd.DataFrame({"site_id": ["a"], **{f"v{i}": [1.0] for i in range(9)}}))
+    monkeypatch.setattr(table, "MOST_UNITS", 4)
+    monkeypatch.setattr(table.Table, "_places", None)
+    with refuses("t.parquet", "", "10 values", 4):
+        encoders.load("table", path=path)

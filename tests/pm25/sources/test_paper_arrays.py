@@ -1,6 +1,7 @@
 """Published arrays become site-days: a small world under each calendar convention, and every refusal."""
 
 import io
+import os
 import pickle
 import re
 import tracemalloc
@@ -497,6 +498,55 @@ def test_files_that_are_not_arrays(tmp_path, name, content, values):
     read = paper_arrays.embeddings if name == "e.npy" else lambda _: paper_arrays.to_table(x, y, dates=dates)
     with refuses(str(path), "", *values):
         read(path)
+
+
+def header(shape: str, descr: str = "'<f4'", order: bool = False) -> bytes:
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}\n".encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        header("(1000000000000, 3)"),
+        header(f"({2**70}, 3)"),
+        header("(-1, 3)"),
+        header("(-2, -6)"),
+        header("(True, 3)"),
+        header("None"),
+        header("(3, 4)", "'|O'"),
+        header("(9, 4)"),
+        b"(" * 9000,
+        b"{",
+        b'{\'descr\': """f4',
+        b"",
+    ],
+    ids=repr,
+)
+def test_hostile_headers_are_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "e.npy"
+    path.write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(48))
+    with refuses("e.npy", "", ".npy"):
+        paper_arrays.embeddings(path)
+
+
+def test_a_header_of_a_gigabyte_is_not_read(tmp_path):
+    path = tmp_path / "e.npy"
+    path.write_bytes(b"\x93NUMPY\2\0" + (10**9).to_bytes(4, "little"))
+    os.truncate(path, 10**9 + 12)  # without blocks on the disk
+    tracemalloc.start()
+    try:
+        with refuses("e.npy", "", "1,000,000,000 bytes"):
+            paper_arrays.embeddings(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10**8
+
+
+def test_an_array_in_fortran_order_is_read_like_any_other(tmp_path):
+    rows = np.array([[40.0, -100, 1, 2], [41, -101, 3, 4]], np.float32)
+    np.save(tmp_path / "e.npy", np.asfortranarray(rows))
+    np.testing.assert_array_equal(paper_arrays.embeddings(tmp_path / "e.npy").to_numpy(), rows)
 
 
 def test_embeddings(tmp_path, monkeypatch):

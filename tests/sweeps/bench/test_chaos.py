@@ -17,7 +17,7 @@ from sweeps.bench.chaos_damage import Damage
 from sweeps.bench.chaos_faults import ACTIONS
 from sweeps.bench.chaos_referee import CELLS, TRIALS, Ending, Outcome, Place, Referee, Start
 from sweeps.cli import cli
-from sweeps.store import search_trials
+from sweeps.store import integrity, search_trials
 from sweeps.store.records import Store
 
 
@@ -38,10 +38,10 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
             point = {"train.learning_rate": 0.001 * (1 + number)}
             cells = search_trials.trainings(study, scope, point)
             digest = search_trials.digest([referee.key(cell) for cell in cells])
-            key = search_trials.trial_key(digest, number)
+            key = integrity.trial_key(digest, number)
             place = search_trials.place(scope)
             start = {"kind": "trial", **place, "number": number, "params": point, "point": digest}
-            store.search.write_file(key, search_trials.STARTED_FILE, json.dumps(start).encode())
+            store.search.write_file(key, integrity.STARTED_FILE, json.dumps(start).encode())
             trial = chaos_study.ChaosTrial(cells, key, panel, store.search, more=start)
             while not trial.finished:
                 trial.epoch()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sweeps.bench import engine
 from sweeps.state import StudyState
 from sweeps.store import channel_orders
 from sweeps.store.records import Store
@@ -68,6 +69,34 @@ def test_another_set_of_channels_has_an_order_of_its_own(toy: Path, table: pd.Da
     assert again.panel.fingerprint == first.panel.fingerprint
     channel_orders.record_order(again.panel, again.store)
     assert len((toy.parent / "results" / "toy" / "channels.json").read_text().split("[")) == 4
+
+
+def test_seal_stores_the_order_of_a_study_that_has_results(sweep: Sweep, toy: Path) -> None:
+    """A store of version 0.1.0 has no such file; after it is sealed, its table may be reordered."""
+    file = toy.parent / "results" / "toy" / "channels.json"
+    before = StudyState(str(toy))
+    assert "order" not in sweep("seal", toy).out
+    assert not file.exists()
+    key, cell = next(iter(before.cells.items()))
+    engine.trivial(cell, key, before.panel, before.store)
+    assert "the order of the channels is stored" in sweep("seal", toy).out
+    reverse(toy)
+    after = StudyState(str(toy))
+    assert after.reordered
+    assert [*after.records()] == [key]
+    (toy.parent / "panel.parquet").unlink()
+    ended = sweep("seal", toy)
+    assert ended.status == 0
+    assert "0 records sealed, of 1; the order of the channels is not stored" in ended.out
+
+
+def test_seal_stores_no_order_that_made_every_cell_stale(sweep: Sweep, toy: Path) -> None:
+    before = StudyState(str(toy))
+    key, cell = next(iter(before.cells.items()))
+    engine.trivial(cell, key, before.panel, before.store)
+    reverse(toy)
+    assert "order" not in sweep("seal", toy).out
+    assert not (toy.parent / "results" / "toy" / "channels.json").exists()
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "[[1]]", "[" * 100_000])

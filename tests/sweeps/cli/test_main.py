@@ -225,6 +225,7 @@ def test_the_help_of_every_command_ends_with_examples_that_it_accepts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     help_ = command.get_help(click.Context(command, info_name=f"sweep {' '.join(words)}"))
+    assert "\n\n\n" not in help_
     _, examples = help_.split("Examples:\n")
     lines = [shlex.split(line) for line in examples.splitlines()]
     assert lines

@@ -144,6 +144,22 @@ def test_status_of_a_driver_file_that_is_damaged(sweep: Sweep, toy: Path) -> Non
     check_refused(sweep("status", toy), "driver.json", "delete the file")
 
 
+def test_status_names_unfinished_trainings_of_stale_cells(sweep: Sweep, toy: Path) -> None:
+    """The first cell is of the study, and a next run resumes it."""
+    store = Store(str(toy.parent / "results"), "toy")
+    wanted = toy_keys(toy)[3]
+    stale = "0123456789" * 2
+    for key in (wanted, stale):
+        store.write_file(key, "checkpoint.pt", b"epoch 1")
+    content = json.loads(sweep("status", toy, "--json").out)
+    assert content["stale_unfinished"] == [stale]
+    (line,) = [line for line in sweep("status", toy).out.splitlines() if "unfinished training" in line]
+    assert line.startswith(f"  1 unfinished training of stale cells: {stale[:8]}; ")
+    assert str(toy.parent / "results" / "toy" / "cells") in line
+    store.forget(stale)
+    assert "unfinished training" not in sweep("status", toy).out
+
+
 def test_status_names_stale_cells(sweep: Sweep, toy: Path) -> None:
     narrow = ["--set", "design.variant=latlon"]
     content = json.loads(sweep("status", toy, "--json", *narrow).out)

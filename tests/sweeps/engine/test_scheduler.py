@@ -26,7 +26,7 @@ from sweeps.report.summary import cautions
 from sweeps.spec.design import Arm, FoldArm
 from sweeps.spec.study import Study, Synthetic
 from sweeps.state import StudyState
-from sweeps.store import search_trials
+from sweeps.store import integrity, search_trials
 from sweeps.store.records import TUNED_ON_TEST, Record, Store, failed_checks
 from sweeps.store.search_trials import ArmTrials
 from tests import worlds
@@ -107,7 +107,7 @@ class Points:
 def result(task: Task, loss: float = 1.0, **more: Any) -> Record:
     """The record that a worker would leave."""
     if task.kind == "cell":
-        made = worlds.record(task.key, cell=task.cells[0].resolved())
+        made = worlds.cell_record(task.key, task.cells[0], numerics=task.cells[0].numerics)
     else:
         made = worlds.record(task.key, epochs=4, reported=[], scores={"wr": {"rmse": loss}})
     return made | dict(task.more) | more
@@ -121,6 +121,7 @@ def failure(task: Task, kind: str = "RuntimeError", message: str = "broken") -> 
 
 def end(scheduler: Scheduler, of: StudyState, task: Task, record: Record) -> None:
     """Record a task as a worker does, and report its end."""
+    record = record | {"data": of.panel.fingerprint}
     (of.store if task.kind == "cell" else of.store.search).write_record(record)
     scheduler.ended(task, record)
 
@@ -315,10 +316,10 @@ def test_the_task_of_a_search_trial(tmp_path: Path) -> None:
     task = run.tasks["none trial 0"]
     assert task.cells == tuple(search_trials.trainings(of.study, NONE, {RATE: 0.25}))
     digest = search_trials.digest([of.key(cell) for cell in task.cells])
-    assert task.key == search_trials.trial_key(digest, 0)
+    assert task.key == integrity.trial_key(digest, 0)
     start = {"kind": "trial", "arm": "none", "number": 0, "params": {RATE: 0.25}, "point": digest}
     assert dict(task.more) == start
-    content = of.store.search.read_file(task.key, search_trials.STARTED_FILE)
+    content = of.store.search.read_file(task.key, integrity.STARTED_FILE)
     assert content is not None
     assert json.loads(content) == start  # written before the task is handed out
     assert (task.kind, task.arm, task.optuna_number) == ("trial", NONE, 1)
@@ -961,5 +962,5 @@ def test_every_cell_and_every_trial_is_done_once(
 
 
 def test_a_store_of_another_study_is_left_alone(tmp_path: Path) -> None:
-    Store(str(tmp_path / "results"), "other").search.write_file("abc", search_trials.STARTED_FILE, b"{}")
+    Store(str(tmp_path / "results"), "other").search.write_file("abc", integrity.STARTED_FILE, b"{}")
     assert len(Run(state(tmp_path)).all()) == 14

@@ -42,11 +42,37 @@ def test_a_geojson_file(tmp_path: Path, geometry: object) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [{"type": "FeatureCollection", "features": []}, {"a": 1}, [1], {"type": "Point", "coordinates": [1, 2]}],
+    [
+        {"type": "FeatureCollection", "features": []},
+        {"type": "FeatureCollection", "features": 5},
+        {"a": 1},
+        [1],
+        {"type": "Point", "coordinates": [1, 2]},
+        {"type": "LineString", "coordinates": [[1], [2]]},
+        {"type": "LineString", "coordinates": [[float("nan"), 40], [-99, 41]]},
+        {"type": "LineString", "coordinates": [[None, 40], [-99, 41]]},
+        {"type": "LineString", "coordinates": [[10**400, 40], [-99, 41]]},
+        {"type": "LineString", "coordinates": [[SQUARE, SQUARE]]},
+        {"type": "MultiPolygon", "coordinates": 5},
+    ],
 )
 def test_a_file_without_borders_is_refused(tmp_path: Path, content: object) -> None:
     with refuses("states.geojson", "", "GeoJSON"):
         borders.read(written(tmp_path, content))
+
+
+def test_a_deep_and_a_large_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, {"type": "Polygon", "coordinates": [SQUARE]})
+    monkeypatch.setattr(borders, "MOST_BORDER_BYTES", file.stat().st_size - 1)
+    with refuses("states.geojson", "", "bytes"):
+        borders.read(file)
+    file.write_text("[" * 50 + "]" * 50)
+    with refuses("states.geojson", "", "GeoJSON"):
+        borders.read(file)
+    monkeypatch.undo()
+    file.write_text('{"type": "Feature", "geometry":' * 2000 + "null" + "}" * 2000)
+    with refuses("states.geojson", "", "GeoJSON"):
+        borders.read(file)
 
 
 def test_a_missing_file_and_a_file_that_is_not_json(tmp_path: Path) -> None:

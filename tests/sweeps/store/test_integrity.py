@@ -24,7 +24,7 @@ from sweeps.store import fsck, integrity
 from sweeps.store.fencing import LockLost
 from sweeps.store.integrity import DamagedFile
 from sweeps.store.lock import StudyLock
-from sweeps.store.records import Record, Store
+from sweeps.store.records import Record, StorageFault, Store
 from tests.errors import refuses
 
 CELLS = 3
@@ -348,8 +348,13 @@ def test_old_records_are_sealed(stored: StudyState, copy: Path) -> None:
     status, text = command(stored, "fsck", stored.store.storage, "--json")
     content = json.loads(text)
     assert (status, content["unsealed"], content["sealed"], content["damaged"]) == (0, 3, 0, 0)
+    _, text = command(stored, "status", "STUDY")
+    (line,) = [line for line in text.splitlines() if "unsealed" in line]
+    assert line.startswith("  3 cells unsealed")
+    assert f"`sweep seal {stored.study.storage}/engine.yaml" in line
     _, text = command(stored, "seal", stored.store.storage)
     assert "engine: 3 records sealed, of 3" in text
+    assert "unsealed" not in command(stored, "status", "STUDY")[1]
     assert numbers(stored) == before
     assert stored.unsealed == 0
     (copy / next(iter(stored.cells)) / "history.parquet").unlink()
@@ -431,6 +436,34 @@ def test_a_changed_start_file_is_named_and_its_trial_still_read(
         assert found() == [str(file)]
 
 
+def test_fsck_counts_records_and_files_in_words_of_their_own(stored: StudyState, copy: Path) -> None:
+    first, second, third = stored.cells
+    for name in ("predictions.parquet", "history.parquet"):
+        (copy / first / name).unlink()
+    flip(copy / second / "result.json", 0.5, 0)
+    unseal(copy, third)
+    _, text = command(stored, "fsck", stored.store.storage)
+    words = "1 study, 3 records (0 sealed, 1 unsealed, 2 damaged): 3 files damaged or missing"
+    assert text.splitlines()[-1] == f"{stored.store.storage}: {words}"
+    command(stored, "retry", "STUDY", "--damaged")
+    _, text = command(stored, "fsck", stored.store.storage)
+    assert text.splitlines()[-1].endswith("1 study, 1 records (0 sealed, 1 unsealed): nothing is damaged")
+
+
+def test_a_damaged_record_that_cannot_be_moved_aside_is_a_fault_of_the_storage(
+    stored: StudyState, copy: Path
+) -> None:
+    (copy.parent / "damaged").write_text("not a folder")
+    with pytest.raises(StorageFault, match="written"):
+        stored.store.set_aside(next(iter(stored.cells)))
+
+
+def test_seal_of_a_name_that_nothing_has_says_so(stored: StudyState, tmp_path: Path) -> None:
+    with refuses("nowhere", "", "nothing is stored there") as caught:
+        CliRunner().invoke(cli, ["seal", "nowhere"], standalone_mode=False, catch_exceptions=False)
+    assert "demo" not in str(caught.value)
+
+
 def test_fsck_leaves_a_running_study_alone(stored: StudyState, copy: Path) -> None:
     with StudyLock(stored.store):
         assert command(stored, "fsck", stored.store.storage)[0] == 0
@@ -441,7 +474,14 @@ def test_unsealed_trial_without_scores_is_damaged_and_not_sealed(tmp_path: Path,
     trials = Store(str(tmp_path), "old").search
     key = integrity.trial_key("point", 0)
     record = {"key": key, "state": "done", "arm": "none", "number": 0, "params": {}, "point": "point"}
-    record |= {"scores": scores, "epochs": 1, "ended": "2026-01-01T00:00:00+00:00"}
+    record |= {
+        "kind": "trial",
+        "seconds": 1.0,
+        "reported": [1.0],
+        "scores": scores,
+        "epochs": 1,
+        "ended": "2026-01-01T00:00:00+00:00",
+    }
     trials.write_file(key, "result.json", json.dumps(record).encode())
     found = trials.record(key)
     assert found is not None

@@ -230,15 +230,10 @@ def test_a_store_travels_as_a_value(any_store: Store) -> None:
     assert any_store == type(any_store)(any_store.storage, "toy")
 
 
-def _of_no_type(name: str) -> bool:
-    """Return True for a field whose type no reader checks."""
-    return name not in {*integrity.SEAL, *integrity.TYPES}
-
-
 @settings(deadline=None)  # a disk takes its time
 @given(
     st.dictionaries(
-        st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C"])).filter(_of_no_type),
+        st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C"])).map("x{}".format),
         st.floats(allow_nan=False, allow_infinity=False)
         | st.integers()
         | st.text()
@@ -246,8 +241,8 @@ def _of_no_type(name: str) -> bool:
         | st.none(),
     )
 )
-@example({"host": "no such file: \udcff.parquet"})
-@example({"test_rmse": 5e-324, "test_r2": -0.0})
+@example({"xhost": "no such file: \udcff.parquet"})
+@example({"xtest_rmse": 5e-324, "xtest_r2": -0.0})
 def test_a_record_is_read_to_the_last_bit(content: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store, record = Store(folder, "toy"), {**content, "key": "k1", "state": "done"}

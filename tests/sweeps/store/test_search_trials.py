@@ -18,7 +18,7 @@ from sweeps.engine import worker
 from sweeps.spec.design import Arm
 from sweeps.spec.search_space import Search
 from sweeps.spec.study import Study
-from sweeps.store import search_trials
+from sweeps.store import integrity, search_trials
 from sweeps.store.records import Record, Store
 from sweeps.store.search_trials import ArmTrials, pareto, pick
 from tests import worlds
@@ -78,11 +78,10 @@ def put(
 ) -> Record | None:
     """Store a trial as the scheduler and a worker do; without `state`, only its start file."""
     cells = search_trials.trainings(of, arm, params)
-    name = search_trials.trial_key(
-        search_trials.digest([key(cell, more.pop("data", "data")) for cell in cells]), number
-    )
-    start = {"arm": arm.label, "number": number, "params": params}
-    store.search.write_file(name, search_trials.STARTED_FILE, json.dumps(start).encode())
+    digest = search_trials.digest([key(cell, more.pop("data", "data")) for cell in cells])
+    name = integrity.trial_key(digest, number)
+    start = {"kind": "trial", "arm": arm.label, "number": number, "params": params, "point": digest}
+    store.search.write_file(name, integrity.STARTED_FILE, json.dumps(start).encode())
     if "state" not in more:
         return None
     made = record(number) | start | more | {"key": name}
@@ -289,7 +288,7 @@ def test_a_trial_s_key_tells_its_point_its_data_and_its_number() -> None:
 
     def name(number: int = 0, params: Any = None, arm: Arm = NONE, data: str = "data") -> str:
         cells = search_trials.trainings(of, arm, params or point())
-        return search_trials.trial_key(search_trials.digest([key(cell, data) for cell in cells]), number)
+        return integrity.trial_key(search_trials.digest([key(cell, data) for cell in cells]), number)
 
     assert name() == name()
     others = [name(1), name(params=point(0.2)), name(arm=LATLON), name(data="other")]
@@ -304,7 +303,7 @@ def test_trials_are_read_by_arm_in_the_order_of_their_numbers(tmp_path: Path) ->
     store, of = Store(str(tmp_path), "toy"), study()
     for number, rate in ((2, 0.3), (0, 0.1), (1, 0.2)):
         put(store, of, number, point(rate), state="done")
-    put(store, of, 0, point(0.5), LATLON, state="failed", error={"type": "Diverged"})
+    put(store, of, 0, point(0.5), LATLON, state="failed", error=worlds.error("Diverged", ""))
     put(store, of, 1, point(0.6), LATLON)
     found = read(store, of)
     assert [*found] == [NONE, LATLON]
@@ -438,7 +437,7 @@ def test_a_damaged_start_file_makes_every_search_wait(tmp_path: Path, content: b
     for number, rate in enumerate((0.1, 0.2, 0.3)):
         put(store, study(), number, point(rate), state="done")
     assert read(store, study())[NONE].finished
-    store.search.write_file("abc", search_trials.STARTED_FILE, content)
+    store.search.write_file("abc", integrity.STARTED_FILE, content)
     found = read(store, study())
     for trials in found.values():
         (damaged,) = trials.damaged
@@ -451,9 +450,9 @@ def test_a_record_says_itself_which_trial_it_is(tmp_path: Path) -> None:
     store = Store(str(tmp_path), "toy")
     made = put(store, study(), 0, point(0.1), state="done")
     assert made is not None
-    store.search.delete_file(made["key"], search_trials.STARTED_FILE)
+    store.search.delete_file(made["key"], integrity.STARTED_FILE)
     assert read(store, study())[NONE].ended == [made]
-    store.search.write_file(made["key"], search_trials.STARTED_FILE, b"damaged")
+    store.search.write_file(made["key"], integrity.STARTED_FILE, b"damaged")
     assert read(store, study())[NONE].ended == [made]
 
 
@@ -491,8 +490,8 @@ def test_what_would_be_better_on_the_test_set_is_not_taken(world: Panel, tmp_pat
         cells = search_trials.trainings(of, NONE, params)
         digest = search_trials.digest([name(cell) for cell in cells])
         start = {"kind": "trial", "arm": "none", "number": number, "params": params, "point": digest}
-        trial_key = search_trials.trial_key(digest, number)
-        store.search.write_file(trial_key, search_trials.STARTED_FILE, json.dumps(start).encode())
+        trial_key = integrity.trial_key(digest, number)
+        store.search.write_file(trial_key, integrity.STARTED_FILE, json.dumps(start).encode())
         made = worker.SearchTrial(cells, trial_key, world, store.search, more=start)
         while not made.finished:
             made.epoch()

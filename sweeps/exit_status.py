@@ -5,6 +5,8 @@ from typing import Any
 BAD_INPUT = 2
 RAY_LOST = 3
 """The head of the cluster, or Ray on this machine, is gone; the same command resumes."""
+LOCK_LOST = 4
+"""Another process has taken over the study; nothing more was written."""
 BUG = 70
 """An exception that no command expects; the number is that of `EX_SOFTWARE` in sysexits.h."""
 OUTPUT_CLOSED = 141
