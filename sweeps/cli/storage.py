@@ -53,7 +53,8 @@ def fsck(storage: str, as_json: bool) -> int:
     problems = len({finding.path for one in found for finding in one.findings if finding.damage})
     verdict = "nothing is damaged" if intact else f"{counted(problems, 'file')} damaged or missing"
     checked = "1 study" if len(found) == 1 else f"{len(found):,} studies"
-    listed = f"{sum(counts.values()):,} records ({counts['sealed']:,} sealed, {counts['unsealed']:,} unsealed"
+    listed = f"{counted(sum(counts.values()), 'record')} ({counts['sealed']:,} sealed"
+    listed += f", {counts['unsealed']:,} unsealed"
     listed += f", {counts['damaged']:,} damaged)" if counts["damaged"] else ")"
     click.echo(f"{storage}: {checked}, {listed}: {verdict}")
     return int(not intact)

@@ -447,7 +447,7 @@ def test_fsck_counts_records_and_files_in_words_of_their_own(stored: StudyState,
     assert text.splitlines()[-1] == f"{stored.store.storage}: {words}"
     command(stored, "retry", "STUDY", "--damaged")
     _, text = command(stored, "fsck", stored.store.storage)
-    assert text.splitlines()[-1].endswith("1 study, 1 records (0 sealed, 1 unsealed): nothing is damaged")
+    assert text.splitlines()[-1].endswith("1 study, 1 record (0 sealed, 1 unsealed): nothing is damaged")
 
 
 def test_a_damaged_record_that_cannot_be_moved_aside_is_a_fault_of_the_storage(
