@@ -234,13 +234,16 @@ def test_list_of_a_folder_without_studies(sweep: Sweep, tmp_path: Path) -> None:
     assert "has no study" in sweep("list", tmp_path).out
 
 
-@pytest.mark.parametrize("ended", [{}, {"ended": "yesterday"}])
-def test_list_needs_no_time_of_a_record(sweep: Sweep, tmp_path: Path, ended: dict[str, str]) -> None:
+@pytest.mark.parametrize(("ended", "damaged"), [({}, 0), ({"ended": "yesterday"}, 1)])
+def test_list_needs_no_time_of_a_record(
+    sweep: Sweep, tmp_path: Path, ended: dict[str, str], damaged: int
+) -> None:
     results = tmp_path / "results"
     for key, time in (("a", {"ended": "2026-01-02T03:04:05+00:00"}), ("b", ended)):
         Store(str(results), "one").write_record({"key": key, "state": "done", **time})
     (one,) = json.loads(sweep("list", results, "--json").out)["studies"]
-    assert (one["done"], one["newest result"]) == (2, "2026-01-02 03:04:05 UTC")
+    assert (one["done"], one["damaged"]) == (2 - damaged, damaged)
+    assert one["newest result"] == "2026-01-02 03:04:05 UTC"
 
 
 def test_status_says_that_nothing_is_stored_only_where_that_is_so(sweep: Sweep, toy: Path) -> None:

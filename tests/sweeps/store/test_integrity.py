@@ -407,7 +407,8 @@ def test_a_changed_start_file_is_named_and_its_trial_still_read(
     point = "p" * 20
     start = {"kind": "trial", "arm": "none", "number": 0, "params": {"train.decay": 0.25}, "point": point}
     key = integrity.trial_key(point, 0)
-    draft = start | {"key": key, "state": "pruned", "reported": [1.0], "epochs": 1}
+    spent = {"reported": [1.0], "epochs": 1, "seconds": 2.0}
+    draft = start | {"key": key, "state": "pruned", **spent}
     store.write_file(key, integrity.STARTED_FILE, integrity.start_file(start))
     worker.end_trial(draft, store)
     folder = copy.parent / "search" / key
