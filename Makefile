@@ -54,8 +54,9 @@ format: setup
 reference: setup
 	$(BIN)/python -m tests.study_reference
 
+# KERAS=PYTHON also measures the published Keras network, with an interpreter that has TensorFlow.
 bench: setup
-	$(BIN)/sweep bench --cells 200 --cells 2000
+	$(BIN)/sweep bench --cells 200 --cells 2000 $(if $(KERAS),--keras $(KERAS))
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .

@@ -1,11 +1,13 @@
 """Measurements and the processes behind them, with time, output and peak memory."""
 
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +17,15 @@ class Measurement(NamedTuple):
 
     what: str
     value: float
+    """NaN if it was not measured; `detail` then says what is needed."""
     unit: str
     limit: float
     """Largest value that the project promises; infinite if it promises nothing."""
     detail: str
     at_least: bool = False
     """True if `limit` is the smallest value that the project promises."""
+    rounds: tuple[float, ...] = ()
+    """Values of the rounds in which several things were measured in turn; `value` is their median."""
 
 
 class FinishedProcess(NamedTuple):
@@ -81,10 +86,34 @@ def machine() -> str:
     """Describe this machine, its Python and PyTorch, and today's date."""
     import torch
 
-    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    from sweeps.plan import calibration
+
+    cuda = torch.cuda.is_available()
+    chip = torch.cuda.get_device_name() if cuda else calibration.processor() + _instructions()
     cores = len(os.sched_getaffinity(0))
     python = f"Python {platform.python_version()}, torch {torch.__version__}"
     return f"{chip}, {cores} CPU cores, {python}, {time.strftime('%Y-%m-%d')}"
+
+
+def of_rounds(
+    what: str, rounds: Sequence[float], unit: str, words: str, at_least: float = math.inf
+) -> Measurement:
+    """Return the median of some rounds, with their range before the other words.
+
+    `at_least` is the smallest value that the project promises; infinite if it promises nothing.
+    """
+    digits = 2 if max(rounds) < 100 else 0
+    low, high = (f"{value:,.{digits}f}" for value in (min(rounds), max(rounds)))
+    detail = "; ".join(filter(None, (f"{low} to {high} in {len(rounds)} rounds", words)))
+    return Measurement(what, statistics.median(rounds), unit, at_least, detail, True, tuple(rounds))
+
+
+def _instructions() -> str:
+    """Name the processor's instructions for products of bfloat16 matrices, such as ` with AMX`."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+    found = [name for flag, name in known.items() if flag in flags]
+    return f" with {' and '.join(found)}" if found else ""
 
 
 def times(number: int, what: str) -> str:

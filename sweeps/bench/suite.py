@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pm25.scratch import scratch
-from sweeps.bench import busy, calibration, engine, mirror, report, scale, trial
+from sweeps.bench import busy, calibration, engine, mirror, packing, report, scale, training, trial
 from sweeps.bench.harness import Measurement
 
 
@@ -14,21 +14,26 @@ def measure(
     table: Path | None = None,
     cells: Sequence[int] = (200, 2000),
     server: str | None = None,
+    keras: Path | None = None,
     recorded: Path | None = None,
     studies: int = 500,
 ) -> Iterator[Measurement]:
     """Yield each measurement when it is ready; files are written below a temporary folder.
 
-    `only` is the name of a group: trial, engine, mirror, report, busy, scale or calibration. The last one
-    measures the report's tests and not this machine, so it runs only if it is named. It simulates `studies`
-    of each kind on the positions of `table`, or on synthetic ones. The trial reads the panel `table`, or a
-    synthetic one of the size of the 2021 table. The engine trains each number of `cells`. The runs in MLflow
-    go to SQLite, and to `server` if it is given. `recorded` is a study's folder from which the simulation
-    draws the seconds of cells.
+    `only` is the name of a group: trial, training, engine, mirror, report, busy, scale or calibration. The
+    last one measures the report's tests and not this machine, so it runs only if it is named. It simulates
+    `studies` of each kind on the positions of `table`, or on synthetic ones. The trial reads the panel
+    `table`, or a synthetic one of the size of the 2021 table. The engine trains each number of `cells`. The
+    runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an interpreter that has
+    TensorFlow, for the published network. `recorded` is a study's folder from which the simulation draws
+    the seconds of cells.
     """
     with scratch() as folder:
         if only in (None, "trial"):
             yield from trial.run(table or _synthetic(folder), folder / "results")
+        if only in (None, "training"):
+            yield from training.run(folder / "keras", keras)
+            yield from packing.run(folder / "packing")
         if only in (None, "engine"):
             yield from engine.run(cells, folder)
         if only in (None, "mirror"):

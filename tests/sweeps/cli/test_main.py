@@ -163,6 +163,7 @@ def test_a_fault_of_the_world_is_not_a_bug(
         (["--only", "chaos", "--studies", "50"], "--studies", "calibration"),
         (["--minutes", "3"], "--minutes", "chaos"),
         (["--only", "engine", "--seed", "3"], "--seed", "chaos"),
+        (["--only", "trial", "--keras", sys.executable], "--keras", "training"),
     ],
 )
 def test_an_option_of_another_group_starts_no_bench(
