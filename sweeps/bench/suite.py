@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pm25.scratch import scratch
-from sweeps.bench import busy, calibration, engine, mirror, packing, report, scale, training, trial
+from sweeps.bench import busy, calibration, engine, gpu, mirror, packing, report, scale, training, trial
 from sweeps.bench.harness import Measurement
 
 
@@ -17,6 +17,7 @@ def measure(
     keras: Path | None = None,
     recorded: Path | None = None,
     studies: int = 500,
+    pretend: bool = False,
 ) -> Iterator[Measurement]:
     """Yield each measurement when it is ready; files are written below a temporary folder.
 
@@ -26,7 +27,7 @@ def measure(
     `table`, or a synthetic one of the size of the 2021 table. The engine trains each number of `cells`. The
     runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an interpreter that has
     TensorFlow, for the published network. `recorded` is a study's folder from which the simulation draws
-    the seconds of cells.
+    the seconds of cells. The group `gpu` also runs only if it is named; with `pretend`, it needs no GPU.
     """
     with scratch() as folder:
         if only in (None, "trial"):
@@ -44,6 +45,8 @@ def measure(
             yield from busy.run(folder)
         if only in (None, "scale"):
             yield from scale.run(folder, recorded)
+        if only == "gpu":
+            yield from gpu.run(pretend=pretend)
         if only == "calibration":
             yield from calibration.run(table, studies)
 

@@ -67,8 +67,8 @@ def run(folder: Path, keras: Path | None = None) -> Iterator[Measurement]:
     cores = len(os.sched_getaffinity(0))
     with contextlib.ExitStack() as cleanup:
         reference = None if keras is None else cleanup.enter_context(_Keras(keras, folder))
-        alone = [cleanup.enter_context(_worker(WORKLOAD._replace(threads=cores)))]
-        packed = [cleanup.enter_context(_worker(WORKLOAD)) for _ in range(cores)]
+        alone = [cleanup.enter_context(worker(WORKLOAD._replace(threads=cores)))]
+        packed = [cleanup.enter_context(worker(WORKLOAD)) for _ in range(cores)]
         peaks, networks = _rounds(alone, packed, reference)
     versions = reference.versions if reference else ""
     for mode, rates in peaks.items():
@@ -136,7 +136,7 @@ def trained_parameters(shape: NetworkShape) -> int:
     return shape.parameters - sum(2 * 4 * units for units in shape.units)
 
 
-class _Process:
+class AnsweringProcess:
     """A process that answers requests, one line of JSON each, until the end of the context."""
 
     def __init__(self, command: Sequence[object]) -> None:
@@ -172,7 +172,7 @@ class _Process:
         return answer
 
 
-class _Keras(_Process):
+class _Keras(AnsweringProcess):
     """The process that trains the published network in Keras, on the windows of our panel."""
 
     versions = ""
@@ -220,13 +220,13 @@ def _arrays() -> dict[str, np.ndarray]:
     }
 
 
-def _worker(work: Workload) -> _Process:
+def worker(work: Workload) -> AnsweringProcess:
     command = [sys.executable, "-W", "ignore", "-m", "sweeps.bench.training_worker"]
-    return _Process([*command, json.dumps(work._asdict())])
+    return AnsweringProcess([*command, json.dumps(work._asdict())])
 
 
 def _rounds(
-    alone: Sequence[_Process], packed: Sequence[_Process], keras: _Keras | None
+    alone: Sequence[AnsweringProcess], packed: Sequence[AnsweringProcess], keras: _Keras | None
 ) -> tuple[dict[Mode, list[float]], dict[Network, Speeds]]:
     """Give each variant its turn, round after round: peaks in operations a second by mode, and speeds."""
     peaks: dict[Mode, list[float]] = defaultdict(list)
@@ -254,7 +254,7 @@ def _request(network: Network, steps: int, turn: int) -> dict[str, Any]:
     return {"network": network._asdict(), "steps": steps, "at_least_s": TURN_S if turn >= 0 else 0}
 
 
-def _rate(processes: Sequence[_Process], request: dict[str, Any]) -> float:
+def _rate(processes: Sequence[AnsweringProcess], request: dict[str, Any]) -> float:
     """Ask all processes at once, and add up what each has done per second of its own."""
     for process in processes:
         process.ask(request)

@@ -5,14 +5,15 @@ as JSON is the only argument. `sweeps.bench.training` starts such processes and 
 """
 
 import json
+import resource
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from pm25 import trial
+from pm25 import stacked, trial
 from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.splits import RandomSplit
@@ -34,6 +35,8 @@ class Workload(NamedTuple):
     batch_size: int = 256
     product: int = 2048
     """Rows and columns of the square matrices whose product gives the machine's peak."""
+    device: str = "cpu"
+    """Device of the trainings, as PyTorch names it."""
 
 
 class Network(NamedTuple):
@@ -67,7 +70,7 @@ def random_embedding(work: Workload) -> np.ndarray:
     return np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
 
 
-def cell_of(network: Network, batch_size: int, steps: int) -> Cell:
+def cell_of(network: Network, batch_size: int, steps: int, seed: int = 0) -> Cell:
     """Return a cell whose epochs have so many steps, and which never stops early."""
     return Cell.model_validate(
         {
@@ -75,7 +78,7 @@ def cell_of(network: Network, batch_size: int, steps: int) -> Cell:
             "fusion": "hadamard" if network.variant == "geoclip" else None,
             "split": RandomSplit(),
             "fold": 0,
-            "seed": 0,
+            "seed": seed,
             "window": WINDOW,
             "model": {"width": network.width},
             "train": {
@@ -97,6 +100,7 @@ class Trainer:
         torch.set_num_threads(work.threads)
         self._work, self._panel, self._embedding = work, random_panel(work), random_embedding(work)
         self._trainings: dict[Network, trial.Training] = {}
+        self._stack: stacked.StackedTraining | None = None
         self._matrices: dict[str, torch.Tensor] = {}
 
     def train(self, network: Network, steps: int, at_least_s: float) -> dict[str, float]:
@@ -106,6 +110,7 @@ class Trainer:
                 cell_of(network, self._work.batch_size, steps),
                 self._panel,
                 embedding=None if network.variant == "none" else self._embedding,
+                device=self._work.device,
             )
             self._trainings[network].epoch()  # allocates memory and selects kernels
         training = self._trainings[network]
@@ -115,6 +120,39 @@ class Trainer:
             epochs += 1
         seconds = time.perf_counter() - began
         return {"done": epochs * steps * self._work.batch_size, "seconds": seconds}
+
+    def stack(self, network: Network, steps: int, size: int) -> None:
+        """Put a stack of so many trainings in the place of all other trainings of the process."""
+        self._trainings.clear()
+        self._stack = None  # frees its memory before the next one is made
+        if self._work.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        cells = [cell_of(network, self._work.batch_size, steps, seed) for seed in range(size)]
+        self._stack = stacked.StackedTraining(
+            cells,
+            self._panel,
+            size=size,
+            embedding=None if network.variant == "none" else self._embedding,
+            device=self._work.device,
+        )
+        self._stack.advance()
+
+    def advance(self, steps: int, size: int, at_least_s: float) -> dict[str, float]:
+        """Train epochs of the stack until this time is over: windows and seconds."""
+        assert self._stack is not None
+        epochs, began = 0, time.perf_counter()
+        while not epochs or time.perf_counter() - began < at_least_s:
+            self._stack.advance()
+            epochs += 1
+        seconds = time.perf_counter() - began
+        return {"done": epochs * steps * size * self._work.batch_size, "seconds": seconds}
+
+    def memory_mb(self) -> float:
+        """Most memory that the process had in MB; on a GPU, what PyTorch reserved."""
+        if self._work.device == "cuda":
+            return torch.cuda.max_memory_reserved() / 1e6
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
     def multiply(self, precision: str, at_least_s: float) -> dict[str, float]:
         """Multiply square matrices until this time is over: floating-point operations and seconds."""
@@ -133,15 +171,30 @@ class Trainer:
         return {"done": products * 2.0 * size**3, "seconds": time.perf_counter() - began}
 
 
+def _answer_stack(trainer: Trainer, asked: dict[str, Any]) -> dict[str, Any]:
+    """Train a stack for some turns; `out_of_memory` if the GPU cannot hold it."""
+    steps, size = asked["steps"], asked["stack"]
+    try:
+        trainer.stack(Network(**asked["network"]), steps, size)
+        turns = [trainer.advance(steps, size, asked["at_least_s"]) for _ in range(asked["turns"])]
+    except torch.cuda.OutOfMemoryError:
+        return {"out_of_memory": True}
+    return {"turns": turns, "memory_mb": trainer.memory_mb()}
+
+
 def main() -> None:
     """Answer every line of standard input."""
     trainer = Trainer(Workload(**json.loads(sys.argv[1])))
     for line in sys.stdin:
         asked = json.loads(line)
+        answer: dict[str, Any]
         if "product" in asked:
             answer = trainer.multiply(asked["product"], asked["at_least_s"])
+        elif "stack" in asked:
+            answer = _answer_stack(trainer, asked)
         else:
             answer = trainer.train(Network(**asked["network"]), asked["steps"], asked["at_least_s"])
+            answer["memory_mb"] = trainer.memory_mb()
         print(json.dumps(answer), flush=True)
 
 

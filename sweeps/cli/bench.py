@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sweeps.bench.chaos import Tally
     from sweeps.bench.harness import Measurement
 
-GROUPS = ("trial", "training", "engine", "mirror", "report", "busy", "scale", "calibration", "chaos")
+GROUPS = ("trial", "training", "engine", "mirror", "report", "busy", "scale", "gpu", "calibration", "chaos")
 """Groups of measurements (`sweeps.bench.suite`)."""
 
 
@@ -47,8 +47,8 @@ GROUPS = ("trial", "training", "engine", "mirror", "report", "busy", "scale", "c
     "--only",
     type=click.Choice(GROUPS),
     help="Measure one group only: a training, trainings on all cores, the engine, the runs in MLflow, the "
-    "report, how busy GPUs are kept, or a driver of 512 GPUs. `calibration` measures the size and power of "
-    "the tests. `chaos` runs a study again and again under random faults.",
+    "report, how busy GPUs are kept, or a driver of 512 GPUs. `gpu` measures trainings on a GPU, "
+    "`calibration` the size and power of the tests, and `chaos` a study under random faults.",
 )
 @click.option(
     "--server", metavar="URI", help="Also write 2,000 runs to this MLflow server; SQLite is always measured."
@@ -63,6 +63,9 @@ GROUPS = ("trial", "training", "engine", "mirror", "report", "busy", "scale", "c
     "--recorded",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Draw the seconds of simulated cells from this study's folder in a storage.",
+)
+@click.option(
+    "--pretend", is_flag=True, help="Try the command without a GPU, and report no numbers (--only gpu)."
 )
 @click.option(
     "--studies",
@@ -96,6 +99,7 @@ def bench(
     server: str | None,
     keras: Path | None,
     recorded: Path | None,
+    pretend: bool,
     studies: int,
     minutes: float,
     seed: int | None,
@@ -105,10 +109,13 @@ def bench(
     """Measure this machine, the tests of the report, or what faults do to a study.
 
     Each value is printed next to its limit. All groups take about 25 minutes on two cores; most of that
-    is plain Ray Tune. The calibration and the chaos are not among them.
+    is plain Ray Tune. The GPU, the calibration and the chaos are not among them.
 
     --only training measures windows per second of trainings on all cores in about four minutes: one training
     or one on each core, in fp32 and bf16, beside the published Keras network and the peak of matrix products.
+
+    --only gpu measures one training, several processes and stacks on one GPU in about eight minutes, and the
+    memory that they need. It estimates the time of the published study.
 
     --only chaos kills processes, damages files and withdraws the storage, and counts what was lost, repeated
     or believed. Faults of file systems need root. The exit status is 1 after a bad outcome, whose folder is
@@ -135,6 +142,7 @@ def bench(
             keras=keras,
             recorded=recorded,
             studies=studies,
+            pretend=pretend,
         )
     found = []
     for row in rows:
@@ -211,10 +219,11 @@ def _counts(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {number}" for name, number in numbers.items())
 
 
-_NAMED_ONLY = ("calibration", "chaos")
+_NAMED_ONLY = ("gpu", "calibration", "chaos")
 """Groups that run only if they are named."""
 _OPTIONS_OF = {
     "keras": "training",
+    "pretend": "gpu",
     "studies": "calibration",
     "minutes": "chaos",
     "seed": "chaos",

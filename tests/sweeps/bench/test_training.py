@@ -170,12 +170,15 @@ def test_the_script_for_keras_is_not_in_a_wheel(tmp_path: Path, monkeypatch: pyt
 
 def test_a_worker_that_ends_gives_its_reason(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise ValueError('no such precision')"]
-    with training._Process(command) as process, pytest.raises(RuntimeError, match="no such precision"):
+    with (
+        training.AnsweringProcess(command) as process,
+        pytest.raises(RuntimeError, match="no such precision"),
+    ):
         training._rate([process], {})
 
 
 def test_speeds_of_processes_add_up() -> None:
     answers = [{"done": 30, "seconds": 2}, {"done": 40, "seconds": 4}]
     commands = [[sys.executable, "-c", f"input(); print('''{json.dumps(answer)}''')"] for answer in answers]
-    with training._Process(commands[0]) as one, training._Process(commands[1]) as other:
+    with training.AnsweringProcess(commands[0]) as one, training.AnsweringProcess(commands[1]) as other:
         assert training._rate([one, other], {}) == 25
