@@ -80,6 +80,8 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
     )
     yield f"  data    {data}"
     yield from (f"  notice  {notice}" for notice in (*content["left_out"], *content["doubts"]))
+    if content.get("without_bf16"):
+        yield f"  notice  {content['without_bf16']}"
     for name, count in content["arms"].items():
         yield f"  arm     {name}: {count['cells']} cells, {count['done']} done"
     for label, lines in groupby(content["splits"], key=lambda line: line["split"]):
@@ -109,6 +111,11 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
         yield f"  speed   {counted(jobs, 'task')}: {source}"
     if unknown := content["jobs"] - sum(content["speeds"].values()):
         yield f"  speed   {counted(unknown, 'task')}: unknown; omit --no-calibrate to measure it"
+    if other := content["other_precision"]:
+        yield (
+            f"  {other['precision']}    --set train.precision={other['precision']}: a training step takes "
+            f"{other['step']:g} times as long, measured here on {other['arm']}"
+        )
     yield f"  disk    {_range(content['disk_mb'])} MB in the store"
     if content["memory_mb"]:
         yield f"  memory  {content['memory_mb'] / 1000:.1f} GB per cell"

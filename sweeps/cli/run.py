@@ -124,6 +124,8 @@ def plan(
     content = plan_content(state, records, split_indices, estimate, budget)
     if packed is not None:
         content["packing"] = packed._asdict() | {"assumed_cpus": elsewhere}
+    if "bf16" in state.study.precisions and calibration.can_measure(capacity):
+        content["without_bf16"] = calibration.bf16_notice(calibration.without_bf16(capacity.gpu > 0))
     found = detectable.detectable(state, records, lacking)
     content["detects"] = [detectable.content(one) for one in found]
     if as_json:

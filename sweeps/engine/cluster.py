@@ -174,6 +174,12 @@ class Cluster:
             "--set resources.cpu=1 --set resources.gpu=0",
         )
 
+    def without_bf16(self, gpu: bool) -> str:
+        """Name the kinds of processors, or of GPUs, that have no bfloat16 instructions."""
+        find = calibration.without_bf16
+        found = self._ask_nodes(self._nodes, find, gpu) if self._joined else [find(gpu)]
+        return ", ".join(sorted({name for name in found if name}))
+
     def check_storage(self, probe: "StorageProbe") -> None:
         """Check that every node sees the driver's storage, and note the GPUs' memory. Raises InputError."""
         start = self._clock()

@@ -315,7 +315,7 @@ def _ray_processes() -> set[psutil.Process]:
 
 def _environment() -> dict[str, Any]:
     """Ray's `runtime_env` for the workers of a joined cluster: some variables, and the project's code."""
-    names = [name for name in os.environ if name in (cluster.PRETEND, ray_internals.FORWARDED)]
+    names = [name for name in os.environ if name in {cluster.PRETEND, *ray_internals.FORWARDED}]
     found: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in names}}
     if not ray_internals.is_submitted_job():
         found["py_modules"] = [str(Path(str(package.__file__)).parent) for package in (pm25, sweeps)]

@@ -138,9 +138,9 @@ def largest(study: Study, arm: Arm, space: Space, cell: Cell, shape: Callable[[C
         model, train = settings_at(arm, active(space, trial), study.model, study.train)
         return cell.model_copy(update={"model": model, "train": train})
 
-    def size(trial: Mapping[str, Any]) -> tuple[int, int]:
+    def size(trial: Mapping[str, Any]) -> tuple[int, int, bool]:
         found = shape(at(trial))
-        return found.parameters * found.batch_size, found.parameters
+        return found.parameters * found.batch_size, found.parameters, found.precision == "fp32"
 
     for name, parameter in space.items():
         point[name] = max(parameter.ends(), key=lambda value: size({**point, name: value}))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -55,7 +56,10 @@ def in_child(study: str, overrides: Sequence[str], capacity: Capacity) -> None:
     arguments = json.dumps({"study": study, "overrides": list(overrides), "capacity": capacity})
     command = [sys.executable, "-m", "sweeps.engine.measure"]
     # Through a pipe, because everybody can read the arguments of a process.
-    ended = subprocess.run(command, input=arguments, stdout=subprocess.PIPE, text=True, check=False)
+    environment = {**worker.OPENMP, **os.environ}  # as the workers of a run
+    ended = subprocess.run(
+        command, input=arguments, stdout=subprocess.PIPE, text=True, check=False, env=environment
+    )
     if ended.returncode:
         where, field, problem, fix = "calibration", "", f"it ended with status {ended.returncode}", ""
         if ended.stdout:
@@ -66,9 +70,7 @@ def in_child(study: str, overrides: Sequence[str], capacity: Capacity) -> None:
 
 def measure(state: StudyState, capacity: Capacity, say: Callable[[str], None]) -> None:
     """Measure the speeds that no record and no calibration has, and store each as soon as it is known."""
-    import torch
-
-    torch.set_num_threads(capacity.threads)
+    worker.prepare_process(capacity.threads)
     known = calibration.read(state.store, capacity)
     device = "cuda" if capacity.gpu else "cpu"
     plan = Estimate(state, state.records(), state.split_indices(), capacity, known)
@@ -78,7 +80,7 @@ def measure(state: StudyState, capacity: Capacity, say: Callable[[str], None]) -
     )
     count, number = len(shapes) + len(cuts), itertools.count(1)
     for shape, cell in shapes.items():
-        say(f"calibrating {next(number)} of {count}: a few batches of {cell.label}")
+        say(f"calibrating {next(number)} of {count}: a few batches of {cell.label}{_precision(cell)}")
         timed = time_shape(cell, shape, plan.speeds.samples(cell).train, state.panel, device)
         found = found.model_copy(update={"shapes": (*found.shapes, timed)})
         calibration.write(state.store, found)
@@ -173,6 +175,10 @@ def _shortened(cell: Cell, windows: int) -> Cell:
     settings = {"max_epochs": 1_000_000, "patience": 1_000_000, "learning_rate": 1e-6}
     limits = {"max_windows": windows, "max_validation_windows": VALIDATED}
     return cell.model_copy(update={"train": cell.train.model_copy(update=settings | limits)})
+
+
+def _precision(cell: Cell) -> str:
+    return "" if cell.train.precision == "fp32" else f", {cell.train.precision}"
 
 
 def _vectors(cell: Cell, shape: NetworkShape, panel: Panel) -> np.ndarray | None:

@@ -23,6 +23,8 @@ from ray.job_submission import JobSubmissionClient
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from sweeps.engine.worker import OPENMP
+
 # Environment variables
 
 
@@ -57,8 +59,8 @@ ENVIRONMENT: Mapping[str, Variable] = {
 }
 """Variables that a run sets for Ray and Tune before it starts or joins a cluster."""
 
-FORWARDED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
-"""Variable of `ENVIRONMENT` that the workers of a joined cluster need as well."""
+FORWARDED = frozenset({"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *OPENMP})
+"""Variables of a run that the workers of a joined cluster need as well."""
 
 JOB_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 """Variable of a job's environment: seconds between asking its driver to end and killing it.
@@ -70,9 +72,9 @@ _IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def set_environment() -> None:
-    """Set the variables of `ENVIRONMENT` that the user has not set."""
-    for name, variable in ENVIRONMENT.items():
-        os.environ.setdefault(name, variable.value)
+    """Set the variables of `ENVIRONMENT` and `OPENMP` that the user has not set."""
+    for name, value in {**{n: v.value for n, v in ENVIRONMENT.items()}, **OPENMP}.items():
+        os.environ.setdefault(name, value)
 
 
 def is_submitted_job() -> bool:

@@ -19,6 +19,7 @@ from sweeps.engine.scheduler import Scheduler
 from sweeps.engine.study_queue import Observer, StudyQueue
 from sweeps.engine.trainable import StudyTrainable
 from sweeps.engine.tune_events import ArmPruning, TuneEvents
+from sweeps.plan import calibration
 from sweeps.spec.study import Study
 from sweeps.store.records import Record, Store
 
@@ -71,6 +72,10 @@ def run(
         if joined:
             cluster.spread(node_calls.receive, shared, panel, embeddings)
         shares = GpuShares(study, panel, cluster)
+        if "bf16" in study.precisions:
+            on_gpus = shares.whole > 0 and pretended_mb() is None
+            if slow := calibration.bf16_notice(cluster.without_bf16(on_gpus)):
+                observer.notice(slow)
         shares.measure(scheduler, store, partial(node_calls.footprints, shared), observer.notice)
         trainable = tune.with_resources(
             tune.with_parameters(

@@ -56,7 +56,7 @@ class StudyTrainable(tune.Trainable):
         """
         import torch
 
-        torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
+        worker.prepare_process(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
         self._store = store
         self._keeps_weights, self._checkpoint_seconds = keeps_weights, checkpoint_seconds
         self._train_cell, self._search_trial = train_cell, search_trial

@@ -31,6 +31,9 @@ from sweeps.store.records import Store
 FOLDER = "calibration"
 """Folder beside the cells, with a file for each device and number of threads."""
 
+CPUS = Path("/proc/cpuinfo")
+"""Where Linux lists the names and the instructions of its processors."""
+
 
 class Device(NamedTuple):
     """A GPU of this machine."""
@@ -107,10 +110,34 @@ def devices(*, hidden: bool = False) -> list[Device]:
 
 def processor() -> str:
     """Name of the CPU."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+    lines = CPUS.read_text(encoding="utf-8").splitlines() if CPUS.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
+
+
+def without_bf16(gpu: bool) -> str:
+    """Name this machine's CPU, or its first GPU, if it has no bfloat16 instructions.
+
+    Empty if it has them, or if the system does not say. GPUs have them from compute capability 8.0 on.
+    """
+    if gpu:
+        if shutil.which("nvidia-smi") is None:
+            return ""
+        query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
+        answer = subprocess.run(query, capture_output=True, text=True, check=False)
+        found = (line.partition(", ") for line in answer.stdout.splitlines() if answer.returncode == 0)
+        return next((name for version, _, name in found if int(version.split(".")[0]) < 8), "")
+    if not CPUS.exists():
+        return ""
+    lines = CPUS.read_text(encoding="utf-8").splitlines()
+    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), None)
+    lacks = flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"} & {*flags}
+    return processor() if lacks else ""
+
+
+def bf16_notice(name: str) -> str:
+    """Say that the processor of this name has no bfloat16 instructions; empty without a name."""
+    return f"{name} has no bf16 instructions, so train.precision fp32 is faster there" if name else ""
 
 
 def read(store: Store, capacity: Capacity) -> Calibration | None:

@@ -4,13 +4,14 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.network_shape import NetworkShape
+from pm25.settings import Precision
 from pm25.splits import SplitIndices
 from sweeps.plan.bounds import NOTHING, OF_FEW, Bounds
 from sweeps.plan.calibration import Calibration, SplitShape
@@ -98,8 +99,36 @@ class Estimate:
         return {self.speeds.shape(cell) for task in self.tasks for cell in task.cells}
 
     def uncalibrated(self) -> tuple[dict[NetworkShape, Cell], dict[SplitShape, Cell]]:
-        """Shapes and splits without a record or a calibration, each with a cell that has it."""
-        return self.speeds.uncalibrated(cell for task in self.tasks for cell in task.cells)
+        """Shapes and splits that are to be measured, each with a cell that has it.
+
+        These are all without a record or a calibration. `precision_pair` is measured unless records have the
+        speed of its network.
+        """
+        shapes, cuts = self.speeds.uncalibrated(cell for task in self.tasks for cell in task.cells)
+        return {**shapes, **self.speeds.untimed(self.precision_pair)}, cuts
+
+    @property
+    def precision_pair(self) -> tuple[Cell, ...]:
+        """The cell of the grid with the largest network, and the same cell in the other precision.
+
+        Empty if no cell is left, or if the study has cells of both precisions.
+        """
+        cells = [task.cells[0] for task in self.tasks if not task.trial]
+        if not cells or len(self._study.precisions) > 1:
+            return ()
+        own = max(cells, key=lambda cell: self.speeds.shape(cell).flops)
+        (other,) = {*get_args(Precision)} - {own.train.precision}
+        return own, own.model_copy(update={"train": own.train.model_copy(update={"precision": other})})
+
+    def other_precision(self) -> dict[str, Any] | None:
+        """Time of a training step in the other precision over that in the study's; None if not measured."""
+        timed = [(cell, self.speeds.timed_step(cell)) for cell in self.precision_pair]
+        known = [(cell, seconds) for cell, seconds in timed if seconds is not None]
+        if len(known) < 2:
+            return None
+        (own, own_s), (other, other_s) = known
+        ratio = float(f"{other_s / own_s:.2g}")
+        return {"precision": other.train.precision, "step": ratio, "arm": Arm.of(own).label}
 
     def _seconds(self, task: PlannedTask) -> Bounds | None:
         """Seconds of a task, one training after the other; None where a speed is not known."""
@@ -301,6 +330,7 @@ class Estimate:
             "epochs": epochs,
             "speeds": self.sources(),
             "memory_mb": self.memory_mb,
+            "other_precision": self.other_precision(),
             "wall_hours": _plain(self.wall_hours()),
             "cpu_hours": _plain(workers and workers.times(capacity.cpu)),
             "gpu_hours": _plain(workers and workers.times(capacity.gpu)),

@@ -163,6 +163,18 @@ class Speeds:
                 cuts.setdefault(cut, cell)
         return shapes, cuts
 
+    def untimed(self, cells: Iterable[Cell]) -> dict[NetworkShape, Cell]:
+        """Shapes without a calibration, each with a cell that has it; none if records have one of them."""
+        found = {self.shape(cell): cell for cell in cells}
+        if found.keys() & self._rates.keys():
+            return {}
+        return {shape: cell for shape, cell in found.items() if shape not in self._shape_times}
+
+    def timed_step(self, cell: Cell) -> float | None:
+        """Calibrated seconds of a training step of a cell's shape; None if it was not measured."""
+        timed = self._shape_times.get(self.shape(cell))
+        return None if timed is None else min(timed.step_s)
+
     def _read_records(self, done: Sequence[tuple[Cell, Record]]) -> None:
         """Read the epochs of the done cells, and their seconds per unit of work: scoring one window."""
         self._rates: dict[NetworkShape, dict[str, list[float]]] = {}

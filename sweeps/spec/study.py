@@ -470,6 +470,13 @@ class Study(Settings):
             reserve=self.reserve,
         )
 
+    @property
+    def precisions(self) -> set[str]:
+        """Precisions that trainings of the study may have, those of its search included."""
+        spaces = [] if self.search is None else [self.search.space, *(a.space for a in self.search.per_arm)]
+        tuned = [space["train.precision"].ends() for space in spaces if "train.precision" in space]
+        return {self.train.precision, *(value for ends in tuned for value in ends)}
+
     def cells(
         self,
         tuned: Mapping[Scope, Mapping[str, Any]] = MappingProxyType({}),

@@ -73,6 +73,17 @@ def test_who_waits_for_nodes_says_what_they_have() -> None:
         cluster((2, 0), wait_for_nodes=True).check(Resources())
 
 
+def test_processors_without_bf16_are_named_once() -> None:
+    asked: list[Any] = []
+
+    def ask(there: list[Node], call: Any, gpu: bool) -> list[str | None]:
+        asked.append((len(there), call, gpu))
+        return ["Xeon E5", "", None, "Xeon E3", "Xeon E5"]
+
+    assert cluster(*5 * [(8, 1)], ask_nodes=ask).without_bf16(gpu=True) == "Xeon E3, Xeon E5"
+    assert asked == [(5, nodes.calibration.without_bf16, True)]
+
+
 def test_every_node_is_asked_and_named(tmp_path: Path) -> None:
     probe = StorageProbe.put(Store(str(tmp_path), "toy"))
     reports: list[Report | None] = [

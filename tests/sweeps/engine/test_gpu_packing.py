@@ -33,6 +33,7 @@ SEARCH: dict[str, Any] = {
     "trials": 3,
     "space": {
         "model.width": {"int": [8, 64], "step": 8},
+        "train.precision": {"choice": ["bf16", "fp32"]},
         "train.batch_size": {"choice": [64, 512, 128]},
         "train.learning_rate": {"float": [0.001, 0.01]},
         "model.depth": {"int": [1, 3]},
@@ -95,6 +96,7 @@ def test_of_an_arm_that_is_searched_the_largest_network_is_measured(tmp_path: Pa
     world = World(tmp_path, search=SEARCH)
     world.shares()
     assert [(c.model.width, c.model.depth, c.train.batch_size) for c in world.measured] == [(64, 3, 512)] * 2
+    assert [c.train.precision for c in world.measured] == ["fp32"] * 2
 
 
 def test_what_the_study_says_is_not_measured(tmp_path: Path) -> None:

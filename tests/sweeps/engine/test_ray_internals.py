@@ -46,6 +46,8 @@ def test_a_submitted_job_is_known_by_a_variable(monkeypatch: pytest.MonkeyPatch)
 
 def test_variables_that_the_user_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "7")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     for name in ray_internals.ENVIRONMENT.keys() - {"TUNE_MAX_PENDING_TRIALS_PG"}:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -53,6 +55,7 @@ def test_variables_that_the_user_set_stay(monkeypatch: pytest.MonkeyPatch) -> No
     found = {name: ray_internals.os.environ[name] for name in ray_internals.ENVIRONMENT}
     expected = {name: variable.value for name, variable in ray_internals.ENVIRONMENT.items()}
     assert found == expected | {"TUNE_MAX_PENDING_TRIALS_PG": "7"}
+    assert ray_internals.os.environ["OMP_WAIT_POLICY"] == "passive"
 
 
 def test_errors_that_ray_publishes_are_not_printed(

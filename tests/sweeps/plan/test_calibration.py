@@ -81,14 +81,16 @@ def test_everything_is_measured_once(
     state, said = toy(), list[str]()
     assert calibration.read(state.store, ONE_CPU) is None
     measure.measure(state, ONE_CPU, said.append)
-    assert [line.split(": ")[0] for line in said] == [f"calibrating {i} of 4" for i in (1, 2, 3, 4)]
+    assert [line.split(": ")[0] for line in said] == [f"calibrating {i} of 5" for i in range(1, 6)]
     found = calibration.read(state.store, ONE_CPU)
     assert found is not None
     assert (found.device, found.name, found.threads) == ("cpu", calibration.processor(), 1)
     cells = [*state.cells.values()]
-    assert {t.shape for t in found.shapes} == {
-        NetworkShape.of(cell, state.panel, state.study.encoders) for cell in cells
-    }
+    shapes = [NetworkShape.of(cell, state.panel, state.study.encoders) for cell in cells]
+    largest = max(shapes, key=lambda shape: shape.flops)  # geoclip's, in the other precision too
+    other = largest.model_copy(update={"precision": "bf16"})
+    assert {t.shape for t in found.shapes} == {*shapes, other}
+    assert sum(line.endswith(", bf16") for line in said) == 1
     assert {t.cut for t in found.cuts} == {SplitShape.of(cell, state.panel) for cell in cells}
     for timed in found.shapes:
         assert len(timed.step_s) >= 2
@@ -99,23 +101,71 @@ def test_everything_is_measured_once(
     whole = Estimate(state, {}, state.split_indices(), ONE_CPU, found)
     assert whole.uncalibrated() == ({}, {})
     assert whole.wall_hours() is not None
+    least = {t.shape: min(t.step_s) for t in found.shapes}
+    ratio = pytest.approx(least[other] / least[largest], rel=0.05)  # of two digits
+    assert whole.other_precision() == {"precision": "bf16", "step": ratio, "arm": "geoclip-hadamard"}
     (path,) = stored(tmp_path)
 
     before = path.read_bytes()
     monkeypatch.setattr(measure, "time_shape", None)  # raises when it is called
     measure.measure(toy("train.learning_rate=0.1", "design.seed=[5, 6]"), ONE_CPU, said.append)
-    assert (len(said), path.read_bytes()) == (4, before)
+    assert (len(said), path.read_bytes()) == (5, before)
 
 
 def test_only_what_is_new_is_measured(toy: Callable[..., StudyState], tmp_path: Path) -> None:
     measure.measure(toy("design.variant=none"), ONE_CPU, lambda line: None)
     said: list[str] = []
     measure.measure(toy(), ONE_CPU, said.append)
-    assert len(said) == 1
-    assert "geoclip" in said[0]
+    assert len(said) == 2
+    assert all("geoclip" in line for line in said)
     found = calibration.read(toy().store, ONE_CPU)
     assert found is not None
-    assert (len(found.shapes), len(found.cuts), len(stored(tmp_path))) == (2, 2, 1)
+    assert (len(found.shapes), len(found.cuts), len(stored(tmp_path))) == (4, 2, 1)
+
+
+def test_the_other_precision_is_measured_for_a_study_of_one_precision(
+    toy: Callable[..., StudyState],
+) -> None:
+    def pair(*overrides: str) -> list[str]:
+        state = toy("design.variant=none", *overrides)
+        whole = Estimate(state, {}, state.split_indices(), ONE_CPU)
+        assert whole.other_precision() is None  # nothing is measured yet
+        return [cell.train.precision for cell in whole.precision_pair]
+
+    assert pair() == ["fp32", "bf16"]
+    assert pair("train.precision=bf16") == ["bf16", "fp32"]
+    both = "search={trials: 2, split: {kind: random}, space: {train.precision: {choice: [fp32, bf16]}}}"
+    assert pair(both) == []
+
+
+@pytest.mark.parametrize(
+    ("listed", "lacks"),
+    [
+        ("model name : Abacus\nflags : fpu avx512f avx512_bf16\n", ""),
+        ("model name : Abacus\nflags : fpu amx_bf16 amx_tile\n", ""),
+        ("model name : Abacus\nflags : fpu avx512f\n", "Abacus"),
+        ("Features : fp asimd bf16\n", ""),
+        ("processor : 0\n", ""),
+    ],
+)
+def test_a_processor_without_bf16_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, lacks: str
+) -> None:
+    monkeypatch.setattr(calibration, "CPUS", tmp_path / "cpuinfo")
+    assert calibration.without_bf16(gpu=False) == ""  # another system
+    (tmp_path / "cpuinfo").write_text(listed)
+    assert calibration.without_bf16(gpu=False) == lacks
+    assert calibration.bf16_notice(lacks).startswith(lacks)
+
+
+def test_a_gpu_without_bf16_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert calibration.without_bf16(gpu=True) == ""
+    tool = tmp_path / "nvidia-smi"
+    tool.touch(mode=0o755)
+    for versions, lacks in (("8.0, A100", ""), ("7.5, Tesla T4", "Tesla T4"), ("10.0, B200", "")):
+        tool.write_text(f"#!/bin/sh\necho {versions}\n")
+        assert calibration.without_bf16(gpu=True) == lacks
 
 
 def test_the_trainings_of_a_search_are_measured(toy: Callable[..., StudyState]) -> None:
@@ -215,10 +265,10 @@ def test_the_child_measures_and_says_what_is_wrong(
     measure.in_child(reference, ["design.variant=none"], ONE_CPU)
     out, err = capfd.readouterr()
     assert out == ""
-    assert len(err.splitlines()) == 3
+    assert len(err.splitlines()) == 4
     found = calibration.read(toy().store, ONE_CPU)
     assert found is not None
-    assert len(found.shapes) == 1
+    assert len(found.shapes) == 2
     # What the parent reads is bit for bit what the child measured.
     assert stored(tmp_path)[0].read_text() == found.model_dump_json(indent=1)
 

@@ -89,6 +89,8 @@ def test_one_network_covers_another_in_everything_or_not() -> None:
     assert not covers(SMALL, LARGE)
     assert not covers(LARGE, shape(batch_size=512))
     assert not covers(LARGE, shape(masked=True))
+    assert covers(LARGE, shape(precision="bf16"))
+    assert not covers(shape((256, 128), precision="bf16"), SMALL)
 
 
 STUDY = """
