@@ -32,7 +32,7 @@ FOLDER = "calibration"
 """Folder beside the cells, with a file for each device and number of threads."""
 
 CPUS = Path("/proc/cpuinfo")
-"""Where Linux lists the names and the instructions of its processors."""
+"""File in which Linux lists the names and the instructions of its processors."""
 
 
 class Device(NamedTuple):
