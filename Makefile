@@ -1,9 +1,12 @@
 # make demo and make test need nothing but Python 3.11 or later.
 PYTHON ?= python3
-BIN := .venv/bin
+# Another environment: make unit VENV=.venv/py3.13 PYTHON=python3.13
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test unit slow lint format reference bench wheel clean
+.PHONY: help setup demo test unit slow lint oldest newest audit format reference bench wheel clean
 
 help:
 	@echo "demo       install, run the shipped study on synthetic data, write its report"
@@ -11,18 +14,21 @@ help:
 	@echo "unit       tests that start no Ray, no server and no process that is killed"
 	@echo "slow       the other tests"
 	@echo "lint       ruff and mypy"
+	@echo "oldest     unit tests with the lowest versions that pyproject.toml allows"
+	@echo "newest     unit tests with the newest versions that pyproject.toml allows"
+	@echo "audit      known vulnerabilities of the versions in constraints.txt"
 	@echo "format     ruff's formatter and safe fixes"
 	@echo "reference  rewrite the generated tables of sweeps/README.md"
 	@echo "bench      measurements of this machine, as ratios"
 	@echo "wheel      build the wheel into dist/"
 	@echo "clean      remove .venv, caches, dist/ and results/demo"
 
-setup: .venv/ready
+setup: $(VENV)/ready
 
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev]' -c constraints.txt
-	$(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true  # pip compiles on one core
+$(VENV)/ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev]' $(CONSTRAINTS:%=-c %)
+	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true  # pip compiles on one core
 	touch $@
 
 demo: setup
@@ -46,6 +52,21 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# These environments are inside .venv, which git, Ray and the tests leave out.
+oldest:
+	$(MAKE) --no-print-directory unit VENV=.venv/oldest CONSTRAINTS=constraints-oldest.txt
+
+# Installed anew each time, because a newer version may have been released.
+newest:
+	rm -rf .venv/newest
+	$(MAKE) --no-print-directory unit VENV=.venv/newest CONSTRAINTS=
+
+# --strict: a package that could not be looked up fails the audit.
+audit:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip-audit
+	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
 format: setup
 	$(BIN)/ruff check --fix .
