@@ -316,7 +316,7 @@ def test_without_a_speed_nothing_is_said(toy: Callable[..., StudyState]) -> None
     content = whole.content(0)
     assert content["wall_hours"] is content["cpu_hours"] is content["memory_mb"] is None
     shapes, cuts = whole.uncalibrated()
-    assert (len(shapes), len(cuts)) == (4, 2)
+    assert (len(shapes), len(cuts)) == (5, 2)  # one shape in the other precision too
     with refuses("--budget", "", "--no-calibrate"):
         whole.largest(1)
 
