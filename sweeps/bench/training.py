@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -24,6 +24,7 @@ from pm25.network_shape import NetworkShape
 from sweeps.bench import training_worker
 from sweeps.bench.harness import Measurement, of_rounds
 from sweeps.bench.training_worker import Network, Workload
+from sweeps.engine.worker import OPENMP
 
 ROUNDS = 3
 """Number of turns of each variant."""
@@ -139,11 +140,13 @@ def trained_parameters(shape: NetworkShape) -> int:
 class AnsweringProcess:
     """A process that answers requests, one line of JSON each, until the end of the context."""
 
-    def __init__(self, command: Sequence[object]) -> None:
+    def __init__(self, command: Sequence[object], environment: Mapping[str, str] = os.environ) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         pipe = subprocess.PIPE
         words = [*map(str, command)]
-        self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
+        self._process = subprocess.Popen(
+            words, stdin=pipe, stdout=pipe, stderr=self._errors, text=True, env=environment
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -222,7 +225,7 @@ def _arrays() -> dict[str, np.ndarray]:
 
 def worker(work: Workload) -> AnsweringProcess:
     command = [sys.executable, "-W", "ignore", "-m", "sweeps.bench.training_worker"]
-    return AnsweringProcess([*command, json.dumps(work._asdict())])
+    return AnsweringProcess([*command, json.dumps(work._asdict())], {**OPENMP, **os.environ})
 
 
 def _rounds(

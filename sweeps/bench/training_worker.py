@@ -17,6 +17,7 @@ from pm25 import stacked, trial
 from pm25.cell import Cell
 from pm25.panel import Panel
 from pm25.splits import RandomSplit
+from sweeps.engine import worker
 
 WINDOW = 21
 """Days of a window."""
@@ -97,7 +98,7 @@ class Trainer:
     """Trainings of a process by network; each continues where its last request ended."""
 
     def __init__(self, work: Workload) -> None:
-        torch.set_num_threads(work.threads)
+        worker.prepare_process(work.threads)
         self._work, self._panel, self._embedding = work, random_panel(work), random_embedding(work)
         self._trainings: dict[Network, trial.Training] = {}
         self._stack: stacked.StackedTraining | None = None
