@@ -69,8 +69,8 @@ MALLOPT_TRIM, MALLOPT_MMAP = -1, -3
 def prepare_process(threads: int) -> None:
     """Set the CPU threads of this process, and let it keep the memory that a training step frees.
 
-    By default glibc returns large arrays to the system, which clears each page again in the next step. Other C
-    libraries are left as they are.
+    By default glibc returns large arrays to the system, which clears each page again in the next step. Other
+    C libraries are left as they are.
     """
     import torch
 
