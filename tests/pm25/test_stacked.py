@@ -134,6 +134,9 @@ def test_masks_are_bitwise_those_of_dropout():
                 expected = nn.functional.dropout(torch.ones(samples, *shape), 0.3)
                 assert 0 < (expected == 0).sum() < expected.numel()
                 assert torch.equal(drawn[0, :samples], expected)
+                assert {*drawn[1].flatten().tolist()} == {0.0, 2.5}  # 1 / (1 - 0.6)
+                if shape == shapes[0]:  # 320 draws
+                    assert 0.5 < (drawn[1] == 0).float().mean() < 0.7
 
 
 @pytest.mark.parametrize("monthly", [False, True])
