@@ -35,9 +35,12 @@ class Attention(nn.Module):
         """Map hidden states (..., T, F) to attention vectors (..., units)."""
         last = hidden[..., -1, :]
         projected = self.score(hidden)
-        with torch.autocast(hidden.device.type, enabled=False):  # scores and softmax in 32 bits
-            hidden, last = hidden.float(), last.float()
-            score = torch.einsum("...tf,...f->...t", projected.float(), last)
+        precise = self.score.weight.dtype
+        with torch.autocast(
+            hidden.device.type, enabled=False
+        ):  # scores and softmax as precise as the weights
+            hidden, last = hidden.to(precise), last.to(precise)
+            score = torch.einsum("...tf,...f->...t", projected.to(precise), last)
             context = torch.einsum("...t,...tf->...f", score.softmax(dim=-1), hidden)
         return torch.tanh(self.vector(torch.cat([context, last], dim=-1)))
 
@@ -114,7 +117,7 @@ class BiLSTMAttention(nn.Module):
     def forward(self, window: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
         """Map windows (B, T, F) and embeddings (B, D), or None, to scaled predictions (B,)."""
         with torch.autocast(window.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            last = self._last_layer(window, embedding).float()
+            last = self._last_layer(window, embedding).to(self.output.weight.dtype)
         predicted: torch.Tensor = self.output(last)[..., 0]
         return predicted
 

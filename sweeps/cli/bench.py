@@ -25,7 +25,7 @@ GROUPS = ("trial", "training", "engine", "mirror", "report", "busy", "scale", "g
 @click.command(
     epilog=examples(
         "bench --only trial",
-        "bench --only training --keras .venv-tensorflow/bin/python",
+        "bench --only training",
         "bench --only calibration --studies 100",
         "bench --only chaos --minutes 60 --seed 1",
     )

@@ -248,7 +248,7 @@ def test_sites_without_a_target_are_no_monitors():
     assert audit["train_sites"] + audit["test_sites"] < (~silent).sum()  # the rest validate
     # They have a neighbour feature of their own all the same, as any place has.
     at = made.inputs.channels.index("neighbours_pm25")
-    assert made.inputs._features.view(SITES, DAYS, -1)[silent, :, at].std() > 0
+    assert made.inputs.features.view(SITES, DAYS, -1)[silent, :, at].std() > 0
 
 
 def test_the_first_days_of_the_training_side_are_kept_for_neighbours():

@@ -103,7 +103,13 @@ def record(cell: Cell, value: float | None, key: str = "") -> Record:
     if value is None:
         error = worlds.error("RuntimeError", "broken")
         return worlds.record(key, "failed", cell=cell.resolved(), error=error)
-    metrics = {"test_rmse": value, "test_r2": value / 10, "wr_rmse": 2 * value, "wr_r2": value / 5}
+    metrics = {
+        "val_rmse": value,
+        "test_rmse": value,
+        "test_r2": value / 10,
+        "wr_rmse": 2 * value,
+        "wr_r2": value / 5,
+    }
     return worlds.cell_record(key, cell, metrics=metrics)
 
 

@@ -72,7 +72,9 @@ def test_plan_measures_unknown_speeds_once(sweep: Sweep, toy: Path, monkeypatch:
     assert said(measured.out.splitlines(), "speed").startswith("2 tasks: ")
     assert re.match(r"[01]\.\d GB", said(measured.out.splitlines(), "memory"))
     other = said(measured.out.splitlines(), "bf16")
-    expected = r"--set train\.precision=bf16: a training step takes [\d.]+ times as long, measured here on none"
+    expected = (
+        r"--set train\.precision=bf16: a training step takes [\d.]+ times as long, measured here on none"
+    )
     assert re.fullmatch(expected, other)
     before = tree(calibrations)
     assert len(before) == 1

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pm25.cell import Cell
+from pm25.cell import Cell, Tuning
 from pm25.errors import InputError
 from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
@@ -86,7 +86,8 @@ class Trainable(StudyTrainable):
         self.config = {"key": KEY, "kind": kind, "gpu": 0.0}
 
     def _task(self) -> tuple[list[Cell], dict[str, Any], dict[str, Any]]:
-        return [CELL], dict(MORE), {"checkpoint_seconds": 0}
+        tuning = Tuning() if self.config["kind"] == "trial" else None
+        return [CELL.model_copy(update={"tuning": tuning})], dict(MORE), {"checkpoint_seconds": 0}
 
     def end(self) -> dict[str, Any]:
         while not (result := self.step())["done"]:
