@@ -4,6 +4,7 @@
 first training, unless the last one has the same hash. Nothing else writes the file.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from sweeps.store.records import StorageError, Store
 FILE = "declarations.json"
 FORMAT = 1
 """Version of the file's format."""
+ORIGIN = "origin.json"
+"""File with the identity of the study's store (`origin`)."""
 
 ANALYSIS = {"metric", "alpha", "rope", "block_degrees"}
 """Analysis settings that decide a verdict."""
@@ -114,6 +117,32 @@ def read(store: Store) -> list[Declaration]:
             "not a list of declarations, each with the hash of its content",
             "restore the file, or delete it; reports will then say that no declaration was stored",
         ) from None
+
+
+def origin(store: Store) -> str:
+    """Return the identity of a study's store: the time and the hash of its first declaration.
+
+    It is empty before the first declaration. `origin.json` keeps it, so that the store has the same identity
+    after its declarations were deleted or damaged. Raises InputError for a storage that cannot be read or
+    written, and LockLost.
+    """
+    system, path = store.location(ORIGIN)
+    with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):
+        try:
+            return str(parse_json(records.read(system, path))["origin"])
+        except FileNotFoundError:
+            raise
+        except StorageError as error:
+            raise store.refusal("read", error) from None
+    first = read(store)[:1]
+    if not first:
+        return ""
+    found = f"{first[0].time} {first[0].sha256[:8]}"
+    try:
+        records.write(system, path, json.dumps({"origin": found}).encode(), store.fenced)
+    except StorageError as error:
+        raise store.refusal("written", error) from None
+    return found
 
 
 def declare(study: Study, store: Store) -> None:

@@ -184,9 +184,9 @@ class Tracker:
 
     @cached_property
     def _origin(self) -> dict[str, str]:
-        """Tag of the runs that this store wrote: the time of its first declaration; empty without one."""
-        first = declarations.read(self._store)[:1]
-        return {"origin": f"{first[0].time} {first[0].sha256[:8]}"} if first else {}
+        """Tag of the runs that this store wrote, with its identity; empty without a declaration."""
+        found = declarations.origin(self._store)
+        return {"origin": found} if found else {}
 
     def _own_runs(self, condition: str = "tags.kind LIKE '%'") -> Iterator[Run]:
         """Yield all runs except those of another store that shares the study's name and the server."""

@@ -82,6 +82,28 @@ def test_another_store_in_the_same_experiment_keeps_its_runs(tmp_path: Path) -> 
     assert sorted(left.values()) == sorted(r["key"] for r in (of_ana[1], *of_ben))
 
 
+@pytest.mark.parametrize("damage", ["deleted", "damaged", "replaced"])
+def test_a_store_knows_its_runs_after_its_declarations_are_gone(tmp_path: Path, damage: str) -> None:
+    """Chaos found it: the next run wrote every changed cell a second time, beside the old run."""
+    store, uri = declared(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
+    records = [stored(store, seed) for seed in (0, 1, 2)]
+    Tracker(store, None).sync(records)
+    before = active(uri)
+    file = tmp_path / "toy" / declarations.FILE
+    if damage == "damaged":
+        file.write_text("[")
+    else:
+        file.unlink()
+    if damage == "replaced":
+        declarations.declare(Study.model_validate({**STUDY, "title": "again"}), store)
+    store.forget(records[0]["key"])
+    again = store.write_record(records[1] | {"ended": "2031-01-01T00:00:00.000+00:00"}, records[1]["files"])
+    assert Tracker(store, None).sync([again, records[2]]) == 1
+    after = active(uri)
+    assert sorted(after.values()) == sorted([again["key"], records[2]["key"]])
+    assert len(after.keys() & before.keys()) == 1
+
+
 def test_stores_are_told_apart_by_their_first_declaration(tmp_path: Path) -> None:
     stores = [declared(tmp_path / name) for name in ("ana", "ben")]
     files = [Path(store.storage, "toy", declarations.FILE) for store in stores]
