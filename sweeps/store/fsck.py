@@ -88,16 +88,17 @@ def listing(store: Store) -> Listing:
         system, root = store.location()
         root = root.rstrip("/")
         infos = system.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
+        paths = [info.path[len(root) + 1 :] for info in infos]
     except StorageError as error:
         raise store.refusal("read", error) from None
     keys: dict[str, dict[str, list[str]]] = {name: defaultdict(list) for name in integrity.ENDED}
     others = []
-    for info in infos:
-        folder, *rest = info.path[len(root) + 1 :].split("/")
+    for info, path in zip(infos, paths, strict=True):
+        folder, *rest = path.split("/")
         is_folder = info.type == pyarrow.fs.FileType.Directory
         if folder in keys and rest and (is_folder or rest[1:]):
             keys[folder][rest[0]] += rest[1:2]
-        elif not is_folder or info.path[len(root) + 1 :] in _CONTROL_FILES:
+        elif not is_folder or path in _CONTROL_FILES:
             others.append("/".join([folder, *rest]))
     return Listing(keys, sorted(others))
 
@@ -189,7 +190,9 @@ def _others(store: Store, paths: list[str]) -> Iterator[Finding]:
         full = f"{root.rstrip('/')}/{path}"
         folder, _, name = path.rpartition("/")
         try:
-            if folder.split("/")[0] == DAMAGED_FOLDER:
+            if path in (*integrity.ENDED, DAMAGED_FOLDER):
+                yield Finding(full, "a file in place of a folder", "move it away, and restore the folder")
+            elif folder.split("/")[0] == DAMAGED_FOLDER:
                 continue
             if is_part(name):
                 problem = "a file that its writer has not completed"

@@ -51,8 +51,8 @@ def intact(records: Mapping[str, Record]) -> dict[str, Record]:
     return {key: record for key, record in records.items() if record["state"] != "damaged"}
 
 
-StorageError = (OSError, pa.ArrowException)
-"""Errors that a file system raises."""
+StorageError = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""Errors that a file system raises; the last one is for a file name that is not UTF-8."""
 
 
 class StorageFault(InputError):
@@ -140,6 +140,10 @@ class Store:
         `fix` is what the user can do; by default the likely fix for this storage and `error`.
         """
         number = getattr(error, "errno", None) or 0
+        if isinstance(error, UnicodeDecodeError):
+            name = error.object.decode(errors="backslashreplace")
+            problem = f"cannot be {what} (the file name {name!r} is not UTF-8)"
+            return StorageFault(uri.without_secrets(self.storage), "storage", problem, f"rename it, {AGAIN}")
         if not fix and (what == "opened" or number in _NO_FOLDER):
             fix = OTHER_STORAGE
         elif not fix:
@@ -215,11 +219,11 @@ class Store:
         try:
             uri.check_server(self.storage, folder)
             found = system.get_file_info(pyarrow.fs.FileSelector(folder))
+            return {info.base_name for info in found if info.type == pyarrow.fs.FileType.Directory}
         except FileNotFoundError:
             return set()
         except StorageError as error:
             raise self.refusal("read", error) from None
-        return {info.base_name for info in found if info.type == pyarrow.fs.FileType.Directory}
 
     def records(self, keys: Iterable[str], files: Files = "none") -> dict[str, Record]:
         """Read the records of those of `keys` that have ended, in the order of `keys`. Raises InputError.
