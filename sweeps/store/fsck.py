@@ -145,7 +145,7 @@ def _check_key(store: Store, key: str, names: list[str]) -> tuple[str, list[Find
 
     names = [*dict.fromkeys(names)]  # a folder in place of a file is listed with what it contains
     found, state = [], ""
-    one = store.checked([key]).get(key) if "result.json" in names else None
+    one = store.checked_one(key)  # in any case, because pyarrow lists no link without a target
     if one is not None and one.record["state"] == "damaged":
         found.append(finding("result.json", one.record["damage"]["problem"]))
     elif one is not None:
@@ -163,10 +163,12 @@ def _check_key(store: Store, key: str, names: list[str]) -> tuple[str, list[Find
         known = any(other.path.endswith(f"/{integrity.STARTED_FILE}") for other in found)
         found += [finding(integrity.STARTED_FILE, problem)] if problem and not known else []
     state = "damaged" if found else state
-    if CHECKPOINT in names:
-        content = store.read_file(key, CHECKPOINT)
+    try:
+        content = read_intact(system, f"{folder}/{CHECKPOINT}")
         if content is not None and not integrity.checkpoint_is_intact(content):
             found.append(finding(CHECKPOINT, "its SHA-256 is not the one in its first line", RESUMES))
+    except Damaged as error:
+        found.append(finding(CHECKPOINT, str(error), RESUMES))
     for name in names:
         if is_part(name):
             found.append(finding(name, "a file that its writer has not completed", LEFTOVER, damage=False))

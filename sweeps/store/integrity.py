@@ -81,6 +81,7 @@ _Measurement = Annotated[float, Field(ge=-MOST_COUNTED, le=MOST_COUNTED)]
 _Count = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
 _Samples = Annotated[int, Field(ge=1, le=MOST_COUNTED)]
 _Seconds = Annotated[_Number, Field(ge=0)]
+_Rmse = Annotated[_Number, Field(ge=0)]
 _Moment = Annotated[str, AfterValidator(_moment)]
 
 
@@ -118,8 +119,8 @@ class _Metrics(_Block):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, _Number | None]
 
-    test_rmse: _Number
-    val_rmse: _Number | None
+    test_rmse: _Rmse
+    val_rmse: _Rmse | None
 
 
 class _Counts(_Block):

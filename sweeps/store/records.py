@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -53,6 +54,10 @@ def intact(records: Mapping[str, Record]) -> dict[str, Record]:
 
 StorageError = (OSError, pa.ArrowException, UnicodeDecodeError)
 """Errors that a file system raises; the last one is for a file name that is not UTF-8."""
+
+
+class NotRegular(OSError):
+    """Pipe, device or socket in place of a file, whose reader might wait for ever."""
 
 
 class StorageFault(InputError):
@@ -250,8 +255,12 @@ class Store:
 
     def record(self, key: str, files: Files = "none") -> Record | None:
         """Return one record, or None if the cell has not ended. Raises InputError."""
-        found = self._checked(*self.location(self.folder, key), key, files)
+        found = self.checked_one(key, files)
         return None if found is None else found.record
+
+    def checked_one(self, key: str, files: Files = "none") -> integrity.Checked | None:
+        """Read one record as `record` does, with whether it is sealed; no other keys are listed."""
+        return self._checked(*self.location(self.folder, key), key, files)
 
     def _checked(
         self, system: pyarrow.fs.FileSystem, folder: str, key: str, files: Files
@@ -437,6 +446,9 @@ class Store:
 def read(system: pyarrow.fs.FileSystem, path: str) -> bytes:
     """Read a file. Raises FileNotFoundError, or another StorageError."""
     if isinstance(system, pyarrow.fs.LocalFileSystem):  # ten times faster than through pyarrow
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a folder fails at once
+            raise NotRegular(errno.EINVAL, "not a regular file", path)
         with open(path, "rb") as file:
             return file.read()
     with system.open_input_stream(path) as stream:
@@ -451,7 +463,11 @@ def read_intact(system: pyarrow.fs.FileSystem, path: str) -> bytes | None:
     name = path.rsplit("/", 1)[1]
     try:
         return read(system, path)
+    except NotRegular:
+        raise Damaged(f"{name} is not a regular file") from None
     except FileNotFoundError:
+        if isinstance(system, pyarrow.fs.LocalFileSystem) and os.path.islink(path):
+            raise Damaged(f"{name} is a link to a file that does not exist") from None
         return None
     except StorageError as error:
         if getattr(error, "errno", None) == errno.ELOOP:

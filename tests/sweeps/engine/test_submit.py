@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import secrets
@@ -212,7 +213,14 @@ class Toy:
 
 
 @pytest.fixture
-def toy() -> Iterator[Toy]:
+def collected() -> Iterator[None]:
+    """Collect the streams that Ray's client leaves, while the warning about them is ignored."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def toy(collected: None) -> Iterator[Toy]:
     served, loop, ready = Toy(), asyncio.new_event_loop(), threading.Event()
 
     async def start() -> web.AppRunner:
