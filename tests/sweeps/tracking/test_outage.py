@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -134,7 +133,5 @@ def test_a_server_that_dies_for_a_third_of_a_sweep(server: Server, tmp_path: Pat
     stamps = [datetime.fromisoformat(str(record["ended"])).timestamp() for record in records]
     gaps = {b: b - a for a, b in itertools.pairwise(stamps)}
     during = [gap for stamp, gap in gaps.items() if down < stamp < back]
-    before = [gap for stamp, gap in gaps.items() if stamp < down]
     assert len(during) > DURING // 2
     assert max(during) < max(5, (back - down) / 2), "a pause as long as the outage"
-    assert statistics.median(during) < 2 * statistics.median(before), "slower than with the server"
