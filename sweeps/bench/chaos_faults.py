@@ -44,7 +44,7 @@ COMMAND_S = 120.0
 """Longest time that any other command may take."""
 TRIGGER_S = 60.0
 """Longest time to wait for the moment of a fault."""
-GONE_S = 20.0
+GONE_S = 60.0
 """Longest time that processes of a run may live after its end, except Ray's agents."""
 AGENTS_S = 120.0
 """Longest time that Ray's agents may live; after a killed head they try to reach it for a minute."""

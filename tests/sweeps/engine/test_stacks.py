@@ -151,7 +151,8 @@ def test_a_run_trains_stacks_and_survives_the_loss_of_a_worker(tmp_path: Path) -
         log = tmp_path / "run.log"
         with log.open("w") as file:
             run = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=file, stderr=file)
-            wait_for(lambda: len([*(tmp_path / "results").rglob("cells/*/result.json")]) > 1, log.read_text)
+            recorded = (tmp_path / "results").rglob
+            wait_for(lambda: len([*recorded("cells/*/result.json")]) > 1, log.read_text, seconds=240)
             before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("cells/*/result.json")}
             os.kill(json.loads(next(iter(before.values())))["process"], signal.SIGKILL)
             assert run.wait(300) == 0, log.read_text()
