@@ -13,6 +13,7 @@ from pm25.settings import Settings
 from sweeps.plan import calibration
 from sweeps.plan.calibration import Calibration
 from sweeps.plan.capacity import Capacity
+from sweeps.plan.speed import SCORING_BATCH
 from sweeps.state import StudyState
 from sweeps.store import records as files
 from sweeps.store.records import Record, Store
@@ -28,8 +29,6 @@ ASSUMED_CPUS = 12
 """CPUs for each GPU of a machine that nobody has described; AWS p4d.24xlarge has 12, GCP a3-highgpu-8g 26."""
 CONTEXT_MB = 600.0
 """Estimated memory of the CUDA context and of the workspace of cuBLAS; not measured."""
-SCORING_BATCH = 1024
-"""Copy of `pm25.fit.SCORING_BATCH`, whose module needs torch."""
 
 
 class Footprint(Settings):

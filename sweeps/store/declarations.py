@@ -4,7 +4,6 @@
 first training, unless the last one has the same hash. Nothing else writes the file.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -127,13 +126,12 @@ def origin(store: Store) -> str:
     written, and LockLost.
     """
     system, path = store.location(ORIGIN)
-    with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):
-        try:
-            return str(parse_json(records.read(system, path))["origin"])
-        except FileNotFoundError:
-            raise
-        except StorageError as error:
-            raise store.refusal("read", error) from None
+    try:
+        return str(parse_json(records.read(system, path))["origin"])
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        pass  # missing or damaged, so it is made again
+    except StorageError as error:
+        raise store.refusal("read", error) from None
     first = read(store)[:1]
     if not first:
         return ""

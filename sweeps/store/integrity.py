@@ -145,7 +145,7 @@ class _Scores(_Block):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, _Number]
 
-    rmse: _Number
+    rmse: _Rmse
 
 
 class _Searched(_Block):

@@ -62,7 +62,7 @@ def alone(made: Cell, panel: Panel | None = None) -> Result:
 
 
 def largest_difference(one: Result, other: Result) -> tuple[float, float]:
-    """Of the weights, and of the metrics."""
+    """Return the largest differences of the weights and of the metrics."""
     assert one.weights.keys() == other.weights.keys()
     assert one.metrics.keys() == other.metrics.keys()
     return (

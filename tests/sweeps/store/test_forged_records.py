@@ -198,6 +198,27 @@ def test_a_sealed_record_without_a_field_is_damaged(cells: StudyState, name: str
         integrity.check(integrity.seal(record, record["files"]), key, "cells")
 
 
+@pytest.mark.parametrize("name", ["test_rmse", "val_rmse"])
+def test_a_negative_rmse_of_a_cell_is_damage(cells: StudyState, name: str) -> None:
+    key, record = sealed(cells, 0)
+    record["metrics"][name] = -0.5
+    with pytest.raises(integrity.Damaged, match=rf"^metrics\.{name} is -0\.5$"):
+        integrity.check(integrity.seal(record, record["files"]), key, "cells")
+
+
+def test_a_negative_rmse_of_a_trial_is_damage(searched: StudyState) -> None:
+    done = next(
+        one for trials in searched.searches.values() for one in trials.ended if one["state"] == "done"
+    )
+    content = searched.store.search.read_file(done["key"], "result.json")
+    assert content is not None
+    record = json.loads(content)
+    regime = next(iter(record["scores"]))
+    record["scores"][regime]["rmse"] = -0.5
+    with pytest.raises(integrity.Damaged, match=r"^scores\."):
+        integrity.check(integrity.seal(record, record["files"]), done["key"], "search")
+
+
 @pytest.mark.parametrize(
     ("block", "name"),
     [("metrics", "test_rmse"), ("metrics", "val_rmse"), ("counts", "n_val"), ("cell", "split")],
