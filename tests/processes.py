@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import unittest.mock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,6 +107,20 @@ def workers_of(driver: int) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue  # it ended meanwhile
     return found
+
+
+@contextlib.contextmanager
+def paused(processes: Iterable[psutil.Process]) -> Iterator[None]:
+    """The `processes` stand still in the block, and those that still live go on after it."""
+    stopped = [*processes]
+    for process in stopped:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def listening(driver: int) -> dict[str, set[str]]:

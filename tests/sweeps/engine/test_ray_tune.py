@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests import disks, processes
-from tests.processes import wait_for, workers_of
+from tests.processes import paused, wait_for, workers_of
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,8 @@ def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path
     sweep = Sweep(tmp_path, **long, design={**STUDY["design"], "seed": seeds[:4]})  # type: ignore[dict-item]
     driver = sweep.start("run", "tiny.yaml")
     wait_for(lambda: sweep.records())
-    _, err = sweep("run", "tiny.yaml", status=2)  # a second driver
+    with paused(workers_of(driver.pid)):
+        _, err = sweep("run", "tiny.yaml", status=2)  # a second driver
     assert f"process {driver.pid} on host" in err.strip().splitlines()[-1]
     wait_for(lambda: list(tmp_path.glob("results/tiny/cells/*/checkpoint.pt")))
     listens = processes.listening(driver.pid)
@@ -121,8 +122,9 @@ def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path
     driver = sweep.start("run", "tiny.yaml")
     wait_for(lambda: len(sweep.records()) > len(interrupted))
     workers = workers_of(driver.pid)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=60)
+    with paused(workers):  # for they would end the study while their driver dies
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.communicate(timeout=60)
     # Ray's workers end with their driver, so the restart does not race with them.
     assert workers
     assert not psutil.wait_procs(workers, timeout=60)[1]
