@@ -77,7 +77,7 @@ reference: setup
 
 # KERAS=PYTHON also measures the published Keras network, with an interpreter that has TensorFlow.
 bench: setup
-	$(BIN)/sweep bench --cells 200 --cells 2000 $(if $(KERAS),--keras $(KERAS))
+	$(BIN)/sweep bench --cells 200 $(if $(KERAS),--keras $(KERAS))
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .

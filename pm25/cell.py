@@ -22,6 +22,7 @@ from pm25.settings import (
     Settings,
     TrainSettings,
     Variant,
+    leaves,
 )
 from pm25.splits import AnySplit, PeriodSplit, Reserve, Split, SplitSettings
 
@@ -209,5 +210,13 @@ def _without_unset(settings: Settings, plain: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _fields(kind: type[Settings]) -> tuple[tuple[str, bool], ...]:
-    """Names of the fields, and whether None is the default. Cached, because a grid has thousands of cells."""
-    return tuple((name, info.default is None) for name, info in kind.model_fields.items())
+    """Names of the fields that are optional or may hold a block, and whether None is the default.
+
+    They are cached, because a grid has thousands of cells.
+    """
+    return tuple(
+        (name, info.default is None)
+        for name, info in kind.model_fields.items()
+        if info.default is None
+        or any(isinstance(leaf, type) and issubclass(leaf, Settings) for leaf in leaves(info.annotation))
+    )

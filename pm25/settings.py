@@ -57,7 +57,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class Settings(BaseModel):
     """Base of every settings block: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -75,16 +75,16 @@ class Settings(BaseModel):
 @functools.cache
 def _numbers(block: type[Settings]) -> frozenset[str]:
     """Keys that take numbers, alone or in a list, but neither booleans nor texts."""
-    leaves = {info.alias or name: {*_leaves(info.annotation)} for name, info in block.model_fields.items()}
-    return frozenset(key for key, own in leaves.items() if own & {int, float} and not own & {bool, str, Any})
+    types = {info.alias or name: {*leaves(info.annotation)} for name, info in block.model_fields.items()}
+    return frozenset(key for key, own in types.items() if own & {int, float} and not own & {bool, str, Any})
 
 
-def _leaves(annotation: Any) -> Iterator[Any]:
+def leaves(annotation: Any) -> Iterator[Any]:
     """Yield the types of an annotation without unions, lists and metadata."""
     inner = get_args(annotation)
     if inner and get_origin(annotation) is not Literal:
         for one in inner[:1] if get_origin(annotation) is Annotated else inner:
-            yield from _leaves(one)
+            yield from leaves(one)
     else:
         yield annotation
 

@@ -129,9 +129,7 @@ def keys(model: type[BaseModel], leave_out: frozenset[str] = frozenset()) -> Ite
         is_kind = name == "kind" and not info.is_required()  # which says which block it is
         found = list(blocks(info.annotation))
         inner = (found[0].__doc__ or "").split("\n\n")[0] if len(found) == 1 else ""
-        meaning = cell_text(
-            info.description or texts.get(name, "") or ("Kind of split." if is_kind else inner)
-        )
+        meaning = cell_text(texts.get(name, "") or ("Kind of split." if is_kind else inner))
         words = cell_text(type_words(info.annotation, info.metadata))
         default = "required" if is_kind else default_words(info)
         yield f"| `{info.alias or name}` | {words} | {default} | {meaning} |"

@@ -1,6 +1,7 @@
 """The study: its data, design, settings and claims as checked values, and the cells that they make."""
 
 import dataclasses
+import itertools
 import os
 import re
 import unicodedata
@@ -502,16 +503,17 @@ class Study(Settings):
             scope = FoldArm(arm, factor.split.label, fold) if nested else arm
             return chosen.get(scope, plain[arm])
 
-        return list(
-            dict.fromkeys(
-                self._cell(arm, factor.split, fold, seed, settings(arm, factor, fold))
-                for seed in self.design.seeds
-                for place in range(most)
-                for factor in self.design.split
-                for fold in factor.folds[place : place + 1]
-                for arm in arms
-            )
-        )
+        first, *others = self.design.seeds
+        by_fold = [
+            self._cell(arm, factor.split, fold, first, settings(arm, factor, fold))
+            for place in range(most)
+            for factor in self.design.split
+            for fold in factor.folds[place : place + 1]
+            for arm in arms
+        ]
+        # Checked once for all seeds, because a cell takes longer to check than to copy.
+        by_seed = [[cell.model_copy(update={"seed": seed}) for cell in by_fold] for seed in others]
+        return [*dict.fromkeys(itertools.chain(by_fold, *by_seed))]
 
     @property
     def reserve(self) -> Reserve | None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 import pyarrow as pa
 import pyarrow.parquet
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from pm25.cell import key_of
 from pm25.errors import InputError
@@ -355,9 +356,12 @@ def checkpoint_is_intact(content: bytes) -> bool:
 
 def _parse(content: bytes) -> dict[str, Any]:
     try:
-        record = _DECODER.decode(content.decode())
-    except (ValueError, RecursionError):
-        raise Damaged("it is not JSON") from None
+        record = from_json(content, allow_inf_nan=False)  # a third of the time of the standard library
+    except ValueError:
+        try:  # which also reads half of a surrogate pair, as the traceback of a failure may have it
+            record = _DECODER.decode(content.decode())
+        except (ValueError, RecursionError):
+            raise Damaged("it is not JSON") from None
     if not isinstance(record, dict):
         raise Damaged("it is not a record in JSON")
     return record

@@ -22,6 +22,7 @@ from pm25.tables.schema import CALENDAR
 from sweeps.spec import study_file
 from sweeps.spec.study import Encoders, Study
 from tests.errors import refuses
+from tests.study_reference import attribute_docstrings
 from tests.sweeps.spec.toy import TOY, write
 
 SHARED = Path(__file__).parents[3].parent / "shared"
@@ -516,10 +517,12 @@ def test_every_key_of_a_study_file_is_described() -> None:
     """The reference of the study file is generated from these descriptions."""
     own = [block for block in blocks(Study) if block.__module__.startswith("sweeps.spec.")]
     assert {"Study", "Search", "Pruner", "AdaptiveSeeds", "PublishedValue"} <= {b.__name__ for b in own}
-    fields = [(block, name, info) for block in own for name, info in block.model_fields.items()]
-    lacking = [f"{block.__name__}.{name}" for block, name, info in fields if not info.description]
-    assert lacking == []
-    assert [name for _, name, info in fields if not str(info.description).endswith(".")] == []
+    texts = {
+        f"{block.__name__}.{name}": attribute_docstrings(block).get(name, "")
+        for block in own
+        for name in block.model_fields
+    }
+    assert [name for name, text in texts.items() if not text.endswith(".")] == []
 
 
 def test_every_encoder_has_a_place_in_the_file() -> None:

@@ -489,3 +489,20 @@ def test_unsealed_trial_without_scores_is_damaged_and_not_sealed(tmp_path: Path,
     assert found["state"] == "damaged"
     assert found["damage"]["problem"].startswith("scores")
     assert not trials.seal(key)
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=5)
+"""Texts with halves of surrogate pairs, as a traceback may have them."""
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | ANY_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(text=ANY_TEXT, more=ANY_JSON)
+def test_every_json_value_is_read_as_it_was_written(text: str, more: Any) -> None:
+    error = {"type": "Diverged", "message": text}
+    record = {"key": "a", "state": "failed", "error": error, "more": more}
+    found = integrity.check(json.dumps(record).encode(), "a", "cells").record
+    assert repr(found) == repr(record)  # which tells 1 from 1.0, and 0.0 from -0.0
