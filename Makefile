@@ -46,7 +46,7 @@ unit: setup
 	$(PYTEST) -m 'not slow' -n auto --dist worksteal --durations=40
 
 slow: setup
-	$(PYTEST) -m slow -n 3 --dist loadfile --durations=40
+	$(PYTEST) -m slow -n 3 --dist loadgroup --durations=40
 
 lint: setup
 	$(BIN)/ruff check .

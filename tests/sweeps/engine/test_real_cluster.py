@@ -23,7 +23,7 @@ from sweeps.engine import worker
 from sweeps.state import StudyState
 from tests.processes import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real_cluster")]  # its tests share a cluster
 
 RAY_OPTIONS = {
     # A killed node, whose port refuses connections, is missed within seconds. A slow answer is not a loss.

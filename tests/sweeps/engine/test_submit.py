@@ -34,6 +34,7 @@ from tests.processes import wait_for
 
 # Of Ray's client: it asks aiohttp in a way that is going away, and leaves a stream that broke unclosed.
 pytestmark = [
+    pytest.mark.xdist_group("submit"),  # one cluster for all of its slow tests
     pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning"),
 ]

@@ -27,7 +27,7 @@ from tests import worlds
 from tests.errors import refuses
 from tests.processes import listening
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("server")]  # its tests share a server
 
 FOLDER = Path(__file__).parents[3] / "mlflow"
 ADMIN = ("admin", "a password for the tests' 100%")

@@ -35,7 +35,8 @@ from sweeps.tracking import model_card, winners
 from sweeps.tracking.winners import WeightRetention, Winner
 from tests.errors import refuses
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# The slow tests share a study.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("winners")]
 
 DESIGN: dict[str, Any] = {
     "variant": ["none", "latlon", "geoclip", "table", "random"],
