@@ -102,6 +102,31 @@ def read(
     return from_table(table, str(path), channels, groups, columns=columns)
 
 
+def site_values(path: Path | str, names: Sequence[str], columns: ColumnMap = NO_MAP) -> dict[str, np.ndarray]:
+    """Read columns that describe the sites of a table, such as their setting: text by column, (sites,).
+
+    The sites are in the order of `Panel.site_id`. A site without a value has the empty text. Raises
+    InputError for a column that the table does not have, and for a site with two values.
+    """
+    table = read_mapped(path, [], names, columns)
+    code, sites = site_codes(table)
+    found = {}
+    for name in names:
+        if name not in table.column_names:
+            fix = f"name one of {', '.join(table.column_names)}"
+            raise InputError(str(path), name, "no such column", fix)
+        value = as_text(table[name])
+        order = np.argsort(value == "", kind="stable")  # rows with a value first
+        _, first = np.unique(code[order], return_index=True)
+        found[name] = own = value[order][first]
+        varies = (value != "") & (value != own[code])
+        if varies.any():
+            row = int(np.argmax(varies))
+            problem = f"site {sites[code[row]]} has both {str(own[code[row]])!r} and {str(value[row])!r}"
+            raise InputError(str(path), name, problem, "give a site the same value on all its days")
+    return found
+
+
 def from_table(
     table: pa.Table,
     source: str,

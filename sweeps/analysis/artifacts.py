@@ -183,7 +183,7 @@ class Predicted:
         The bias is the mean of predicted - observed. Sites without predictions are left out; the others are
         sorted by name.
         """
-        totals = self._totals(self._keys(arm, split), part)
+        totals = self._totals(self.keys(arm, split), part)
         seen = np.flatnonzero(totals[:, 0])
         n, error, squared = totals[seen][:, [0, 1, 3]].T
         return pd.DataFrame(
@@ -202,9 +202,7 @@ class Predicted:
 
         The scores (ug/m3) are over the folds and seeds that both arms have; n counts the predictions of one.
         """
-        keys_a, keys_b = self._keys(arm, split), self._keys(other, split)
-        places = [place for place in keys_a if place in keys_b]
-        a, b = (self._totals({place: keys[place] for place in places}, "test") for keys in (keys_a, keys_b))
+        a, b = self.pair(arm, other, split)
         seen = np.flatnonzero((a[:, 0] > 0) & (b[:, 0] > 0))
         rmse = [np.sqrt(totals[seen, 3] / totals[seen, 0]) for totals in (a, b)]
         return pd.DataFrame(
@@ -217,9 +215,16 @@ class Predicted:
             }
         )
 
+    def pair(self, arm: str, other: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Add up two arms by site over the folds and seeds that both have: (sites, 6) each, as `COLUMNS`."""
+        keys_a, keys_b = self.keys(arm, split), self.keys(other, split)
+        places = [place for place in keys_a if place in keys_b]
+        a, b = (self._totals({place: keys[place] for place in places}, "test") for keys in (keys_a, keys_b))
+        return a, b
+
     def totals(self, arm: str, split: str) -> np.ndarray:
         """Add up the pooled cells: (6,), as in `COLUMNS`."""
-        return self._totals(self._keys(arm, split), "test").sum(axis=0)
+        return self._totals(self.keys(arm, split), "test").sum(axis=0)
 
     def density(self, arm: str, split: str, part: str = "test") -> np.ndarray:
         """Count the pooled predictions on `DENSITY_EDGES`: (observed bins, predicted bins)."""
@@ -251,7 +256,7 @@ class Predicted:
         """
         lines = []
         for group, pool in self._pools.items():
-            square = self._totals(self._keys(group.arm, group.split), group.part)[:, 3]
+            square = self._totals(self.keys(group.arm, group.split), group.part)[:, 3]
             total = square.sum()
             if total == 0:
                 continue
@@ -306,7 +311,8 @@ class Predicted:
                 days[key] = day, _totals(at, samples.truth, samples.prediction, len(day))
         return Predicted(self.site_id, self.lat, self.lon, sums, days, {}, self._cells, self._store)
 
-    def _keys(self, arm: str, split: str) -> dict[tuple[int, int], str]:
+    def keys(self, arm: str, split: str) -> dict[tuple[int, int], str]:
+        """Return the keys of the pooled cells by fold and seed."""
         cells = self._cells[(self._cells["arm"] == arm) & (self._cells["split"] == split)]
         return {
             (fold, seed): key

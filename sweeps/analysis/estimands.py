@@ -38,7 +38,7 @@ JACKKNIFE_DEGREES = 8.0
 """Edge of the blocks of monitors within region, in degrees."""
 _FAR_DEGREES = {"checkerboards": 16.0, "blocks": 10.0}
 """Edge of the blocks of monitors in the jackknife beside a test out of region, in degrees."""
-_BOARDS = ("checkerboard", "checkerboards")
+BOARDS = ("checkerboard", "checkerboards")
 
 
 class Estimand(NamedTuple):
@@ -186,7 +186,7 @@ def of(kind: str, part: str = "test") -> Estimand:
         return GAP_ESTIMAND
     if part == "test":
         return ESTIMANDS[kind]
-    if kind in _BOARDS:
+    if kind in BOARDS:
         return WITHIN
     return WITHIN._replace(unit="fold", units="folds", test="corrected t-test over folds, 1/J + 1")
 
@@ -207,7 +207,7 @@ def compare(sample: Sample, part: str = "test", *, level: float = 0.95, sensitiv
 def _decide(sample: Sample, part: str, level: float) -> Evidence:
     """Make the tests that decide."""
     kind = sample.kind
-    if part != "test" or kind in _BOARDS:
+    if part != "test" or kind in BOARDS:
         return _over_origins(sample, part, level)
     if kind == "random":
         return _over_days(sample, level)
@@ -229,7 +229,7 @@ def _over_origins(sample: Sample, part: str, level: float) -> Evidence:
     if len(means) < MIN_ORIGINS:
         return _untested(sample, len(means), estimand)
     by_unit = statistics.corrected_t(means, 1.0, level=level)
-    if sample.kind not in _BOARDS:
+    if sample.kind not in BOARDS:
         result = _named(by_unit, "folds, 1/J + 1")
         return Evidence(result, (result,), (), len(means), "")
     by_half = statistics.corrected_t(_halves(sample), 0.75, level=level)
@@ -269,6 +269,11 @@ def _over_blocks(sample: Sample, level: float) -> Evidence:
         return _untested(sample, blocks, ESTIMANDS["spatial"])
     result = _jackknife(sample, sample.block_degrees, level)
     return Evidence(result, (result,), (), blocks, "")
+
+
+def far_degrees(kind: str) -> float:
+    """Return the edge in degrees of the blocks of monitors of an out-of-region kind of split."""
+    return _FAR_DEGREES["checkerboards" if kind in BOARDS else "blocks"]
 
 
 def blocks_of_monitors(lat: Array, lon: Array, samples: Array, degrees: float) -> int:
@@ -326,7 +331,7 @@ def _beside(sample: Sample, part: str, level: float) -> Iterator[TestResult]:
         if np.isfinite(days).sum() >= MIN_DAYS:
             yield statistics.diebold_mariano(days, lag=LAG_DAYS, level=level)
     else:
-        yield _jackknife(sample, _FAR_DEGREES.get(kind, _FAR_DEGREES["blocks"]), level)
+        yield _jackknife(sample, far_degrees(kind), level)
 
 
 def _corrected_t_over_folds(sample: Sample, folds: Array, level: float) -> TestResult:

@@ -50,6 +50,8 @@ class ReportData:
     """Claims of the study file."""
     leverage: pd.DataFrame | None = None
     """Shares of the squared error that few samples hold (`artifacts.Leverage`), by arm and split."""
+    monitors: pd.DataFrame | None = None
+    """Differences with 'none' by group of monitors (`by_monitor.differences`)."""
     pairs: Mapping[str, Sequence[Contrast]] = field(default_factory=dict)
     """Contrasts of the ablations, by section: "fusion", "encoder" and "controls"."""
     published: Published | None = None
@@ -78,7 +80,7 @@ def gather_report_data(
 
     The records, their rows and the stored predictions are read unless they are given.
     """
-    from sweeps.analysis import artifacts, results
+    from sweeps.analysis import artifacts, by_monitor, results
 
     study = state.study
     records = state.records("tables") if records is None else records
@@ -89,12 +91,16 @@ def gather_report_data(
         more["searches"] = results.searches(state.searches)
         more["parameters"] = results.search_parameters(state.searches)
     rows = state.rows(records) if rows is None else rows
+    predicted = artifacts.predictions(state.store, rows) if predicted is None else predicted
+    if not brief and isinstance(predicted, artifacts.Predicted):
+        found = by_monitor.monitors(state.panel, study.monitor_columns(), state.split_indices())
+        more["monitors"] = by_monitor.differences(predicted, rows, study.analysis, found)
     return build_report_data(
         rows,
         state.facts(records),
         study.analysis,
         study.claims,
-        sums=artifacts.predictions(state.store, rows) if predicted is None else predicted,
+        sums=predicted,
         looks=study.design.looks,
         records=records,
         brief=brief,

@@ -42,6 +42,7 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
         importance=artifacts.importance(state.store, rows),
         trials=results.search_trials(state.searches),
         parameters=gathered.parameters,
+        monitors=gathered.monitors,
         cuts=results.cuts(state.study, state.panel),
         outlines=outlines,
     )

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from pm25.errors import SettingError
 from pm25.settings import Fusion, Settings, Share, Variant
 from sweeps.spec import suggest
-from sweeps.spec.design import Arm, Design, Head, Levels
-from sweeps.spec.limits import MOST_TEXT
+from sweeps.spec.design import Arm, Design, Head, Levels, listed
+from sweeps.spec.limits import MOST_LISTED, MOST_TEXT
 
 MetricName = Literal["rmse", "r2", "mae"]
 ClaimMetric = Literal["rmse", "r2", "mae", "site_rmse"]
@@ -39,6 +39,9 @@ class Analysis(Settings):
     Errors should be correlated over less than this."""
     outlines: Path | None = None
     """GeoJSON file of outlines to draw on maps. Default: none."""
+    monitor_columns: Annotated[tuple[Text, ...], BeforeValidator(listed), Field(max_length=MOST_LISTED)] = ()
+    """Column of the table, or a list of columns, that divides the monitors into groups in the report, such as
+    `setting`. Default: none; the report also has groups by region, distance and density."""
 
     @model_validator(mode="before")
     @classmethod

@@ -354,6 +354,16 @@ class Study(Settings):
             yield from (split for split in (placement.split, placement.inner) if split is not None)
 
     @model_validator(mode="after")
+    def _monitors_have_columns(self) -> "Study":
+        if self.analysis.monitor_columns and self.data.table is None:
+            raise SettingError(
+                "analysis.monitor_columns",
+                f"{self.analysis.monitor_columns[0]} is given, but a synthetic panel has no such column",
+                "leave analysis.monitor_columns out, or use a table",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _encoders_have_their_options(self) -> "Study":
         for variant, need in (
             ("satclip", "checkpoint=FILE or --set encoders.satclip.model=HUB_NAME"),
@@ -545,6 +555,7 @@ class Study(Settings):
         if self.data.table is not None:
             read = panel.read(self.data.table, self.data.channels, self.groups(), self.data.columns)
             protocol.refuse_leaks(read, self.protocol)
+            self.monitor_columns()  # an unknown column is refused before a run, not by its report
             return read
         import pyarrow as pa
 
@@ -556,6 +567,16 @@ class Study(Settings):
         found = panel.from_table(table, "synthetic", self.data.channels, self.groups())
         # Its channels are known, and a short panel may have no smoke.
         return dataclasses.replace(found, left_out=(), doubts=())
+
+    def monitor_columns(self) -> dict[str, np.ndarray]:
+        """Read the columns that divide the monitors in the report: text by column, (sites,)."""
+        from pm25 import panel
+
+        names = self.analysis.monitor_columns
+        if not names:
+            return {}
+        assert self.data.table is not None
+        return panel.site_values(self.data.table, names, self.data.columns)
 
     def refuse_leaks(self, panel: Panel) -> None:
         """Raise InputError if a channel contains the target, or a split trains on the place of a test site.

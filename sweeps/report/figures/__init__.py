@@ -15,7 +15,7 @@ from sweeps.analysis import inference, labels
 from sweeps.analysis.artifacts import Curves, Predicted
 from sweeps.analysis.results import SplitMap
 from sweeps.report.figures.cells import distances, points, wr_to_oor
-from sweeps.report.figures.contrasts import forest, wr_against_oor
+from sweeps.report.figures.contrasts import by_monitor, forest, wr_against_oor
 from sweeps.report.figures.maps import difference_map, error_maps, split_map
 from sweeps.report.figures.predictions import density, tail
 from sweeps.report.figures.style import Figure
@@ -36,6 +36,7 @@ def draw(
     importance: pd.DataFrame | None = None,
     trials: pd.DataFrame | None = None,
     parameters: pd.DataFrame | None = None,
+    monitors: pd.DataFrame | None = None,
     cuts: Sequence[SplitMap] = (),
     outlines: Sequence[np.ndarray] = (),
 ) -> list[Figure]:
@@ -44,6 +45,7 @@ def draw(
     `rows` has one row per cell (`results.rows`); `metric`, the primary one, selects the best encoder.
     `contrasts` and `means` are tables of `sweeps.analysis.inference`, for one or more metrics.
     `predicted`, `curves` and `importance` come from `sweeps.analysis.artifacts`.
+    `monitors` is the table of `sweeps.analysis.by_monitor.differences`.
     `trials`, `parameters` and `cuts` come from `sweeps.analysis.results`: `search_trials`,
     `search_parameters` and `cuts`. `outlines` are the state borders of `sweeps.report.borders.read`.
     """
@@ -57,8 +59,10 @@ def draw(
         found += [points(rows, name), wr_to_oor(rows, name)]
     found += [distances(rows, part) for part in ("test", "wr")]
     found += [split_map(cut, outlines) for cut in cuts]
+    best = best_encoder(rows, metric)
+    if monitors is not None and best is not None:
+        found.append(by_monitor(monitors, best, first_splits(rows)))
     if predicted is not None:
-        best = best_encoder(rows, metric)
         if best is not None:
             found.append(difference_map(predicted, best, first_splits(rows), outlines, metric))
         found += error_maps(predicted, first_splits(rows)[-1:], outlines)

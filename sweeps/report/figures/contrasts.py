@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -121,6 +123,60 @@ def _forest(contrasts: pd.DataFrame, metric: str, *, narrow: bool) -> Figure | N
             "and seed. A line is the interval of the test that decides. An arm whose interval is inside the "
             "grey band is equivalent. The number at the right counts the independent units. Hollow marks are "
             "differences without a test, or of contrasts that were not declared.",
+        )
+
+
+def by_monitor(frame: pd.DataFrame, arm: str, split_names: Sequence[str]) -> Figure | None:
+    """Draw the differences of one arm and 'none' by group of monitors, a panel per split.
+
+    `frame` is that of `sweeps.analysis.by_monitor.differences`. On a small screen, the panels are below each
+    other. Returns None without any group.
+    """
+    wide, narrow = (_by_monitor(frame, arm, split_names, narrow=narrow) for narrow in (False, True))
+    return wide and narrow and wide._replace(small=narrow.svg)
+
+
+def _by_monitor(frame: pd.DataFrame, arm: str, split_names: Sequence[str], *, narrow: bool) -> Figure | None:
+    """Draw the groups of monitors for a page or for a small screen."""
+    own = frame[(frame["arm"] == arm) & frame["split"].isin(split_names)]
+    if own.empty:
+        return None
+    found = list(dict.fromkeys(own["split"]))
+    # A line per group: the thirds of a factor differ between splits, so each panel has its own.
+    lines = {split: own[own["split"] == split].to_dict("records") for split in found}
+    most = max(len(of_split) + len({line["factor"] for line in of_split}) for of_split in lines.values())
+    down, across = panel_grid(len(found), 1 if narrow else 2)
+    with house_style():
+        size = NARROW if narrow else WIDTH, (0.5 + 0.19 * most) * down + 0.35
+        canvas = Canvas(figsize=size, layout="constrained")
+        axes = canvas.subplots(down, across, squeeze=False, sharex=True)
+        for ax, (split, of_split) in zip(axes.flat, lines.items(), strict=False):
+            names: list[str] = []
+            for factor, groups in itertools.groupby(of_split, key=operator.itemgetter("factor")):
+                names.append(f"{factor}:")
+                for line in groups:
+                    y = len(names)
+                    names.append(f"{line['group']} ({line['monitors']:,})")
+                    ax.plot([line["low"], line["high"]], [y, y], color=BLUE, lw=1.6, zorder=2)
+                    face = BLUE if math.isfinite(line["low"]) else "white"
+                    ax.plot(line["diff"], y, "o", mfc=face, mec=BLUE, mew=0.8, ms=4.5, zorder=4)
+            ax.axvline(0, color=INK, lw=0.7, zorder=1)
+            ax.set_title(split)
+            ax.set_ylim(len(names) - 0.5, -0.5)
+            ax.set_yticks(range(len(names)), names)
+            for label in ax.get_yticklabels():
+                if label.get_text().endswith(":"):
+                    label.set_fontweight("bold")
+            plain_axes(ax, "x")
+        hide_unused(axes, len(found))
+        canvas.supxlabel("RMSE (µg/m³): arm minus 'none' (lower is better)", fontsize=8)
+        return finish(
+            canvas,
+            "monitors",
+            f"Differences of the RMSE of {arm} and 'none' by group of monitors and split",
+            f"{arm} minus 'none', by group of monitors. The number of monitors is in brackets. A line is the "
+            "interval over blocks of monitors or, out of region, over origins. A hollow mark has too few of "
+            "them.",
         )
 
 

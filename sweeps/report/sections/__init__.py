@@ -16,6 +16,7 @@ from sweeps.report.sections.provenance import (
 )
 from sweeps.report.sections.results import (
     ablations,
+    by_monitor,
     differences,
     errors,
     gap,
@@ -44,6 +45,7 @@ def sections(report: ReportData) -> list[Section]:
         *ablations(report),
         tail(report),
         leverage(report),
+        by_monitor(report),
         search(report),
         claims(report),
         published_values(report),

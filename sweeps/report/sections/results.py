@@ -344,6 +344,54 @@ def leverage(report: ReportData) -> Section:
     return Section("leverage", "Leverage", text, [table])
 
 
+def by_monitor(report: ReportData) -> Section:
+    """Differences to 'none' by group of monitors."""
+    frame = report.monitors
+    if frame is None or frame.empty:
+        return Section("monitors", "Who gains", "")
+    found = []
+    for split in dict.fromkeys(frame["split"].tolist()):
+        own = frame[frame["split"] == split]
+        arms = list(dict.fromkeys(own["arm"].tolist()))
+        lines: list[tuple[str, list[Entry]]] = []
+        for factor, of_factor in own.groupby("factor", sort=False):
+            lines.append((str(factor), []))
+            for group, of_group in of_factor.groupby("group", sort=False):
+                by_arm = {line["arm"]: line for line in of_group.to_dict("records")}
+                first = next(iter(by_arm.values()))
+                entries = [Entry(f"{first['monitors']:,}"), Entry(labels.number(first["rmse"], "rmse"))]
+                entries += [_of_group(by_arm[arm]) if arm in by_arm else Entry(tables.ABSENT) for arm in arms]
+                lines.append((str(group), entries))
+        heads = [("", "monitors"), ("", "RMSE of 'none'"), *(("arm minus 'none'", arm) for arm in arms)]
+        found.append(
+            Table("monitors", heads, lines, f"RMSE by group of monitors: {split}.", NOTES_BY_MONITOR)
+        )
+    text = (
+        "Test samples by the kind of monitor. The groups are exploratory: many are looked at, so some differ "
+        "by chance. Regions divide the contiguous US at 39 °N and 98 °W. Distances and numbers of monitors "
+        "are divided into thirds. monitors.csv has the number of predictions, and the share of monitors that "
+        "gain."
+    )
+    return Section("monitors", "Who gains", text, found, pictures(report, "monitors"))
+
+
+NOTES_BY_MONITOR = (
+    "In brackets: interval of the jackknife over blocks of monitors. On checkerboards the difference is the "
+    "mean over origins, with the interval of the corrected repeated t-test.",
+    "A difference without brackets has too few blocks or origins for an interval.",
+)
+"""Notes under the tables by group of monitors."""
+
+
+def _of_group(line: Mapping[Any, Any]) -> Entry:
+    """Return the entry of a difference in a group of monitors."""
+    spread = ""
+    if math.isfinite(line["low"]):
+        spread = tables.interval(line["low"], line["high"], "rmse", sign=True)
+    source = f"{line['gain']:.0%} of the monitors gain; {line['n']:,} predictions (monitors.csv)"
+    return Entry(tables.minus(labels.number(line["diff"], "rmse", sign=True)), spread, source=source)
+
+
 def errors(report: ReportData) -> Section:
     """Mean bias, and the mean absolute error where no other table has it."""
     found = []

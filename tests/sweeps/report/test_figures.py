@@ -174,14 +174,39 @@ def draw_all(sums: artifacts.Predicted) -> list[Figure]:
         importance=importance(),
         trials=trials(),
         parameters=parameters(),
+        monitors=by_monitor(),
         cuts=cuts(),
         outlines=OUTLINES,
     )
 
 
+def by_monitor() -> pd.DataFrame:
+    """Groups of monitors of both splits, one of which has no interval."""
+    groups = [
+        {
+            "split": split,
+            "arm": "GeoCLIP · Hadamard",
+            "factor": factor,
+            "group": group,
+            "monitors": 1414,
+            "diff": -0.4,
+            "low": low,
+            "high": low + 0.6,
+        }
+        for split in ("random", BOARD)
+        for factor, group, low in (
+            ("setting", "URBAN AND CENTER CITY", -0.7),
+            ("setting", "RURAL", math.nan),
+            ("nearest training monitor", "315 to 365 km", -0.8),
+        )
+    ]
+    return pd.DataFrame(groups)
+
+
 NAMES = [
     *("forest-rmse", "wr-oor-rmse", "cells-rmse", "wr-to-oor-rmse", "cells-r2", "wr-to-oor-r2"),
     *("distance", "distance-wr", "split-checkerboard-16-shift4x2", "split-group-state-ca-tx-ny"),
+    "monitors",
     "difference-geoclip-hadamard",
     *(f"errors-checkerboard-16-{arm}" for arm in ("none", "geoclip-hadamard")),
     *("density-random", "tail-random", "density-checkerboard-16", "tail-checkerboard-16"),

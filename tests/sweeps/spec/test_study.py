@@ -223,6 +223,19 @@ def test_whose_weights_are_kept(tmp_path: Path) -> None:
         study_file.load(write(tmp_path), ["keep_weights=best"])
 
 
+def test_columns_of_the_monitors_are_checked_before_a_run(tmp_path: Path) -> None:
+    from pm25.sources import synthetic
+
+    reference = write(tmp_path)
+    with refuses(None, "analysis.monitor_columns", "setting"):
+        study_file.load(reference, ["data={synthetic: {}}", "analysis.monitor_columns=setting"])
+    table = tmp_path / "panel.parquet"
+    synthetic.synthesize(sites=12, days=30).to_parquet(table)
+    named = ["analysis.monitor_columns=[elev_m, setting]"]
+    with refuses(table.name, "setting", "elev_m"):
+        study_file.load(reference, [f"data.table={table}", *named]).panel()
+
+
 def test_encoder_options(tmp_path: Path) -> None:
     made = study_file.load(write(tmp_path), ["encoders.random.dim=8", "encoders.shuffled.seed=3"])
     assert made.encoder_options("random") == {"dim": 8, "seed": 0}
