@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,15 @@ class GeoCLIP:
         self.fingerprint = source.fingerprint
         state = torch.load(io.BytesIO(source.content), weights_only=True, map_location="cpu")
         self._state: dict[str, torch.Tensor] = {key: value.double() for key, value in state.items()}
+
+    @classmethod
+    def with_weights(cls, state: Mapping[str, NDArray[np.float64]]) -> GeoCLIP:
+        """Build the encoder with other weights, by the names of its state; it has no fingerprint."""
+        import torch
+
+        encoder = cls.__new__(cls)
+        encoder._state = {name: torch.from_numpy(weights) for name, weights in state.items()}
+        return encoder
 
     @classmethod
     def source(cls) -> Source:

@@ -7,6 +7,7 @@ latitude first, in degrees.
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import textwrap
@@ -205,6 +206,20 @@ class LocationNetwork:
             )
             for name, (narrow, wide) in zip(names, pairwise(widths), strict=True)
         ]
+
+    def redrawn(self, rng: np.random.Generator) -> LocationNetwork:
+        """Return a network of the same sizes with fresh weights (Sitzmann et al. 2020, arXiv 2006.09661).
+
+        Weights and biases are uniform. Their bound is 1 / n in the first layer of n inputs, and sqrt(6 / n)
+        in the others, whose frequency is 1.
+        """
+        fresh = copy.copy(self)
+        bounds = [1 / self.L**2, *(math.sqrt(6 / weight.shape[1]) for weight, _ in self._layers[1:])]
+        fresh._layers = [
+            (rng.uniform(-bound, bound, weight.shape), rng.uniform(-bound, bound, bias.shape))
+            for (weight, bias), bound in zip(self._layers, bounds, strict=True)
+        ]
+        return fresh
 
     def embed(self, lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
         """Embed places (n,) in degrees -> float64 (n, dim)."""

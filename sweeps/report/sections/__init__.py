@@ -23,6 +23,7 @@ from sweeps.report.sections.results import (
     leverage,
     maps,
     out_of_region,
+    pretraining,
     tail,
     within_region,
 )
@@ -43,6 +44,7 @@ def sections(report: ReportData) -> list[Section]:
         gap(report),
         differences(report),
         *ablations(report),
+        pretraining(report),
         tail(report),
         leverage(report),
         by_monitor(report),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from pm25.metrics import EXCEEDANCE_UGM3, METRICS
@@ -298,6 +299,39 @@ def _differences(
     if (contrasts["low"].notna() & ~contrasts["declared"]).any():
         notes.append(f"{tables.EXPLORATORY} Exploratory: not declared, so it has no verdict.")
     return tables.of_differences(contrasts, columns, report.analysis.alpha, caption, notes)
+
+
+def pretraining(report: ReportData) -> Section:
+    """Trained encoders beside untrained draws of their architecture."""
+    from sweeps.analysis import pretraining
+
+    alpha, metric = report.analysis.alpha, report.metric
+    found = pretraining.compare(report.means[metric], alpha)
+    if not found:
+        return Section("pretraining", "Is it the pretraining?", "")
+    lines: list[tuple[str, list[Entry]]] = []
+    for split in dict.fromkeys(own.split for own in found):
+        lines.append((split, []))
+        for own in (own for own in found if own.split == split):
+            draws = np.asarray(own.draws)
+            reach = tables.interval(draws.min(), draws.max(), metric)
+            entries = [Entry(labels.number(own.trained, metric))]
+            entries.append(Entry(labels.number(float(draws.mean()), metric), reach, str(len(draws))))
+            entries += [Entry(labels.number(value, metric)) for value in (own.random, own.matched, own.none)]
+            lines.append((own.arm, [*entries, Entry(tables.p_value(own.p)), Entry(own.finding)]))
+    heads = ("trained", "untrained", "random", "matched head", "none", "p", "gain explained by")
+    notes = [
+        "In brackets after the mean of the untrained draws: the range of the draws. n: number of draws.",
+        "p: share of the draws, with the trained encoder as one of them, that are at least as good.",
+    ]
+    text = (
+        "An untrained encoder has the architecture of the trained one, with fresh weights. Better than 'none' "
+        "does not mean that the pretraining helps. The layers alone may (matched head), or a name for each "
+        "place (random), or its position in an untrained network. The p-values are not adjusted."
+    )
+    table = Table("arm", [("", head) for head in heads], lines, f"{METRICS[metric].title} by encoder.", notes)
+    sentences = [pretraining.sentence(own, alpha) for own in found]
+    return Section("pretraining", "Is it the pretraining?", text, [table], paragraphs=sentences)
 
 
 def tail(report: ReportData) -> Section:
