@@ -287,20 +287,24 @@ class Store:
 
         `files` are the digests of its files by name, which `write_file` and `write_table` return. The record
         is the last file of a cell and is written atomically. Incomplete files of writers that were killed are
-        deleted.
+        deleted before it, because nothing looks for them once a cell has ended.
         """
-        self.write_file(record["key"], "result.json", integrity.seal(record, files))
-        system, folder = self.location(self.folder, record["key"])
+        sealed = integrity.seal(record, files)
+        self._delete_parts(record["key"])
+        self.write_file(record["key"], "result.json", sealed)
         written = {name: value for name, value in record.items() if name not in integrity.SEAL}
-        written |= {"files": dict(files)} if files else {}
+        return written | ({"files": dict(files)} if files else {})
+
+    def _delete_parts(self, key: str) -> None:
+        """Delete the incomplete files of a cell, which no living writer has."""
+        system, folder = self.location(self.folder, key)
         if _writes_atomically(system):  # files are not written under temporary names there
-            return written
+            return
         with self._faults("written"):
-            for info in system.get_file_info(pyarrow.fs.FileSelector(folder)):
+            for info in system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
                 if is_part(info.base_name):
                     with contextlib.suppress(FileNotFoundError), self.fenced():
                         system.delete_file(info.path)
-        return written
 
     def forget(self, key: str) -> None:
         """Delete a record and all other files of its key, so that the next run starts the cell again."""
