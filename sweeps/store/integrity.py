@@ -284,6 +284,8 @@ def check(content: bytes, key: str, folder: Folder) -> Checked:
             raise Damaged(problem) from None
     if named:
         _check_identity(record, folder)
+    if named and sealed and folder == "cells" and state == "done":
+        _check_tables(record["files"])
     for name in ("format", "sha256"):
         record.pop(name, None)
     if not record.get("files", True):
@@ -384,6 +386,12 @@ def _check_seal(content: bytes, record: Mapping[str, Any]) -> None:
         for name, one in files.items()
     ):
         raise Damaged("it does not list the SHA-256 of its files")
+
+
+def _check_tables(files: Mapping[str, str]) -> None:
+    for name in TABLES:
+        if name not in files:
+            raise Damaged(f"it does not list the SHA-256 of {name}")
 
 
 def _field_problem(record: Mapping[str, Any], error: ValidationError, *, complete: bool) -> str:
