@@ -430,6 +430,23 @@ class Store:
         # `ParquetFile` is twice as fast for a small file as `read_table`, which makes a data set of it.
         return pyarrow.parquet.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
 
+    def read_result(self, key: str, name: Literal["predictions", "history"], record: Record | None = None) -> pa.Table:
+        """Read a table of a cell as `read_table` does, and check its columns, types and values.
+
+        Raises DamagedFile also for a table that no cell stores, whose digest was forged.
+        """
+        try:
+            table = self.read_table(key, name, record=record)
+            integrity.check_table(f"{name}.parquet", table)
+        except Damaged as error:
+            problem = str(error)
+        except pa.ArrowException:
+            problem = f"{name}.parquet is not a readable table"
+        else:
+            return table
+        _, path = self.location(self.folder, key, f"{name}.parquet")
+        raise DamagedFile(path, "", f"damaged: {problem}", integrity.RETRY)
+
     def read_file(self, key: str, name: str, sha256: str | None = None) -> bytes | None:
         """Read one file of a cell; None if it does not exist.
 
