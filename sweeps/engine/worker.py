@@ -516,7 +516,7 @@ def differences(
     names = dict.fromkeys([*metrics, *stored_metrics])
     found += [name for name in names if metrics.get(name, absent) != stored_metrics.get(name, absent)]
     try:
-        stored = store.read_table(key, "predictions")
+        stored = store.read_result(key, "predictions")
         same = predictions_table(result).cast(stored.schema).equals(stored)
     except (OSError, ValueError):  # the file is missing, is damaged (DamagedFile) or has other columns
         same = False

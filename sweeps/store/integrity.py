@@ -14,13 +14,14 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from pm25.cell import key_of
 from pm25.errors import InputError
-from pm25.limits import MOST_COUNTED
+from pm25.limits import MOST_COUNTED, MOST_DAYS
 from pm25.settings import ENCODERS
 
 FORMAT = 2
@@ -37,6 +38,12 @@ MAY_BE_ABSENT = ("weights.pt",)
 
 TABLES = ("predictions.parquet", "history.parquet")
 """Files that every done cell has stored."""
+
+PREDICTION_COLUMNS = ("part", "site_id", "lat", "lon", "date", "truth", "prediction")
+"""Columns of a table of predictions."""
+
+PARTS = ("test", "wr")
+"""Evaluation sets whose predictions are stored."""
 
 STARTED_FILE = "begun.json"
 """Start file of a trial, with its arm, number and params, written when the trial is given to a worker."""
@@ -285,6 +292,8 @@ def check(content: bytes, key: str, folder: Folder) -> Checked:
             raise Damaged(problem) from None
     if named:
         _check_identity(record, folder)
+    if named and sealed and folder == "cells" and state == "done":
+        _check_tables(record["files"])
     for name in ("format", "sha256"):
         record.pop(name, None)
     if not record.get("files", True):
@@ -295,7 +304,7 @@ def check(content: bytes, key: str, folder: Folder) -> Checked:
 def check_file(name: str, content: bytes | None, record: Mapping[str, Any]) -> None:
     """Check one file of a record that passed `check`; `content` is None if it is missing. Raises Damaged.
 
-    A file without a digest must be readable if it is a table.
+    A table must also be one that a cell stores (`check_table`), since its digest may be forged.
     """
     wanted = file_digest(record, name)
     if content is None:
@@ -303,11 +312,62 @@ def check_file(name: str, content: bytes | None, record: Mapping[str, Any]) -> N
             raise Damaged(f"{name} is missing")
     elif wanted is not None and digest(content) != wanted:
         raise Damaged(f"the SHA-256 of {name} is not the one in its record")
-    elif wanted is None and name.endswith(".parquet"):
+    elif name.endswith(".parquet"):
         try:
-            pyarrow.parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+            table = pyarrow.parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
         except (OSError, pa.ArrowException):
             raise Damaged(f"{name} is not a readable table") from None
+        check_table(name, table)
+
+
+def check_table(name: str, table: pa.Table) -> None:
+    """Check columns, types and values of a table of predictions or of a history; others have any columns.
+
+    Raises Damaged for a table that no cell stores, and of which no number could be computed.
+    """
+    if name == TABLES[0]:
+        _check_predictions(name, table)
+    elif name == TABLES[1]:
+        _check_history(name, table)
+
+
+def _check_predictions(name: str, table: pa.Table) -> None:
+    for column in PREDICTION_COLUMNS:
+        values = _column(name, table, column)
+        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+        if column in ("part", "site_id"):
+            fits = pa.types.is_string(kind)
+        elif column == "date":
+            fits = pa.types.is_date32(kind)
+        else:
+            fits = pa.types.is_float32(kind) or pa.types.is_float64(kind)
+        if not fits:
+            raise Damaged(f"column {column} of {name} has the type {values.type}")
+        if pc.any(pc.is_null(values, nan_is_null=True)).as_py():
+            raise Damaged(f"column {column} of {name} has a missing value")
+    for column in ("lat", "lon", "truth"):
+        if not pc.all(pc.is_finite(table[column])).as_py() and table.num_rows:
+            raise Damaged(f"column {column} of {name} has an infinite value")
+    if other := {*pc.unique(table["part"].cast(pa.string())).to_pylist()} - {*PARTS}:
+        raise Damaged(f"column part of {name} has the value {_shown(min(other))}")
+    days = pc.min_max(table["date"].cast(pa.int32()))
+    if table.num_rows and days["max"].as_py() - days["min"].as_py() > MOST_DAYS:  # sums by day need memory
+        raise Damaged(f"column date of {name} has more than {MOST_DAYS:,} days")
+
+
+def _check_history(name: str, table: pa.Table) -> None:
+    if not pa.types.is_integer(_column(name, table, "epoch").type) or table["epoch"].null_count:
+        raise Damaged(f"column epoch of {name} does not have numbers of epochs")
+    _column(name, table, "validation_rmse")
+    for field in table.schema:
+        if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)):
+            raise Damaged(f"column {field.name} of {name} has the type {field.type}")
+
+
+def _column(name: str, table: pa.Table, column: str) -> pa.ChunkedArray:
+    if table.column_names.count(column) != 1:
+        raise Damaged(f"{name} has {table.column_names.count(column)} columns named {column}")
+    return table[column]
 
 
 def file_digest(record: Mapping[str, Any] | None, name: str) -> str | None:
@@ -388,6 +448,12 @@ def _check_seal(content: bytes, record: Mapping[str, Any]) -> None:
         for name, one in files.items()
     ):
         raise Damaged("it does not list the SHA-256 of its files")
+
+
+def _check_tables(files: Mapping[str, str]) -> None:
+    for name in TABLES:
+        if name not in files:
+            raise Damaged(f"it does not list the SHA-256 of {name}")
 
 
 def _field_problem(record: Mapping[str, Any], error: ValidationError, *, complete: bool) -> str:

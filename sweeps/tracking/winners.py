@@ -218,7 +218,7 @@ def example(state: "StudyState", winner: Winner) -> "pd.DataFrame":
     from pm25 import trial
 
     panel = state.panel
-    stored = winner.store.read_table(winner.key, "predictions", ["part", "site_id", "date"]).to_pandas()
+    stored = winner.store.read_result(winner.key, "predictions").to_pandas()
     tested = stored[stored["part"] == "test"]
     site = np.searchsorted(panel.site_id, tested["site_id"].to_numpy(str))
     day = (tested["date"].to_numpy("datetime64[D]") - panel.dates[0]).astype(int)
