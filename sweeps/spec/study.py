@@ -579,7 +579,7 @@ class Study(Settings):
         from pm25 import encoders
 
         used = [variant for variant in self.design.variant if variant in ENCODERS]
-        fingerprints = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
+        fingerprints: dict[str, str] = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
         return lambda cell: cell.key(panel.fingerprint_by(_group(cell.split)), fingerprints.get(cell.variant))
 
 
