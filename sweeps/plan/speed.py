@@ -49,9 +49,9 @@ REFERENCE_S: Mapping[str, Bounds] = {
     "boosting": Bounds(3, 6, 15),
     "boosting-place": Bounds(3, 6, 15),
 }
-"""Seconds of a reference beside `UNMEASURED_FIXED_S`, for a panel of `REFERENCE_SITE_DAYS`."""
+"""Seconds of a reference beside `UNMEASURED_FIXED_S`, for a panel of `REFERENCE_SITE_DAYS`; not measured."""
 REFERENCE_SITE_DAYS = 350_000
-"""Site-days of the panel on which the references were timed: that of 2021, with 1,276 sites."""
+"""Site-days of a panel for which `REFERENCE_S` is stated, about those of 2021."""
 UNMEASURED_FIXED_S = Bounds(0.3, 0.5, 5)
 """Time of a cell beside its network (`SplitShape`); 0.2 to 0.5 s were measured with 350,000 samples."""
 PROCESSORS = frozenset({"x86_64", "AMD64", "aarch64", "arm64", "ppc64le"})
