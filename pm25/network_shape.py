@@ -89,9 +89,9 @@ def stack_kind(cell: Cell, panel: Panel) -> Hashable | None:
     folds, seeds, learning rates, clipping, dropout rates and early stopping may differ.
 
     Cells of protocol paper are not stacked, because their networks skip masked days. The number of days then
-    differs by sample, and finding it would stop the device at every step.
+    differs by sample, and finding it would stop the device at every step. References have no network.
     """
-    if cell.protocol == "paper":
+    if cell.protocol == "paper" or cell.is_reference:
         return None
     train = cell.train
     more = cell.variant, cell.head, cell.model.initialiser, train.loss, train.huber_delta

@@ -22,6 +22,12 @@ Variant = Literal["none", "latlon", "sincos", "geoclip", "satclip", "table", "ra
 places.
 """
 
+Reference = Literal["idw", "climatology", "persistence", "boosting", "boosting-place", "kriging"]
+"""Prediction without a network, beside which the arms are read (`pm25.references`)."""
+
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
+"""Names of all references, in order."""
+
 Fusion = Literal["hadamard", "concat", "film", "gated"]
 """How a location embedding is combined with the attention output: element-wise product, concatenation,
 feature-wise linear modulation (Perez et al. 2018), or a learned gate (Arevalo et al. 2017)."""

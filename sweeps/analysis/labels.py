@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pm25.metrics import METRICS, SCORES
-from pm25.settings import CONTROLS
+from pm25.settings import CONTROLS, REFERENCES
 from pm25.splits import HOLDOUT_PARTS
 from sweeps.analysis.judgement import GAP
 from sweeps.spec.design import Arm
@@ -16,12 +16,15 @@ from sweeps.spec.design import Arm
 BASELINE = "none"
 WR, OOR = "WR", "OoR"
 
-_VARIANTS = {
+_VARIANTS: dict[str, str] = {
     "latlon": "lat/lon",
     "sincos": "sin/cos",
     "geoclip": "GeoCLIP",
     "satclip": "SatCLIP",
     "shuffled": "shuffled GeoCLIP",
+    **{name: f"reference: {name}" for name in REFERENCES},
+    "idw": "reference: inverse distance",
+    "boosting-place": "reference: boosting with place",
 }
 _FUSIONS = {"hadamard": "Hadamard"}
 
@@ -41,6 +44,11 @@ def complete(means: pd.DataFrame) -> pd.DataFrame:
         return lines
     order = merit(lines["mean"], str(lines["metric"].iloc[0])).sort_values(ascending=False, kind="stable")
     return lines.loc[order.index]
+
+
+def without_references(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows of arms, from rows of cells or of means; references are neither ranked nor tested."""
+    return rows[~rows["variant"].isin(REFERENCES)]
 
 
 def arm(variant: str, fusion: str | float | None) -> str:

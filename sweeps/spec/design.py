@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, mo
 
 from pm25.cell import Cell
 from pm25.errors import SettingError
-from pm25.settings import Fusion, Seed, Settings, Variant
+from pm25.settings import REFERENCES, Fusion, Reference, Seed, Settings, Variant
 from pm25.splits import AnySplit, Split
 from sweeps.spec.limits import MOST_LISTED, MOST_SEEDS
 
@@ -257,9 +257,12 @@ class Design(Settings):
 
 
 class Arm(NamedTuple):
-    """A location encoding with its fusion and head: the unit that is compared, and tuned separately."""
+    """A location encoding with its fusion and head: the unit that is compared, and tuned separately.
 
-    variant: Variant
+    The cells of a reference have an arm too, which is neither compared nor tuned.
+    """
+
+    variant: Variant | Reference
     fusion: Fusion | None
     head: Head | None = None
 
@@ -272,6 +275,11 @@ class Arm(NamedTuple):
     def label(self) -> str:
         """Name such as `none`, `geoclip-hadamard` or `none-matched-concat`."""
         return "-".join(filter(None, (self.variant, self.head, self.fusion)))
+
+    @property
+    def is_reference(self) -> bool:
+        """True for a reference, which the design does not cross."""
+        return self.variant in REFERENCES
 
     @property
     def fused(self) -> bool:

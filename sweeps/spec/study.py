@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from pm25 import protocol, splits, uri
-from pm25.cell import Cell, Tuning
+from pm25.cell import Cell, Tuning, allows
 from pm25.errors import SettingError
 from pm25.limits import MOST_COLUMNS, MOST_COUNTED, MOST_DAYS, MOST_SITES, MOST_UNITS
 from pm25.neighbours import NeighbourSettings
@@ -32,8 +32,10 @@ from pm25.panel import Panel
 from pm25.protocol import Protocol
 from pm25.settings import (
     ENCODERS,
+    REFERENCES,
     Counted,
     ModelSettings,
+    Reference,
     Seed,
     Settings,
     TrainSettings,
@@ -50,6 +52,7 @@ from sweeps.spec.design import (
     SplitFactor,
     arm_of,
     listed,
+    refuse_repeated,
 )
 from sweeps.spec.limits import LEAST_SHARE, MOST_CELLS, MOST_DEVICES, MOST_LISTED
 from sweeps.spec.search_space import Search, settings_at
@@ -241,6 +244,11 @@ class Study(Settings):
     """Source of the panel."""
     design: Design
     """Factors that are crossed to make the grid of cells."""
+    references: Annotated[
+        tuple[Reference, ...], BeforeValidator(listed), Field(max_length=len(REFERENCES))
+    ] = ()
+    """Predictions without a network, shown beside the arms: `idw`, `climatology`, `persistence`, `boosting`,
+    `boosting-place`, `kriging`. Default: none."""
     search: Search | None = None
     """Hyperparameter search of each arm before its grid. Default: none; `model` and `train` apply to all
     arms."""
@@ -283,11 +291,26 @@ class Study(Settings):
     def _grid_can_be_listed(self) -> "Study":
         folds = sum(len(factor.folds) for factor in self.design.split)
         seeds = self.design.seed.max if isinstance(self.design.seed, AdaptiveSeeds) else len(self.design.seed)
-        arms = len(self.arms())
-        if arms * folds * seeds > MOST_CELLS:
-            cells = f"{arms * folds * seeds:,} cells ({arms:,} arms x {folds:,} folds x {seeds:,} seeds)"
+        arms, references = len(self.arms()), len(self.references)
+        total = arms * folds * seeds + references * folds
+        if total > MOST_CELLS:
+            product = f"{arms:,} arms x {folds:,} folds x {seeds:,} seeds"
+            product += f" + {references} references x {folds:,} folds" if references else ""
+            cells = f"{total:,} cells ({product})"
             problem = f"{cells}, but at most {MOST_CELLS:,} are allowed"
             raise SettingError("design", problem, "name fewer folds with fold, or fewer seeds")
+        return self
+
+    @model_validator(mode="after")
+    def _references_have_a_split(self) -> "Study":
+        refuse_repeated("references", self.references)
+        for name in self.references:
+            if not any(allows(factor.split, name) for factor in self.design.split):
+                raise SettingError(
+                    "references",
+                    f"{name} needs earlier days of the test sites, and every split holds out sites",
+                    f"leave {name} out, or add a split of kind random, temporal or rolling",
+                )
         return self
 
     @model_validator(mode="after")
@@ -401,6 +424,8 @@ class Study(Settings):
 
         With `winners`, every cell that may win stores them; the run deletes the others' at its end.
         """
+        if cell.is_reference:
+            return False
         if self.keep_weights == "winners":
             return cell.split == self.winner_split
         return self.keep_weights
@@ -495,6 +520,7 @@ class Study(Settings):
     ) -> list[Cell]:
         """Return the cells of the grid, ordered by seed and fold, so that every arm has early results.
 
+        The cells of the references come last. They are short, so they fill the workers at the end of a run.
         An adaptive design gives all cells that may be run; `sweeps.analysis.sequential` chooses from them.
         `tuned` has the points that the searches chose; arms without one have the study's settings.
         `only` limits the grid to one arm.
@@ -523,7 +549,29 @@ class Study(Settings):
         ]
         # Checked once for all seeds, because a cell takes longer to check than to copy.
         by_seed = [[cell.model_copy(update={"seed": seed}) for cell in by_fold] for seed in others]
-        return [*dict.fromkeys(itertools.chain(by_fold, *by_seed))]
+        references = self.reference_cells() if only is None else []
+        return [*dict.fromkeys(itertools.chain(by_fold, *by_seed)), *references]
+
+    def reference_cells(self) -> list[Cell]:
+        """Return a cell for each reference and fold, where the split allows it, with the first seed.
+
+        One seed is enough: only boosting draws anything, which is its subsample.
+        """
+        return [
+            Cell(
+                variant=name,
+                split=factor.split,
+                fold=fold,
+                seed=self.design.seeds[0],
+                window=self.window,
+                protocol=self.protocol,
+                reserve=self.reserve,
+            )
+            for factor in self.design.split
+            for fold in factor.folds
+            for name in self.references
+            if allows(factor.split, name)
+        ]
 
     @property
     def reserve(self) -> Reserve | None:
@@ -602,7 +650,7 @@ class Study(Settings):
         from pm25 import encoders
 
         used = [variant for variant in self.design.variant if variant in ENCODERS]
-        fingerprints = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
+        fingerprints: dict[str, str] = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
         return lambda cell: cell.key(panel.fingerprint_by(_group(cell.split)), fingerprints.get(cell.variant))
 
 

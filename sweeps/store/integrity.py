@@ -22,7 +22,7 @@ from pydantic_core import from_json
 from pm25.cell import key_of
 from pm25.errors import InputError
 from pm25.limits import MOST_COUNTED, MOST_DAYS
-from pm25.settings import ENCODERS
+from pm25.settings import ENCODERS, REFERENCES
 
 FORMAT = 2
 """Version of the format of `result.json`. Records of version 1 have no digest: they are unsealed."""
@@ -131,15 +131,25 @@ class _Metrics(_Block):
     val_rmse: _Rmse | None
 
 
-class _Counts(_Block):
+class _Sets(_Block):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, _Count]
 
     n_train: _Samples
     n_val: _Samples
     n_test: _Samples
+
+
+class _Counts(_Sets):
     epochs: _Samples
     best_epoch: _Samples
+
+
+class _ReferenceCounts(_Sets):
+    """Counts of a reference, which has no epochs."""
+
+    epochs: None = None
+    best_epoch: None = None
 
 
 class _Audit(_Block):
@@ -197,12 +207,20 @@ class _DoneCell(_EndedCell):
     encoder: str | None
     numerics: _Count
     metrics: _Metrics
-    counts: _Counts
+    counts: _Sets
     audit: _Audit
     seconds: _Seconds
     threads: _Samples
     device: str
     versions: dict[str, str]
+
+
+class _DoneTraining(_DoneCell):
+    counts: _Counts
+
+
+class _DoneReference(_DoneCell):
+    counts: _ReferenceCounts
 
 
 class _FailedCell(_EndedCell):
@@ -231,7 +249,7 @@ class _FailedTrial(_EndedTrial):
 
 
 _FIELDS: dict[str, dict[str, type[_Ended]]] = {
-    "cells": {"done": _DoneCell, "failed": _FailedCell},
+    "cells": {"done": _DoneTraining, "failed": _FailedCell},
     "search": {"done": _DoneTrial, "failed": _FailedTrial, "pruned": _EndedTrial},
 }
 """Fields that readers need, with their types, by folder and state. Version 0.1.0 has written them, too."""
@@ -286,7 +304,7 @@ def check(content: bytes, key: str, folder: Folder) -> Checked:
         raise Damaged(f"its state is {_shown(state)}")
     named = _KEY.fullmatch(key) is not None  # no study asks for a folder with another name
     try:
-        _FIELDS[folder][state].model_validate(record)
+        _fields(record, folder).model_validate(record)
     except ValidationError as error:
         if problem := _field_problem(record, error, complete=named):
             raise Damaged(problem) from None
@@ -299,6 +317,13 @@ def check(content: bytes, key: str, folder: Folder) -> Checked:
     if not record.get("files", True):
         del record["files"]
     return Checked(record, sealed)
+
+
+def _fields(record: Mapping[str, Any], folder: Folder) -> type[_Ended]:
+    """Return the types of a record's fields, by its folder, its state and its kind of cell."""
+    found, cell = _FIELDS[folder][record["state"]], record.get("cell")
+    is_reference = isinstance(cell, dict) and cell.get("variant") in REFERENCES
+    return _DoneReference if is_reference and found is _DoneTraining else found
 
 
 def check_file(name: str, content: bytes | None, record: Mapping[str, Any]) -> None:
@@ -314,7 +339,9 @@ def check_file(name: str, content: bytes | None, record: Mapping[str, Any]) -> N
         raise Damaged(f"the SHA-256 of {name} is not the one in its record")
     elif name.endswith(".parquet"):
         try:
-            table = pyarrow.parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+            table = pyarrow.parquet.ParquetFile(
+                pa.BufferReader(content), page_checksum_verification=True
+            ).read()
         except (OSError, pa.ArrowException):
             raise Damaged(f"{name} is not a readable table") from None
         check_table(name, table)

@@ -91,7 +91,9 @@ def _ranked(study: Study, cells: Mapping[str, Cell], records: Mapping[str, Recor
     done: dict[Arm, dict[int, list[tuple[int, str]]]] = {}
     for key, cell in cells.items():
         record = records.get(key)
-        if record is not None and record["state"] == "done" and cell.split == study.winner_split:
+        if record is None or cell.is_reference:
+            continue
+        if record["state"] == "done" and cell.split == study.winner_split:
             done.setdefault(Arm.of(cell), {}).setdefault(cell.seed, []).append((cell.fold, key))
     found = {}
     for arm, of_seed in done.items():
@@ -158,8 +160,8 @@ class WeightRetention:
             self._store.delete_file(max(one, before)[1], WEIGHTS)
 
     def _wins(self, cell: Cell) -> bool:
-        """Return True if a cell is on the split whose cells may win."""
-        return cell.split == self._study.winner_split
+        """Return True if a cell has weights and is on the split whose cells may win."""
+        return not cell.is_reference and cell.split == self._study.winner_split
 
 
 def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:

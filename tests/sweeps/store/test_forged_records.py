@@ -1,5 +1,6 @@
 """Records with a changed field and an honest digest: no command ends with an error of Python."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -226,7 +227,7 @@ DATE_CHANGES = tuple(_first(value) for value in (None, date.min, date.max))
 def test_a_forged_table_with_an_honest_digest_is_read_or_damaged(
     cells: StudyState, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
 ) -> None:
-    original, key = cells.store, [*cells.cells][0]
+    original, key = cells.store, next(iter(cells.cells))
     folder = tmp_path_factory.getbasetemp() / "forged"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(Path(original.storage) / original.study, folder / original.study)
@@ -251,11 +252,8 @@ def test_a_forged_table_with_an_honest_digest_is_read_or_damaged(
         sums = found.of(key)
         assert sums is None if state == "damaged" else sums is None or not np.isnan(sums[1]).any()
         for table_name in ("predictions", "history"):
-            try:
+            with contextlib.suppress(DamagedFile) if state == "damaged" else contextlib.nullcontext():
                 cells.store.read_result(key, table_name)
-            except DamagedFile as error:
-                assert state == "damaged"
-                assert "\n" not in str(error)
         assert (state == "damaged") == any(
             finding.damage for finding in fsck.check(cells.store, fsck.listing(cells.store)).findings
         )
