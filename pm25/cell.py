@@ -15,13 +15,13 @@ from pm25.neighbours import NeighbourSettings
 from pm25.protocol import Protocol, training_settings, with_paper_defaults
 from pm25.settings import (
     CONTROLS,
-    ENCODERS,
     Fusion,
     ModelSettings,
     Seed,
     Settings,
     TrainSettings,
     Variant,
+    embeds,
 )
 from pm25.splits import AnySplit, PeriodSplit, Reserve, Split, SplitSettings
 
@@ -97,7 +97,7 @@ class Cell(Settings):
                 f"{self.head} is only for variant none, and the variant is {self.variant}",
                 "leave head out, or set variant: none",
             )
-        fused = self.variant in ENCODERS or self.head is not None
+        fused = embeds(self.variant) or self.head is not None
         if fused and self.fusion is None:
             raise SettingError("fusion", f"missing for variant {self.variant}", "give a fusion")
         if not fused and self.fusion is not None:
@@ -136,7 +136,7 @@ class Cell(Settings):
     @property
     def encoder(self) -> str | None:
         """Name of the encoder for `pm25.encoders.load`; None for variants without one."""
-        return self.variant if self.variant in ENCODERS else None
+        return self.variant if embeds(self.variant) else None
 
     @property
     def is_control(self) -> bool:
@@ -166,7 +166,7 @@ class Cell(Settings):
 
     def key(self, data_fingerprint: str, encoder_fingerprint: str | None = None) -> str:
         """Hash everything that can change the numbers of this training (20 hexadecimal digits)."""
-        encoder = {"encoder": encoder_fingerprint} if self.variant in ENCODERS else {}
+        encoder = {"encoder": encoder_fingerprint} if embeds(self.variant) else {}
         return key_of(self.resolved(), data_fingerprint, self.numerics, **encoder)
 
 

@@ -15,7 +15,7 @@ import pm25
 from pm25.cell import Cell, Tuning
 from pm25.errors import SettingError
 from pm25.neighbours import NeighbourSettings
-from pm25.settings import ENCODERS, Fusion, Loss, ModelSettings, Precision, TrainSettings, Variant
+from pm25.settings import VARIANTS, Fusion, Loss, ModelSettings, Precision, TrainSettings, embeds
 from pm25.splits import (
     AnySplit,
     BlocksSplit,
@@ -345,9 +345,9 @@ trains = st.builds(
 
 @st.composite
 def cells(draw: st.DrawFn) -> Cell:
-    variant = draw(st.sampled_from(get_args(Variant)))
+    variant = draw(st.sampled_from(VARIANTS))
     head = draw(st.sampled_from([None, "matched"])) if variant == "none" else None
-    fused = head is not None or variant in ENCODERS
+    fused = head is not None or embeds(variant)
     split, train = draw(split_kinds), draw(trains)
     inner = draw(st.none() | split_kinds)
     tuned = st.builds(
