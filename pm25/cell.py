@@ -15,15 +15,14 @@ from pm25.neighbours import NeighbourSettings
 from pm25.protocol import Protocol, training_settings, with_paper_defaults
 from pm25.settings import (
     CONTROLS,
-    ENCODERS,
     REFERENCES,
+    CellVariant,
     Fusion,
     ModelSettings,
-    Reference,
     Seed,
     Settings,
     TrainSettings,
-    Variant,
+    embeds,
     leaves,
 )
 from pm25.splits import AnySplit, PeriodSplit, RandomSplit, Reserve, Split, SplitSettings
@@ -66,7 +65,7 @@ class Cell(Settings):
     The cell of a reference has no network, and so no settings of a network, its training or a search.
     """
 
-    variant: Variant | Reference
+    variant: CellVariant
     fusion: Fusion | None = None
     split: CellSplit
     fold: int = Field(ge=0)
@@ -105,7 +104,7 @@ class Cell(Settings):
                 f"{self.head} is only for variant none, and the variant is {self.variant}",
                 "leave head out, or set variant: none",
             )
-        fused = self.variant in ENCODERS or self.head is not None
+        fused = embeds(self.variant) or self.head is not None
         if fused and self.fusion is None:
             raise SettingError("fusion", f"missing for variant {self.variant}", "give a fusion")
         if not fused and self.fusion is not None:
@@ -169,7 +168,7 @@ class Cell(Settings):
     @property
     def encoder(self) -> str | None:
         """Name of the encoder for `pm25.encoders.load`; None for variants without one."""
-        return self.variant if self.variant in ENCODERS else None
+        return self.variant if embeds(self.variant) else None
 
     @property
     def is_control(self) -> bool:
@@ -205,11 +204,11 @@ class Cell(Settings):
 
     def key(self, data_fingerprint: str, encoder_fingerprint: str | None = None) -> str:
         """Hash everything that can change the numbers of this training (20 hexadecimal digits)."""
-        encoder = {"encoder": encoder_fingerprint} if self.variant in ENCODERS else {}
+        encoder = {"encoder": encoder_fingerprint} if embeds(self.variant) else {}
         return key_of(self.resolved(), data_fingerprint, self.numerics, **encoder)
 
 
-def allows(split: AnySplit, variant: Variant | Reference) -> bool:
+def allows(split: AnySplit, variant: CellVariant) -> bool:
     """Return True if a split lets training know what a variant needs.
 
     Only persistence needs something: earlier days of the test sites.

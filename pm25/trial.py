@@ -32,7 +32,7 @@ from pm25.model import BiLSTMAttention, initialise, network
 from pm25.panel import Panel
 from pm25.samples import cut_cell
 from pm25.scaling import TargetScale
-from pm25.settings import ENCODERS, REFERENCES
+from pm25.settings import REFERENCES, embeds
 from pm25.windows import Inputs, Windows
 
 MATCHED_DIM = 512
@@ -481,11 +481,11 @@ def _identity(prepared: Prepared) -> str:
 
 def _embedding(cell: Cell, panel: Panel, given: np.ndarray | None) -> np.ndarray | None:
     """Return the given vectors, or else those of the cell's encoder; None for a cell without a fusion."""
-    if given is not None and cell.variant not in ENCODERS:
+    if given is not None and not embeds(cell.variant):
         raise ValueError(f"variant {cell.variant} does not use an embedding, but one is given")
     if cell.head == "matched":
         return np.ones((len(panel.site_id), MATCHED_DIM), np.float32)
-    if given is None and cell.variant in ENCODERS:
+    if given is None and embeds(cell.variant):
         return encoders.load(cell.variant).embed(panel.lat, panel.lon, panel.site_id)
     return given
 

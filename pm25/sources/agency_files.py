@@ -78,8 +78,8 @@ def _members(path: Path, data: bytes, wanted: str, kind: str, fix: str) -> list[
             if sum(member.file_size for member in members) > MOST_UNPACKED_BYTES:  # of which no more is read
                 raise unpacking.TooLarge(f"unpacks to more than {MOST_UNPACKED_BYTES:,} bytes")
             found = []
-            if problem := encrypted(members):
-                raise InputError(str(path), "", problem, "unpack it with its password, and give its files")
+            if (locked := encrypted(members)) is not None:
+                raise InputError(str(path), "", locked, "unpack it with its password, and give its files")
             for member in members:
                 opened = functools.partial(archive.open, member)
                 content = unpacking.read(opened, member.compress_size, MOST_UNPACKED_BYTES)

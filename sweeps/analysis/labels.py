@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from pm25 import encoders
 from pm25.metrics import METRICS, SCORES
 from pm25.settings import CONTROLS, REFERENCES
 from pm25.splits import HOLDOUT_PARTS
@@ -21,6 +22,10 @@ _VARIANTS: dict[str, str] = {
     "sincos": "sin/cos",
     "geoclip": "GeoCLIP",
     "satclip": "SatCLIP",
+    "sinr": "SINR",
+    "climplicit": "Climplicit",
+    "torchspatial": "TorchSpatial",
+    "range": "RANGE",
     "shuffled": "shuffled GeoCLIP",
     **{name: f"reference: {name}" for name in REFERENCES},
     "idw": "reference: inverse distance",
@@ -56,7 +61,7 @@ def arm(variant: str, fusion: str | float | None) -> str:
 
     The arm 'none' with a fusion is the matched head: an encoder arm's layers, fed a constant.
     """
-    name = _VARIANTS.get(variant, variant)
+    name = _VARIANTS.get(variant) or encoders.label(variant) or variant
     if not isinstance(fusion, str) or not fusion:
         return name
     fused = _FUSIONS.get(fusion, fusion)
@@ -71,7 +76,7 @@ def of_arm(one: Arm) -> str:
 def arm_of(variant: str, fusion: str | float | None) -> Arm:
     """Find the arm of a row from its columns `variant` and `fusion` (the inverse of `of_arm`)."""
     if not isinstance(fusion, str) or not fusion:
-        return Arm(variant, None)  # type: ignore[arg-type]
+        return Arm(variant, None)
     return Arm(variant, fusion, "matched" if variant == BASELINE else None)  # type: ignore[arg-type]
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from pm25 import suggest
 from pm25.errors import SettingError
 from pm25.settings import Fusion, Settings, Share, Variant
-from sweeps.spec import suggest
 from sweeps.spec.design import Arm, Design, Head, Levels, listed
 from sweeps.spec.limits import MOST_LISTED, MOST_TEXT
 

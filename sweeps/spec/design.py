@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, mo
 
 from pm25.cell import Cell
 from pm25.errors import SettingError
-from pm25.settings import REFERENCES, Fusion, Reference, Seed, Settings, Variant
+from pm25.settings import REFERENCES, CellVariant, Fusion, Seed, Settings, Variant
 from pm25.splits import AnySplit, Split
 from sweeps.spec.limits import MOST_LISTED, MOST_SEEDS
 
@@ -262,7 +262,7 @@ class Arm(NamedTuple):
     The cells of a reference have an arm too, which is neither compared nor tuned.
     """
 
-    variant: Variant | Reference
+    variant: CellVariant
     fusion: Fusion | None
     head: Head | None = None
 

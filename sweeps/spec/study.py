@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     NonNegativeFloat,
     PlainValidator,
@@ -23,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from pm25 import protocol, splits, uri
+from pm25 import protocol, splits, suggest, uri
 from pm25.cell import Cell, Tuning, allows
 from pm25.errors import SettingError
 from pm25.limits import MOST_COLUMNS, MOST_COUNTED, MOST_DAYS, MOST_SITES, MOST_UNITS
@@ -31,17 +32,19 @@ from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.protocol import Protocol
 from pm25.settings import (
-    ENCODERS,
     REFERENCES,
+    VARIANTS,
     Counted,
     ModelSettings,
     Reference,
     Seed,
     Settings,
     TrainSettings,
+    embeds,
+    installed_encoders,
 )
 from pm25.splits import AnySplit, GroupSplit, PeriodSplit, Reserve, SplitIndices
-from sweeps.spec import claims, suggest, tracking_address
+from sweeps.spec import claims, tracking_address
 from sweeps.spec.claims import Analysis, Claim, Contrast, Published
 from sweeps.spec.design import (
     AdaptiveSeeds,
@@ -167,6 +170,43 @@ class SatCLIPOptions(Settings):
         return self
 
 
+class SINROptions(Settings):
+    """A checkpoint of SINR with `input_enc: sin_cos`."""
+
+    checkpoint: FileLocation
+    """Checkpoint file, such as `model.pt`: a path or an address."""
+
+
+class ClimplicitOptions(Settings):
+    """The weights of Climplicit."""
+
+    checkpoint: FileLocation
+    """File `model.safetensors`: a path or an address."""
+    months: Literal["seasons", "each"] = "seasons"
+    """Months that are embedded: `seasons` joins the vectors of March, June, September and December; `each`
+    gives a sample the vector of its own month."""
+
+
+class TorchSpatialOptions(Settings):
+    """A model of TorchSpatial: Space2Vec, Sphere2Vec, xyz, NeRF or wrap."""
+
+    checkpoint: FileLocation
+    """File `model_....pth.tar`, which names the kind: a path or an address."""
+
+
+class RangeOptions(Settings):
+    """The weights of SatCLIP and the database of RANGE."""
+
+    checkpoint: FileLocation
+    """SatCLIP checkpoint, from microsoft/SatCLIP-ViT16-L40 in the published model: a path or an address."""
+    database: FileLocation
+    """File `range_db_med.npz` or `range_db_large.npz`: a path or an address."""
+    model: Literal["RANGE", "RANGE+"] = "RANGE+"
+    """RANGE averages image features of similar places. RANGE+ also averages those of near places."""
+    beta: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the similar places in the mean of RANGE+, from 0 to 1. Default: 0.5; RANGE has none."""
+
+
 class TableOptions(Settings):
     """A Parquet table of precomputed vectors, keyed by site_id or by lat and lon."""
 
@@ -197,16 +237,41 @@ class ShuffledOptions(Settings):
 
 
 class Encoders(Settings):
-    """Options of the location encoders; GeoCLIP has none."""
+    """Options of the location encoders; GeoCLIP has none.
+
+    The options of an installed encoder are a block with its name: `encoders: {myencoder: {scale: 3}}`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Any]]
 
     satclip: SatCLIPOptions | None = None
     """Weights of SatCLIP. Needed if the design has the variant `satclip`."""
+    sinr: SINROptions | None = None
+    """Weights of SINR. Needed if the design has the variant `sinr`."""
+    climplicit: ClimplicitOptions | None = None
+    """Weights of Climplicit. Needed if the design has the variant `climplicit`."""
+    torchspatial: TorchSpatialOptions | None = None
+    """Weights of TorchSpatial. Needed if the design has the variant `torchspatial`."""
+    range: RangeOptions | None = None
+    """Files of RANGE. Needed if the design has the variant `range`."""
     table: TableOptions | None = None
     """Table of precomputed vectors. Needed if the design has the variant `table`."""
     random: RandomOptions = RandomOptions()
     """Options of the variant `random`."""
     shuffled: ShuffledOptions = ShuffledOptions()
     """Options of the variant `shuffled`."""
+
+    @model_validator(mode="after")
+    def _others_are_installed(self) -> "Encoders":
+        """Refuse a block that has the name of no encoder, built in or installed."""
+        installed = installed_encoders() if self.__pydantic_extra__ else []
+        for name in self.__pydantic_extra__:
+            if name not in installed:
+                near = suggest.nearest(name, [*type(self).model_fields, *installed])
+                known = suggest.use_one_of([*type(self).model_fields, *installed])
+                raise SettingError(name, "unknown key", f"use encoders.{near}" if near else known)
+        return self
 
 
 class Budget(Settings):
@@ -390,6 +455,10 @@ class Study(Settings):
     def _encoders_have_their_options(self) -> "Study":
         for variant, need in (
             ("satclip", "checkpoint=FILE or --set encoders.satclip.model=HUB_NAME"),
+            ("sinr", "checkpoint=FILE"),
+            ("climplicit", "checkpoint=FILE"),
+            ("torchspatial", "checkpoint=FILE"),
+            ("range", "checkpoint=SATCLIP_FILE --set encoders.range.database=FILE"),
             ("table", "path=VECTORS.parquet"),
         ):
             if variant in self.design.variant and getattr(self.encoders, variant) is None:
@@ -398,6 +467,21 @@ class Study(Settings):
                     f"missing, and design.variant has {variant}",
                     f"add --set encoders.{variant}.{need}",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> "Study":
+        """Refuse an installed encoder whose label is the name of another variant of the design."""
+        installed = [variant for variant in self.design.variant if variant not in VARIANTS]
+        if installed:
+            from pm25 import encoders
+
+            names = {variant: encoders.label(variant) or variant for variant in self.design.variant}
+            plain = Counter(re.sub(r"\W|_", "", name).lower() for name in names.values())
+            for variant in installed:
+                if plain[re.sub(r"\W|_", "", names[variant]).lower()] > 1:
+                    problem = f"the label of {variant}, {names[variant]}, is that of another variant"
+                    raise SettingError("design.variant", problem, "compare the two in separate studies")
         return self
 
     @model_validator(mode="after")
@@ -461,10 +545,10 @@ class Study(Settings):
 
     def _arms(self) -> Iterator[Arm]:
         for variant in self.design.variant:
-            if variant not in ENCODERS and ("plain" in self.design.head or variant != "none"):
+            if not embeds(variant) and ("plain" in self.design.head or variant != "none"):
                 yield Arm(variant, None, None)
             for fusion in self.design.fusion:
-                if variant in ENCODERS:
+                if embeds(variant):
                     yield Arm(variant, fusion, None)
                 elif variant == "none" and "matched" in self.design.head:
                     yield Arm(variant, fusion, "matched")
@@ -589,7 +673,9 @@ class Study(Settings):
     def encoder_options(self, variant: str) -> dict[str, Any]:
         """Return the keyword arguments of `pm25.encoders.load` for a variant."""
         options = getattr(self.encoders, variant, None)
-        return {} if options is None else options.model_dump(exclude_none=True)
+        if isinstance(options, Settings):
+            return options.model_dump(exclude_none=True)
+        return {} if options is None else dict(options)
 
     def groups(self) -> tuple[str, ...]:
         """Return the columns of the table whose groups the splits hold out."""
@@ -649,7 +735,7 @@ class Study(Settings):
         """Return the function that computes the key of a cell of this study on `panel`."""
         from pm25 import encoders
 
-        used = [variant for variant in self.design.variant if variant in ENCODERS]
+        used = [variant for variant in self.design.variant if embeds(variant)]
         fingerprints: dict[str, str] = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
         return lambda cell: cell.key(panel.fingerprint_by(_group(cell.split)), fingerprints.get(cell.variant))
 

@@ -22,7 +22,7 @@ from pydantic_core import from_json
 from pm25.cell import key_of
 from pm25.errors import InputError
 from pm25.limits import MOST_COUNTED, MOST_DAYS
-from pm25.settings import ENCODERS, REFERENCES
+from pm25.settings import REFERENCES, embeds
 
 FORMAT = 2
 """Version of the format of `result.json`. Records of version 1 have no digest: they are unsealed."""
@@ -512,7 +512,7 @@ def _check_identity(record: Mapping[str, Any], folder: Folder) -> None:
     if not {"cell", "data", "numerics"} <= record.keys():
         return
     cell, split = record["cell"], record["cell"]["split"]
-    encoded = cell["variant"] in ENCODERS
+    encoded = embeds(cell["variant"])
     lost = record["state"] == "failed" and "encoder" not in record
     if split["kind"] == "group" or (encoded and lost):
         return

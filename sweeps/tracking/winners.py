@@ -186,8 +186,8 @@ def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
         cell, record = state.cells[key], records[key]
         options = {} if cell.encoder is None else state.study.encoder_options(cell.encoder)
         lookup_keys: tuple[str, ...] = ()
-        if cell.variant == "table":
-            lookup_keys = encoders.load("table", **options).lookup_keys  # type: ignore[attr-defined]
+        if cell.encoder is not None:
+            lookup_keys = encoders.lookup_keys(cell.encoder, **options)
         channels = (*state.panel.channels, *(cell.neighbours.channels if cell.neighbours else ()))
         kinds = {"lat": "double", "lon": "double", "month": "long", "site_id": "string"}
         inputs = {name: kinds[name] for name in ("lat", "lon", *lookup_keys)} | dict.fromkeys(
