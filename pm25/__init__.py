@@ -8,3 +8,6 @@ HUBER_NUMERICS = 1
 
 Set it to `NUMERICS` when a change moves their numbers, too. `pm25.cell.Cell.numerics` chooses one of the two.
 """
+
+REFERENCE_NUMERICS = 1
+"""The same for cells of references (`pm25.references`), whose numbers do not depend on a network."""

@@ -15,16 +15,17 @@ from pm25.neighbours import NeighbourSettings
 from pm25.protocol import Protocol, training_settings, with_paper_defaults
 from pm25.settings import (
     CONTROLS,
-    ENCODERS,
+    REFERENCES,
+    CellVariant,
     Fusion,
     ModelSettings,
     Seed,
     Settings,
     TrainSettings,
-    Variant,
+    embeds,
     leaves,
 )
-from pm25.splits import AnySplit, PeriodSplit, Reserve, Split, SplitSettings
+from pm25.splits import AnySplit, PeriodSplit, RandomSplit, Reserve, Split, SplitSettings
 
 CellSplit = Annotated[Split, AfterValidator(lambda split: split.in_cell())]
 """A split without its number of repeats, with which cells of one fold in two studies are equal."""
@@ -59,9 +60,12 @@ class Tuning(Settings):
 
 
 class Cell(Settings):
-    """One training. It holds everything that can change the numbers, and nothing that cannot."""
+    """One training. It holds everything that can change the numbers, and nothing that cannot.
 
-    variant: Variant
+    The cell of a reference has no network, and so no settings of a network, its training or a search.
+    """
+
+    variant: CellVariant
     fusion: Fusion | None = None
     split: CellSplit
     fold: int = Field(ge=0)
@@ -85,6 +89,8 @@ class Cell(Settings):
         """Fill in the training settings that depend on the protocol."""
         if not isinstance(value, Mapping) or value.get("protocol") != "paper":
             return value
+        if value.get("variant") in REFERENCES:
+            return value
         train = value.get("train", {})
         if isinstance(train, TrainSettings):
             return {**value, "train": training_settings("paper", train)}
@@ -98,7 +104,7 @@ class Cell(Settings):
                 f"{self.head} is only for variant none, and the variant is {self.variant}",
                 "leave head out, or set variant: none",
             )
-        fused = self.variant in ENCODERS or self.head is not None
+        fused = embeds(self.variant) or self.head is not None
         if fused and self.fusion is None:
             raise SettingError("fusion", f"missing for variant {self.variant}", "give a fusion")
         if not fused and self.fusion is not None:
@@ -132,12 +138,37 @@ class Cell(Settings):
         if self.protocol == "paper" and self.reserve is not None:
             raise SettingError("reserve", "protocol paper has no search", "set protocol: strict")
         _check_fold(self.split, self.fold)
+        self._check_reference()
         return self
+
+    def _check_reference(self) -> None:
+        """Raise SettingError for what the cell of a reference cannot have."""
+        if not self.is_reference:
+            return
+        given = {
+            "neighbours": self.neighbours is not None,
+            "tuning": self.tuning is not None,
+            "model": self.model != ModelSettings(),
+            "train": self.train != TrainSettings(),
+        }
+        for name in (name for name, has in given.items() if has):
+            raise SettingError(name, f"reference {self.variant} does not use it", f"leave {name} out")
+        if not allows(self.split, self.variant):
+            raise SettingError(
+                "variant",
+                f"{self.variant} needs earlier days of test sites, and {self.split.label} has none",
+                "take another reference, or a split of kind random, temporal or rolling",
+            )
+
+    @property
+    def is_reference(self) -> bool:
+        """True if the cell predicts without a network (`pm25.references`)."""
+        return self.variant in REFERENCES
 
     @property
     def encoder(self) -> str | None:
         """Name of the encoder for `pm25.encoders.load`; None for variants without one."""
-        return self.variant if self.variant in ENCODERS else None
+        return self.variant if embeds(self.variant) else None
 
     @property
     def is_control(self) -> bool:
@@ -147,6 +178,8 @@ class Cell(Settings):
     @property
     def numerics(self) -> int:
         """Version of the code's numbers in the key, at which those of a cell like this last moved."""
+        if self.is_reference:
+            return pm25.REFERENCE_NUMERICS
         unmoved = self.protocol == "strict" and self.train.loss == "huber"
         return pm25.HUBER_NUMERICS if unmoved else pm25.NUMERICS
 
@@ -161,14 +194,26 @@ class Cell(Settings):
         """Return the cell as plain JSON values.
 
         Optional fields that are not set are left out, and so are numbers of origins and deals. The loss
-        `huber` is left out too, because its delta implies it, and so is the precision `fp32`.
+        `huber` is left out too, because its delta implies it, and so is the precision `fp32`. A reference has
+        neither `model` nor `train`.
         """
-        return _without_unset(self, self.model_dump(mode="json"))
+        plain = _without_unset(self, self.model_dump(mode="json"))
+        if self.is_reference:
+            del plain["model"], plain["train"]
+        return plain
 
     def key(self, data_fingerprint: str, encoder_fingerprint: str | None = None) -> str:
         """Hash everything that can change the numbers of this training (20 hexadecimal digits)."""
-        encoder = {"encoder": encoder_fingerprint} if self.variant in ENCODERS else {}
+        encoder = {"encoder": encoder_fingerprint} if embeds(self.variant) else {}
         return key_of(self.resolved(), data_fingerprint, self.numerics, **encoder)
+
+
+def allows(split: AnySplit, variant: CellVariant) -> bool:
+    """Return True if a split lets training know what a variant needs.
+
+    Only persistence needs something: earlier days of the test sites.
+    """
+    return variant != "persistence" or isinstance(split, RandomSplit | PeriodSplit)
 
 
 def key_of(cell: Mapping[str, Any], data: str, numerics: int, **encoder: str | None) -> str:

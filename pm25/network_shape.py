@@ -4,7 +4,10 @@ from collections.abc import Hashable
 
 from pm25.cell import Cell
 from pm25.panel import Panel
-from pm25.settings import Precision, Settings
+from pm25.settings import Precision, Settings, trained_encoder
+
+PUBLISHED_DIM = {"satclip": 256, "sinr": 256, "torchspatial": 256, "climplicit": 1024, "range": 1280}
+"""Length of the vectors of published models, where it is not 512."""
 
 
 class NetworkShape(Settings):
@@ -31,9 +34,11 @@ class NetworkShape(Settings):
         """Return the shape of a cell's network on a panel, with `random_dim` values for variant random."""
         place = {"latlon": 2, "sincos": 4}.get(cell.variant, 0)
         near = len(cell.neighbours.channels) if cell.neighbours is not None else 0
-        # Every published SatCLIP has 256. A table is assumed to have 512: its
-        # projection is below 1 % of the work.
-        dim = {"satclip": 256, "random": random_dim}.get(cell.variant, 512)
+        # Lengths of the published models. Tables and encoders of other packages are assumed to have 512:
+        # their projection is below 1 % of the work.
+        dim = PUBLISHED_DIM.get(
+            trained_encoder(cell.variant), random_dim if cell.variant == "random" else 512
+        )
         return cls(
             channels=len(panel.channels) + near + place,
             window=cell.window,
@@ -89,9 +94,9 @@ def stack_kind(cell: Cell, panel: Panel) -> Hashable | None:
     folds, seeds, learning rates, clipping, dropout rates and early stopping may differ.
 
     Cells of protocol paper are not stacked, because their networks skip masked days. The number of days then
-    differs by sample, and finding it would stop the device at every step.
+    differs by sample, and finding it would stop the device at every step. References have no network.
     """
-    if cell.protocol == "paper":
+    if cell.protocol == "paper" or cell.is_reference:
         return None
     train = cell.train
     more = cell.variant, cell.head, cell.model.initialiser, train.loss, train.huber_delta

@@ -70,8 +70,8 @@ class Predictor:
 
     @property
     def _key_columns(self) -> tuple[str, ...]:
-        """Columns besides the place by which a table of vectors is looked up."""
-        return self._encoder.lookup_keys if isinstance(self._encoder, encoders.Table) else ()
+        """Columns besides the place on which a vector depends."""
+        return getattr(self._encoder, "lookup_keys", ())
 
     @property
     def columns(self) -> tuple[str, ...]:

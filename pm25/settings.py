@@ -1,10 +1,12 @@
 """Settings blocks of a cell, with their defaults and bounds."""
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -12,25 +14,105 @@ from pydantic import (
     model_validator,
 )
 
-from pm25.errors import SettingError
+from pm25 import plug_ins, suggest
+from pm25.errors import InputError, SettingError
 from pm25.limits import MOST_COUNTED, MOST_KM, MOST_LAYERS, MOST_UNITS
 
-Variant = Literal["none", "latlon", "sincos", "geoclip", "satclip", "table", "random", "shuffled"]
+VARIANTS = (
+    "none",
+    "latlon",
+    "sincos",
+    "geoclip",
+    "satclip",
+    "sinr",
+    "climplicit",
+    "torchspatial",
+    "range",
+    "table",
+    "random",
+    "shuffled",
+)
+"""Names of the built-in variants."""
+
+UNTRAINED = re.compile("untrained_(geoclip|satclip)_(0|[1-9][0-9]?)")
+"""Names of the variants whose encoder has fresh weights: the architecture, and the number of the draw."""
+
+UNTRAINED_FACTORS = ("untrained_geoclip", "untrained_satclip")
+"""Names in a design that stand for several draws of an untrained encoder."""
+
+Reference = Literal["idw", "climatology", "persistence", "boosting", "boosting-place", "kriging"]
+"""Prediction without a network, beside which the arms are read (`pm25.references`)."""
+
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
+"""Names of all references, in order."""
+
+BUILT_IN = (*VARIANTS, *REFERENCES)
+"""Names that no encoder of another package may have."""
+
+
+def installed_encoders() -> list[str]:
+    """Names of the encoders of other packages. Raises SettingError for a package with a wrong name of one."""
+    try:
+        return [*plug_ins.installed(BUILT_IN)]
+    except InputError as error:
+        raise SettingError("", f"{error.where}: {error.field}: {error.problem}", error.fix) from None
+
+
+def known_variant(name: str) -> str:
+    """Return the name of a variant that is built in or installed.
+
+    Raises SettingError for another name. Installed packages are searched only if the name is not built in.
+    """
+    if name in VARIANTS or UNTRAINED.fullmatch(name):
+        return name
+    if name not in (installed := installed_encoders()):
+        known = [*VARIANTS, *UNTRAINED_FACTORS, *installed]
+        near = suggest.nearest(name, known)
+        fix = f"use {near}" if near else "use one of these, or install the package that has it"
+        raise SettingError("", f"{name!r} is not one of {', '.join(map(repr, known))}", fix)
+    return name
+
+
+Variant = Annotated[str, AfterValidator(known_variant)]
 """How the model receives the location: nothing, raw coordinates, their sines and cosines, or an embedding.
 
 `random` and `shuffled` are controls: a random vector per place, and GeoCLIP's vectors assigned to the wrong
-places.
+places. Other packages may have more encoders (`pm25.plug_ins`).
 """
+
+CellVariant = Annotated[str, AfterValidator(lambda name: name if name in REFERENCES else known_variant(name))]
+"""Variant of a cell, or the reference that it has in the place of one."""
 
 Fusion = Literal["hadamard", "concat", "film", "gated"]
 """How a location embedding is combined with the attention output: element-wise product, concatenation,
 feature-wise linear modulation (Perez et al. 2018), or a learned gate (Arevalo et al. 2017)."""
 
-ENCODERS: frozenset[str] = frozenset({"geoclip", "satclip", "table", "random", "shuffled"})
-"""Variants that embed the place with a frozen encoder; only these take a fusion."""
+NOT_EMBEDDED: frozenset[str] = frozenset({"none", "latlon", "sincos"})
+"""Variants without an encoder."""
+
+ENCODERS: frozenset[str] = frozenset(VARIANTS) - NOT_EMBEDDED
+"""Built-in variants that embed the place with a frozen encoder."""
+
+FILE_OPTIONS = ("checkpoint", "database", "path")
+"""Options of encoders that are files. Their content is part of a key, and their place is not."""
 
 CONTROLS: frozenset[str] = frozenset({"random", "shuffled"})
 """Variants whose embedding carries no information on where a place is."""
+
+
+def embeds(variant: str) -> bool:
+    """Return True for a variant that embeds the place with a frozen encoder; only these take a fusion.
+
+    The encoder need not be installed, so that the records of its cells can be read anywhere.
+    """
+    return variant not in NOT_EMBEDDED and variant not in REFERENCES
+
+
+def trained_encoder(variant: str) -> str:
+    """Return the encoder whose architecture and options a variant has: its own, or that of its draw."""
+    drawn = UNTRAINED.fullmatch(variant)
+    return drawn[1] if drawn else variant
+
 
 Loss = Literal["squared", "huber", "absolute"]
 """Loss of a training. `squared` is half the squared error, the Huber loss without its linear part."""

@@ -14,6 +14,7 @@ No output path, tracker or cluster is involved: a training is a function of its 
 
 import hashlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pm25 import encoders, neighbours, protocol, splits
+from pm25 import encoders, neighbours, protocol, references, splits
 from pm25.cell import Cell
 from pm25.fit import Epoch, Fit, best_epoch, predict
 from pm25.leakage import audit_or_failure, distance_to_training_km
@@ -31,7 +32,7 @@ from pm25.model import BiLSTMAttention, initialise, network
 from pm25.panel import Panel
 from pm25.samples import cut_cell
 from pm25.scaling import TargetScale
-from pm25.settings import ENCODERS
+from pm25.settings import REFERENCES, embeds
 from pm25.windows import Inputs, Windows
 
 MATCHED_DIM = 512
@@ -41,6 +42,8 @@ MATCHED_DIM = 512
 @dataclass(frozen=True)
 class Result:
     """Outcome of a training as plain values.
+
+    The result of a reference has no history, weights, scaling and counts of epochs.
 
     The result of a search's training (`cell.tuning`) only covers validation samples. Its metrics are rmse,
     r2, mae and mbe. The prefix `val_` marks the samples for early stopping, `val_wr_` and `val_oor_` the
@@ -66,8 +69,8 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A training before its first step: samples split, inputs scaled, network with its first weights."""
+class Predicting(ABC):
+    """The samples of a cell, and what predicts them."""
 
     cell: Cell
     panel: Panel
@@ -78,11 +81,11 @@ class Prepared:
     """Training samples (flat indices): `indices.train`, or a subsample of it."""
     validation: np.ndarray
     """Validation samples (flat indices): `indices.validation`, or a subsample of it."""
-    inputs: Inputs
-    scale: TargetScale
-    model: BiLSTMAttention
     fitted: dict[str, np.ndarray]
-    """Samples on which the scalers, the target's scale and the neighbour feature were fitted, by name."""
+    """Samples on which the scalers, the target's scale and the neighbour feature were fitted, by name.
+
+    For a reference, they are the samples whose targets it may know.
+    """
 
     @property
     def scored(self) -> dict[str, np.ndarray]:
@@ -96,6 +99,19 @@ class Prepared:
             found = {"val": self.validation, f"val_{tuning.split.regime.lower()}": held_out}
             found |= {"val_wr": wr} if wr is not None else {}
         return {name: flat for name, flat in found.items() if flat is not None}
+
+    @abstractmethod
+    def predict(self, flat: np.ndarray) -> np.ndarray:
+        """Predict these samples (flat indices): (n,) float32 in ug/m3."""
+
+
+@dataclass(frozen=True)
+class Prepared(Predicting):
+    """A training before its first step: samples split, inputs scaled, network with its first weights."""
+
+    inputs: Inputs
+    scale: TargetScale
+    model: BiLSTMAttention
 
     @property
     def order(self) -> torch.Generator:
@@ -115,6 +131,20 @@ class Prepared:
         """Predict these samples (flat indices): (n,) float32 in ug/m3."""
         predicted, _ = predict(self.model, self.windows(flat))
         return self.scale.inverse_transform(predicted).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ReferencePredictions(Predicting):
+    """The predictions of a reference, which are computed once for all scored samples."""
+
+    samples: np.ndarray
+    """Predicted samples (flat indices, ascending)."""
+    predictions: np.ndarray
+    """Predictions of `samples` in ug/m3."""
+
+    def predict(self, flat: np.ndarray) -> np.ndarray:
+        """Return the predictions of some of the samples (flat indices): (n,) float32 in ug/m3."""
+        return np.asarray(self.predictions[np.searchsorted(self.samples, flat)])
 
 
 def prepare(
@@ -154,7 +184,7 @@ def prepare(
     with torch.random.fork_rng([]):  # torch's constructors draw weights from the global generator
         model = network(cell, inputs.width, inputs.embedding_dim)
         initialise(model, _generator(weights_seed), cell.model.initialiser or "keras")
-    return Prepared(cell, panel, indices, train, validation, inputs, scale, model.to(device), fitted)
+    return Prepared(cell, panel, indices, train, validation, fitted, inputs, scale, model.to(device))
 
 
 def raw_windows(cell: Cell, panel: Panel, flat: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
@@ -271,12 +301,7 @@ def outcome(prepared: Prepared, history: list[Epoch], *, trained_on_target: bool
     metrics, predictions = _score(prepared)
     return Result(
         metrics=metrics,
-        counts={
-            "n_train": len(prepared.train),
-            **{f"n_{name.removeprefix('val_')}": len(flat) for name, flat in prepared.scored.items()},
-            "epochs": len(history),
-            "best_epoch": best_epoch(history),
-        },
+        counts={**_counts(prepared), "epochs": len(history), "best_epoch": best_epoch(history)},
         history=list(history),
         predictions=predictions,
         audit=audit,
@@ -294,11 +319,65 @@ def run(
     trained_on_target: bool = False,
     device: str = "cpu",
 ) -> Result:
-    """Train a cell on a panel to the end, and score its test set once. See `Training` for the arguments."""
+    """Train a cell on a panel to the end, and score its test set once. See `Training` for the arguments.
+
+    The cell of a reference is predicted without a training (`run_reference`), on the CPU.
+    """
+    if cell.is_reference:
+        return run_reference(cell, panel)
     training = Training(cell, panel, embedding=embedding, trained_on_target=trained_on_target, device=device)
     while not training.finished:
         training.epoch()
     return training.result()
+
+
+def run_reference(cell: Cell, panel: Panel) -> Result:
+    """Predict and score the samples of a reference's cell, on as many threads as PyTorch has.
+
+    Its samples are those of an arm under the same protocol. It only knows the targets of training samples,
+    under protocol `paper` too. The same cell, panel, number of threads and versions give the same bytes.
+    Raises InputError if the panel does not allow the split.
+    """
+    started = time.perf_counter()
+    if cell.variant not in REFERENCES:
+        raise ValueError(f"variant {cell.variant} is not a reference")
+    protocol.refuse_leaks(panel, cell.protocol)
+    panel, indices = cut_cell(cell, panel)
+    rng = np.random.default_rng(_seeds(cell)[0])
+    train = _subsample(indices.train, references.MOST_WINDOWS.get(cell.variant), rng)
+    parts = (indices.validation, indices.test, indices.wr)
+    samples = np.unique(np.concatenate([flat for flat in parts if flat is not None]))
+    predictions = references.predict(
+        cell.variant,
+        replace(panel, target=neighbours.known_targets(panel, indices.train, cell.window)),
+        train,
+        samples,
+        window=cell.window,
+        seed=cell.seed % 2**32,
+        threads=torch.get_num_threads(),
+    )
+    fitted = {"reference": indices.train}
+    prepared = ReferencePredictions(
+        cell, panel, indices, train, indices.validation, fitted, samples, predictions
+    )
+    audit = _audit(prepared, trained_on_target=False)
+    metrics, predicted = _score(prepared)
+    return Result(
+        metrics=metrics,
+        counts=_counts(prepared),
+        history=[],
+        predictions=predicted,
+        audit=audit,
+        weights={},
+        scaling={},
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _counts(prepared: Predicting) -> dict[str, int]:
+    """Count the samples of a `Result`."""
+    scored = {f"n_{name.removeprefix('val_')}": len(flat) for name, flat in prepared.scored.items()}
+    return {"n_train": len(prepared.train), **scored}
 
 
 def _neighbour_samples(cell: Cell, indices: splits.SplitIndices) -> np.ndarray:
@@ -319,7 +398,7 @@ def _neighbour_channels(cell: Cell, panel: Panel, indices: splits.SplitIndices) 
     return {name: values[:, :, i] for i, name in enumerate(cell.neighbours.channels)}
 
 
-def _audit(prepared: Prepared, trained_on_target: bool) -> dict[str, Any]:
+def _audit(prepared: Predicting, trained_on_target: bool) -> dict[str, Any]:
     """Audit what training shares with the scored samples, against the promise of the split that cut them."""
     cell, indices = prepared.cell, prepared.indices
     split, fold = cell.split, cell.fold
@@ -339,9 +418,8 @@ def _audit(prepared: Prepared, trained_on_target: bool) -> dict[str, Any]:
         fitted=prepared.fitted,
         encoder_trained_on_target=trained_on_target,
     )
-    found["failed"] += [
-        f"channel_{name}" for name in protocol.LEAKING_CHANNELS if name in prepared.panel.channels
-    ]
+    used = () if cell.variant in references.WITHOUT_CHANNELS else prepared.panel.channels
+    found["failed"] += [f"channel_{name}" for name in protocol.LEAKING_CHANNELS if name in used]
     if cell.reserve is not None and cell.tuning is None:
         reserved = splits.reserved_sites(cell.reserve, prepared.panel, cell.window)
         held_out = [part for part in (indices.test, indices.wr) if part is not None]
@@ -350,7 +428,7 @@ def _audit(prepared: Prepared, trained_on_target: bool) -> dict[str, Any]:
     return found
 
 
-def _score(prepared: Prepared) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def _score(prepared: Predicting) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Predict and score every evaluation set: the metrics and predictions of a `Result`."""
     panel = prepared.panel
     target, days = panel.target.reshape(-1), len(panel.dates)
@@ -403,11 +481,11 @@ def _identity(prepared: Prepared) -> str:
 
 def _embedding(cell: Cell, panel: Panel, given: np.ndarray | None) -> np.ndarray | None:
     """Return the given vectors, or else those of the cell's encoder; None for a cell without a fusion."""
-    if given is not None and cell.variant not in ENCODERS:
+    if given is not None and not embeds(cell.variant):
         raise ValueError(f"variant {cell.variant} does not use an embedding, but one is given")
     if cell.head == "matched":
         return np.ones((len(panel.site_id), MATCHED_DIM), np.float32)
-    if given is None and cell.variant in ENCODERS:
+    if given is None and embeds(cell.variant):
         return encoders.load(cell.variant).embed(panel.lat, panel.lon, panel.site_id)
     return given
 

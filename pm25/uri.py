@@ -14,6 +14,12 @@ from pm25 import files
 from pm25.errors import InputError
 from pm25.redaction import redacted
 
+NO_BUCKET = "the address names no bucket"
+"""Problem of an address such as s3://."""
+
+GOOGLE_S = 5.0
+"""Seconds for which a first request to Google Cloud Storage is repeated."""
+
 
 def is_uri(place: Path | str) -> bool:
     """Tell whether `place` is a URI and not a path."""
@@ -50,12 +56,14 @@ def read(place: Path | str) -> bytes:
     try:
         system, path = open_system(uri)
         check_server(uri, path)
-        with system.open_input_stream(path) as stream:
-            return bytes(stream.read())
+        if not isinstance(system, pyarrow.fs.LocalFileSystem):
+            with system.open_input_stream(path) as stream:
+                return bytes(stream.read())
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from None
     except (OSError, pa.ArrowException) as error:
         raise OSError(errno.EIO, reason(error), uri) from None
+    return files.read_bytes(Path(path))
 
 
 def unreadable(place: Path | str, error: OSError) -> InputError:
@@ -69,8 +77,11 @@ def open_system(uri: str, at_once: bool = True) -> tuple[pyarrow.fs.FileSystem, 
     """Open the file system of a URI, and return it with the path in it.
 
     Each is opened once in a process, because a new client opens new connections. With `at_once`, a file
-    smaller than 10 MiB is written to S3 in one request instead of three. Raises OSError or pa.ArrowException.
+    smaller than 10 MiB is written to S3 in one request instead of three. Raises OSError or pa.ArrowException,
+    also for an address of object storage without a bucket, which pyarrow would take for all buckets.
     """
+    if re.fullmatch(r"(s3|gs|gcs|abfss?)://([^/?]*@)?([/?].*)?", uri):
+        raise OSError(NO_BUCKET)
     if at_once and uri.startswith("s3://"):
         uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
     system, path = pyarrow.fs.FileSystem.from_uri(escaped(uri))
@@ -79,10 +90,13 @@ def open_system(uri: str, at_once: bool = True) -> tuple[pyarrow.fs.FileSystem, 
 
 @functools.lru_cache(32)
 def check_server(uri: str, path: str) -> None:
-    """Raise OSError within seconds if no S3 server answers.
+    """Raise OSError within seconds if no server of S3 or of Google Cloud answers.
 
-    With its default number of attempts, a request would wait for up to five minutes.
+    With its default number of attempts, a request would wait for up to 15 minutes.
     """
+    if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in uri:
+        limited = f"{escaped(uri)}{'&' if '?' in uri else '?'}retry_limit_seconds={GOOGLE_S:g}"
+        pyarrow.fs.FileSystem.from_uri(limited)[0].get_file_info(path)
     # The copy below loses these two options, and would refuse a certificate that they allow.
     if not uri.startswith("s3://") or "tls_verify_certificates" in uri or "tls_ca_dir_path" in uri:
         return
@@ -98,10 +112,16 @@ def reason(error: Exception) -> str:
 
 
 def advice(uri: str, error: Exception) -> str:
-    """Instruction that may solve an S3 error; empty for other file systems and unknown errors."""
+    """Instruction that may solve an error of object storage; empty for other and unknown errors."""
+    text = str(error)
+    if NO_BUCKET in text:
+        return f"write it as {uri.partition(':')[0]}://BUCKET/PATH"
+    if "OAuth2 access token" in text:
+        return (
+            "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or write gs://anonymous@BUCKET/PATH if public"
+        )
     if not uri.startswith("s3://"):
         return ""
-    text = str(error)
     if "NO_SUCH_BUCKET" in text or "not found" in text:
         return "make the bucket first, or name another"
     if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE|CREDENTIAL", text):

@@ -14,7 +14,7 @@ import torch
 from pm25.errors import InputError
 from pm25.panel import Panel
 from pm25.scaling import Scaler, windows_per_day
-from pm25.settings import Variant
+from pm25.settings import CellVariant
 
 
 class Inputs:
@@ -33,7 +33,7 @@ class Inputs:
         panel: Panel,
         fitted: np.ndarray,
         window: int,
-        variant: Variant,
+        variant: CellVariant,
         device: torch.device,
         *,
         embedding: np.ndarray | None = None,
@@ -215,7 +215,7 @@ class Windows:
         return *self._inputs.batch(self.flat[rows]), self.target[rows]
 
 
-def place_channels(lat: np.ndarray, lon: np.ndarray, variant: Variant) -> np.ndarray | None:
+def place_channels(lat: np.ndarray, lon: np.ndarray, variant: CellVariant) -> np.ndarray | None:
     """Return the unscaled place channels of a variant, or None if it has none.
 
     Variant latlon has (n, 2) degrees, and sincos (n, 4) sines and cosines. `lat` and `lon` are (n,), in

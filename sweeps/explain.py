@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pm25 import encoders
 from pm25.cell import Cell
 from pm25.errors import InputError
-from pm25.settings import ENCODERS, dotted
+from pm25.settings import dotted, embeds
 from pm25.splits import GroupSplit
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
@@ -238,7 +238,7 @@ def _asked_parts(state: StudyState, cells: Iterable[Cell]) -> Iterator[dict[str,
     fingerprints: dict[str, str] = {}
     for cell in cells:
         parts = dotted(cell.resolved()) | {"data": state.panel.fingerprint}
-        if cell.variant in ENCODERS:
+        if embeds(cell.variant):
             if cell.variant not in fingerprints:
                 options = state.study.encoder_options(cell.variant)
                 fingerprints[cell.variant] = encoders.fingerprint(cell.variant, **options)
@@ -249,7 +249,7 @@ def _asked_parts(state: StudyState, cells: Iterable[Cell]) -> Iterator[dict[str,
 def _stored_parts(record: Record) -> dict[str, Any]:
     """Return the recorded parts of a key; the record of a lost worker has only the settings."""
     parts = dotted(record["cell"]) | {"data": record.get("data", NOT_RECORDED)}
-    if parts["variant"] in ENCODERS:
+    if embeds(parts["variant"]):
         parts["encoder"] = record.get("encoder", NOT_RECORDED)
     return parts | {"numerics": record.get("numerics", NOT_RECORDED)}
 

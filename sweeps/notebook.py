@@ -177,7 +177,7 @@ class OpenStudy:
     def _predictions_of(self, row: pd.Series) -> pd.DataFrame:
         """Read the predictions of one done cell; a cell that stored none has no rows."""
         try:
-            table = self.state.store.read_table(row["key"], "predictions", PREDICTION_COLUMNS)
+            table = self.state.store.read_result(row["key"], "predictions").select(PREDICTION_COLUMNS)
         except FileNotFoundError:
             return pd.DataFrame()
         frame = table.to_pandas().astype({"part": "str", "site_id": "str"})

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pm25 import limits as data_limits
+from pm25.settings import VARIANTS, known_variant
 from sweeps.spec import limits as study_limits
 from sweeps.spec.study import Study
 
@@ -58,6 +59,8 @@ def type_words(annotation: Any, metadata: Any = ()) -> str:
     """Describe an annotation in words: `integer ≥ 1`, `list of text`, `block or null`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     within = bounds(metadata)
+    if any(getattr(one, "func", None) is known_variant for one in metadata):
+        return f"`{'|'.join(VARIANTS)}`, or the name of an installed encoder"
     if hasattr(annotation, "__metadata__"):
         return type_words(inner[0], (*annotation.__metadata__, *metadata))
     if origin is Literal:

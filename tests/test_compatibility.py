@@ -70,7 +70,11 @@ def every_cell(study: Study) -> list[Cell]:
 
 @pytest.mark.parametrize("name", KEYS)
 def test_keys_are_those_of_0_1_0(name: str) -> None:
-    overrides = [HUBER, "search.reserve=null" if name == "demo" else "data.table=panel.parquet"]
+    overrides = [
+        HUBER,
+        "references=[]",
+        "search.reserve=null" if name == "demo" else "data.table=panel.parquet",
+    ]
     study = study_file.load(name, [*overrides, *DESIGNS.get(name, [])])
     keys = [cell.key("data", "encoder") for cell in every_cell(study)]
     assert (len(keys), hashlib.sha256("\n".join(keys).encode()).hexdigest()) == KEYS[name]
@@ -78,7 +82,7 @@ def test_keys_are_those_of_0_1_0(name: str) -> None:
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data")
 def test_keys_on_the_table_of_2021_are_those_of_0_1_0() -> None:
-    study = study_file.load("quick", [f"data.table={REAL}", HUBER, *DESIGNS["quick"]])
+    study = study_file.load("quick", [f"data.table={REAL}", HUBER, "references=[]", *DESIGNS["quick"]])
     key = study.keys(study.panel())
     keys = "\n".join(map(key, study.cells()))
     assert (

@@ -18,7 +18,7 @@ from tests import study_reference
 from tests.test_layout import FLOORS
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".", "pm25", "sweeps", "sweeps/bench", "tests", "cluster", "mlflow")
+FOLDERS = (".", "pm25", "pm25/encoders", "sweeps", "sweeps/bench", "tests", "cluster", "mlflow")
 DOCUMENTS = {path.relative_to(ROOT).as_posix(): path for f in FOLDERS for path in (ROOT / f).glob("*.md")}
 README = (ROOT / "README.md").read_text()
 LONGEST_README = 150
@@ -169,6 +169,7 @@ def test_documents_with_code() -> None:
     assert {name for name, path in DOCUMENTS.items() if blocks(path.read_text(), "python")} == {
         "README.md",
         "pm25/README.md",
+        "pm25/encoders/README.md",
         "sweeps/README.md",
     }
 

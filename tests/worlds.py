@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from pm25.panel import Panel
 from pm25.settings import ModelSettings, TrainSettings
 from pm25.sources import synthetic
 from pm25.splits import RandomSplit
-from sweeps.store.records import Record
+from sweeps.store import integrity
+from sweeps.store.records import Record, Store
 
 NOTHING: Mapping[str, Any] = {}
 START = "2021-01-01"
@@ -126,6 +128,20 @@ def cell_record(key: str, cell: Cell | Mapping[str, Any], **more: Any) -> Record
         "metrics": {"test_rmse": 7.0, "test_r2": 0.5, "val_rmse": 7.5},
     }
     return record(key, **fields | more)
+
+
+FILES = MappingProxyType(dict.fromkeys(integrity.TABLES, integrity.UNSET))
+"""Digests of the tables of a done cell, for tests that read only its record."""
+
+
+def empty_tables(store: Store, key: str) -> dict[str, str]:
+    """Store tables without rows for a done cell, and return their digests."""
+    columns: dict[str, list[Any]] = {name: [] for name in integrity.PREDICTION_COLUMNS}
+    kinds = {"part": pa.string(), "site_id": pa.string(), "date": pa.date32()}
+    predictions = {name: pa.array(values, kinds.get(name, pa.float32())) for name, values in columns.items()}
+    history = {"epoch": pa.array([], pa.int64()), "validation_rmse": pa.array([], pa.float64())}
+    made = {"predictions": predictions, "history": history}
+    return {f"{name}.parquet": store.write_table(key, name, table) for name, table in made.items()}
 
 
 def trial_record(

@@ -2,8 +2,10 @@
 
 * `load("geoclip").embed(lat, lon)`: float32 array (n, 512)
 * `load("satclip", model="microsoft/SatCLIP-ViT16-L40")`: 256 values
+* `load("sinr", checkpoint="model.pt")`, `"climplicit"`, `"torchspatial"`, `"range"`: other published models
 * `load("table", path="vectors.parquet")`: precomputed vectors, perhaps one per month
 * `load("random", dim=512, seed=0)`: a control with a vector per place, and no geography
+* `load("untrained", of="geoclip", seed=0)`: the architecture of an encoder with fresh weights
 * `load("shuffled", of="geoclip", seed=0)`: a control with real vectors at the wrong places
 
 Latitude comes first, in degrees, whatever order a model was trained with. Vectors are returned as the model
@@ -16,13 +18,7 @@ Only `shuffled` depends on the set of places: embed all places of a study at onc
 
 Importing this package loads neither torch nor geoclip; planning a study needs fingerprints only.
 
-To add an encoder:
-
-1. Copy `pm25/encoders/geoclip.py`: a class with `dim`, `trained_on_target`, `source` and `embed`.
-2. Register the class in `ENCODERS.update(...)` below.
-3. Add its name to `Variant` and `ENCODERS` in `pm25/settings.py`.
-4. If it has options, add a block to `Encoders` in `sweeps/spec/study.py`, such as `RandomOptions`.
-5. Copy `tests/pm25/encoders/test_geoclip.py`: published vectors, latitude first, chunks, fingerprint.
+Other packages register encoders as entry points; `pm25/encoders/README.md` shows how.
 """
 
 from __future__ import annotations
@@ -31,11 +27,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pm25.encoders.base import ENCODERS, Encoder, Source, checked_places, source
+from pm25.encoders.base import ENCODERS, Encoder, Source, checked_places, label, source
+from pm25.encoders.climplicit import Climplicit
 from pm25.encoders.controls import Random, Shuffled
 from pm25.encoders.geoclip import GeoCLIP
+from pm25.encoders.retrieval import Range
 from pm25.encoders.satclip import SatCLIP
+from pm25.encoders.sinr import SINR
 from pm25.encoders.table import Table
+from pm25.encoders.torchspatial import TorchSpatial
+from pm25.encoders.untrained import Untrained
+from pm25.settings import trained_encoder
 
 __all__ = [
     "Embedded",
@@ -45,11 +47,27 @@ __all__ = [
     "checked_places",
     "embed",
     "fingerprint",
+    "label",
     "load",
+    "lookup_keys",
     "source",
 ]
 
-ENCODERS.update(geoclip=GeoCLIP, satclip=SatCLIP, table=Table, random=Random, shuffled=Shuffled)
+BY_PLACE_ALONE = frozenset({"geoclip", "satclip", "sinr", "torchspatial", "range", "random"})
+"""Encoders whose vector of a place depends on nothing else."""
+
+ENCODERS.update(
+    geoclip=GeoCLIP,
+    satclip=SatCLIP,
+    sinr=SINR,
+    climplicit=Climplicit,
+    torchspatial=TorchSpatial,
+    range=Range,
+    table=Table,
+    random=Random,
+    shuffled=Shuffled,
+    untrained=Untrained,
+)
 
 
 def load(name: str, /, **options: Any) -> Encoder:
@@ -64,6 +82,12 @@ def fingerprint(name: str, /, **options: Any) -> str:
     It covers every option that changes a number, defaults filled in, and the bytes of a file, not its path.
     """
     return source(name, **options).fingerprint
+
+
+def lookup_keys(name: str, /, **options: Any) -> tuple[str, ...]:
+    """Values on which a vector depends besides the place: 'month', 'site_id', both or none."""
+    by_place = trained_encoder(name) in BY_PLACE_ALONE
+    return () if by_place else getattr(load(name, **options), "lookup_keys", ())
 
 
 class Embedded(NamedTuple):

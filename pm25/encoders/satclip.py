@@ -8,9 +8,7 @@ latitude first, in degrees.
 from __future__ import annotations
 
 import copy
-import io
 import math
-import textwrap
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pm25 import uri
 from pm25.encoders.base import Source, embed_distinct, is_whole
+from pm25.encoders.checkpoints import block, first_line, plain, read
 from pm25.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,10 +128,7 @@ def checkpoint_bytes(checkpoint: str | Path | None, model: str | None) -> bytes:
         fix = "give one of checkpoint=FILE and model=HUB_NAME"
         raise InputError("encoder satclip", "checkpoint, model", problem, fix)
     path = checkpoint if checkpoint is not None else _from_hub(str(model))
-    try:
-        return uri.read(path)
-    except OSError as error:
-        raise uri.unreadable(path, error) from error
+    return read(path)
 
 
 def _from_hub(model: str) -> Path:
@@ -157,14 +152,8 @@ def _from_hub(model: str) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(model, file))
     except Exception as error:  # errors of the hub, httpx, requests and the disk
-        problem = f"cannot download {file} of {model} from the Hugging Face hub ({_line(error)})"
+        problem = f"cannot download {file} of {model} from the Hugging Face hub ({first_line(error)})"
         raise InputError("encoder satclip", "model", problem, fix) from error
-
-
-def _line(error: Exception) -> str:
-    """Type and first line of an error, shortened."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {textwrap.shorten(text, 160, placeholder=' ...')}".rstrip(": ")
 
 
 class LocationNetwork:
@@ -232,21 +221,9 @@ class LocationNetwork:
 
 def _open(checkpoint: bytes, origin: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read `state_dict` and `hyper_parameters` of a checkpoint without running any code in it."""
-    import torch
-
-    try:
-        content = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")
-    except Exception as error:  # errors of pickle, zipfile and torch: the file is not a checkpoint
-        problem = f"not a checkpoint of plain tensors ({_line(error)})"
-        fix = f"{UNCHANGED}; one that is cut short or contains pickled code is refused"
-        raise InputError(origin, "", problem, fix) from error
-    found = []
-    for key in ("state_dict", "hyper_parameters"):
-        value = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(value, dict):
-            raise InputError(origin, key, "missing", UNCHANGED)
-        found.append(value)
-    return found[0], found[1]
+    content = plain(checkpoint, origin, UNCHANGED)
+    state, settings = (block(content, key, origin, UNCHANGED) for key in ("state_dict", "hyper_parameters"))
+    return state, settings
 
 
 def _size(settings: dict[str, Any], key: str, most: int, origin: str) -> int:

@@ -54,6 +54,11 @@ class Untrained:
     ) -> Source:
         """Check the options; `checkpoint` and `model` are those of `satclip`. Raises InputError."""
         numbers = {"of": of, "seed": whole_number("untrained", "seed", seed, 0)}
+        if of == "geoclip" and (checkpoint, model) != (None, None):
+            fix = "leave checkpoint and model out"
+            raise InputError(
+                "encoder untrained", "checkpoint", "is given, and GeoCLIP's sizes are known", fix
+            )
         if of == "geoclip":
             return Source("untrained", numbers)
         if of != "satclip":

@@ -7,7 +7,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pm25 import files, unpacking
@@ -22,18 +22,20 @@ DAMAGED_ZIP = (
     zlib.error,
     EOFError,
     NotImplementedError,
-    RuntimeError,  # an encrypted member
     struct.error,
     ValueError,
     OSError,
 )
-"""Errors that zipfile raises for a zip that is damaged, encrypted or compressed in an unknown way."""
+"""Errors that zipfile raises for a zip that is damaged or compressed in an unknown way."""
 
 DAMAGED_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
 """Errors that gzip raises for a damaged file."""
 
 ZIP, GZIP = b"PK\x03\x04", b"\x1f\x8b"
 """First bytes of a zip and of a gzip file."""
+
+_ENCRYPTED = 0x1
+"""Flag of a zip's member that is encrypted."""
 
 LISTED = 5
 """Most members of a zip that an error names."""
@@ -76,6 +78,8 @@ def _members(path: Path, data: bytes, wanted: str, kind: str, fix: str) -> list[
             if sum(member.file_size for member in members) > MOST_UNPACKED_BYTES:  # of which no more is read
                 raise unpacking.TooLarge(f"unpacks to more than {MOST_UNPACKED_BYTES:,} bytes")
             found = []
+            if (locked := encrypted(members)) is not None:
+                raise InputError(str(path), "", locked, "unpack it with its password, and give its files")
             for member in members:
                 opened = functools.partial(archive.open, member)
                 content = unpacking.read(opened, member.compress_size, MOST_UNPACKED_BYTES)
@@ -85,8 +89,7 @@ def _members(path: Path, data: bytes, wanted: str, kind: str, fix: str) -> list[
     except unpacking.TooLarge as error:
         raise InputError(str(path), "", str(error), AGAIN) from None
     except DAMAGED_ZIP as error:
-        again = "unpack it with its password" if "encrypted" in str(error) else AGAIN
-        raise InputError(str(path), "", f"damaged zip ({_reason(error)})", again) from error
+        raise InputError(str(path), "", f"damaged zip ({_reason(error)})", AGAIN) from error
     if not chosen:
         if any(name.lower().endswith(".zip") for name in names):
             fix = "unpack it, and give the zips in it"
@@ -94,6 +97,12 @@ def _members(path: Path, data: bytes, wanted: str, kind: str, fix: str) -> list[
         raise InputError(str(path), "", f"no {kind} in this zip, only {listed or 'nothing'}", fix)
     # A single member is named by its zip alone.
     return [(str(path), content) for _, content in found] if len(found) == 1 else found
+
+
+def encrypted(members: Iterable[zipfile.ZipInfo]) -> str | None:
+    """Describe the first encrypted member of a zip, or return None if there is none."""
+    found = next((member.filename for member in members if member.flag_bits & _ENCRYPTED), None)
+    return None if found is None else f"its member {found!r} is encrypted"
 
 
 def _plain(data: bytes, name: str) -> bytes:

@@ -261,6 +261,8 @@ def _zip_problem(path: Path) -> str | None:
             size = sum(member.file_size for member in archive.infolist())
             if size > MOST_UNPACKED_BYTES:
                 return f"unpacks to {size:,} bytes, more than {MOST_UNPACKED_BYTES:,}"
+            if problem := agency_files.encrypted(archive.infolist()):
+                return problem
             bad = archive.testzip()
     except agency_files.DAMAGED_ZIP as error:
         return f"damaged zip ({error})"

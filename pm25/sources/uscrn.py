@@ -12,6 +12,7 @@ from pyarrow import csv
 
 from pm25.errors import InputError
 from pm25.geo import great_circle_km
+from pm25.limits import MOST_ROW_BYTES
 from pm25.sources import agency_files
 from pm25.sources.agency_files import AGAIN
 
@@ -75,7 +76,7 @@ def parse(data: bytes, name: str) -> pd.DataFrame:
     try:
         table = csv.read_csv(
             pa.BufferReader(lines.rows),
-            read_options=csv.ReadOptions(use_threads=False, column_names=COLUMNS),
+            read_options=csv.ReadOptions(use_threads=False, block_size=MOST_ROW_BYTES, column_names=COLUMNS),
             parse_options=csv.ParseOptions(delimiter=" ", quote_char=False),
             convert_options=csv.ConvertOptions(
                 include_columns=wanted,
@@ -85,6 +86,8 @@ def parse(data: bytes, name: str) -> pd.DataFrame:
         )
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
+        if "straddl" in reason:  # pyarrow has read no end of a row in a block
+            raise lines.error(None, "", f"a row has more than {MOST_ROW_BYTES:,} bytes") from None
         number = re.search(r"Row #(\d+): ", reason)
         problem = f"not a USCRN daily01 file of {len(COLUMNS)} columns ({reason[:200]})"
         raise lines.error(int(number[1]) - 1 if number else None, "", problem) from error

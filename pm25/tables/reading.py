@@ -62,23 +62,35 @@ def read_table(
 
 def _open_folder(path: Path | str) -> tuple[pyarrow.fs.FileSystem, str] | None:
     """Return the file system and the path of a folder, or None if `path` is not a folder."""
+    if not str(path).strip():
+        raise InputError("table", "", "its path is empty", _GIVE)
     if not uri.is_uri(path):
-        return (pyarrow.fs.LocalFileSystem(), str(path).rstrip("/")) if Path(path).is_dir() else None
+        system, folder = pyarrow.fs.LocalFileSystem(), str(path)
+        return (system, _below_root(folder, path)) if Path(path).is_dir() else None
     try:
         system, folder = uri.open_system(str(path))
         uri.check_server(str(path), folder)
         is_folder = system.get_file_info(folder).type == pyarrow.fs.FileType.Directory
     except (OSError, pa.ArrowException) as error:
         raise uri.unreadable(path, OSError(errno.EIO, uri.reason(error))) from None
-    return (system, folder.rstrip("/")) if is_folder else None
+    return (system, _below_root(folder, path)) if is_folder else None
+
+
+def _below_root(folder: str, path: Path | str) -> str:
+    """Return a folder without slashes at its end. Raises InputError for the root, a folder of folders."""
+    if not folder.rstrip("/"):
+        raise InputError(str(path), "", "the root of the file system, not a table", _GIVE)
+    return folder.rstrip("/")
 
 
 def _open_file(path: Path | str) -> pa.NativeFile:
     """Open a file to read. Raises InputError if there is none."""
     missing = InputError(str(path), "", "no such table", _GIVE)
     if not uri.is_uri(path):
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise missing
+        if not Path(path).is_file():
+            raise InputError(str(path), "", "not a regular file", _GIVE)
         return pa.OSFile(str(path))
     try:
         return pa.BufferReader(uri.read(path))

@@ -6,6 +6,7 @@ read once and becomes sums by site and counts on a fixed grid, which add up over
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,8 +47,6 @@ ERROR_EDGES = np.geomspace(1e-3, 1e4, 701)
 
 MONITORS = 10
 """Number of monitors whose share of the squared error is reported."""
-
-_READ = ["part", "site_id", "lat", "lon", "date", "truth", "prediction"]
 
 BY_DAY = ("random", "temporal", "rolling")
 """Kinds of splits whose test sums up days."""
@@ -427,18 +426,12 @@ def predictions(store: Store, rows: pd.DataFrame) -> Predicted | None:
 
 def _tables(store: Store, keys: list[str]) -> Iterator[pa.Table | None]:
     """Read the tables of the cells in turn; None for a cell that has none."""
-    system, folder = store.location(store.folder)
+    system, _ = store.location()
 
     def read_one(key: str) -> pa.Table | None:
-        path = f"{folder}/{key}/predictions.parquet"
-        try:
-            return store.read_table(key, "predictions", _READ)
-        except FileNotFoundError:
-            return None
-        except (pa.ArrowException, KeyError) as error:
-            problem = f"the file is not a cell's predictions: {error}"
-            fix = f"delete the folder of cell {key}, then run the study again"
-            raise InputError(path, "", problem, fix) from None
+        with contextlib.suppress(FileNotFoundError):
+            return store.read_result(key, "predictions")
+        return None
 
     if isinstance(system, pyarrow.fs.LocalFileSystem):
         yield from map(read_one, keys)
@@ -473,7 +466,7 @@ def _error_bin(square: np.ndarray) -> np.ndarray:
     bins = len(ERROR_EDGES) - 1
     low, high = 2 * np.log(ERROR_EDGES[[0, -1]])
     place = (np.log(np.maximum(square, ERROR_EDGES[0] ** 2)) - low) * (bins / (high - low))
-    return np.clip(place.astype(np.int64), 0, bins - 1)
+    return np.clip(place, 0, bins - 1).astype(np.int64)  # an infinite error is in the last bin
 
 
 def _density_bin(values: np.ndarray) -> np.ndarray:
@@ -482,6 +475,8 @@ def _density_bin(values: np.ndarray) -> np.ndarray:
     place = np.floor((np.arcsinh(values / BEND_UGM3) - low) * (bins / (high - low)))
     return np.clip(place, 0, bins - 1).astype(np.int64)
 
+
+_IMPORTANCE = pa.schema([("what", pa.string()), ("rmse_increase", pa.float64()), ("sd", pa.float64())])
 
 CURVES = 2000
 """Most cells whose histories are read: each is a file, and a mean over so many has settled."""
@@ -510,8 +505,8 @@ def curves(store: Store, rows: pd.DataFrame, most: int = CURVES) -> Curves:
     order = list(dict.fromkeys(zip(cells["arm"], cells["split"], strict=True)))
     values: dict[tuple[str, str], list[np.ndarray]] = {place: [] for place in order}
     for key, arm, split in zip(read["key"], read["arm"], read["split"], strict=True):
-        if (content := store.read_recorded(key, "history.parquet")) is not None:
-            table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read(["validation_rmse"])
+        with contextlib.suppress(FileNotFoundError):
+            table = store.read_result(key, "history")
             values[arm, split].append(table["validation_rmse"].to_numpy().astype("float64"))
     lines = []
     for (arm, split), found in values.items():
@@ -542,8 +537,8 @@ def importance(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
         if (content := store.read_file(key, "importance.parquet")) is not None:
             try:
                 file = pyarrow.parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
-                table = file.read(["what", "rmse_increase", "sd"])
-            except (OSError, pa.ArrowException, KeyError):
+                table = file.read(["what", "rmse_increase", "sd"]).cast(_IMPORTANCE)
+            except (OSError, ValueError, pa.ArrowException):
                 _, path = store.location(store.folder, key, "importance.parquet")
                 fix = "delete the file; `sweep importance` measures it again"
                 raise InputError(path, "", "damaged: not a table of importances", fix) from None

@@ -45,7 +45,7 @@ from sweeps.store.records import TUNED_ON_TEST, Record
 
 _MEANS: dict[str, str] = {
     **dict.fromkeys(("arm", "variant", "fusion", "split", "part", "regime", "metric"), "str"),
-    **dict.fromkeys(("mean", "sd", "low", "high", "iqm"), "float64"),
+    **dict.fromkeys(("mean", "sd", "low", "high", "iqm", "skill"), "float64"),
     **dict.fromkeys(("n", "n_units", "n_seeds", "n_expected", "n_failed", "n_missing", "n_marked"), "int64"),
     "pooled": "bool",
 }
@@ -167,7 +167,7 @@ class Grid(NamedTuple):
         def pooled(part: str, name: str, folds: np.ndarray, power: int = 1) -> np.ndarray:
             values = self.scores(part, name)[:, folds]
             # Parts of a colour differ by one monitor at most; a mean over monitors counts them alike.
-            weight = np.ones_like(values) if name == "site_rmse" else self._counts(f"n_{part}")[:, folds]
+            weight = np.ones_like(values) if name == "site_rmse" else self.counts(f"n_{part}")[:, folds]
             with np.errstate(invalid="ignore"):  # weights of cells that are not done
                 mean = (weight * values**power).sum(axis=1) / weight.sum(axis=1)
             return np.asarray(mean ** (1 / power))
@@ -182,7 +182,7 @@ class Grid(NamedTuple):
         with np.errstate(invalid="ignore", divide="ignore"):  # predictions without any error
             return unexplained * (inside**2 / out**2 - 1)
 
-    def _counts(self, name: str) -> np.ndarray:
+    def counts(self, name: str) -> np.ndarray:
         """Arrange numbers of samples, with NaN where a cell has none."""
         values = self.rows[name].to_numpy(np.float64, na_value=math.nan)
         return np.where(self.row >= 0, values[self.row], math.nan)
@@ -257,6 +257,8 @@ def means(
     Numbers are in the metric's unit. Columns, beside those that name the line:
 
     - mean: the score of all predictions together where `pooled` is True, otherwise a mean over cells.
+    - skill: of the RMSE, 1 - MSE / MSE of the best reference, over all samples of the cells. NaN without a
+      complete reference, for arms that lack cells, and for other metrics.
     - sd (ddof 1), iqm (interquartile mean): over the `n` cells that have a number.
     - n_units, n_seeds: folds and seeds that have a number. n_expected, n_failed, n_missing, n_marked: cells
       of the study, those that failed, those not run, and those whose audit failed.
@@ -272,6 +274,7 @@ def means(
             scores = grid.scores(part, metric)
             seen, planned = np.isfinite(scores), grid.row >= 0
             complete = _complete(seen, planned, grid.repeats)
+            skill = _skill(grid, part, metric, scores, complete)
             for i, arm in enumerate(grid.arms):
                 own = scores[i][seen[i]]
                 first = grid.rows.iloc[grid.row[i][planned[i]][0]]
@@ -299,6 +302,7 @@ def means(
                         "low": low,
                         "high": high,
                         "iqm": statistics.interquartile_mean(own),
+                        "skill": skill[i],
                         "n": len(own),
                         "n_units": int(seen[i].any(axis=1).sum()),
                         "n_seeds": int(seen[i].any(axis=0).sum()),
@@ -310,6 +314,18 @@ def means(
                     }
                 )
     return pd.DataFrame(lines, columns=list(_MEANS)).astype(_MEANS)
+
+
+def _skill(grid: Grid, part: str, metric: str, scores: np.ndarray, complete: np.ndarray) -> np.ndarray:
+    """Return 1 - MSE / MSE of the best complete reference of each arm; (arms,), NaN where it is undefined."""
+    references = np.array([arm.is_reference for arm in grid.arms], bool) & complete
+    if metric != "rmse" or part == GAP or not references.any():
+        return np.full(len(grid.arms), math.nan)
+    samples = np.where(np.isfinite(scores), grid.counts(f"n_{part}"), 0.0)
+    squares = (samples * np.nan_to_num(scores) ** 2).sum(axis=(1, 2))
+    mse = np.where(complete, squares / np.maximum(samples.sum(axis=(1, 2)), 1), math.nan)
+    best = mse[references].min()
+    return np.asarray(1 - mse / best) if best > 0 else np.full(len(grid.arms), math.nan)
 
 
 def contrasts(
@@ -327,6 +343,8 @@ def contrasts(
     episode: bool = False,
 ) -> pd.DataFrame:
     """Test every arm against 'none' on every evaluation set, then the claims' pairs, then those of `also`.
+
+    References take no part in it.
 
     The frame has one line per contrast of `metric`. The declared family (`claims.declared`) is adjusted
     together, whatever the metric of its members; a contrast of `also` is not declared. A contrast with a cell
@@ -369,6 +387,7 @@ def contrasts(
     days are not made. The tests beside those that decide are made with `sensitivity`.
     """
     asked_for = (metric, *(claim.metric for claim in claims), *(contrast.metric for contrast in statuses))
+    rows = labels.without_references(rows)
     if "site_rmse" in asked_for:
         rows = with_site_rmse(rows, sums)
     splits = grids(rows)
@@ -599,6 +618,7 @@ def evidence(
     contrast: Contrast, rows: pd.DataFrame, analysis: Analysis, looks: int, sums: Sums | None
 ) -> tuple[PairedScores, Evidence]:
     """Test one contrast on all seeds of `rows`, at one of `looks`: its paired scores and the tests."""
+    rows = labels.without_references(rows)
     rows = with_site_rmse(rows, sums) if contrast.metric == "site_rmse" else rows
     return _evidence(contrast, _pair(contrast, grids(rows)[contrast.split]), analysis, looks, sums)
 

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pandas as pd
 
+from pm25 import encoders
 from pm25.metrics import METRICS, SCORES
-from pm25.settings import CONTROLS
+from pm25.settings import CONTROLS, REFERENCES, UNTRAINED
 from pm25.splits import HOLDOUT_PARTS
 from sweeps.analysis.judgement import GAP
 from sweeps.spec.design import Arm
@@ -16,12 +17,19 @@ from sweeps.spec.design import Arm
 BASELINE = "none"
 WR, OOR = "WR", "OoR"
 
-_VARIANTS = {
+_VARIANTS: dict[str, str] = {
     "latlon": "lat/lon",
     "sincos": "sin/cos",
     "geoclip": "GeoCLIP",
     "satclip": "SatCLIP",
+    "sinr": "SINR",
+    "climplicit": "Climplicit",
+    "torchspatial": "TorchSpatial",
+    "range": "RANGE",
     "shuffled": "shuffled GeoCLIP",
+    **{name: f"reference: {name}" for name in REFERENCES},
+    "idw": "reference: inverse distance",
+    "boosting-place": "reference: boosting with place",
 }
 _FUSIONS = {"hadamard": "Hadamard"}
 
@@ -43,12 +51,21 @@ def complete(means: pd.DataFrame) -> pd.DataFrame:
     return lines.loc[order.index]
 
 
+def without_references(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows of arms, from rows of cells or of means; references are neither ranked nor tested."""
+    return rows[~rows["variant"].isin(REFERENCES)]
+
+
 def arm(variant: str, fusion: str | float | None) -> str:
     """Label an arm: 'none', 'lat/lon', 'GeoCLIP · Hadamard'. A fusion of None or NaN is not a fusion.
 
     The arm 'none' with a fusion is the matched head: an encoder arm's layers, fed a constant.
     """
-    name = _VARIANTS.get(variant, variant)
+    if drawn := UNTRAINED.fullmatch(variant):
+        return arm(drawn[1], fusion).replace(
+            _VARIANTS[drawn[1]], f"untrained {_VARIANTS[drawn[1]]} {drawn[2]}"
+        )
+    name = _VARIANTS.get(variant) or encoders.label(variant) or variant
     if not isinstance(fusion, str) or not fusion:
         return name
     fused = _FUSIONS.get(fusion, fusion)
@@ -63,7 +80,7 @@ def of_arm(one: Arm) -> str:
 def arm_of(variant: str, fusion: str | float | None) -> Arm:
     """Find the arm of a row from its columns `variant` and `fusion` (the inverse of `of_arm`)."""
     if not isinstance(fusion, str) or not fusion:
-        return Arm(variant, None)  # type: ignore[arg-type]
+        return Arm(variant, None)
     return Arm(variant, fusion, "matched" if variant == BASELINE else None)  # type: ignore[arg-type]
 
 
@@ -153,10 +170,7 @@ def number(value: float, metric: str, sign: bool = False) -> str:
 
 
 def is_control(arm: str, means: pd.DataFrame) -> bool:
-    """Return True if the arm of this label is a control, whose encoder carries no information on the place.
-
-    The controls are `CONTROLS` and the matched heads.
-    """
+    """Return True if the arm of this label is a control: one of `CONTROLS`, a matched head, or untrained."""
     (line,) = means[means["arm"] == arm].head(1).to_dict("records")
     matched = line["variant"] == BASELINE and arm != BASELINE
-    return line["variant"] in CONTROLS or matched
+    return line["variant"] in CONTROLS or matched or UNTRAINED.fullmatch(line["variant"]) is not None

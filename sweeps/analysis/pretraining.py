@@ -1,11 +1,12 @@
 """Is it the pretraining? Trained encoders beside fresh networks of their architecture, names and capacity.
 
-Better than 'none' does not mean that the pretraining helps. An arm with an encoder also has more layers, and every
-place has a vector of its own. Four arms tell them apart: the *matched head* has the layers alone, `random` gives
-each place a name without geography, and an `untrained` encoder codes the position as its architecture does.
+Better than 'none' does not mean that the pretraining helps. An arm with an encoder also has more layers, and
+every place has a vector of its own. Other arms tell them apart. The *matched head* has the layers alone.
+`random` gives each place a name without geography. An *untrained* encoder codes the position as its
+architecture does.
 
-The test is a Monte Carlo test over the draws of the untrained encoder. With M draws, of which k are at least as good
-as the trained encoder, p = (1 + k) / (M + 1) (Davison and Hinkley 1997, eq. 4.11).
+The test is a Monte Carlo test over the draws of the untrained encoder. With M draws, of which k are at
+least as good as the trained encoder, p = (1 + k) / (M + 1) (Davison and Hinkley 1997, eq. 4.11).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Finding = Literal["pretraining", "position", "name", "capacity", "no gain", "too
 
 
 class Comparison(NamedTuple):
-    """Scores of a trained encoder and of what it is compared with, on one split; NaN for an arm without one."""
+    """Scores of a trained encoder and of what it is compared with, on one split; NaN for a missing arm."""
 
     arm: str
     split: str
@@ -64,7 +65,7 @@ def _on_split(lines: pd.DataFrame, split: str, alpha: float) -> Iterator[Compari
     scores = dict(zip(lines["arm"], lines["mean"].astype(float), strict=True))
     draws: dict[tuple[str, str], list[float]] = {}
     for variant, fusion, score in zip(lines["variant"], lines["fusion"], lines["mean"], strict=True):
-        if variant.startswith(UNTRAINED):
+        if UNTRAINED.fullmatch(variant):
             draws.setdefault((trained_encoder(variant), fusion), []).append(float(score))
     for (encoder, fusion), found in sorted(draws.items()):
         arm = labels.arm(encoder, fusion)

@@ -13,6 +13,7 @@ from pm25 import splits
 from pm25.cell import Cell
 from pm25.metrics import METRICS, SCORES
 from pm25.panel import Panel
+from pm25.settings import REFERENCES
 from pm25.splits import AnySplit
 from sweeps.analysis import comparability, labels
 from sweeps.spec.design import Scope
@@ -91,7 +92,11 @@ def _against_none(
     cells: Mapping[str, Cell], records: Mapping[str, Record]
 ) -> dict[str, comparability.ArmDifference]:
     """Compare every done cell with the done 'none' of its split, fold and seed, by key."""
-    done = {key: cell for key, cell in cells.items() if key in records and records[key]["state"] == "done"}
+    done = {
+        key: cell
+        for key, cell in cells.items()
+        if key in records and records[key]["state"] == "done" and not cell.is_reference
+    }
     places = {key: (cell.split.label, cell.fold, cell.seed) for key, cell in done.items()}
     plain = {
         places[key]: records[key]
@@ -116,6 +121,7 @@ def facts(
     `overlap_with_search` is that of `StudyState`: the share of each test set that the search has used.
     """
     done = [record for record in records.values() if record["state"] == "done"]
+    trained = [record for record in done if record["cell"]["variant"] not in REFERENCES]
     versions = {(name, version) for record in done for name, version in record["versions"].items()}
     tuned: dict[str, dict[str, set[str]]] = {}
     for record in done:
@@ -136,7 +142,7 @@ def facts(
         "first_day": str(panel.dates[0]),
         "last_day": str(panel.dates[-1]),
         "encoders": dict(sorted({(r["cell"]["variant"], r["encoder"]) for r in done if r["encoder"]})),
-        "numerics": ", ".join(sorted({str(r.get("numerics", "?")) for r in done})),
+        "numerics": ", ".join(sorted({str(r.get("numerics", "?")) for r in trained})),
         "commits": _commits(done),
         "settings": {
             "channels": ", ".join(panel.channels),
@@ -145,6 +151,7 @@ def facts(
             "train": study.train.model_dump(mode="json"),
             **({"neighbours": study.neighbours.model_dump(mode="json")} if study.neighbours else {}),
             "split": {f.split.label: f.split.model_dump(mode="json") for f in study.design.split},
+            **({"references": ", ".join(study.references)} if study.references else {}),
             **({"search": _search(study.search, overlap_with_search)} if study.search else {}),
         },
         "tuned": {

@@ -1,6 +1,6 @@
 """Cells that a study asks for, where it adds seeds or repeats only to contrasts that are undecided."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -76,6 +76,8 @@ class Looks:
             for fold in factor.folds
         }
         """Number of seeds that each position has."""
+        self._arms = study.arms()
+        self._references = Counter((cell.split.label, cell.fold) for cell in study.reference_cells())
         self._ended: dict[Position, dict[int, tuple[Cell, Record]]] = defaultdict(dict)
         self.schedules: list[Schedule] = []
         self._schedules_at: dict[Position, list[Schedule]] = defaultdict(list)
@@ -89,28 +91,47 @@ class Looks:
             for position in schedule.positions(None):
                 self._schedules_at[position].append(schedule)
         for cell, record in ended:
-            self._ended[_position(cell)][cell.seed] = cell, record
+            if not cell.is_reference:
+                self._ended[_position(cell)][cell.seed] = cell, record
         for schedule in self.schedules:
             self._advance(schedule)
 
     def asks_for(self, cell: Cell) -> bool:
-        """Return True if the cell is among those that the interim analyses (looks) have requested."""
+        """Return True if the cell is among those that the interim analyses (looks) have requested.
+
+        The cell of a reference is among them if a cell of an arm on its fold is.
+        """
+        if cell.is_reference:
+            return any(self._seeds[at] for at in self._positions_on(cell.split.label, cell.fold))
         return self._rank[cell.seed] < self._seeds[_position(cell)]
 
     def may_ask_for(self, cell: Cell) -> bool:
         """Return True if the cell is requested already, or may be at a later look."""
+        if cell.is_reference:
+            return any(map(self._most_seeds, self._positions_on(cell.split.label, cell.fold)))
         return self._rank[cell.seed] < self._most_seeds(_position(cell))
 
     @property
     def further(self) -> int:
         """Number of cells that are added if nothing more is decided."""
-        return sum(self._most_seeds(position) - seeds for position, seeds in self._seeds.items())
+        later = sum(self._most_seeds(position) - seeds for position, seeds in self._seeds.items())
+        for (split, fold), references in self._references.items():
+            positions = self._positions_on(split, fold)
+            if not any(self._seeds[at] for at in positions) and any(map(self._most_seeds, positions)):
+                later += references
+        return later
 
     def add(self, cell: Cell, record: Record) -> bool:
         """Add the record of a cell that has ended; return whether the study now asks for more cells."""
+        if cell.is_reference:
+            return False
         self._ended[_position(cell)][cell.seed] = cell, record
         grown = [self._advance(schedule) for schedule in self._schedules_at[_position(cell)]]
         return any(grown)
+
+    def _positions_on(self, split: str, fold: int) -> list[Position]:
+        """Return the positions of all arms on a fold."""
+        return [(arm, split, fold) for arm in self._arms]
 
     def _number(self, state: State) -> int:
         """Number of seeds of a state."""

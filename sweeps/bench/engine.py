@@ -20,6 +20,7 @@ from pm25.panel import Panel
 from sweeps.bench import harness
 from sweeps.bench.harness import FinishedProcess, Measurement
 from sweeps.state import StudyState
+from sweeps.store import integrity
 from sweeps.store.records import Record, Store
 
 ROUNDS = 3
@@ -121,21 +122,22 @@ def trivial(
 ) -> Record:
     """Replace `worker.train_and_record`: store what a cell of two epochs stores, without any training.
 
-    `files` are the digests of tables that the caller has stored, without `tables`.
+    Without `tables`, no table is stored, and the record names those in `files` by their digests. Tables that
+    are not in `files` are then missing, which commands that read only records do not see.
     """
     began = datetime.now(UTC).isoformat(timespec="milliseconds")
     values = iter(np.random.default_rng(cell.seed).uniform(1, 9, 40).tolist())
-    files = dict(files)
+    digests = {**dict.fromkeys(integrity.TABLES, integrity.UNSET), **files}
     if tables:
         names = {"part": "test", "site_id": "site-001", "date": np.datetime64("2021-06-01")}
         made = {name: np.full(ROWS, value) for name, value in names.items()}
         numbers = ("lat", "lon", "truth", "prediction")
-        files["predictions.parquet"] = store.write_table(
+        digests["predictions.parquet"] = store.write_table(
             key, "predictions", made | dict.fromkeys(numbers, np.ones(ROWS, "float32"))
         )
         curves = ("train_loss", "validation_loss", "learning_rate", "validation_rmse")
         history = {"epoch": [1, 2], **{name: [2.0, 1.0] for name in curves}}
-        files["history.parquet"] = store.write_table(key, "history", history)
+        digests["history.parquet"] = store.write_table(key, "history", history)
     metrics = [f"{part}_{name}" for part in ("test", "wr", "val") for name in SCORES]
     record = {
         "key": key,
@@ -156,7 +158,7 @@ def trivial(
         "seconds": 0.0,
         "ended": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
-    return store.write_record(record, files)
+    return store.write_record(record, digests)
 
 
 def _run_engine(name: Literal["own", "plain"], cells: int, folder: Path) -> FinishedProcess:

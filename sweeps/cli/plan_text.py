@@ -30,10 +30,12 @@ def plan_content(
 
     done = [key for key, record in records.items() if record["state"] == "done"]
     arms = {arm.label: {"cells": 0, "done": 0} for arm in state.study.arms()}
+    references: dict[str, dict[str, int]] = {name: {"cells": 0, "done": 0} for name in state.study.references}
+    counts = {**arms, **references}
     for cell in (*state.cells.values(), *state.waiting):
-        arms[Arm.of(cell).label]["cells"] += 1
+        counts[Arm.of(cell).label]["cells"] += 1
     for key in done:
-        arms[Arm.of(state.cells[key]).label]["done"] += 1
+        counts[Arm.of(state.cells[key]).label]["done"] += 1
     costs = estimate.content(state.store.size(done), budget)
     repeats = {
         factor.split.label: {"of": factor.split.repeated_by, **factor.repeats.model_dump()}
@@ -43,6 +45,7 @@ def plan_content(
     return {
         "study": state.study.study,
         "arms": arms,
+        "references": references,
         "splits": [
             {
                 "split": label,
@@ -84,6 +87,14 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
         yield f"  notice  {content['without_bf16']}"
     for name, count in content["arms"].items():
         yield f"  arm     {name}: {count['cells']} cells, {count['done']} done"
+    if references := content["references"]:
+        total, done = (sum(count[name] for count in references.values()) for name in ("cells", "done"))
+        few = [
+            f"{name} {counted(count['cells'], 'cell')}, where the split trains on earlier days of a test site"
+            for name, count in references.items()
+            if name == "persistence"
+        ]
+        yield f"  refs    {', '.join(references)}: {total} cells, {done} done{'; '.join(['', *few])}"
     for label, lines in groupby(content["splits"], key=lambda line: line["split"]):
         folds = list(lines)
         if len(folds) > 3:

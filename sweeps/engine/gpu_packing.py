@@ -31,7 +31,9 @@ class GpuShares:
         self._shapes: dict[Any, NetworkShape] = {}
 
     def gpu(self, task: Task) -> float:
-        """Share of a GPU for a task; a stack has a GPU of its own."""
+        """Share of a GPU for a task; a stack has a GPU of its own, and a reference has none."""
+        if any(cell.is_reference for cell in task.cells):
+            return 0.0
         if task.also:
             return 1.0
         return self.whole if self._packing is None else self._packing.share(map(self._shape, task.cells))
@@ -46,7 +48,7 @@ class GpuShares:
 
     def learn(self, task: Task, record: Record) -> None:
         """Note the memory that an ended task has recorded."""
-        if self._packing is not None and "stacked" not in record:
+        if self._packing is not None and "gpu_memory_mb" in record and "stacked" not in record:
             self._packing.learn(map(self._shape, task.cells), record)
 
     def measure(
@@ -101,6 +103,8 @@ class GpuShares:
         """One cell of each shape to come; in an arm that is still searched, the largest cell of its space."""
         found: dict[NetworkShape, Cell] = {}
         for cell in scheduler.to_come():
+            if cell.is_reference:
+                continue
             trials = scheduler.searches.get(self._study.scope(cell))
             one = (
                 cell if trials is None else largest(self._study, trials.arm, trials.space, cell, self._shape)

@@ -16,7 +16,7 @@ from pm25.errors import InputError
 from pm25.network_shape import NetworkShape, stack_kind
 from pm25.panel import Panel
 from pm25.scratch import scratch
-from pm25.settings import ENCODERS, ModelSettings
+from pm25.settings import ModelSettings, embeds
 from sweeps.engine import worker
 from sweeps.plan import calibration
 from sweeps.plan.calibration import Calibration, NetworkTime, SplitTime
@@ -183,7 +183,7 @@ def _precision(cell: Cell) -> str:
 
 def _vectors(cell: Cell, shape: NetworkShape, panel: Panel) -> np.ndarray | None:
     """Constant embeddings (site, dim) in the place of an encoder's; None for a variant without one."""
-    if cell.variant not in ENCODERS:
+    if not embeds(cell.variant):
         return None
     return np.ones((len(panel.site_id), shape.embedding_dim), np.float32)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from pm25.cell import Cell
-from pm25.settings import ENCODERS
+from pm25.settings import embeds
 from sweeps.spec.design import Arm, Scope, arm_of
 from sweeps.state import StudyState
 from sweeps.store import failures, integrity, search_trials
@@ -196,7 +196,7 @@ class Scheduler:
             *(Arm.of(cell) for _, _, cell in self._ready),
             *map(Arm.of, later),
         ]
-        return {arm.variant for arm in arms if arm.variant in ENCODERS}
+        return {arm.variant for arm in arms if embeds(arm.variant)}
 
     def to_come(self) -> Iterator[Cell]:
         """Iterate over the cells that may be trained, those of later looks included.

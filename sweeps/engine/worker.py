@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,9 @@ COMMIT = "SWEEP_COMMIT"
 WEIGHTS = "weights.pt"
 """File with `weights` and `scaling` of a `pm25.trial.Result`."""
 
+
+BOOSTED = frozenset({"boosting", "boosting-place"})
+"""References that scikit-learn computes, whose version is recorded."""
 
 OPENMP = {"OMP_WAIT_POLICY": "passive"}
 """Variable of OpenMP with which threads sleep at a barrier: one that spins keeps others from the core.
@@ -97,11 +101,14 @@ def train_and_record(
     """Train a cell and store its predictions, its history and, last, its record. A failure is a record too.
 
     A checkpoint is stored after the first epoch that ends `checkpoint_seconds` after the one before, and a
-    training resumes from a stored checkpoint. `more` are further fields of the record. Exceptions of the
-    types `raises` are raised instead of recorded. So are StorageFault and LockLost: the cell stays missing.
+    training resumes from a stored checkpoint. A reference is computed on the CPU, without epochs.
+
+    `more` are further fields of the record. Exceptions of the types `raises` are raised instead of recorded.
+    So are StorageFault and LockLost: the cell stays missing.
     """
     from pm25 import trial
 
+    device = "cpu" if cell.is_reference else device
     record: Record = {
         "key": key,
         "state": "done",
@@ -110,22 +117,25 @@ def train_and_record(
         **_place(cell, panel, device),
         **more,
     }
-    checkpoints = _Checkpoints(store, key, record, checkpoint_seconds)
-    progress = _progress(record, cell.label, cell.train.max_epochs, store)
+    progress = _progress(record, cell.label, 1 if cell.is_reference else cell.train.max_epochs, store)
     _reset_peak_memory(device)
     try:
-        training = trial.Training(
-            cell, panel, **trial_arguments(embedded), device=device, state=checkpoints.found
-        )
-        if training.history:
-            record["resumed"] = len(training.history)
-        while not training.finished:
-            training.epoch()
-            rmse = [epoch.validation_rmse for epoch in training.history]
-            progress.epoch(len(rmse), rmse[-1], min(rmse))
-            if not training.finished:
-                checkpoints.offer(training.state)
-        result = training.result()
+        if cell.is_reference:
+            result = trial.run_reference(cell, panel)
+        else:
+            checkpoints = _Checkpoints(store, key, record, checkpoint_seconds)
+            training = trial.Training(
+                cell, panel, **trial_arguments(embedded), device=device, state=checkpoints.found
+            )
+            if training.history:
+                record["resumed"] = len(training.history)
+            while not training.finished:
+                training.epoch()
+                rmse = [epoch.validation_rmse for epoch in training.history]
+                progress.epoch(len(rmse), rmse[-1], min(rmse))
+                if not training.finished:
+                    checkpoints.offer(training.state)
+            result = training.result()
         record |= _outcome(result, device)
     except (StorageFault, LockLost):  # raised where a checkpoint is stored
         raise
@@ -157,12 +167,15 @@ def _record_result(record: Record, result: "Result", store: Store, *, keep_weigh
         _delete_progress(key, store)
         return first
     names = [field.name for field in dataclasses.fields(Epoch)]
-    history = {name: [getattr(epoch, name) for epoch in result.history] for name in names}
+    columns = {name: [getattr(epoch, name) for epoch in result.history] for name in names}
+    # Types are named for a reference, whose history is empty.
+    types = {name: pa.int64() if name == "epoch" else pa.float64() for name in names}
+    history = pa.table(columns, pa.schema(types))
     files = {
         "predictions.parquet": store.write_table(key, "predictions", predictions_table(result)),
         "history.parquet": store.write_table(key, "history", history),
     }
-    if keep_weights:
+    if keep_weights and result.weights:  # a reference has none
         buffer = io.BytesIO()
         torch.save({"weights": result.weights, "scaling": result.scaling}, buffer)
         files[WEIGHTS] = store.write_file(key, WEIGHTS, buffer.getvalue())
@@ -428,6 +441,7 @@ def _place(cell: Cell, panel: Panel, device: str) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "numpy": np.__version__,
+            **({"scikit-learn": version("scikit-learn")} if cell.variant in BOOSTED else {}),
         },
         "started": _now(),
     }
@@ -516,7 +530,7 @@ def differences(
     names = dict.fromkeys([*metrics, *stored_metrics])
     found += [name for name in names if metrics.get(name, absent) != stored_metrics.get(name, absent)]
     try:
-        stored = store.read_table(key, "predictions")
+        stored = store.read_result(key, "predictions")
         same = predictions_table(result).cast(stored.schema).equals(stored)
     except (OSError, ValueError):  # the file is missing, is damaged (DamagedFile) or has other columns
         same = False

@@ -28,7 +28,7 @@ from sweeps.plan.capacity import Capacity
 from sweeps.store import records as files
 from sweeps.store.records import Store
 
-FOLDER = "calibration"
+FOLDER = files.CALIBRATION_FOLDER
 """Folder beside the cells, with a file for each device and number of threads."""
 
 CPUS = Path("/proc/cpuinfo")

@@ -96,7 +96,8 @@ class Estimate:
     @property
     def shapes(self) -> set[NetworkShape]:
         """Shapes of the networks to train."""
-        return {self.speeds.shape(cell) for task in self.tasks for cell in task.cells}
+        cells = (cell for task in self.tasks for cell in task.cells)
+        return {self.speeds.shape(cell) for cell in cells if not cell.is_reference}
 
     def uncalibrated(self) -> tuple[dict[NetworkShape, Cell], dict[SplitShape, Cell]]:
         """Shapes and splits that are to be measured, each with a cell that has it.
@@ -113,7 +114,7 @@ class Estimate:
 
         Empty if no cell is left, or if the study has cells of both precisions.
         """
-        cells = [task.cells[0] for task in self.tasks if not task.trial]
+        cells = [task.cells[0] for task in self.tasks if not task.trial and not task.arm.is_reference]
         if not cells or len(self._study.precisions) > 1:
             return ()
         own = max(cells, key=lambda cell: self.speeds.shape(cell).flops)
@@ -321,7 +322,8 @@ class Estimate:
         capacity, workers = self.capacity, self.worker_hours()
         whole = len(self._grid_levels)
         epochs: dict[str, Any] = {}
-        for cell in (cell for task in self.tasks if not task.trial for cell in task.cells):
+        of_grid = (cell for task in self.tasks if not task.trial for cell in task.cells)
+        for cell in (cell for cell in of_grid if not cell.is_reference):
             epochs.setdefault(cell.split.label, _plain(self.speeds.epochs(cell)))
         found: dict[str, Any] = {
             "room": {**capacity._asdict(), "side_by_side": capacity.slots},

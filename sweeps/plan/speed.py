@@ -41,6 +41,17 @@ LAUNCH_S = Bounds(5e-6, 15e-6, 40e-6)
 """Least time of one day in one LSTM layer, direction and pass on a GPU, whatever the width."""
 SCORING_BATCH = 1024
 """Copy of `pm25.fit.SCORING_BATCH`, whose module needs torch."""
+REFERENCE_S: Mapping[str, Bounds] = {
+    "idw": Bounds(0.5, 1, 3),
+    "climatology": Bounds(0.3, 0.5, 2),
+    "persistence": Bounds(0.3, 0.5, 2),
+    "kriging": Bounds(10, 20, 60),
+    "boosting": Bounds(3, 6, 15),
+    "boosting-place": Bounds(3, 6, 15),
+}
+"""Seconds of a reference beside `UNMEASURED_FIXED_S`, for a panel of `REFERENCE_SITE_DAYS`; not measured."""
+REFERENCE_SITE_DAYS = 350_000
+"""Site-days of a panel for which `REFERENCE_S` is stated, about those of 2021."""
 UNMEASURED_FIXED_S = Bounds(0.3, 0.5, 5)
 """Time of a cell beside its network (`SplitShape`); 0.2 to 0.5 s were measured with 350,000 samples."""
 PROCESSORS = frozenset({"x86_64", "AMD64", "aarch64", "arm64", "ppc64le"})
@@ -153,7 +164,7 @@ class Speeds:
         """Shapes and splits without a record or a calibration, each with a cell that has it."""
         shapes: dict[NetworkShape, Cell] = {}
         cuts: dict[SplitShape, Cell] = {}
-        for cell in cells:
+        for cell in (cell for cell in cells if not cell.is_reference):
             shape = self.shape(cell)
             if shape in self._rates:
                 continue
@@ -179,6 +190,11 @@ class Speeds:
         """Read the epochs of the done cells, and their seconds per unit of work: scoring one window."""
         self._rates: dict[NetworkShape, dict[str, list[float]]] = {}
         self._epochs: dict[tuple[int, int], list[tuple[str, int]]] = defaultdict(list)
+        self._reference_seconds: dict[str, dict[str, list[float]]] = {}
+        for cell, record in ((cell, record) for cell, record in done if cell.is_reference):
+            by_split = self._reference_seconds.setdefault(cell.variant, {})
+            by_split.setdefault(cell.split.label, []).append(record["seconds"])
+        done = [(cell, record) for cell, record in done if not cell.is_reference]
         devices = Counter(record["device"] for _, record in done if self._is_comparable(record))
         self._device = devices.most_common(1)[0][0] if devices else ""
         for cell, record in done:
@@ -201,8 +217,11 @@ class Speeds:
         """Speed of a cell; None if it is not known.
 
         The sources are, in this order: done cells of its shape, and of its split if there are any; the
-        calibration; for a GPU, operation counts.
+        calibration; for a GPU, operation counts. A reference has no steps: its time is that of done cells of
+        the same reference, and of its split if there are any, else an estimate.
         """
+        if cell.is_reference:
+            return self._reference(cell)
         shape = self.shape(cell)
         if shape in self._rates:
             by_split = self._rates[shape]
@@ -237,6 +256,15 @@ class Speeds:
             f"{SUSTAINED_FLOPS.low / 1e12:g} TFLOP/s; `sweep plan` on a machine with such a GPU measures",
         )
 
+    def _reference(self, cell: Cell) -> Speed:
+        """Speed of a reference, whose seconds do not depend on a network."""
+        if by_split := self._reference_seconds.get(cell.variant):
+            own = by_split.get(cell.split.label) or [s for seconds in by_split.values() for s in seconds]
+            return Speed(NOTHING, NOTHING, spread(own), "references: measured in done cells")
+        size = self._panel.target.size / REFERENCE_SITE_DAYS
+        seconds = REFERENCE_S[cell.variant].times(size).plus(UNMEASURED_FIXED_S)
+        return Speed(NOTHING, NOTHING, seconds, "references: estimated from the size of the table")
+
     def epochs(self, cell: Cell) -> Bounds:
         """Number of epochs: by `FEW` done cells of its split, else of the study, else by patience."""
         recorded = self._epochs[cell.train.max_epochs, cell.train.patience]
@@ -245,7 +273,7 @@ class Speeds:
 
     def memory_mb(self, cells: Iterable[Cell]) -> float | None:
         """Most memory of the cells' calibrated shapes in MB; None if none is calibrated."""
-        shapes = {self.shape(cell) for cell in cells}
+        shapes = {self.shape(cell) for cell in cells if not cell.is_reference}
         found = [time.memory_mb for shape, time in self._shape_times.items() if shape in shapes]
         return max(found, default=None)
 

@@ -28,7 +28,7 @@ def read(file: Path | None) -> list[np.ndarray]:
     """Read the borders of the contiguous US as (k, 2) arrays of longitude and latitude in degrees.
 
     Without a file, the borders are those of bokeh-sampledata, or empty if it is not installed. Raises
-    InputError if the file is not a GeoJSON file with polygons or lines.
+    InputError if the file is not a GeoJSON file with polygons or lines, or if none of them is drawn.
     """
     if file is None:
         return [ring for ring in _packaged() if _drawn(ring)]
@@ -45,10 +45,16 @@ def read(file: Path | None) -> list[np.ndarray]:
         raise InputError(
             str(file),
             "",
-            "is not a GeoJSON file with polygons or lines of finite coordinates",
+            "is not a GeoJSON file with polygons or lines of finite coordinates, two places or more in each",
             "give a GeoJSON file with state borders",
         )
-    return [ring for ring in rings if _drawn(ring)]
+    drawn = [ring for ring in rings if _drawn(ring)]
+    if not drawn:
+        west, south, east, north = BOX
+        box = f"longitudes {west:g} to {east:g} and latitudes {south:g} to {north:g}"
+        fix = "give a GeoJSON file with state borders, in degrees and with the longitude first"
+        raise InputError(str(file), "", f"no outline is inside {box}, so none would be drawn", fix)
+    return drawn
 
 
 def _rings(item: dict[str, Any]) -> Iterator[list[Any]]:
@@ -73,11 +79,17 @@ def _rings(item: dict[str, Any]) -> Iterator[list[Any]]:
 
 
 def _places(ring: list[Any]) -> np.ndarray:
-    """Convert the coordinates of a ring to (k, 2) longitude and latitude. Raises ValueError."""
+    """Convert the coordinates of a ring to (k, 2) longitude and latitude.
+
+    Raises ValueError, also for a ring that has one place only, of which nothing would be drawn.
+    """
     places = np.asarray(ring, np.float64)
     if places.ndim != 2 or places.shape[1] < 2 or not np.isfinite(places[:, :2]).all():
         raise ValueError("not a list of places")
-    return places[:, :2]
+    places = places[:, :2]
+    if (places == places[0]).all():
+        raise ValueError("a single place")
+    return places
 
 
 def _packaged() -> Iterator[np.ndarray]:

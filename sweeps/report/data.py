@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pm25.metrics import SCORES, TAIL_SCORES
-from pm25.settings import CONTROLS
+from pm25.settings import CONTROLS, UNTRAINED
 from sweeps.analysis import inference, labels
 from sweeps.analysis.declarations import History
 from sweeps.analysis.inference import Sums
@@ -180,7 +180,9 @@ def build_report_data(
 def _pairs(rows: pd.DataFrame) -> dict[str, list[Contrast]]:
     """Return the pairs of arms that the ablations compare on test sets, by section."""
     cells = labels.with_arm(rows)
-    arms = cells[["arm", "variant", "fusion"]].drop_duplicates("arm").to_dict("records")
+    found = cells[["arm", "variant", "fusion"]].drop_duplicates("arm").to_dict("records")
+    # Every draw of an untrained encoder is an arm, and `pretraining.compare` compares all draws at once.
+    arms = [arm for arm in found if UNTRAINED.fullmatch(arm["variant"]) is None]
     encoders = [arm for arm in arms if isinstance(arm["fusion"], str) and arm["variant"] != labels.BASELINE]
     real = [arm for arm in encoders if arm["variant"] not in CONTROLS]
     raw = [arm for arm in arms if arm["variant"] in ("latlon", "sincos")]
@@ -189,7 +191,7 @@ def _pairs(rows: pd.DataFrame) -> dict[str, list[Contrast]]:
         for arm in arms
         if isinstance(arm["fusion"], str) and labels.is_control(arm["arm"], pd.DataFrame(arms))
     ]
-    found = {
+    every = {
         "fusion": [
             (a, b) for i, b in enumerate(encoders) for a in encoders[i + 1 :] if a["variant"] == b["variant"]
         ],
@@ -202,7 +204,7 @@ def _pairs(rows: pd.DataFrame) -> dict[str, list[Contrast]]:
     arm_of = {arm["arm"]: labels.arm_of(arm["variant"], arm["fusion"]) for arm in arms}
     return {
         name: [Contrast(arm_of[a["arm"]], arm_of[b["arm"]], "", "test", None, "") for a, b in pairs]
-        for name, pairs in found.items()
+        for name, pairs in every.items()
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pm25.metrics import METRICS
+from pm25.settings import REFERENCES
 from pm25.text import counted
 from sweeps.analysis import comparability, estimands, labels
 from sweeps.analysis.declarations import History, shown_time
@@ -137,8 +138,8 @@ def against_none_by_place(frame: pd.DataFrame) -> list[Line]:
 
 
 def cautions(report: ReportData) -> list[str]:
-    """Return what a reader must know: declarations, failed audits, confounded contrasts, tuned settings."""
-    found = _declarations(report.declarations)
+    """Return what a reader must know: references, declarations, failed audits, confounded contrasts."""
+    found = [*references(report), *_declarations(report.declarations)]
     means = report.means[report.metric]
     test_means = means[means["part"] == "test"]
     if audit_failed := int(test_means["n_marked"].sum()):
@@ -175,6 +176,35 @@ def cautions(report: ReportData) -> list[str]:
             f"{', '.join(sorted(tuned))}."
         )
     return [*found, *_known_truth(report)]
+
+
+def references(report: ReportData) -> list[str]:
+    """Return what the best reference and the best arm reach, and where no arm is better than a reference.
+
+    Only arms and references with all their cells on a split are compared. Empty without such a reference.
+    """
+    means = report.means[report.metric]
+    if not means["variant"].isin(REFERENCES).any():
+        return []
+    reached, lost = [], []
+    for split, lines in means[means["part"] == "test"].groupby("split", sort=False):
+        ranked = labels.complete(lines)
+        arms = labels.without_references(ranked)
+        others = ranked.drop(arms.index)
+        if arms.empty or others.empty:
+            continue
+        best, other = arms.iloc[0], others.iloc[0]
+        numbers = (labels.number(one["mean"], report.metric) for one in (other, best))
+        name, (first, second) = str(other["arm"]).removeprefix("reference: "), map(tables.minus, numbers)
+        reached.append(f"on {split}, {name} reaches {first} and '{best['arm']}' {second}")
+        value = labels.merit(pd.Series([best["mean"], other["mean"]]), report.metric)
+        lost += [str(split)] if value[0] < value[1] else []
+    if not reached:
+        return []
+    metric = METRICS[report.metric]
+    unit = f" ({metric.unit})" if metric.unit else ""
+    found = [f"{metric.name}{unit} of the best reference and of the best arm: {'; '.join(reached)}."]
+    return found + ([f"The best arm is worse than a reference on {', '.join(lost)}."] if lost else [])
 
 
 def _known_truth(report: ReportData) -> list[str]:
@@ -310,7 +340,7 @@ def _numbers(line: Line, alpha: float) -> str:
 
 
 def _nothing_to_compare(report: ReportData) -> str:
-    arms = list(dict.fromkeys(labels.with_arm(report.rows)["arm"]))
+    arms = list(dict.fromkeys(labels.with_arm(labels.without_references(report.rows))["arm"]))
     if labels.BASELINE in arms:
         return "The study has no arm besides 'none', so there is nothing to compare."
     return "The study has no arm 'none', so it cannot say whether the location helps."

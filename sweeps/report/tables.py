@@ -17,7 +17,7 @@ import pandas as pd
 from pm25.metrics import METRICS
 from pm25.text import counted
 from sweeps.analysis import estimands
-from sweeps.analysis.labels import complete, merit, number, with_arm
+from sweeps.analysis.labels import complete, merit, number, with_arm, without_references
 
 AUDIT_FAILED = "†"
 """Mark of a mean or a difference that includes a cell that failed the leakage audit."""
@@ -175,11 +175,11 @@ def degrees_of_freedom(df: float) -> str:
 def places(means: pd.DataFrame) -> dict[str, int]:
     """Return the arms that are best (1) or second (2) on one split and evaluation set, at shown precision.
 
-    Only complete arms are ranked, because a mean without the hard cells looks better. Nothing is ranked if
-    there are fewer than two complete arms, or if all are equal. Equal arms share their rank, and two best
-    arms leave no second.
+    References are not ranked. Only complete arms are, because a mean without the hard cells looks better.
+    Nothing is ranked if there are fewer than two complete arms, or if all are equal. Equal arms share their
+    rank, and two best arms leave no second.
     """
-    lines = complete(means)
+    lines = complete(without_references(means))
     if len(lines) < 2:
         return {}
     metric = str(lines["metric"].iloc[0])
@@ -199,13 +199,23 @@ def of_means(
     sign: bool = False,
     ranked: bool = True,
 ) -> Table:
-    """Return a table with a line per arm; `columns` are (group, head, split, part) of `means`."""
+    """Return a table with a line per arm; `columns` are (group, head, split, part) of `means`.
+
+    A column of skill follows each column of which `means` has it.
+    """
     lines = {(line["arm"], line["split"], line["part"]): line for line in means.to_dict("records")}
     arms = list(dict.fromkeys(means["arm"]))
     best = {
         (split, part): places(means[(means["split"] == split) & (means["part"] == part)]) if ranked else {}
         for _, _, split, part in columns
     }
+    known = means[means["skill"].notna()]
+    skilled = {*zip(known["split"], known["part"], strict=True)}
+    heads = [
+        head
+        for group, name, split, part in columns
+        for head in [(group, name), *([(group, "skill")] if (split, part) in skilled else [])]
+    ]
     found = []
     for label in arms:
         entries = []
@@ -213,9 +223,16 @@ def of_means(
             line = lines.get((label, split, part))
             entry = Entry("not planned", absent=True) if line is None else mean(line, sign=sign)
             entries.append(entry._replace(place=best[split, part].get(label, 0)))
+            if (split, part) in skilled:
+                entries.append(_skill(math.nan if line is None else line["skill"]))
         found.append((label, entries))
     corner = METRICS[str(means["metric"].iloc[0])].title if len(means) else ""
-    return Table(corner, [column[:2] for column in columns], found, caption, notes)
+    return Table(corner, heads, found, caption, notes)
+
+
+def _skill(value: float) -> Entry:
+    """Return the entry for a skill, or a dash for NaN."""
+    return Entry(ABSENT, absent=True) if math.isnan(value) else Entry(minus(f"{value:z.2f}"))
 
 
 def of_differences(
@@ -264,7 +281,11 @@ def completeness(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def sizes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers of training, validation, test and WR test samples by split, over the done cells."""
+    """Return the numbers of training, validation, test and WR test samples by split, over the done cells.
+
+    References are left out, because boosting is fitted on a subsample.
+    """
+    rows = without_references(rows)
     names = {"n_train": "training", "n_val": "validation", "n_test": "test", "n_wr": "WR test"}
     frame = pd.DataFrame("–", index=_ordered(rows["split"]), columns=list(names.values()), dtype="object")
     for split, group in rows[rows["state"] == "done"].groupby("split", sort=False):

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from pm25 import suggest
 from pm25.errors import SettingError
-from pm25.settings import Fusion, Settings, Share, Variant
-from sweeps.spec import suggest
+from pm25.settings import UNTRAINED, Fusion, Settings, Share, Variant
 from sweeps.spec.design import Arm, Design, Head, Levels, listed
 from sweeps.spec.limits import MOST_LISTED, MOST_TEXT
 
@@ -147,7 +147,8 @@ def declared(
     """Return the family of contrasts that are tested together; `arms_on` gives the arms of each split label.
 
     The family has one contrast for each distinct claim. Without claims, every arm is compared with the arm
-    `none` on the test set of every split. A contrast of an arm without cells on the split is left out.
+    `none` on the test set of every split, but not the draws of untrained encoders. A contrast of an arm
+    without cells on the split is left out.
     """
     if claims:
         contrasts = dict.fromkeys(claim.contrast for claim in claims)
@@ -156,7 +157,7 @@ def declared(
             Contrast(arm, NONE, split, "test", None, analysis.metric)
             for split, arms in arms_on.items()
             for arm in arms
-            if arm != NONE
+            if arm != NONE and not UNTRAINED.fullmatch(arm.variant)
         )
     return tuple(one for one in contrasts if {one.arm, one.other} <= {*arms_on.get(one.split, ())})
 

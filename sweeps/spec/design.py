@@ -8,11 +8,23 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, mo
 
 from pm25.cell import Cell
 from pm25.errors import SettingError
-from pm25.settings import Fusion, Seed, Settings, Variant
+from pm25.settings import (
+    REFERENCES,
+    UNTRAINED,
+    UNTRAINED_FACTORS,
+    CellVariant,
+    Fusion,
+    Seed,
+    Settings,
+    Variant,
+)
 from pm25.splits import AnySplit, Split
-from sweeps.spec.limits import MOST_LISTED, MOST_SEEDS
+from sweeps.spec.limits import MOST_DRAWS, MOST_LISTED, MOST_SEEDS
 
 Head = Literal["matched"]
+
+DRAWS = 19
+"""Default number of draws of an untrained encoder."""
 
 
 def listed(value: Any) -> Any:
@@ -203,6 +215,9 @@ class Design(Settings):
 
     variant: Annotated[tuple[Variant, ...], *Levels]
     """Location encodings to compare, one name or a list."""
+    draws: int = Field(DRAWS, ge=1, le=MOST_DRAWS)
+    """Number of draws of fresh weights that `untrained_geoclip` and `untrained_satclip` each stand for. Every
+    draw is a variant of its own. Default: 19, the fewest with which p can be 5 %."""
     fusion: Annotated[tuple[Fusion, ...], *Levels] = ("hadamard",)
     """Ways to fuse a location embedding with the network, one name or a list. Default: `hadamard`."""
     head: Annotated[tuple[Literal["plain", "matched"], ...], *Levels] = ("plain",)
@@ -231,6 +246,26 @@ class Design(Settings):
         """Seeds that every arm runs on every split."""
         return tuple(range(self.seed.start)) if isinstance(self.seed, AdaptiveSeeds) else self.seed
 
+    @model_validator(mode="before")
+    @classmethod
+    def _draws_are_variants(cls, value: Any) -> Any:
+        """Replace the names of untrained encoders by those of their draws."""
+        levels = listed(value.get("variant")) if isinstance(value, Mapping) else None
+        if not isinstance(levels, list | tuple):
+            return value
+        names = [str(level) for level in levels]
+        if not any(name in UNTRAINED_FACTORS or UNTRAINED.fullmatch(name) for name in names):
+            if "draws" in value:
+                fix = f"leave it out, or add one of {', '.join(UNTRAINED_FACTORS)} to variant"
+                raise SettingError("draws", "is given, and no variant is untrained", fix)
+            return value
+        draws = value.get("draws", DRAWS)
+        if not isinstance(draws, int) or not 1 <= draws <= MOST_DRAWS:
+            return value  # the field refuses it
+        drawn = {name: [f"{name}_{draw}" for draw in range(draws)] for name in UNTRAINED_FACTORS}
+        found = [one for level in levels for one in drawn.get(str(level), [level])]
+        return {**value, "variant": found, "draws": draws}
+
     @model_validator(mode="after")
     def _levels_differ(self) -> "Design":
         """Refuse a level that is listed twice: its cells would be equal, not two."""
@@ -257,9 +292,12 @@ class Design(Settings):
 
 
 class Arm(NamedTuple):
-    """A location encoding with its fusion and head: the unit that is compared, and tuned separately."""
+    """A location encoding with its fusion and head: the unit that is compared, and tuned separately.
 
-    variant: Variant
+    The cells of a reference have an arm too, which is neither compared nor tuned.
+    """
+
+    variant: CellVariant
     fusion: Fusion | None
     head: Head | None = None
 
@@ -272,6 +310,11 @@ class Arm(NamedTuple):
     def label(self) -> str:
         """Name such as `none`, `geoclip-hadamard` or `none-matched-concat`."""
         return "-".join(filter(None, (self.variant, self.head, self.fusion)))
+
+    @property
+    def is_reference(self) -> bool:
+        """True for a reference, which the design does not cross."""
+        return self.variant in REFERENCES
 
     @property
     def fused(self) -> bool:

@@ -14,6 +14,8 @@ MOST_TRAININGS = 10_000
 """Most trainings of one trial: placements times folds times seeds."""
 MOST_DEVICES = 1_000_000
 """Most CPUs or GPUs of a training or a plan."""
+MOST_DRAWS = 100
+"""Most draws of an untrained encoder: their numbers have two digits."""
 LEAST_SHARE = 1e-4
 """Smallest share of a CPU or a GPU: Ray counts resources in this unit."""
 MOST_GPU_GB = 10_000

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from pm25 import suggest
 from pm25.errors import SettingError
 from pm25.metrics import METRICS
 from pm25.settings import Counted, Fusion, ModelSettings, Seed, Settings, TrainSettings, Variant
 from pm25.splits import Reserve, Split
-from sweeps.spec import suggest
 from sweeps.spec.design import Arm, Head, Levels, SeedLevels, SplitFactor, listed
 from sweeps.spec.limits import MOST_LISTED, MOST_TRAININGS, MOST_TRIALS
 

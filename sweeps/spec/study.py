@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     NonNegativeFloat,
     PlainValidator,
@@ -23,23 +24,28 @@ from pydantic import (
     model_validator,
 )
 
-from pm25 import protocol, splits, uri
-from pm25.cell import Cell, Tuning
+from pm25 import protocol, splits, suggest, uri
+from pm25.cell import Cell, Tuning, allows
 from pm25.errors import SettingError
 from pm25.limits import MOST_COLUMNS, MOST_COUNTED, MOST_DAYS, MOST_SITES, MOST_UNITS
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.protocol import Protocol
 from pm25.settings import (
-    ENCODERS,
+    REFERENCES,
+    VARIANTS,
     Counted,
     ModelSettings,
+    Reference,
     Seed,
     Settings,
     TrainSettings,
+    embeds,
+    installed_encoders,
+    trained_encoder,
 )
 from pm25.splits import AnySplit, GroupSplit, PeriodSplit, Reserve, SplitIndices
-from sweeps.spec import claims, suggest, tracking_address
+from sweeps.spec import claims, tracking_address
 from sweeps.spec.claims import Analysis, Claim, Contrast, Published
 from sweeps.spec.design import (
     AdaptiveSeeds,
@@ -50,6 +56,7 @@ from sweeps.spec.design import (
     SplitFactor,
     arm_of,
     listed,
+    refuse_repeated,
 )
 from sweeps.spec.limits import LEAST_SHARE, MOST_CELLS, MOST_DEVICES, MOST_LISTED
 from sweeps.spec.search_space import Search, settings_at
@@ -164,6 +171,43 @@ class SatCLIPOptions(Settings):
         return self
 
 
+class SINROptions(Settings):
+    """A checkpoint of SINR with `input_enc: sin_cos`."""
+
+    checkpoint: FileLocation
+    """Checkpoint file, such as `model.pt`: a path or an address."""
+
+
+class ClimplicitOptions(Settings):
+    """The weights of Climplicit."""
+
+    checkpoint: FileLocation
+    """File `model.safetensors`: a path or an address."""
+    months: Literal["seasons", "each"] = "seasons"
+    """Months that are embedded: `seasons` joins the vectors of March, June, September and December; `each`
+    gives a sample the vector of its own month."""
+
+
+class TorchSpatialOptions(Settings):
+    """A model of TorchSpatial: Space2Vec, Sphere2Vec, xyz, NeRF or wrap."""
+
+    checkpoint: FileLocation
+    """File `model_....pth.tar`, which names the kind: a path or an address."""
+
+
+class RangeOptions(Settings):
+    """The weights of SatCLIP and the database of RANGE."""
+
+    checkpoint: FileLocation
+    """SatCLIP checkpoint, from microsoft/SatCLIP-ViT16-L40 in the published model: a path or an address."""
+    database: FileLocation
+    """File `range_db_med.npz` or `range_db_large.npz`: a path or an address."""
+    model: Literal["RANGE", "RANGE+"] = "RANGE+"
+    """RANGE averages image features of similar places. RANGE+ also averages those of near places."""
+    beta: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the similar places in the mean of RANGE+, from 0 to 1. Default: 0.5; RANGE has none."""
+
+
 class TableOptions(Settings):
     """A Parquet table of precomputed vectors, keyed by site_id or by lat and lon."""
 
@@ -194,16 +238,41 @@ class ShuffledOptions(Settings):
 
 
 class Encoders(Settings):
-    """Options of the location encoders; GeoCLIP has none."""
+    """Options of the location encoders; GeoCLIP has none.
+
+    The options of an installed encoder are a block with its name: `encoders: {myencoder: {scale: 3}}`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Any]]
 
     satclip: SatCLIPOptions | None = None
     """Weights of SatCLIP. Needed if the design has the variant `satclip`."""
+    sinr: SINROptions | None = None
+    """Weights of SINR. Needed if the design has the variant `sinr`."""
+    climplicit: ClimplicitOptions | None = None
+    """Weights of Climplicit. Needed if the design has the variant `climplicit`."""
+    torchspatial: TorchSpatialOptions | None = None
+    """Weights of TorchSpatial. Needed if the design has the variant `torchspatial`."""
+    range: RangeOptions | None = None
+    """Files of RANGE. Needed if the design has the variant `range`."""
     table: TableOptions | None = None
     """Table of precomputed vectors. Needed if the design has the variant `table`."""
     random: RandomOptions = RandomOptions()
     """Options of the variant `random`."""
     shuffled: ShuffledOptions = ShuffledOptions()
     """Options of the variant `shuffled`."""
+
+    @model_validator(mode="after")
+    def _others_are_installed(self) -> "Encoders":
+        """Refuse a block that has the name of no encoder, built in or installed."""
+        installed = installed_encoders() if self.__pydantic_extra__ else []
+        for name in self.__pydantic_extra__:
+            if name not in installed:
+                near = suggest.nearest(name, [*type(self).model_fields, *installed])
+                known = suggest.use_one_of([*type(self).model_fields, *installed])
+                raise SettingError(name, "unknown key", f"use encoders.{near}" if near else known)
+        return self
 
 
 class Budget(Settings):
@@ -241,6 +310,11 @@ class Study(Settings):
     """Source of the panel."""
     design: Design
     """Factors that are crossed to make the grid of cells."""
+    references: Annotated[
+        tuple[Reference, ...], BeforeValidator(listed), Field(max_length=len(REFERENCES))
+    ] = ()
+    """Predictions without a network, shown beside the arms: `idw`, `climatology`, `persistence`, `boosting`,
+    `boosting-place`, `kriging`. Default: none."""
     search: Search | None = None
     """Hyperparameter search of each arm before its grid. Default: none; `model` and `train` apply to all
     arms."""
@@ -283,11 +357,26 @@ class Study(Settings):
     def _grid_can_be_listed(self) -> "Study":
         folds = sum(len(factor.folds) for factor in self.design.split)
         seeds = self.design.seed.max if isinstance(self.design.seed, AdaptiveSeeds) else len(self.design.seed)
-        arms = len(self.arms())
-        if arms * folds * seeds > MOST_CELLS:
-            cells = f"{arms * folds * seeds:,} cells ({arms:,} arms x {folds:,} folds x {seeds:,} seeds)"
+        arms, references = len(self.arms()), len(self.references)
+        total = arms * folds * seeds + references * folds
+        if total > MOST_CELLS:
+            product = f"{arms:,} arms x {folds:,} folds x {seeds:,} seeds"
+            product += f" + {references} references x {folds:,} folds" if references else ""
+            cells = f"{total:,} cells ({product})"
             problem = f"{cells}, but at most {MOST_CELLS:,} are allowed"
             raise SettingError("design", problem, "name fewer folds with fold, or fewer seeds")
+        return self
+
+    @model_validator(mode="after")
+    def _references_have_a_split(self) -> "Study":
+        refuse_repeated("references", self.references)
+        for name in self.references:
+            if not any(allows(factor.split, name) for factor in self.design.split):
+                raise SettingError(
+                    "references",
+                    f"{name} needs earlier days of the test sites, and every split holds out sites",
+                    f"leave {name} out, or add a split of kind random, temporal or rolling",
+                )
         return self
 
     @model_validator(mode="after")
@@ -367,14 +456,34 @@ class Study(Settings):
     def _encoders_have_their_options(self) -> "Study":
         for variant, need in (
             ("satclip", "checkpoint=FILE or --set encoders.satclip.model=HUB_NAME"),
+            ("sinr", "checkpoint=FILE"),
+            ("climplicit", "checkpoint=FILE"),
+            ("torchspatial", "checkpoint=FILE"),
+            ("range", "checkpoint=SATCLIP_FILE --set encoders.range.database=FILE"),
             ("table", "path=VECTORS.parquet"),
         ):
-            if variant in self.design.variant and getattr(self.encoders, variant) is None:
+            used = {trained_encoder(one) for one in self.design.variant}
+            if variant in used and getattr(self.encoders, variant) is None:
                 raise SettingError(
                     f"encoders.{variant}",
                     f"missing, and design.variant has {variant}",
                     f"add --set encoders.{variant}.{need}",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> "Study":
+        """Refuse an installed encoder whose label is the name of another variant of the design."""
+        installed = [v for v in self.design.variant if trained_encoder(v) not in VARIANTS]
+        if installed:
+            from pm25 import encoders
+
+            names = {variant: encoders.label(variant) or variant for variant in self.design.variant}
+            plain = Counter(re.sub(r"\W|_", "", name).lower() for name in names.values())
+            for variant in installed:
+                if plain[re.sub(r"\W|_", "", names[variant]).lower()] > 1:
+                    problem = f"the label of {variant}, {names[variant]}, is that of another variant"
+                    raise SettingError("design.variant", problem, "compare the two in separate studies")
         return self
 
     @model_validator(mode="after")
@@ -401,6 +510,8 @@ class Study(Settings):
 
         With `winners`, every cell that may win stores them; the run deletes the others' at its end.
         """
+        if cell.is_reference:
+            return False
         if self.keep_weights == "winners":
             return cell.split == self.winner_split
         return self.keep_weights
@@ -436,10 +547,10 @@ class Study(Settings):
 
     def _arms(self) -> Iterator[Arm]:
         for variant in self.design.variant:
-            if variant not in ENCODERS and ("plain" in self.design.head or variant != "none"):
+            if not embeds(variant) and ("plain" in self.design.head or variant != "none"):
                 yield Arm(variant, None, None)
             for fusion in self.design.fusion:
-                if variant in ENCODERS:
+                if embeds(variant):
                     yield Arm(variant, fusion, None)
                 elif variant == "none" and "matched" in self.design.head:
                     yield Arm(variant, fusion, "matched")
@@ -495,6 +606,7 @@ class Study(Settings):
     ) -> list[Cell]:
         """Return the cells of the grid, ordered by seed and fold, so that every arm has early results.
 
+        The cells of the references come last. They are short, so they fill the workers at the end of a run.
         An adaptive design gives all cells that may be run; `sweeps.analysis.sequential` chooses from them.
         `tuned` has the points that the searches chose; arms without one have the study's settings.
         `only` limits the grid to one arm.
@@ -523,7 +635,29 @@ class Study(Settings):
         ]
         # Checked once for all seeds, because a cell takes longer to check than to copy.
         by_seed = [[cell.model_copy(update={"seed": seed}) for cell in by_fold] for seed in others]
-        return [*dict.fromkeys(itertools.chain(by_fold, *by_seed))]
+        references = self.reference_cells() if only is None else []
+        return [*dict.fromkeys(itertools.chain(by_fold, *by_seed)), *references]
+
+    def reference_cells(self) -> list[Cell]:
+        """Return a cell for each reference and fold, where the split allows it, with the first seed.
+
+        One seed is enough: only boosting draws anything, which is its subsample.
+        """
+        return [
+            Cell(
+                variant=name,
+                split=factor.split,
+                fold=fold,
+                seed=self.design.seeds[0],
+                window=self.window,
+                protocol=self.protocol,
+                reserve=self.reserve,
+            )
+            for factor in self.design.split
+            for fold in factor.folds
+            for name in self.references
+            if allows(factor.split, name)
+        ]
 
     @property
     def reserve(self) -> Reserve | None:
@@ -540,8 +674,10 @@ class Study(Settings):
 
     def encoder_options(self, variant: str) -> dict[str, Any]:
         """Return the keyword arguments of `pm25.encoders.load` for a variant."""
-        options = getattr(self.encoders, variant, None)
-        return {} if options is None else options.model_dump(exclude_none=True)
+        options = getattr(self.encoders, trained_encoder(variant), None)
+        if isinstance(options, Settings):
+            return options.model_dump(exclude_none=True)
+        return {} if options is None else dict(options)
 
     def groups(self) -> tuple[str, ...]:
         """Return the columns of the table whose groups the splits hold out."""
@@ -601,8 +737,8 @@ class Study(Settings):
         """Return the function that computes the key of a cell of this study on `panel`."""
         from pm25 import encoders
 
-        used = [variant for variant in self.design.variant if variant in ENCODERS]
-        fingerprints = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
+        used = [variant for variant in self.design.variant if embeds(variant)]
+        fingerprints: dict[str, str] = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
         return lambda cell: cell.key(panel.fingerprint_by(_group(cell.split)), fingerprints.get(cell.variant))
 
 

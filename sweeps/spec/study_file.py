@@ -11,10 +11,12 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from pm25 import suggest
 from pm25.errors import InputError, SettingError
+from pm25.settings import FILE_OPTIONS
 from pm25.splits import AnySplit
 from pm25.text import counted
-from sweeps.spec import suggest, yaml_text
+from sweeps.spec import yaml_text
 from sweeps.spec.design import ADAPTIVE, LISTED, SplitFactor, listed
 from sweeps.spec.limits import MOST_BYTES
 from sweeps.spec.study import Study, is_foreign
@@ -162,12 +164,11 @@ def _override(content: dict[str, Any], override: str) -> None:
 def _make_absolute(content: dict[str, Any], base: Path) -> None:
     """Replace the relative paths of a study by paths below `base`."""
     encoders = content.get("encoders")
-    options = encoders if isinstance(encoders, dict) else {}
+    options = encoders.values() if isinstance(encoders, dict) else ()
     for block, name in (
         (content.get("data"), "table"),
         (content, "storage"),
-        (options.get("satclip"), "checkpoint"),
-        (options.get("table"), "path"),
+        *((block, name) for block in options for name in FILE_OPTIONS),
         (content.get("analysis"), "outlines"),
     ):
         if isinstance(block, dict) and isinstance(block.get(name), str) and not _is_address(block[name]):

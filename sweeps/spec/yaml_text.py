@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from pm25 import suggest
 from pm25.limits import MOST_NESTED
-from sweeps.spec import suggest
 from sweeps.spec.limits import MOST_BYTES, MOST_DIGITS, MOST_YAML_VALUES
 
 NAMES = {"int": "a number", "float": "a number", "timestamp": "a time"}

@@ -40,20 +40,16 @@ def record_order(panel: Panel, store: Store) -> None:
 
 def read(store: Store) -> list[tuple[str, ...]]:
     """Return the stored orders, one for each set of channels. Raises InputError."""
-    system, path = store.location(FILE)
-    try:
-        content = records.read(system, path)
-    except FileNotFoundError:
+    content = store.own_file(FILE)
+    if content is None:
         return []
-    except StorageError as error:
-        raise store.refusal("read", error) from None
     try:
         orders = parse_json(content)
     except ValueError:
         orders = None
     if not isinstance(orders, list) or not all(_is_order(order) for order in orders):
         fix = "delete the file; the channels are then used in the order of the table"
-        raise InputError(path, "", "not a list of lists of channels", fix)
+        raise InputError(store.location(FILE)[1], "", "not a list of lists of channels", fix)
     return [tuple(order) for order in orders]
 
 

@@ -4,6 +4,7 @@
 first training, unless the last one has the same hash. Nothing else writes the file.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -100,18 +101,14 @@ def read(store: Store) -> list[Declaration]:
 
     Raises InputError for a file that is damaged or was edited, and for a storage that cannot be read.
     """
-    system, path = store.location(FILE)
-    try:
-        text = records.read(system, path)
-    except FileNotFoundError:
+    text = store.own_file(FILE)
+    if text is None:
         return []
-    except StorageError as error:
-        raise store.refusal("read", error) from None
     try:
         return [_declaration(item) for item in parse_json(text)]
     except (ValueError, TypeError, LookupError):
         raise InputError(
-            path,
+            store.location(FILE)[1],
             "",
             "not a list of declarations, each with the hash of its content",
             "restore the file, or delete it; reports will then say that no declaration was stored",
@@ -125,17 +122,15 @@ def origin(store: Store) -> str:
     after its declarations were deleted or damaged. Raises InputError for a storage that cannot be read or
     written, and LockLost.
     """
-    system, path = store.location(ORIGIN)
-    try:
-        return str(parse_json(records.read(system, path))["origin"])
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        pass  # missing or damaged, so it is made again
-    except StorageError as error:
-        raise store.refusal("read", error) from None
+    content = store.own_file(ORIGIN)
+    if content is not None:
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # a damaged file is made again
+            return str(parse_json(content)["origin"])
     first = read(store)[:1]
     if not first:
         return ""
     found = f"{first[0].time} {first[0].sha256[:8]}"
+    system, path = store.location(ORIGIN)
     try:
         records.write(system, path, json.dumps({"origin": found}).encode(), store.fenced)
     except StorageError as error:

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pm25 import suggest
 from pm25.cell import Cell
 from pm25.errors import InputError
-from sweeps.spec import suggest
 from sweeps.spec.design import Arm
 from sweeps.spec.limits import MOST_CHARACTERS
 from sweeps.store import failures

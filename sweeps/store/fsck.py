@@ -13,7 +13,16 @@ from pydantic import ValidationError
 from pm25.errors import InputError, one_line
 from sweeps.store import channel_orders, declarations, driver_process, integrity, lock, running, search_trials
 from sweeps.store.integrity import CHECKPOINT, Damaged
-from sweeps.store.records import DAMAGED_FOLDER, READERS, StorageError, Store, is_part, read_intact
+from sweeps.store.records import (
+    DAMAGED_FOLDER,
+    FOLDERS,
+    READERS,
+    RUNNING_FOLDER,
+    StorageError,
+    Store,
+    is_part,
+    read_intact,
+)
 
 JOURNAL = "optuna.journal"
 """Optuna's journal of the searches, a view of the records."""
@@ -64,7 +73,10 @@ class StudyCheck:
         return {**counts, "findings": [finding._asdict() for finding in self.findings]}
 
 
-_CONTROL_FILES = (declarations.FILE, channel_orders.FILE, driver_process.FILE, JOURNAL)
+_CONTROL_FILES = (
+    *(declarations.FILE, declarations.ORIGIN),
+    *(channel_orders.FILE, driver_process.FILE, JOURNAL),
+)
 """Files of a study, in whose place a folder is damage."""
 
 
@@ -192,7 +204,7 @@ def _others(store: Store, paths: list[str]) -> Iterator[Finding]:
         full = f"{root.rstrip('/')}/{path}"
         folder, _, name = path.rpartition("/")
         try:
-            if path in (*integrity.ENDED, DAMAGED_FOLDER):
+            if path in FOLDERS:
                 yield Finding(full, "a file in place of a folder", "move it away, and restore the folder")
             elif folder.split("/")[0] == DAMAGED_FOLDER:
                 continue
@@ -201,11 +213,13 @@ def _others(store: Store, paths: list[str]) -> Iterator[Finding]:
                 yield Finding(full, problem, LEFTOVER, damage=False)
             elif path == declarations.FILE:
                 declarations.read(store)
+            elif path == declarations.ORIGIN:
+                store.own_file(path)
             elif path == channel_orders.FILE:
                 channel_orders.read(store)
             elif path == driver_process.FILE:
                 lock.driver(store)
-            elif folder == running.FOLDER:
+            elif folder == RUNNING_FOLDER:
                 running.Progress.model_validate_json(read_intact(system, full) or b"")
             elif path == JOURNAL:
                 yield from _journal(full, read_intact(system, full) or b"")

@@ -14,14 +14,15 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from pm25.cell import key_of
 from pm25.errors import InputError
-from pm25.limits import MOST_COUNTED
-from pm25.settings import ENCODERS
+from pm25.limits import MOST_COUNTED, MOST_DAYS
+from pm25.settings import REFERENCES, embeds
 
 FORMAT = 2
 """Version of the format of `result.json`. Records of version 1 have no digest: they are unsealed."""
@@ -37,6 +38,12 @@ MAY_BE_ABSENT = ("weights.pt",)
 
 TABLES = ("predictions.parquet", "history.parquet")
 """Files that every done cell has stored."""
+
+PREDICTION_COLUMNS = ("part", "site_id", "lat", "lon", "date", "truth", "prediction")
+"""Columns of a table of predictions."""
+
+PARTS = ("test", "wr")
+"""Evaluation sets whose predictions are stored."""
 
 STARTED_FILE = "begun.json"
 """Start file of a trial, with its arm, number and params, written when the trial is given to a worker."""
@@ -124,15 +131,25 @@ class _Metrics(_Block):
     val_rmse: _Rmse | None
 
 
-class _Counts(_Block):
+class _Sets(_Block):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, _Count]
 
     n_train: _Samples
     n_val: _Samples
     n_test: _Samples
+
+
+class _Counts(_Sets):
     epochs: _Samples
     best_epoch: _Samples
+
+
+class _ReferenceCounts(_Sets):
+    """Counts of a reference, which has no epochs."""
+
+    epochs: None = None
+    best_epoch: None = None
 
 
 class _Audit(_Block):
@@ -190,12 +207,20 @@ class _DoneCell(_EndedCell):
     encoder: str | None
     numerics: _Count
     metrics: _Metrics
-    counts: _Counts
+    counts: _Sets
     audit: _Audit
     seconds: _Seconds
     threads: _Samples
     device: str
     versions: dict[str, str]
+
+
+class _DoneTraining(_DoneCell):
+    counts: _Counts
+
+
+class _DoneReference(_DoneCell):
+    counts: _ReferenceCounts
 
 
 class _FailedCell(_EndedCell):
@@ -224,7 +249,7 @@ class _FailedTrial(_EndedTrial):
 
 
 _FIELDS: dict[str, dict[str, type[_Ended]]] = {
-    "cells": {"done": _DoneCell, "failed": _FailedCell},
+    "cells": {"done": _DoneTraining, "failed": _FailedCell},
     "search": {"done": _DoneTrial, "failed": _FailedTrial, "pruned": _EndedTrial},
 }
 """Fields that readers need, with their types, by folder and state. Version 0.1.0 has written them, too."""
@@ -279,12 +304,14 @@ def check(content: bytes, key: str, folder: Folder) -> Checked:
         raise Damaged(f"its state is {_shown(state)}")
     named = _KEY.fullmatch(key) is not None  # no study asks for a folder with another name
     try:
-        _FIELDS[folder][state].model_validate(record)
+        _fields(record, folder).model_validate(record)
     except ValidationError as error:
         if problem := _field_problem(record, error, complete=named):
             raise Damaged(problem) from None
     if named:
         _check_identity(record, folder)
+    if named and sealed and folder == "cells" and state == "done":
+        _check_tables(record["files"])
     for name in ("format", "sha256"):
         record.pop(name, None)
     if not record.get("files", True):
@@ -292,10 +319,17 @@ def check(content: bytes, key: str, folder: Folder) -> Checked:
     return Checked(record, sealed)
 
 
+def _fields(record: Mapping[str, Any], folder: Folder) -> type[_Ended]:
+    """Return the types of a record's fields, by its folder, its state and its kind of cell."""
+    found, cell = _FIELDS[folder][record["state"]], record.get("cell")
+    is_reference = isinstance(cell, dict) and cell.get("variant") in REFERENCES
+    return _DoneReference if is_reference and found is _DoneTraining else found
+
+
 def check_file(name: str, content: bytes | None, record: Mapping[str, Any]) -> None:
     """Check one file of a record that passed `check`; `content` is None if it is missing. Raises Damaged.
 
-    A file without a digest must be readable if it is a table.
+    A table must also be one that a cell stores (`check_table`), since its digest may be forged.
     """
     wanted = file_digest(record, name)
     if content is None:
@@ -303,11 +337,64 @@ def check_file(name: str, content: bytes | None, record: Mapping[str, Any]) -> N
             raise Damaged(f"{name} is missing")
     elif wanted is not None and digest(content) != wanted:
         raise Damaged(f"the SHA-256 of {name} is not the one in its record")
-    elif wanted is None and name.endswith(".parquet"):
+    elif name.endswith(".parquet"):
         try:
-            pyarrow.parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+            table = pyarrow.parquet.ParquetFile(
+                pa.BufferReader(content), page_checksum_verification=True
+            ).read()
         except (OSError, pa.ArrowException):
             raise Damaged(f"{name} is not a readable table") from None
+        check_table(name, table)
+
+
+def check_table(name: str, table: pa.Table) -> None:
+    """Check columns, types and values of a table of predictions or of a history; others have any columns.
+
+    Raises Damaged for a table that no cell stores, and of which no number could be computed.
+    """
+    if name == TABLES[0]:
+        _check_predictions(name, table)
+    elif name == TABLES[1]:
+        _check_history(name, table)
+
+
+def _check_predictions(name: str, table: pa.Table) -> None:
+    for column in PREDICTION_COLUMNS:
+        values = _column(name, table, column)
+        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+        if column in ("part", "site_id"):
+            fits = pa.types.is_string(kind)
+        elif column == "date":
+            fits = pa.types.is_date32(kind)
+        else:
+            fits = pa.types.is_float32(kind) or pa.types.is_float64(kind)
+        if not fits:
+            raise Damaged(f"column {column} of {name} has the type {values.type}")
+        if pc.any(pc.is_null(values, nan_is_null=True)).as_py():
+            raise Damaged(f"column {column} of {name} has a missing value")
+    for column in ("lat", "lon", "truth"):
+        if not pc.all(pc.is_finite(table[column])).as_py() and table.num_rows:
+            raise Damaged(f"column {column} of {name} has an infinite value")
+    if other := {*pc.unique(table["part"].cast(pa.string())).to_pylist()} - {*PARTS}:
+        raise Damaged(f"column part of {name} has the value {_shown(min(other))}")
+    days = pc.min_max(table["date"].cast(pa.int32()))
+    if table.num_rows and days["max"].as_py() - days["min"].as_py() > MOST_DAYS:  # sums by day need memory
+        raise Damaged(f"column date of {name} has more than {MOST_DAYS:,} days")
+
+
+def _check_history(name: str, table: pa.Table) -> None:
+    if not pa.types.is_integer(_column(name, table, "epoch").type) or table["epoch"].null_count:
+        raise Damaged(f"column epoch of {name} does not have numbers of epochs")
+    _column(name, table, "validation_rmse")
+    for field in table.schema:
+        if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)):
+            raise Damaged(f"column {field.name} of {name} has the type {field.type}")
+
+
+def _column(name: str, table: pa.Table, column: str) -> pa.ChunkedArray:
+    if table.column_names.count(column) != 1:
+        raise Damaged(f"{name} has {table.column_names.count(column)} columns named {column}")
+    return table[column]
 
 
 def file_digest(record: Mapping[str, Any] | None, name: str) -> str | None:
@@ -390,6 +477,12 @@ def _check_seal(content: bytes, record: Mapping[str, Any]) -> None:
         raise Damaged("it does not list the SHA-256 of its files")
 
 
+def _check_tables(files: Mapping[str, str]) -> None:
+    for name in TABLES:
+        if name not in files:
+            raise Damaged(f"it does not list the SHA-256 of {name}")
+
+
 def _field_problem(record: Mapping[str, Any], error: ValidationError, *, complete: bool) -> str:
     """Describe the first field that has a wrong value or, if `complete`, is missing; empty without one."""
     for fault in error.errors(include_url=False):
@@ -419,7 +512,7 @@ def _check_identity(record: Mapping[str, Any], folder: Folder) -> None:
     if not {"cell", "data", "numerics"} <= record.keys():
         return
     cell, split = record["cell"], record["cell"]["split"]
-    encoded = cell["variant"] in ENCODERS
+    encoded = embeds(cell["variant"])
     lost = record["state"] == "failed" and "encoder" not in record
     if split["kind"] == "group" or (encoded and lost):
         return

@@ -97,6 +97,18 @@ PART_BYTES = 10 * 2**20
 DAMAGED_FOLDER = "damaged"
 """Folder of a study to which `Store.set_aside` moves damaged records with their files."""
 
+RUNNING_FOLDER = "running"
+"""Folder of a study with the progress of its trainings."""
+
+CALIBRATION_FOLDER = "calibration"
+"""Folder of a study with the measured speed of its trainings."""
+
+FOLDERS = (*integrity.ENDED, DAMAGED_FOLDER, RUNNING_FOLDER, CALIBRATION_FOLDER)
+"""Folders of a study."""
+
+MOVE_AWAY = f"move it away, {AGAIN}"
+"""Fix of a file in place of a folder, or of a folder in place of a file."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -145,6 +157,8 @@ class Store:
         `fix` is what the user can do; by default the likely fix for this storage and `error`.
         """
         number = getattr(error, "errno", None) or 0
+        if what != "opened" and (path := self._file_in_place_of_folder()):
+            return StorageFault(path, "", f"cannot be {what} (a file in place of a folder)", MOVE_AWAY)
         if isinstance(error, UnicodeDecodeError):
             name = error.object.decode(errors="backslashreplace")
             problem = f"cannot be {what} (the file name {name!r} is not UTF-8)"
@@ -156,6 +170,14 @@ class Store:
             fix = f"{advice}, {AGAIN}"
         reason = os.strerror(number) if number in _FIX else uri.reason(error)
         return StorageFault(uri.without_secrets(self.storage), "storage", f"cannot be {what} ({reason})", fix)
+
+    def _file_in_place_of_folder(self) -> str | None:
+        """Return the path of a file that stands where the study has a folder, on a local disk; or None."""
+        system, root = self.location()
+        if not self.study or not isinstance(system, pyarrow.fs.LocalFileSystem):
+            return None
+        paths = (root, *(f"{root}/{name}" for name in FOLDERS))
+        return next((path for path in paths if os.path.lexists(path) and not os.path.isdir(path)), None)
 
     @contextlib.contextmanager
     def _faults(self, what: str) -> Iterator[None]:
@@ -190,14 +212,26 @@ class Store:
         reraise=True,
     )
     def driver_file(self) -> bytes | None:
-        """Read `driver.json`; None if it does not exist.
+        """Read `driver.json`; None if it does not exist. Raises StorageFault for a folder in its place.
 
         On NFS, a file that another machine replaces is stale for a process that has just opened it.
         """
+        return self._own_file(driver_process.FILE)
+
+    def own_file(self, name: str) -> bytes | None:
+        """Read a file in the folder of the study, such as `declarations.json`; None if it does not exist.
+
+        Raises StorageFault, also for a folder in its place.
+        """
+        with self._faults("read"):
+            return self._own_file(name)
+
+    def _own_file(self, name: str) -> bytes | None:
+        system, path = self.location(name)
         try:
-            return read(*self.location(driver_process.FILE))
-        except FileNotFoundError:
-            return None
+            return read_intact(system, path)
+        except Damaged as error:
+            raise StorageFault(path, "", str(error), MOVE_AWAY) from None
 
     def check_lock(self) -> None:
         """Raise LockLost if the driver with `token` does not have the study any more."""
@@ -287,20 +321,24 @@ class Store:
 
         `files` are the digests of its files by name, which `write_file` and `write_table` return. The record
         is the last file of a cell and is written atomically. Incomplete files of writers that were killed are
-        deleted.
+        deleted before it, because nothing looks for them once a cell has ended.
         """
-        self.write_file(record["key"], "result.json", integrity.seal(record, files))
-        system, folder = self.location(self.folder, record["key"])
+        sealed = integrity.seal(record, files)
+        self._delete_parts(record["key"])
+        self.write_file(record["key"], "result.json", sealed)
         written = {name: value for name, value in record.items() if name not in integrity.SEAL}
-        written |= {"files": dict(files)} if files else {}
+        return written | ({"files": dict(files)} if files else {})
+
+    def _delete_parts(self, key: str) -> None:
+        """Delete the incomplete files of a cell, which no living writer has."""
+        system, folder = self.location(self.folder, key)
         if _writes_atomically(system):  # files are not written under temporary names there
-            return written
+            return
         with self._faults("written"):
-            for info in system.get_file_info(pyarrow.fs.FileSelector(folder)):
+            for info in system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
                 if is_part(info.base_name):
                     with contextlib.suppress(FileNotFoundError), self.fenced():
                         system.delete_file(info.path)
-        return written
 
     def forget(self, key: str) -> None:
         """Delete a record and all other files of its key, so that the next run starts the cell again."""
@@ -395,6 +433,25 @@ class Store:
             raise FileNotFoundError(self.location(self.folder, key, f"{name}.parquet")[1])
         # `ParquetFile` is twice as fast for a small file as `read_table`, which makes a data set of it.
         return pyarrow.parquet.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
+
+    def read_result(
+        self, key: str, name: Literal["predictions", "history"], record: Record | None = None
+    ) -> pa.Table:
+        """Read a table of a cell as `read_table` does, and check its columns, types and values.
+
+        Raises DamagedFile also for a table that no cell stores, whose digest was forged.
+        """
+        try:
+            table = self.read_table(key, name, record=record)
+            integrity.check_table(f"{name}.parquet", table)
+        except Damaged as error:
+            problem = str(error)
+        except pa.ArrowException:
+            problem = f"{name}.parquet is not a readable table"
+        else:
+            return table
+        _, path = self.location(self.folder, key, f"{name}.parquet")
+        raise DamagedFile(path, "", f"damaged: {problem}", integrity.RETRY)
 
     def read_file(self, key: str, name: str, sha256: str | None = None) -> bytes | None:
         """Read one file of a cell; None if it does not exist.
@@ -539,8 +596,8 @@ def studies(storage: str) -> list[str]:
         raise InputError(storage, "storage", "a file, not a folder", "give the storage of a study") from None
     except StorageError as error:
         raise any_study.refusal("read", error) from None
-    folder = pyarrow.fs.FileType.Directory
-    return sorted(name for name, infos in parts.items() if any(info.type == folder for info in infos))
+    missing = pyarrow.fs.FileType.NotFound  # a file in place of a folder is damage, which readers name
+    return sorted(name for name, infos in parts.items() if any(info.type != missing for info in infos))
 
 
 def default_tracking(storage: str) -> str:

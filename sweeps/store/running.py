@@ -13,13 +13,10 @@ from datetime import UTC, datetime
 import pyarrow.fs
 from pydantic import AwareDatetime, BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
-from sweeps.store.records import READERS, StorageError, Store, read, write
+from sweeps.store.records import READERS, RUNNING_FOLDER, StorageError, Store, read, write
 
 WRITE_EVERY_S = 5.0
 """Shortest time between two writes of the progress of one training."""
-
-FOLDER = "running"
-"""Folder of the files, beside the folders of cells and search trials."""
 
 
 class Progress(BaseModel):
@@ -69,7 +66,7 @@ class ProgressWriter:
 
     def __init__(self, store: Store, first: Progress) -> None:
         self._store, self._progress = store, first
-        self._system, self._path = store.location(FOLDER, f"{first.key}.json")
+        self._system, self._path = store.location(RUNNING_FOLDER, f"{first.key}.json")
         self._last = time.monotonic()
         self._write()
 
@@ -95,7 +92,7 @@ def running(store: Store, keys: Iterable[str] | None = None) -> list[Progress]:
     A file that is damaged or was deleted meanwhile is left out. Raises InputError for a storage that cannot
     be read.
     """
-    system, folder = store.location(FOLDER)
+    system, folder = store.location(RUNNING_FOLDER)
     if keys is None:
         try:
             selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
@@ -120,13 +117,13 @@ def running(store: Store, keys: Iterable[str] | None = None) -> list[Progress]:
 
 def ended(store: Store, key: str) -> None:
     """Delete the file of a training that has ended."""
-    system, path = store.location(FOLDER, f"{key}.json")
+    system, path = store.location(RUNNING_FOLDER, f"{key}.json")
     with contextlib.suppress(*StorageError), store.fenced():
         system.delete_file(path)
 
 
 def clear(store: Store) -> None:
     """Delete the files of all trainings; the run that calls it has the study's lock, and trains nothing."""
-    system, folder = store.location(FOLDER)
+    system, folder = store.location(RUNNING_FOLDER)
     with contextlib.suppress(*StorageError), store.fenced():
         system.delete_dir(folder)

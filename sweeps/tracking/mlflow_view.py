@@ -279,7 +279,7 @@ class Tracker:
         run_id = run.info.run_id
         steps = [*content.metrics]
         if tags["kind"] == "cell" and record["state"] == "done":
-            history = self._store.read_table(record["key"], "history", record=record).to_pylist()
+            history = self._store.read_result(record["key"], "history", record).to_pylist()
             steps += [(epoch.pop("epoch"), epoch) for epoch in history]
         points = [
             Metric(name, value, end, step)

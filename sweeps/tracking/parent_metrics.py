@@ -34,7 +34,7 @@ _NAMES = {"WR": "wr_{}_mean", "OoR": "oor_{}_mean", "gap": "gap_{}"}
 
 
 def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
-    """Collect `wr_rmse_mean`, `wr_rmse_ci_low`, `gap_rmse`, `diff_rmse`, `n` and so on; only finite numbers.
+    """Collect `wr_rmse_mean`, `wr_rmse_ci_low`, `gap_rmse`, `skill`, `diff_rmse` and so on; finite numbers.
 
     `means` has a line per arm, split, part and metric, with mean, low, high, n, n_expected and n_failed.
     `contrasts` has a line per pair of arms too, with diff, low, high, se, df, n_units, p and p_adjusted;
@@ -48,6 +48,7 @@ def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
         metrics = found.setdefault((line["arm"], line["split"]), {})
         if (line["part"], line["metric"]) == ("test", "rmse"):
             metrics |= _numbers({FIRST: line["mean"]})
+        metrics |= _numbers({f"{'wr_' if line['part'] == 'wr' else ''}skill": line["skill"]})
         name = _NAMES[line["regime"]].format(line["metric"])
         metrics |= _numbers({name: line["mean"], **_interval(name.removesuffix("_mean"), line)})
         if line["part"] == "test" and "n" not in metrics:

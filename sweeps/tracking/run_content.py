@@ -3,13 +3,12 @@
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from itertools import product
 from typing import Any, NamedTuple, get_args
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from pm25.cell import Cell
-from pm25.settings import Fusion, Variant, dotted
+from pm25.settings import Fusion, dotted
 from sweeps.analysis import labels
 from sweeps.report.tables import escape
 from sweeps.spec.design import Arm, Head
@@ -24,14 +23,13 @@ NOTE = "mlflow.note.content"
 PARENT_TAGS = ("arm", "variant", "fusion", "head", "split", "regime")
 """Tags that a parent run has in common with its runs."""
 
-_ARMS = {
-    arm.label: arm
-    for arm in (
-        Arm(*levels)
-        for levels in product(get_args(Variant), (None, *get_args(Fusion)), (None, *get_args(Head)))
-    )
-}
-"""All arms by their labels, since a search trial's record stores only the label."""
+
+def _arm(label: str) -> Arm:
+    """Return the arm with a label, which is all that the record of a search trial stores of it."""
+    variant, *more = label.split("-")
+    fusion = next((one for one in get_args(Fusion) if one in more), None)
+    head = next((one for one in get_args(Head) if one in more), None)
+    return Arm(variant, fusion, head)
 
 
 class RunContent(NamedTuple):
@@ -80,7 +78,7 @@ def _cell(record: Record) -> RunContent:
 
 def _trial(record: Record) -> RunContent:
     """Convert a search trial: its parameters, validation scores, and the RMSE after every epoch."""
-    tags = {**_origin(record, "trial"), **_factors(_ARMS[record["arm"]]), "state": record["state"]}
+    tags = {**_origin(record, "trial"), **_factors(_arm(record["arm"])), "state": record["state"]}
     scores = {
         f"val_{regime}_{name}": value
         for regime, values in record.get("scores", {}).items()

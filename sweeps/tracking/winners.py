@@ -91,7 +91,9 @@ def _ranked(study: Study, cells: Mapping[str, Cell], records: Mapping[str, Recor
     done: dict[Arm, dict[int, list[tuple[int, str]]]] = {}
     for key, cell in cells.items():
         record = records.get(key)
-        if record is not None and record["state"] == "done" and cell.split == study.winner_split:
+        if record is None or cell.is_reference:
+            continue
+        if record["state"] == "done" and cell.split == study.winner_split:
             done.setdefault(Arm.of(cell), {}).setdefault(cell.seed, []).append((cell.fold, key))
     found = {}
     for arm, of_seed in done.items():
@@ -158,8 +160,8 @@ class WeightRetention:
             self._store.delete_file(max(one, before)[1], WEIGHTS)
 
     def _wins(self, cell: Cell) -> bool:
-        """Return True if a cell is on the split whose cells may win."""
-        return cell.split == self._study.winner_split
+        """Return True if a cell has weights and is on the split whose cells may win."""
+        return not cell.is_reference and cell.split == self._study.winner_split
 
 
 def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
@@ -184,8 +186,8 @@ def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
         cell, record = state.cells[key], records[key]
         options = {} if cell.encoder is None else state.study.encoder_options(cell.encoder)
         lookup_keys: tuple[str, ...] = ()
-        if cell.variant == "table":
-            lookup_keys = encoders.load("table", **options).lookup_keys  # type: ignore[attr-defined]
+        if cell.encoder is not None:
+            lookup_keys = encoders.lookup_keys(cell.encoder, **options)
         channels = (*state.panel.channels, *(cell.neighbours.channels if cell.neighbours else ()))
         kinds = {"lat": "double", "lon": "double", "month": "long", "site_id": "string"}
         inputs = {name: kinds[name] for name in ("lat", "lon", *lookup_keys)} | dict.fromkeys(
@@ -218,7 +220,7 @@ def example(state: "StudyState", winner: Winner) -> "pd.DataFrame":
     from pm25 import trial
 
     panel = state.panel
-    stored = winner.store.read_table(winner.key, "predictions", ["part", "site_id", "date"]).to_pandas()
+    stored = winner.store.read_result(winner.key, "predictions").to_pandas()
     tested = stored[stored["part"] == "test"]
     site = np.searchsorted(panel.site_id, tested["site_id"].to_numpy(str))
     day = (tested["date"].to_numpy("datetime64[D]") - panel.dates[0]).astype(int)

@@ -12,10 +12,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import pm25
-from pm25.cell import Cell, Tuning
+from pm25.cell import Cell, Tuning, allows
 from pm25.errors import SettingError
 from pm25.neighbours import NeighbourSettings
-from pm25.settings import ENCODERS, Fusion, Loss, ModelSettings, Precision, TrainSettings, Variant
+from pm25.settings import (
+    REFERENCES,
+    VARIANTS,
+    Fusion,
+    Loss,
+    ModelSettings,
+    Precision,
+    TrainSettings,
+    embeds,
+)
 from pm25.splits import (
     AnySplit,
     BlocksSplit,
@@ -345,9 +354,14 @@ trains = st.builds(
 
 @st.composite
 def cells(draw: st.DrawFn) -> Cell:
-    variant = draw(st.sampled_from(get_args(Variant)))
+    if draw(st.integers(0, 4)) == 0:
+        split = draw(split_kinds)
+        named = [name for name in REFERENCES if allows(split, name)]
+        fold, seed = draw(st.integers(0, split.n_folds - 1)), draw(seeds)
+        return Cell(variant=draw(st.sampled_from(named)), split=split, fold=fold, seed=seed)
+    variant = draw(st.sampled_from(VARIANTS))
     head = draw(st.sampled_from([None, "matched"])) if variant == "none" else None
-    fused = head is not None or variant in ENCODERS
+    fused = head is not None or embeds(variant)
     split, train = draw(split_kinds), draw(trains)
     inner = draw(st.none() | split_kinds)
     tuned = st.builds(

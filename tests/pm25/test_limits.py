@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pm25 import errors, files, panel, text, unpacking
 from pm25.limits import MOST_COLUMNS, MOST_NESTED, MOST_ROW_BYTES, MOST_SHOWN
-from pm25.sources import agency_files, aqs, synthetic
+from pm25.sources import agency_files, aqs, synthetic, uscrn
 from pm25.tables import schema
 from pm25.tables.reading import read_table
 from tests.errors import refuses
@@ -128,6 +128,10 @@ def test_a_row_beyond_the_limit_is_refused_in_words_of_its_own(tmp_path: Path, q
     epa.write_bytes(names + b"\n" + field + b"," * (len(aqs.COLUMNS) - 1) + b"\n")
     with refuses("epa.csv", "", "a row has more than 1,048,576 bytes"):
         aqs.build([epa], [])
+    noaa = tmp_path / "CRN.txt"
+    noaa.write_bytes(field + b" 1" * (len(uscrn.COLUMNS) - 1) + b"\n")
+    with refuses("CRN.txt", "", "a row has more than 1,048,576 bytes"):
+        uscrn.load([noaa])
 
 
 def test_a_panel_of_too_many_values_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A file at a URI is read like one in a folder, and one that cannot be read is reported."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,45 @@ def test_vectors_in_a_bucket_are_the_same_encoder(objects: Any, tmp_path: Path) 
 )
 def test_the_name_of_a_file(place: str, name: str) -> None:
     assert uri.file_name(place) == name
+
+
+@pytest.mark.parametrize("place", ["s3://", "s3:///panel.parquet", "gs://", "gs://anonymous@", "gs://?a=b"])
+def test_an_address_without_a_bucket_is_refused_at_once(place: str) -> None:
+    with refuses(place, "", "no bucket", f"{place[:2]}://BUCKET/PATH"):
+        panel.read(place)
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("", "empty"),
+        (" ", "empty"),
+        ("/", "root"),
+        ("//", "root"),
+        ("file:///", "root"),
+        ("/dev/null", "regular"),
+        ("/dev/zero", "regular"),
+        ("file:///dev/zero", "regular"),
+    ],
+)
+def test_what_is_no_file_is_refused_at_once(place: str, problem: str) -> None:
+    with refuses(None, "", problem, "give a"):
+        panel.read(place)
+
+
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "panel.csv")
+    for place in (tmp_path / "panel.csv", f"file://{tmp_path}/panel.csv"):
+        with refuses("panel.csv", "", "regular"):
+            panel.read(place)
+
+
+def test_google_storage_without_credentials_is_refused_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(uri, "GOOGLE_S", 0.1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:9")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    with refuses("gs://nobodys/panel.parquet", "", "GOOGLE_APPLICATION_CREDENTIALS"):
+        panel.read("gs://nobodys/panel.parquet")

@@ -31,6 +31,7 @@ SMALLER = (
     "design.variant=[none, latlon]",
     "design.split=[{kind: random, folds: 5, fold: [0]}, {kind: checkerboard, degrees: 16}]",
     "design.seed=0",
+    "references=[]",
     "search.reserve=null",
     "claims=[]",
     "checkpoint_seconds=0",

@@ -91,13 +91,13 @@ def first_splits(rows: pd.DataFrame) -> list[str]:
 def best_encoder(rows: pd.DataFrame, metric: str = "rmse") -> str | None:
     """Return the best encoder arm on the last of `first_splits`, or None if no encoder arm is complete.
 
-    The controls (`none`, `random` and `shuffled` vectors) are not candidates.
+    The controls (`none`, `random` and `shuffled` vectors, and untrained encoders) are not candidates.
     """
     splits = first_splits(rows)[-1:]
     if not splits:
         return None
     means = inference.means(rows, Analysis(), metric)
     complete = labels.complete(means[(means["split"] == splits[0]) & (means["part"] == "test")])
-    controls = complete["variant"].isin([labels.BASELINE, "random", "shuffled"])
-    encoders = complete[complete["fusion"].notna() & ~controls]
+    controls = [labels.is_control(arm, complete) for arm in complete["arm"]]
+    encoders = complete[complete["fusion"].notna() & ~np.array(controls, bool)]
     return str(encoders["arm"].iloc[0]) if len(encoders) else None

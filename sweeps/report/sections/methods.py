@@ -33,7 +33,8 @@ def search(report: ReportData) -> Section:
         found.append(tables.plain(frame, "arm", "Budget spent, and best validation score."))
     chosen: Mapping[str, Mapping[str, str]] = report.facts.get("tuned", {})
     if chosen:
-        arms = list(dict.fromkeys(labels.with_arm(report.rows)["arm"]))
+        tunable = labels.without_references(report.rows)
+        arms = list(dict.fromkeys(labels.with_arm(tunable)["arm"]))
         names = sorted({name for settings in chosen.values() for name in settings})
         lines = [
             (arm, [_tuned(chosen.get(arm, {}).get(name, "not tuned")) for name in names]) for arm in arms

@@ -11,6 +11,8 @@ import pandas as pd
 
 from pm25.metrics import EXCEEDANCE_UGM3, METRICS
 from sweeps.analysis import estimands, labels
+from sweeps.analysis.pretraining import compare as found_gains
+from sweeps.analysis.pretraining import sentence as gain_sentence
 from sweeps.report import summary, tables
 from sweeps.report.sections.section import (
     Section,
@@ -303,10 +305,8 @@ def _differences(
 
 def pretraining(report: ReportData) -> Section:
     """Trained encoders beside untrained draws of their architecture."""
-    from sweeps.analysis import pretraining
-
     alpha, metric = report.analysis.alpha, report.metric
-    found = pretraining.compare(report.means[metric], alpha)
+    found = found_gains(report.means[metric], alpha)
     if not found:
         return Section("pretraining", "Is it the pretraining?", "")
     lines: list[tuple[str, list[Entry]]] = []
@@ -325,12 +325,12 @@ def pretraining(report: ReportData) -> Section:
         "p: share of the draws, with the trained encoder as one of them, that are at least as good.",
     ]
     text = (
-        "An untrained encoder has the architecture of the trained one, with fresh weights. Better than 'none' "
-        "does not mean that the pretraining helps. The layers alone may (matched head), or a name for each "
-        "place (random), or its position in an untrained network. The p-values are not adjusted."
+        "An untrained encoder has the architecture of the trained one, with fresh weights. Better than "
+        "'none' does not mean that the pretraining helps. The layers alone may (matched head), or a name for "
+        "each place (random), or its position in an untrained network. The p-values are not adjusted."
     )
     table = Table("arm", [("", head) for head in heads], lines, f"{METRICS[metric].title} by encoder.", notes)
-    sentences = [pretraining.sentence(own, alpha) for own in found]
+    sentences = [gain_sentence(own, alpha) for own in found]
     return Section("pretraining", "Is it the pretraining?", text, [table], paragraphs=sentences)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from pm25.settings import REFERENCES
 from sweeps.analysis import estimands, labels
 from sweeps.report import summary, tables
 from sweeps.report.tables import Entry, Table
@@ -43,6 +44,12 @@ def legend(report: ReportData, frame: pd.DataFrame, *, ranked: bool = True) -> l
                 f"In brackets after a difference: {level} interval of the test that decides, not adjusted."
             )
         return [*notes, *_contrast_marks(report, frame), *split_notes(report, frame["split"])]
+    if frame["skill"].notna().any():
+        notes.append("skill: 1 − MSE / MSE of the best reference; below 0, the reference is better.")
+    if frame["variant"].isin(REFERENCES).any():
+        notes.append(
+            "reference: predicted without a network from training samples; neither ranked nor tested."
+        )
     if ranked:
         notes.append("Bold: best mean. Underlined: second-best mean. Only complete arms are ranked.")
     if frame["low"].notna().any():

@@ -25,6 +25,8 @@ def test_no_fingerprint_needs_torch(tmp_path):
         "import sys; from pm25.encoders import fingerprint as f;"
         f"f('satclip', checkpoint={str(checkpoint)!r}); f('table', path={str(table)!r}); f('random');"
         "f('shuffled'); f('shuffled', of='random');"
+        f"c = {str(checkpoint)!r}; f('sinr', checkpoint=c); f('torchspatial', checkpoint=c);"
+        "f('climplicit', checkpoint=c); f('range', checkpoint=c, database=c);"
         "print([m for m in ('torch', 'geoclip', 'scipy') if m in sys.modules])"
     )
     assert loaded.strip() == "[]"

@@ -213,7 +213,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str, str, tuple[object, ...]]] = {
         "",
         ("gzip",),
     ),
-    "an encrypted zip": (lambda t: encrypted(t / "a.zip"), "a.zip", "", ("password",)),
+    "an encrypted zip": (lambda t: encrypted(t / "a.zip"), "a.zip", "", ("'a.csv'", "password")),
     "zips in a zip": (
         lambda t: zipped(t / "a.zip", {"2020.zip": b"PK", "2021.zip": b"PK"}),
         "a.zip",

@@ -465,7 +465,7 @@ def test_a_run_trains_the_origins_that_its_looks_ask_for(tmp_path: Path) -> None
         folds.append(cell.fold)
         own = {"key": work.key, "data": of.panel.fingerprint, "numerics": cell.numerics}
         made = record(cell, noise(1, 1)(cell)) | own
-        of.store.write_record(made)
+        of.store.write_record(made, worlds.empty_tables(of.store, work.key))
         scheduler.ended(work, made)
     assert Counter(folds) == dict.fromkeys(range(30), 2)
     of.refresh()

@@ -225,7 +225,7 @@ def test_without_predictions_there_is_nothing(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(store: Store) -> None:
     store.write_file("k1", "predictions.parquet", b"PAR1 cut short")
-    with refuses("k1/predictions.parquet", "", "k1"):
+    with refuses("k1/predictions.parquet", "", "not a readable table", "retry"):
         artifacts.predictions(store, CELLS)
 
 

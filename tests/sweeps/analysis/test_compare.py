@@ -408,7 +408,9 @@ def again(finished: Path, folder: Path, change: Callable[[Record], Record]) -> s
     there = f"storage={folder / 'again'}"
     state, copied = StudyState(str(finished / "toy.yaml")), StudyState(str(finished / "toy.yaml"), [there])
     for made in state.records().values():
-        copied.store.write_record(change(made))
+        for name in ("predictions", "history"):
+            copied.store.write_table(made["key"], name, state.store.read_table(made["key"], name))
+        copied.store.write_record(change(made), made["files"])
     return there
 
 

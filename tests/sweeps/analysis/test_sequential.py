@@ -510,7 +510,7 @@ def end(scheduler: Scheduler, of: StudyState, task: Task, value: Value) -> None:
     cell = task.cells[0]
     # The key is a hash of the data and of the numerics too.
     made = record(cell, value(cell), task.key) | {"data": of.panel.fingerprint, "numerics": cell.numerics}
-    of.store.write_record(made)
+    of.store.write_record(made, worlds.empty_tables(of.store, task.key))
     scheduler.ended(task, made)
 
 

@@ -161,7 +161,7 @@ def test_a_sample_is_as_large_as_was_asked(
     seeds = [f"design.seed=[{', '.join(map(str, range(4)))}]", "design.split={kind: random, fold: 0}"]
     toy_study = study_file.load(str(toy), seeds)
     for key, cell in by_key(toy_study, toy_study.panel()).items():
-        store.write_record(record | {"key": key, "cell": cell.resolved()})
+        store.write_record(record | {"key": key, "cell": cell.resolved()}, record["files"])
     monkeypatch.setattr(worker, "differences", lambda *_, **__: [])
     ended = sweep("verify", toy, "--sample", str(sample), *(p for s in seeds for p in ("--set", s)))
     assert (ended.status, len(set(ended.out.splitlines()))) == (0, sample)  # of 8

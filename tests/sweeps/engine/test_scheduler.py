@@ -122,7 +122,8 @@ def failure(task: Task, kind: str = "RuntimeError", message: str = "broken") -> 
 def end(scheduler: Scheduler, of: StudyState, task: Task, record: Record) -> None:
     """Record a task as a worker does, and report its end."""
     record = record | {"data": of.panel.fingerprint}
-    (of.store if task.kind == "cell" else of.store.search).write_record(record)
+    is_cell = task.kind == "cell"
+    (of.store if is_cell else of.store.search).write_record(record, worlds.FILES if is_cell else {})
     scheduler.ended(task, record)
 
 
@@ -649,7 +650,7 @@ def test_a_store_of_an_earlier_version_is_marked_too(tmp_path: Path, monkeypatch
             == of.overlap_with_search()[of.cells[key].split.label, of.cells[key].fold]
         )
         of.store.forget(key)
-        of.store.write_record(record)
+        of.store.write_record(record, worlds.FILES)
     assert (of.rows()["marked"] == TUNED_ON_TEST).sum() == 2 * (4 + 2 + 10)
 
 

@@ -373,7 +373,7 @@ def test_it_trains_with_as_many_threads_as_were_recorded(
 ) -> None:
     record = copied.record(KEY)
     assert record is not None
-    copied.write_record(record | {"threads": 2})
+    copied.write_record(record | {"threads": 2}, record["files"])
     run, seen = trial.run, []
 
     def watch(*args: Any, **options: Any) -> trial.Result:
@@ -406,7 +406,7 @@ def test_an_altered_record_differs(
     value = record[block].pop(name, None)
     if change is not None:
         record[block][name] = change(value)
-    copied.write_record(record)
+    copied.write_record(record, record["files"])
     assert worker.differences(cell(), KEY, panel, copied) == [said]
 
 

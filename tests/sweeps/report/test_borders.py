@@ -54,11 +54,25 @@ def test_a_geojson_file(tmp_path: Path, geometry: object) -> None:
         {"type": "LineString", "coordinates": [[10**400, 40], [-99, 41]]},
         {"type": "LineString", "coordinates": [[SQUARE, SQUARE]]},
         {"type": "MultiPolygon", "coordinates": 5},
+        {"type": "LineString", "coordinates": []},
+        {"type": "LineString", "coordinates": [[-99, 41]]},
+        {"type": "Polygon", "coordinates": [[[-99, 41]] * 4]},
+        {"type": "MultiLineString", "coordinates": [SQUARE, [[-99, 41]]]},
     ],
 )
 def test_a_file_without_borders_is_refused(tmp_path: Path, content: object) -> None:
     with refuses("states.geojson", "", "GeoJSON"):
         borders.read(written(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    "ring",
+    [ALASKA, [[lat, lon] for lon, lat in SQUARE], [[lon * 111e3, lat * 111e3] for lon, lat in SQUARE]],
+    ids=["elsewhere", "latitude first", "metres"],
+)
+def test_borders_of_which_none_would_be_drawn_are_refused(tmp_path: Path, ring: object) -> None:
+    with refuses("states.geojson", "", "-128 to -65", "longitude first"):
+        borders.read(written(tmp_path, {"type": "Polygon", "coordinates": [ring]}))
 
 
 def test_a_deep_and_a_large_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

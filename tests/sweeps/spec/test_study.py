@@ -31,16 +31,18 @@ SHIPPED = ["demo", "paper2025", "quick"]
 
 def arms(of: Study) -> list[tuple[str, str | None]]:
     """Variant and fusion, in the order of the grid."""
-    return list(dict.fromkeys((cell.variant, cell.fusion) for cell in of.cells()))
+    trained = (cell for cell in of.cells() if not cell.is_reference)
+    return list(dict.fromkeys((cell.variant, cell.fusion) for cell in trained))
 
 
 # What a study crosses
 
 
-def test_demo_is_51_cells_of_3_arms() -> None:
+def test_demo_is_51_cells_of_3_arms_and_51_of_3_references() -> None:
     demo = study_file.load("demo")
-    cells = demo.cells()
-    assert len(cells) == len(set(cells)) == 51  # 3 arms x (5 spatial folds + 6 origins of 2 colours)
+    cells, references = demo.cells()[:51], demo.cells()[51:]
+    assert len(set(cells)) == 51  # 3 arms x (5 spatial folds + 6 origins of 2 colours)
+    assert (len(references), references) == (51, demo.reference_cells())
     assert arms(demo) == [("none", None), ("latlon", None), ("geoclip", "hadamard")]
     assert {(c.split.label, c.fold) for c in cells} == {
         *(("spatial", fold) for fold in range(5)),
@@ -54,9 +56,9 @@ def test_demo_is_51_cells_of_3_arms() -> None:
     assert [claim.truth for claim in demo.claims] == [True, True]
 
 
-def test_quick_is_130_cells_on_a_table_of_the_users() -> None:
+def test_quick_is_130_cells_and_78_of_references_on_a_table_of_the_users() -> None:
     quick = study_file.load("quick", ["data.table=panel.parquet"])
-    assert len(quick.cells()) == 130  # 5 arms x (5 + 5 + 2 x 8 folds)
+    assert len(quick.cells()) == 130 + 78  # 5 arms and 3 references x (5 + 5 + 2 x 8 folds)
     assert len(arms(quick)) == 5
     folds = {"random": 5, "spatial": 5, "checkerboards-16": 16}
     assert {(c.split.label, c.fold) for c in quick.cells()} == {
@@ -66,14 +68,16 @@ def test_quick_is_130_cells_on_a_table_of_the_users() -> None:
         study_file.load("quick")
 
 
-def test_the_published_design_is_980_cells_of_7_arms() -> None:
+def test_the_published_design_is_980_cells_of_7_arms_and_210_of_references() -> None:
     published = study_file.load("paper2025", ["data.table=panel.parquet"])
-    assert len(published.cells()) == 980  # 7 arms x (10 + 10 + 2 x (5 + 15 + 5) folds) x 2 seeds
+    cells = published.cells()[:-210]
+    assert len(cells) == 980  # 7 arms x (10 + 10 + 2 x (5 + 15 + 5) folds) x 2 seeds
+    assert published.cells()[-210:] == published.reference_cells()  # 3 x 70 folds
     assert arms(published) == [
         *(("none", None), ("latlon", None), ("sincos", None)),
         *((variant, fusion) for variant in ("geoclip", "satclip") for fusion in ("hadamard", "concat")),
     ]
-    settings = {(cell.model, cell.train) for cell in published.cells()}
+    settings = {(cell.model, cell.train) for cell in cells}
     assert settings == {(ModelSettings(), TrainSettings())}  # the defaults are the published ones
 
 
@@ -112,7 +116,8 @@ def test_quick_names_channels_of_the_real_table() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_arm_is_among_the_first_cells(name: str) -> None:
     shipped = study_file.load(name, ["data={table: panel.parquet}"])
-    cells, every = shipped.cells(), arms(shipped)
+    cells, every = [cell for cell in shipped.cells() if not cell.is_reference], arms(shipped)
+    assert cells == shipped.cells()[: len(cells)]  # references come last
     for block in range(0, len(cells), len(every)):
         assert [(c.variant, c.fusion) for c in cells[block : block + len(every)]] == every
         assert len({(c.split.label, c.fold, c.seed) for c in cells[block : block + len(every)]}) == 1
@@ -234,6 +239,27 @@ def test_columns_of_the_monitors_are_checked_before_a_run(tmp_path: Path) -> Non
     named = ["analysis.monitor_columns=[elev_m, setting]"]
     with refuses(table.name, "setting", "elev_m"):
         study_file.load(reference, [f"data.table={table}", *named]).panel()
+
+
+def test_draws_of_untrained_encoders_are_variants(tmp_path: Path) -> None:
+    reference = write(tmp_path)
+    drawn = study_file.load(
+        reference, ["design.variant=[none, geoclip, untrained_geoclip]", "design.draws=3"]
+    )
+    draws = [f"untrained_geoclip_{draw}" for draw in range(3)]
+    assert list(drawn.design.variant) == ["none", "geoclip", *draws]
+    assert [arm.variant for arm in drawn.arms()] == ["none", "geoclip", *draws]
+    assert {contrast.arm.variant for contrast in drawn.contrasts()} == {"geoclip"}  # no family of draws
+    assert drawn.encoder_options("untrained_geoclip_2") == {}
+    assert len(study_file.load(reference, ["design.variant=[none, untrained_geoclip]"]).design.variant) == 20
+    with refuses(None, "design.draws", "untrained_geoclip"):
+        study_file.load(reference, ["design.draws=3"])
+    with refuses(None, "design.draws", "101"):
+        study_file.load(reference, ["design.variant=untrained_geoclip", "design.draws=101"])
+    with refuses(None, "encoders.satclip", "checkpoint=FILE"):
+        study_file.load(reference, ["design.variant=[none, untrained_satclip]"])
+    one = study_file.load(reference, ["design.variant=[none, untrained_geoclip_7]"])
+    assert list(one.design.variant) == ["none", "untrained_geoclip_7"]
 
 
 def test_encoder_options(tmp_path: Path) -> None:
@@ -462,7 +488,7 @@ def vectors(path: Path, scale: float = 1.0) -> Path:
     return path
 
 
-SMALL = ["data.synthetic={sites: 12, days: 30}", "design.seed=0"]
+SMALL = ["data.synthetic={sites: 12, days: 30}", "design.seed=0", "references=[]"]
 
 
 def test_a_key_depends_on_the_bytes_of_a_table_and_not_on_its_path(tmp_path: Path) -> None:

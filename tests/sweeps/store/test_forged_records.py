@@ -1,25 +1,32 @@
 """Records with a changed field and an honest digest: no command ends with an error of Python."""
 
+import contextlib
 import json
+import math
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweeps import explain
-from sweeps.analysis import compare, results
+from sweeps.analysis import artifacts, compare, results
 from sweeps.bench import engine
 from sweeps.engine import worker
 from sweeps.plan import calibration
 from sweeps.plan.capacity import Capacity
 from sweeps.plan.cost import Estimate
 from sweeps.state import StudyState
-from sweeps.store import failures, filters, integrity
+from sweeps.store import failures, filters, fsck, integrity
+from sweeps.store.integrity import DamagedFile
 from sweeps.store.records import Record, Store, intact
 from sweeps.tracking import winners
 from sweeps.tracking.run_content import milliseconds, run_content
@@ -179,6 +186,79 @@ def test_a_forged_trial_is_read_or_damaged(
     finally:
         searched.store = original
         searched.refresh()
+
+
+def _replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.chunked_array([values]))
+
+
+def _first(value: Any) -> Callable[[pa.Table, str], pa.Table]:
+    """Replace the first value of a column."""
+
+    def change(table: pa.Table, name: str) -> pa.Table:
+        kind = table[name].type
+        return _replaced(table, name, pa.array([value, *table[name].to_pylist()[1:]], kind))
+
+    return change
+
+
+def _cast(kind: pa.DataType) -> Callable[[pa.Table, str], pa.Table]:
+    return lambda table, name: _replaced(table, name, pa.array([None] * table.num_rows, kind))
+
+
+TABLE_CHANGES: tuple[Callable[[pa.Table, str], pa.Table], ...] = (
+    lambda table, name: table.drop_columns(name),
+    lambda table, name: table.rename_columns([{name: "else"}.get(n, n) for n in table.column_names]),
+    lambda table, name: table.append_column(name, table[name]),
+    lambda table, name: _replaced(table, name, pa.array([str(value) for value in table[name].to_pylist()])),
+    lambda table, name: _replaced(table, name, pa.array([[1.0]] * table.num_rows)),
+    lambda table, name: _replaced(table, name, pa.array([{"a": 1}] * table.num_rows)),
+    lambda table, name: table.slice(0, 0),
+    lambda table, name: pa.concat_tables([table, table]),
+    *(_cast(kind) for kind in (pa.null(), pa.float64(), pa.string(), pa.bool_(), pa.timestamp("us"))),
+)
+NUMBER_CHANGES = tuple(_first(value) for value in (None, math.nan, math.inf, -math.inf, 1e30))
+TEXT_CHANGES = tuple(_first(value) for value in (None, "", "val", "a\0b", "x" * 10_000))
+DATE_CHANGES = tuple(_first(value) for value in (None, date.min, date.max))
+
+
+@MANY
+@given(st.data(), st.sampled_from(integrity.TABLES))
+def test_a_forged_table_with_an_honest_digest_is_read_or_damaged(
+    cells: StudyState, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
+) -> None:
+    original, key = cells.store, next(iter(cells.cells))
+    folder = tmp_path_factory.getbasetemp() / "forged"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(Path(original.storage) / original.study, folder / original.study)
+    path = folder / original.study / "cells" / key / name
+    table = pyarrow.parquet.read_table(path)
+    column = data.draw(st.sampled_from(table.column_names))
+    kind = table[column].type
+    own = TEXT_CHANGES if pa.types.is_string(kind) else DATE_CHANGES if pa.types.is_date(kind) else ()
+    own = NUMBER_CHANGES if pa.types.is_floating(kind) else own
+    pyarrow.parquet.write_table(data.draw(st.sampled_from([*TABLE_CHANGES, *own]))(table, column), path)
+    record = json.loads(path.with_name("result.json").read_bytes())
+    files = record["files"] | {name: integrity.digest(path.read_bytes())}
+    path.with_name("result.json").write_bytes(integrity.seal(record, files))
+    try:
+        cells.store = Store(str(folder), original.study)
+        read_cells(cells, key)
+        rows = cells.rows(cells.records("tables"))
+        state = rows.set_index("key").loc[key, "state"]
+        found, curves = artifacts.predictions(cells.store, rows), artifacts.curves(cells.store, rows)
+        assert found is not None
+        assert (state == "done") == (curves.read == 2)
+        sums = found.of(key)
+        assert sums is None if state == "damaged" else sums is None or not np.isnan(sums[1]).any()
+        for table_name in ("predictions", "history"):
+            with contextlib.suppress(DamagedFile) if state == "damaged" else contextlib.nullcontext():
+                cells.store.read_result(key, table_name)
+        assert (state == "damaged") == any(
+            finding.damage for finding in fsck.check(cells.store, fsck.listing(cells.store)).findings
+        )
+    finally:
+        cells.store = original
 
 
 def sealed(state: StudyState, which: int) -> tuple[str, Record]:

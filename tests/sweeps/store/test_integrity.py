@@ -15,16 +15,17 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pm25.errors import InputError
 from sweeps.analysis import artifacts
 from sweeps.bench import engine
 from sweeps.cli import cli
 from sweeps.engine import worker
 from sweeps.state import StudyState
-from sweeps.store import fsck, integrity
+from sweeps.store import declarations, fsck, integrity
 from sweeps.store.fencing import LockLost
 from sweeps.store.integrity import DamagedFile
 from sweeps.store.lock import StudyLock
-from sweeps.store.records import Record, StorageFault, Store
+from sweeps.store.records import FOLDERS, Record, StorageFault, Store
 from tests.errors import refuses
 
 CELLS = 3
@@ -506,3 +507,92 @@ def test_every_json_value_is_read_as_it_was_written(text: str, more: Any) -> Non
     record = {"key": "a", "state": "failed", "error": error, "more": more}
     found = integrity.check(json.dumps(record).encode(), "a", "cells").record
     assert repr(found) == repr(record)  # which tells 1 from 1.0, and 0.0 from -0.0
+
+
+# Files and folders that are exchanged
+
+
+def refusals(state: StudyState, folder: Path) -> dict[str, list[str]]:
+    """Lines with a fix of every quick command that reads or writes the store, by command."""
+    study = str(Path(state.study.storage) / "engine.yaml"), f"--set=storage={state.store.storage}"
+    found = {}
+    for words in (
+        ("status", *study),
+        ("list", state.store.storage),
+        ("why", *study, next(iter(state.cells))),
+        ("export", *study, str(folder / "cells.csv")),
+        ("retry", *study, "--damaged"),
+        ("seal", state.store.storage),
+        ("fsck", state.store.storage),
+    ):
+        ended = CliRunner().invoke(cli, words, standalone_mode=False)
+        assert ended.exception is None or isinstance(ended.exception, InputError)
+        lines = [*ended.output.splitlines(), *([str(ended.exception)] if ended.exception else [])]
+        found[words[0]] = [line for line in lines if "Fix: " in line]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "readers"),
+    [
+        ("declarations.json", set[str]()),
+        ("origin.json", set[str]()),
+        ("channels.json", {"status", "why", "export", "retry"}),
+        ("driver.json", {"status", "list", "retry", "seal"}),
+    ],
+)
+def test_a_folder_in_place_of_a_file_of_a_study_is_named(
+    stored: StudyState, copy: Path, tmp_path: Path, name: str, readers: set[str]
+) -> None:
+    path = copy.parent / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    found = refusals(stored, tmp_path)
+    assert {command for command, lines in found.items() if lines} == readers | {"fsck"}
+    for line in (line for lines in found.values() for line in lines):
+        assert line.startswith(f"{path}: {name} is a folder. Fix: move it away"), line
+    with refuses(str(path), "", "is a folder", "move it away"):
+        {"origin.json": declarations.origin}.get(name, lambda store: store.own_file(name))(stored.store)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_file_in_place_of_a_folder_of_a_study_is_named(
+    stored: StudyState, copy: Path, tmp_path: Path, name: str
+) -> None:
+    path = copy.parent / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.write_text("")
+    found = refusals(stored, tmp_path)
+    assert found["fsck"]
+    if name == "cells":
+        assert all(found.values()), found
+    for line in (line for lines in found.values() for line in lines):
+        assert line.startswith(f"{path}: "), line
+        assert "a file in place of a folder" in line
+        assert "move it away" in line
+    with refuses(str(path), "", "written", "a file in place of a folder", "move it away"):
+        stored.store.prepare() if name in integrity.ENDED else stored.store.write_file(f"../{name}", "a", b"")
+
+
+def test_a_file_in_place_of_the_folder_of_a_study_is_named(stored: StudyState, copy: Path) -> None:
+    shutil.rmtree(copy.parent)
+    copy.parent.write_text("")
+    for act in (stored.store.prepare, stored.store.keys, StudyLock(stored.store).__enter__):
+        with refuses(str(copy.parent), "", "a file in place of a folder", "move it away"):
+            act()
+
+
+@pytest.mark.parametrize("name", integrity.TABLES)
+def test_a_sealed_record_names_both_of_its_tables(stored: StudyState, copy: Path, name: str) -> None:
+    key = next(iter(stored.cells))
+    record = record_of(copy, key)
+    files = {other: sha256 for other, sha256 in record["files"].items() if other != name}
+    (copy / key / "result.json").write_bytes(integrity.seal(record, files))
+    found = stored.store.record(key)
+    assert found is not None
+    assert found["state"] == "damaged"
+    assert name in found["damage"]["problem"]
+    assert not stored.store.seal(key)
+    unseal(copy, key)
+    (copy / key / name).unlink()
+    assert not stored.store.seal(key)  # nothing proves a record of an earlier version without its tables

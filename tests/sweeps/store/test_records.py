@@ -213,6 +213,25 @@ def test_the_size_is_that_of_the_cells_asked_for(store: Store, tmp_path: Path) -
     assert store.size([]) == 0
 
 
+def test_nothing_incomplete_is_left_beside_a_record_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may be killed at any moment, and nothing looks for parts once a cell has ended."""
+    store, folder = Store(str(tmp_path), "toy"), tmp_path / "toy" / "cells" / "k1"
+    store.write_file("k1", "checkpoint.pt", b"state")
+    (folder / ".checkpoint.pt.77.part").write_text("half")
+    seen, write_file = [], Store.write_file
+
+    def written(self: Store, key: str, name: str, content: bytes) -> str:
+        sha256 = write_file(self, key, name, content)
+        seen.append({path.name for path in folder.iterdir()})
+        return sha256
+
+    monkeypatch.setattr(Store, "write_file", written)
+    store.write_record(RECORD)
+    assert seen == [{"checkpoint.pt", "result.json"}]
+
+
 def test_who_holds_a_file(any_store: Store) -> None:
     assert any_store.holding("weights.pt") == set()
     for key in ("k1", "k2"):

@@ -21,6 +21,7 @@ def mean(
         "regime": regime,
         "metric": metric,
         "mean": value,
+        "skill": NAN,
         "low": value - 1,
         "high": value + 1,
         "n": n,

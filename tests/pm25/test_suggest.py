@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps.spec import suggest
+from pm25 import suggest
 
 
 @pytest.mark.parametrize(
