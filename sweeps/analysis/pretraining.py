@@ -5,8 +5,8 @@ every place has a vector of its own. Other arms tell them apart. The *matched he
 `random` gives each place a name without geography. An *untrained* encoder codes the position as its
 architecture does.
 
-The test is a Monte Carlo test over the draws of the untrained encoder. With M draws, of which k are at
-least as good as the trained encoder, p = (1 + k) / (M + 1) (Davison and Hinkley 1997, eq. 4.11).
+The test is a Monte Carlo test over the draws (Davison and Hinkley 1997, eq. 4.11). If k
+of M draws are at least as good as the trained encoder, p = (1 + k) / (M + 1).
 """
 
 from __future__ import annotations

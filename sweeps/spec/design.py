@@ -261,7 +261,7 @@ class Design(Settings):
             return value
         draws = value.get("draws", DRAWS)
         if not isinstance(draws, int) or not 1 <= draws <= MOST_DRAWS:
-            return value  # the field refuses it
+            raise SettingError("draws", f"{draws!r} is not accepted", f"give a number from 1 to {MOST_DRAWS}")
         drawn = {name: [f"{name}_{draw}" for draw in range(draws)] for name in UNTRAINED_FACTORS}
         found = [one for level in levels for one in drawn.get(str(level), [level])]
         return {**value, "variant": found, "draws": draws}
