@@ -14,7 +14,6 @@ from pm25 import files
 from pm25.errors import InputError
 from pm25.redaction import redacted
 
-
 NO_BUCKET = "the address names no bucket"
 """Problem of an address such as s3://."""
 
@@ -118,7 +117,9 @@ def advice(uri: str, error: Exception) -> str:
     if NO_BUCKET in text:
         return f"write it as {uri.partition(':')[0]}://BUCKET/PATH"
     if "OAuth2 access token" in text:
-        return "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or write gs://anonymous@BUCKET/PATH if public"
+        return (
+            "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or write gs://anonymous@BUCKET/PATH if public"
+        )
     if not uri.startswith("s3://"):
         return ""
     if "NO_SUCH_BUCKET" in text or "not found" in text:

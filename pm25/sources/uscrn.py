@@ -76,9 +76,7 @@ def parse(data: bytes, name: str) -> pd.DataFrame:
     try:
         table = csv.read_csv(
             pa.BufferReader(lines.rows),
-            read_options=csv.ReadOptions(
-                use_threads=False, block_size=MOST_ROW_BYTES, column_names=COLUMNS
-            ),
+            read_options=csv.ReadOptions(use_threads=False, block_size=MOST_ROW_BYTES, column_names=COLUMNS),
             parse_options=csv.ParseOptions(delimiter=" ", quote_char=False),
             convert_options=csv.ConvertOptions(
                 include_columns=wanted,

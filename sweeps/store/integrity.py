@@ -313,7 +313,9 @@ def check_file(name: str, content: bytes | None, record: Mapping[str, Any]) -> N
         raise Damaged(f"the SHA-256 of {name} is not the one in its record")
     elif name.endswith(".parquet"):
         try:
-            table = pyarrow.parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+            table = pyarrow.parquet.ParquetFile(
+                pa.BufferReader(content), page_checksum_verification=True
+            ).read()
         except (OSError, pa.ArrowException):
             raise Damaged(f"{name} is not a readable table") from None
         check_table(name, table)

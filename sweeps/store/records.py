@@ -430,7 +430,9 @@ class Store:
         # `ParquetFile` is twice as fast for a small file as `read_table`, which makes a data set of it.
         return pyarrow.parquet.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
 
-    def read_result(self, key: str, name: Literal["predictions", "history"], record: Record | None = None) -> pa.Table:
+    def read_result(
+        self, key: str, name: Literal["predictions", "history"], record: Record | None = None
+    ) -> pa.Table:
         """Read a table of a cell as `read_table` does, and check its columns, types and values.
 
         Raises DamagedFile also for a table that no cell stores, whose digest was forged.

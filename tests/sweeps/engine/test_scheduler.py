@@ -485,7 +485,7 @@ def test_a_fold_s_cells_start_when_its_own_search_is_over_with_its_own_winner(tm
             continue
         rate = task.more["params"][RATE]
         assert task.scope is not None
-        own[task.scope][rate] = rate if task.cells[0].fold else -rate  # the folds prefer opposite rates
+        own[task.scope][rate] = rate if task.cells[0].fold else 1 - rate  # the folds prefer opposite rates
         run.end(one, own[task.scope][rate])
     assert released == dict.fromkeys(scopes, 2)
     chosen = {scope: trials.chosen_point() for scope, trials in state(tmp_path, **NESTED).searches.items()}

@@ -502,7 +502,7 @@ def refusals(state: StudyState, folder: Path) -> dict[str, list[str]]:
     for words in (
         ("status", *study),
         ("list", state.store.storage),
-        ("why", *study, [*state.cells][0]),
+        ("why", *study, next(iter(state.cells))),
         ("export", *study, str(folder / "cells.csv")),
         ("retry", *study, "--damaged"),
         ("seal", state.store.storage),
