@@ -77,7 +77,7 @@ def _open_folder(path: Path | str) -> tuple[pyarrow.fs.FileSystem, str] | None:
 
 
 def _below_root(folder: str, path: Path | str) -> str:
-    """Return a folder without slashes at its end. Raises InputError for the root, a folder of folders."""
+    """Return a folder without slashes at its end. Raises InputError for the root of the file system."""
     if not folder.rstrip("/"):
         raise InputError(str(path), "", "the root of the file system, not a table", _GIVE)
     return folder.rstrip("/")

@@ -164,7 +164,7 @@ class Store:
             problem = f"cannot be {what} (the file name {name!r} is not UTF-8)"
             return StorageFault(uri.without_secrets(self.storage), "storage", problem, f"rename it, {AGAIN}")
         if not fix and (what == "opened" or number in _NO_FOLDER):
-            fix = OTHER_STORAGE
+            fix = uri.advice(self.storage, error) or OTHER_STORAGE
         elif not fix:
             advice = uri.advice(self.storage, error) or _FIX.get(number, "check the storage")
             fix = f"{advice}, {AGAIN}"

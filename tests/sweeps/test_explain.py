@@ -76,10 +76,16 @@ def lost(of: StudyState, key: str) -> Record:
     }
 
 
+def write(of: StudyState, made: Record) -> None:
+    """Store a record, with tables without rows if its cell is done."""
+    done = made["state"] == "done"
+    of.store.write_record(made, worlds.empty_tables(of.store, made["key"]) if done else {})
+
+
 def store(of: StudyState, **more: Any) -> None:
     """Record all the cells of a study as done."""
     for key in of.cells:
-        of.store.write_record(record(of, key, **more), worlds.FILES)
+        write(of, record(of, key, **more))
 
 
 def key_of(of: StudyState, label: str) -> str:
@@ -101,7 +107,7 @@ NONE, ENCODED = "none random fold 0 seed 0", "random-hadamard random fold 0 seed
 def test_a_done_cell(toy: Path) -> None:
     of = state(toy)
     key = key_of(of, NONE)
-    of.store.write_record(record(of, key, audit={"failed": ["shared_sites", "near_sites"]}), worlds.FILES)
+    write(of, record(of, key, audit={"failed": ["shared_sites", "near_sites"]}))
     explanation = explain.explain(of, key)
     assert explanation.lines == [
         f"{key} {NONE}: done, as the study asks for it",
@@ -125,7 +131,7 @@ def test_a_done_cell(toy: Path) -> None:
 def test_a_failed_cell(toy: Path) -> None:
     of = state(toy)
     key = key_of(of, ENCODED)
-    of.store.write_record(lost(of, key), worlds.FILES)
+    write(of, lost(of, key))
     explanation = explain.explain(of, key)
     assert explanation.lines == [
         f"{key} {ENCODED}: failed",
@@ -252,7 +258,7 @@ def test_the_same_factors_come_before_fewer_parts(toy: Path) -> None:
     """A cell of another seed differs in one part only, and does not show which settings were changed."""
     old = state(toy)
     relative = key_of(old, NONE)
-    old.store.write_record(record(old, relative), worlds.FILES)
+    write(old, record(old, relative))
     other = state(toy, "design.seed=1", "model.width=8", "window=14", "train.patience=7")
     store(other)
     of = state(toy, "model.width=8", "window=14", "train.patience=7")
@@ -265,7 +271,7 @@ def test_the_same_factors_come_before_fewer_parts(toy: Path) -> None:
 def test_a_split_that_is_cut_otherwise_is_the_same_split(toy: Path) -> None:
     old = state(toy)
     relative = key_of(old, NONE)
-    old.store.write_record(record(old, relative), worlds.FILES)
+    write(old, record(old, relative))
     cut = "design.split={kind: random, fold: 0, validation: 0.2}"
     store(state(toy, "design.seed=1", cut, "model.width=8"))
     of = state(toy, cut, "model.width=8")
@@ -280,9 +286,9 @@ def test_of_equally_near_ones_a_done_one_then_the_newest(toy: Path) -> None:
     for width, day in ((4, 1), (8, 3), (16, 2)):
         old = state(toy, f"model.width={width}")
         stored[width] = record(old, key_of(old, NONE), ended=f"2026-01-0{day}T00:00:00.000+00:00")
-        of.store.write_record(stored[width], worlds.FILES)
+        write(of, stored[width])
     assert parts(explain.explain(of, key)) == {"model.width": (8, 32)}
-    of.store.write_record(stored[8] | {"state": "failed"}, worlds.FILES)
+    write(of, stored[8] | {"state": "failed"})
     assert parts(explain.explain(of, key)) == {"model.width": (16, 32)}
 
 
@@ -300,7 +306,7 @@ def test_a_cell_of_the_loss_of_0_1_0(toy: Path) -> None:
 def test_a_lost_worker_s_record_says_what_it_knows(toy: Path, table: pd.DataFrame) -> None:
     old = state(toy)
     relative = key_of(old, ENCODED)
-    old.store.write_record(lost(old, relative), worlds.FILES)
+    write(old, lost(old, relative))
     of = state(toy, "model.width=8")
     assert parts(explain.explain(of, key_of(of, ENCODED))) == {"model.width": (4, 8)}
     table.assign(elev_m=table["elev_m"] + 1).to_parquet(toy.parent / "panel.parquet", index=False)
@@ -348,7 +354,7 @@ def test_a_stale_cell_says_what_to_change_back(toy: Path) -> None:
     ]
     assert explanation.content["state"] == "stale"
     assert explanation.content["stored"] == "done"
-    of.store.write_record(record(of, relative), worlds.FILES)
+    write(of, record(of, relative))
     again = explain.explain(of, key)
     assert again.relative is not None
     assert again.relative.state == "done"
@@ -370,7 +376,7 @@ def test_a_cell_that_the_design_dropped(toy: Path) -> None:
 def test_a_record_of_another_version_is_compared_all_the_same(toy: Path) -> None:
     of = state(toy)
     cell = of.cells[key_of(of, NONE)].resolved() | {"wings": 2}
-    of.store.write_record(record(of, key_of(of, NONE)) | {"key": "f00", "cell": cell}, worlds.FILES)
+    write(of, record(of, key_of(of, NONE)) | {"key": "f00", "cell": cell})
     explanation = explain.explain(of, "f00")
     assert explanation.label == "none random fold 0 seed 0 (of another version)"
     assert parts(explanation) == {"wings": (2, "not set")}
@@ -422,7 +428,7 @@ def test_the_first_digits_of_a_key_are_enough(toy: Path) -> None:
 def test_a_key_that_names_no_cell_or_several(toy: Path) -> None:
     of = state(toy)
     for key in ("ff0", "ff00", "ff01"):
-        of.store.write_record(record(of, key_of(of, NONE)) | {"key": key}, worlds.FILES)
+        write(of, record(of, key_of(of, NONE)) | {"key": key})
     assert explain.explain(of, "ff0").key == "ff0"  # whole, though others begin so
     for key, values in (
         ("ff", (3, "ff0", "ff00")),

@@ -158,7 +158,7 @@ def test_a_reference_with_epochs_and_an_arm_without_are_damaged(trained: StudySt
     (key, _), *_ = [(k, c) for k, c in trained.cells.items() if c.variant == "idw"]
     record = trained.store.record(key)
     assert record is not None
-    integrity.check(integrity.seal(record, {}), key, "cells")
+    integrity.check(integrity.seal(record, record["files"]), key, "cells")
     changed = record | {"counts": record["counts"] | {"epochs": 1, "best_epoch": 1}}
     with pytest.raises(Damaged, match=r"counts\.(epochs|best_epoch)"):
         integrity.check(integrity.seal(changed, {}), key, "cells")

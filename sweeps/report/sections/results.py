@@ -381,10 +381,9 @@ def leverage(report: ReportData) -> Section:
 def by_monitor(report: ReportData) -> Section:
     """Differences to 'none' by group of monitors."""
     frame = report.monitors
-    if frame is None or frame.empty:
-        return Section("monitors", "Who gains", "")
     found = []
-    for split in dict.fromkeys(frame["split"].tolist()):
+    for split in dict.fromkeys([] if frame is None else frame["split"].tolist()):
+        assert frame is not None
         own = frame[frame["split"] == split]
         arms = list(dict.fromkeys(own["arm"].tolist()))
         lines: list[tuple[str, list[Entry]]] = []

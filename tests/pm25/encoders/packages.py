@@ -1,6 +1,7 @@
 """Packages with encoders, written to a folder as pip installs them."""
 
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -48,3 +49,4 @@ def install(
     head = "from pathlib import Path\nimport numpy as np\nfrom pm25.encoders import Source\n"
     code = f"{top}\n{head}class Kind:\n{textwrap.indent(textwrap.dedent(body), '    ')}"
     (folder / f"{module}.py").write_text(code)
+    sys.modules.pop(module, None)  # a test before may have imported another package of this name

@@ -81,13 +81,14 @@ def test_results_have_the_label_and_outlive_the_package(
         ("none", "done"),
         ("scaled", "done"),
     }
-    assert sweep("report", "toy.yaml").status == 0
-    assert "Scaled place · Hadamard" in (study / "results" / "toy" / "report.html").read_text()
+    ended = sweep("report", "toy.yaml", "-o", "report")
+    assert ended.status == 0, ended.err
+    assert "Scaled place · Hadamard" in (study / "report" / "index.html").read_text()
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(study / "site")])
     assert sweep("status", "toy.yaml").status == 2
     left = sweep("status", "toy.yaml", "--set", "design.variant=none", "--set", "encoders={}", "--cells")
     assert left.status == 0, left.err
-    assert "scaled" in left.out  # stale cells of a package that is no longer installed
+    assert "2 stored cells are stale" in left.out  # cells of a package that is no longer installed
 
 
 @pytest.mark.slow
@@ -115,8 +116,8 @@ def test_a_study_runs_with_an_installed_package(tmp_path: Path, table: pd.DataFr
     states = {(record["cell"]["variant"], record["state"]) for record in records}
     assert states == {("none", "done"), ("harbours", "done")}
     assert len({record["encoder"] for record in records if record["cell"]["variant"] == "harbours"}) == 1
-    assert "Near harbours" in sweep("report", "toy.yaml", *width)
-    report = (tmp_path / "results" / "toy" / "report.html").read_text()
+    sweep("report", "toy.yaml", *width, "-o", "report")
+    report = (tmp_path / "report" / "index.html").read_text()
     assert "Near harbours · Hadamard" in report
     # Other options are other cells.
     other = sweep("status", "toy.yaml", "--set", "encoders.harbours.width=21", "--cells")

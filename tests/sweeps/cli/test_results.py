@@ -87,7 +87,15 @@ def test_report_writes_its_files(sweep: Sweep, toy: Path, tmp_path: Path) -> Non
     out = tmp_path / "new" / "report"
     ended = sweep("report", toy, "-o", out)
     assert (ended.status, ended.err) == (0, "")
-    files = ["index.html", "report.md", "cells.csv", "means.csv", "contrasts.csv", "leverage.csv"]
+    files = [
+        "index.html",
+        "report.md",
+        "cells.csv",
+        "means.csv",
+        "contrasts.csv",
+        "leverage.csv",
+        "monitors.csv",
+    ]
     files += [f"latex/{name}.tex" for name in ("verdicts", "wr", "oor", "contrasts", "all")]
     assert ended.out.splitlines() == [str(out / name) for name in files]
     assert all((out / name).stat().st_size for name in files)

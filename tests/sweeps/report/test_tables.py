@@ -175,7 +175,14 @@ def test_differences_of_one_other_name_it_in_the_corner(rows):
 def of_one_split(*values, expected=2, metric="rmse"):
     return pd.DataFrame(
         [
-            {"arm": f"a{i}", "metric": metric, "mean": value, "n": n, "n_expected": expected}
+            {
+                "arm": f"a{i}",
+                "variant": "none",
+                "metric": metric,
+                "mean": value,
+                "n": n,
+                "n_expected": expected,
+            }
             for i, (value, n) in enumerate(values)
         ]
     )
