@@ -116,7 +116,7 @@ def sentence(own: Comparison, alpha: float) -> str:
         "position": "the gain comes from the position, which an untrained network codes as well",
         "name": "the gain is a name for the place: random vectors do as well",
         "capacity": "the gain is capacity: the same layers without a place do as well",
-        "no gain": "there is no gain over no location to explain",
+        "no gain": "it does not gain on no location, so nothing is to be explained",
         "too few draws": f"no draw is as good, and {needed} draws are needed to decide",
     }
     return f"{own.arm}, split {own.split}: {words[own.finding]} ({drawn})."
