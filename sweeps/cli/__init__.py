@@ -13,7 +13,7 @@ import click
 from pm25.errors import InputError
 from pm25.redaction import redacted
 from sweeps import exit_status
-from sweeps.cli import bench, data, results, run, status, storage, text_encoding
+from sweeps.cli import bench, data, results, run, standard_streams, status, storage, text_encoding
 
 DEBUG = "SWEEP_DEBUG"
 """Environment variable of `--debug`, which the processes of a run inherit."""
@@ -32,6 +32,7 @@ def main() -> None:
     system. It is 3 if Ray is lost, 4 if another process has taken over the study, and 70 for a bug. After an
     interrupt it is 130 or 143.
     """
+    standard_streams.open_closed()
     text_encoding.use_utf8()
     gc.set_threshold(COLLECTED)
     signal.signal(signal.SIGTERM, exit_status.end_on_signal)
@@ -39,8 +40,9 @@ def main() -> None:
     try:
         _check_current_folder()
         status = cli(prog_name="sweep", standalone_mode=False)
-    except SystemExit:
-        if sys.stdout is output:  # click replaces an output that was closed
+    except SystemExit as error:
+        # click replaces an output that was closed, and rich ends with status 1.
+        if sys.stdout is output and not isinstance(error.__context__, BrokenPipeError):
             raise
         status = exit_status.OUTPUT_CLOSED
     except click.exceptions.NoArgsIsHelpError as error:  # `sweep` alone

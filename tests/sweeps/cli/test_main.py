@@ -15,8 +15,9 @@ import click
 import pytest
 
 from sweeps.cli import cli
+from sweeps.exit_status import OUTPUT_CLOSED
 from sweeps.store import lock
-from sweeps.store.records import StorageFault
+from sweeps.store.records import StorageFault, Store
 from tests.sweeps.cli.commands import Ended, Sweep, check_refused, toy_keys, tree
 from tests.sweeps.store.test_lock import take_over
 
@@ -234,3 +235,25 @@ def test_the_help_of_every_command_ends_with_examples_that_it_accepts(
     for _, *line in lines:
         assert tuple(line[: len(words)]) == words
         command.make_context(" ".join(words), line[len(words) :])
+
+
+def in_shell(folder: Path, line: str) -> "subprocess.CompletedProcess[str]":
+    """Run a line of bash in which SWEEP is the command line."""
+    line = line.replace("SWEEP", shlex.join([sys.executable, "-m", "sweeps"]))
+    return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_the_null_device(tmp_path: Path, closed: str) -> None:
+    """A file that is opened later does not get the stream's number, and so no output."""
+    found = in_shell(tmp_path, f"SWEEP data synth panel.parquet --sites 8 --days 25 {closed}")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert (tmp_path / "panel.parquet").read_bytes()[:4] == b"PAR1"
+    assert bool(found.stdout) == (closed in ("2>&-", "<&-"))
+
+
+def test_a_table_whose_reader_has_left_ends_like_other_output(tmp_path: Path) -> None:
+    """The library that prints tables ends with status 1, which means that a result has changed."""
+    Store(str(tmp_path), "toy").write_record({"key": "a", "state": "failed"})
+    found = in_shell(tmp_path, "SWEEP list . | true; exit ${PIPESTATUS[0]}")
+    assert (found.returncode, found.stderr) == (OUTPUT_CLOSED, "")
