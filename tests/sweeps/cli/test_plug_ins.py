@@ -1,5 +1,6 @@
 """A study with an encoder of another package, from the command line."""
 
+import functools
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from sweeps.spec import study_file
+from tests import processes
 from tests.errors import refuses
 from tests.pm25.encoders import packages
 from tests.sweeps.cli.commands import STUDY, Sweep
@@ -71,24 +73,29 @@ def test_two_variants_have_two_labels(study: Path, monkeypatch: pytest.MonkeyPat
 def test_results_have_the_label_and_outlive_the_package(
     study: Path, sweep: Sweep, here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packages.install(study / "site", "scaled", packages.GOOD + "\n    label = 'Scaled place'\n")
+    body = packages.GOOD + "\n    label = 'Scaled place'\n"
+    packages.install(study / "site", "scaled", body, package="pkg-labelled")
     monkeypatch.syspath_prepend(str(study / "site"))
     ended = sweep("run", "toy.yaml")
     assert ended.status == 0, ended.err
     assert len(here) == 4
     states = [json.loads(path.read_text()) for path in study.glob("results/toy/cells/*/result.json")]
-    assert {(one["cell"]["variant"], one["state"]) for one in states} == {
-        ("none", "done"),
-        ("scaled", "done"),
-    }
-    ended = sweep("report", "toy.yaml", "-o", "report")
-    assert ended.status == 0, ended.err
+    found = {(one["cell"]["variant"], one["state"]) for one in states}
+    assert found == {("none", "done"), ("scaled", "done")}
+    reported = sweep("report", "toy.yaml", "-o", "report")
+    assert reported.status == 0, reported.err
     assert "Scaled place · Hadamard" in (study / "report" / "index.html").read_text()
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(study / "site")])
     assert sweep("status", "toy.yaml").status == 2
-    left = sweep("status", "toy.yaml", "--set", "design.variant=none", "--set", "encoders={}", "--cells")
+    # Stale cells of a package that is no longer installed can be counted and explained.
+    without = ["--set", "design.variant=none", "--set", "encoders={}"]
+    left = sweep("status", "toy.yaml", *without)
     assert left.status == 0, left.err
-    assert "2 stored cells are stale" in left.out  # cells of a package that is no longer installed
+    assert "2 stored cells are stale" in left.out
+    stale = next(one["key"] for one in states if one["cell"]["variant"] == "scaled")
+    why = sweep("why", "toy.yaml", stale, *without)
+    assert why.status == 0, why.err
+    assert "scaled-hadamard" in why.out
 
 
 @pytest.mark.slow
@@ -104,21 +111,15 @@ def test_a_study_runs_with_an_installed_package(tmp_path: Path, table: pd.DataFr
     (tmp_path / "toy.yaml").write_text(STUDY.replace("[none, latlon]", "[none, harbours]"))
     environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
 
-    def sweep(*words: str) -> str:
-        command = [sys.executable, "-m", "sweeps", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     width = ["--set", "encoders.harbours.width=20"]
-    sweep("run", "toy.yaml", *width, "--set", "resources.gpu=0")
+    run = functools.partial(processes.run_sweep, tmp_path, env=environment)
+    run("run", "toy.yaml", *width)
     records = [json.loads(path.read_text()) for path in tmp_path.glob("results/toy/cells/*/result.json")]
     states = {(record["cell"]["variant"], record["state"]) for record in records}
     assert states == {("none", "done"), ("harbours", "done")}
     assert len({record["encoder"] for record in records if record["cell"]["variant"] == "harbours"}) == 1
-    sweep("report", "toy.yaml", *width, "-o", "report")
-    report = (tmp_path / "report" / "index.html").read_text()
-    assert "Near harbours · Hadamard" in report
+    run("report", "toy.yaml", *width, "-o", "report")
+    assert "Near harbours · Hadamard" in (tmp_path / "report" / "index.html").read_text()
     # Other options are other cells.
-    other = sweep("status", "toy.yaml", "--set", "encoders.harbours.width=21", "--cells")
+    other, _ = run("status", "toy.yaml", "--set", "encoders.harbours.width=21", "--cells")
     assert "missing" in other
