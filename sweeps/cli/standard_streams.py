@@ -18,4 +18,5 @@ def open_closed() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is that of the stream
             os.set_inheritable(number, True)
-        setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))
+        stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115 (until the end)
+        setattr(sys, name, stream)
