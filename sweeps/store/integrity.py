@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
@@ -339,9 +340,8 @@ def check_file(name: str, content: bytes | None, record: Mapping[str, Any]) -> N
         raise Damaged(f"the SHA-256 of {name} is not the one in its record")
     elif name.endswith(".parquet"):
         try:
-            table = pyarrow.parquet.ParquetFile(
-                pa.BufferReader(content), page_checksum_verification=True
-            ).read()
+            file = pyarrow.parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+            table = file.read(use_threads=False)  # threads take longer for a small file
         except (OSError, pa.ArrowException):
             raise Damaged(f"{name} is not a readable table") from None
         check_table(name, table)
@@ -370,11 +370,14 @@ def _check_predictions(name: str, table: pa.Table) -> None:
             fits = pa.types.is_float32(kind) or pa.types.is_float64(kind)
         if not fits:
             raise Damaged(f"column {column} of {name} has the type {values.type}")
-        if pc.any(pc.is_null(values, nan_is_null=True)).as_py():
+        if values.null_count:
             raise Damaged(f"column {column} of {name} has a missing value")
-    for column in ("lat", "lon", "truth"):
-        if not pc.all(pc.is_finite(table[column])).as_py() and table.num_rows:
-            raise Damaged(f"column {column} of {name} has an infinite value")
+        if pa.types.is_floating(kind):
+            # A prediction of the second evaluation set may be infinite, where undoing log1p overflows.
+            numbers = values.to_numpy()
+            wrong = np.isnan(numbers) if column == "prediction" else ~np.isfinite(numbers)
+            if wrong.any():
+                raise Damaged(f"column {column} of {name} has a value that is not finite")
     if other := {*pc.unique(table["part"].cast(pa.string())).to_pylist()} - {*PARTS}:
         raise Damaged(f"column part of {name} has the value {_shown(min(other))}")
     days = pc.min_max(table["date"].cast(pa.int32()))
