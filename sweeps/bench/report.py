@@ -35,7 +35,7 @@ class Size(NamedTuple):
     cells: int
     """Number of cells, a multiple of 100: five arms on twenty folds of six splits."""
     predictions: int
-    """Predictions of each cell; with 0, a cell has no history either."""
+    """Predictions of each cell."""
     seconds: float
     megabytes: float
 
@@ -76,7 +76,7 @@ def make(folder: Path, cells: int, predictions: int) -> Path:
     if len(state.cells) != cells:
         raise ValueError(f"cells: {cells} is not a multiple of 100")
     for number, (key, cell) in enumerate(state.cells.items()):
-        made = _tables(cell, key, state.panel, state.store, predictions, number) if predictions else {}
+        made = _tables(cell, key, state.panel, state.store, predictions, number)
         encoder = {"encoder": encoders.fingerprint(cell.encoder)} if cell.encoder else {}
         trivial(cell, key, state.panel, state.store, tables=False, files=made, more=encoder)
     return file
