@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pm25.errors import InputError, SettingError
 
@@ -32,3 +33,13 @@ def refuses(
         assert error.field == field, str(error)
     for value in values:
         assert str(value) in f"{error.problem} {error.fix}", str(error)
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise the SettingError that pydantic wrapped in its own error."""
+    try:
+        yield
+    except ValidationError as error:
+        (fault,) = error.errors()
+        raise fault["ctx"]["error"] from None

@@ -78,7 +78,8 @@ def gather_report_data(
 ) -> ReportData:
     """Compute the data of a study from its store; `brief` limits it to what the summaries show.
 
-    The records, their rows and the stored predictions are read unless they are given.
+    The records are read unless they are given. `rows` are given with `predicted`, which is None if no
+    predictions are stored; without `rows`, both are read.
     """
     from sweeps.analysis import artifacts, by_monitor, results
 
@@ -90,8 +91,9 @@ def gather_report_data(
     if not brief and state.searches:
         more["searches"] = results.searches(state.searches)
         more["parameters"] = results.search_parameters(state.searches)
-    rows = state.rows(records) if rows is None else rows
-    predicted = artifacts.predictions(state.store, rows) if predicted is None else predicted
+    if rows is None:
+        rows = state.rows(records)
+        predicted = artifacts.predictions(state.store, rows)
     if not brief and isinstance(predicted, artifacts.Predicted):
         found = by_monitor.monitors(state.panel, study.monitor_columns(), state.split_indices())
         more["monitors"] = by_monitor.differences(predicted, rows, study.analysis, found)

@@ -1,8 +1,6 @@
 """A cell is a value: equal trainings have equal keys, different ones different keys."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from typing import Any, get_args
 
@@ -38,7 +36,7 @@ from pm25.splits import (
     SpatialSplit,
     TemporalSplit,
 )
-from tests.errors import refuses
+from tests.errors import refuses, unwrapped
 
 DATA, ENCODER = "d" * 32, "e" * 64
 
@@ -407,16 +405,6 @@ def fault(raised: pytest.ExceptionInfo[ValidationError]) -> tuple[str, str]:
     """Type and dotted key of the only error that pydantic found."""
     (error,) = raised.value.errors()
     return error["type"], ".".join(str(key) for key in error["loc"])
-
-
-@contextmanager
-def unwrapped() -> Iterator[None]:
-    """Raise the SettingError that pydantic wrapped in its own error."""
-    try:
-        yield
-    except ValidationError as error:
-        (fault,) = error.errors()
-        raise fault["ctx"]["error"] from None
 
 
 @pytest.mark.parametrize("block", [cell(), cell().split, cell().model, cell().train])

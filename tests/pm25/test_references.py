@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from typing import Any, get_args
@@ -12,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from scipy.spatial.distance import squareform
 
 import pm25
@@ -37,7 +35,7 @@ from pm25.splits import (
     TemporalSplit,
 )
 from tests import worlds
-from tests.errors import refuses
+from tests.errors import refuses, unwrapped
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_trees")
 
@@ -124,7 +122,7 @@ def test_kriging_solves_the_system_with_its_multiplier():
 
 
 def test_kriging_by_hand(monkeypatch):
-    """Of two monitors, one has the weight 1/2 + (c1 - c2) / (2 (1 - a)): c to the place, a between them."""
+    """One of two monitors has the weight 1/2 + (c1 - c2) / (2 (1 - a)): c to the place, a between them."""
     monkeypatch.setattr(monitors, "fit_variogram", lambda *_: monitors.Variogram(0.0, 1.0, 5 * KM))
     known = on_the_equator([[NAN], [4], [8]], [0, -1, 2])
     a, c1, c2 = np.exp(-3 / 5), np.exp(-1 / 5), np.exp(-2 / 5)
@@ -321,16 +319,6 @@ def test_a_cell_comes_back_from_its_record_and_its_worker(name, protocol):
     assert Cell.model_validate_json(cell.model_dump_json()) == cell
     assert cell.is_reference
     assert cell.label == f"{name} random fold 0 seed 3"
-
-
-@contextmanager
-def unwrapped() -> Iterator[None]:
-    """Raise the SettingError that pydantic wrapped in its own error."""
-    try:
-        yield
-    except ValidationError as error:
-        (fault,) = error.errors()
-        raise fault["ctx"]["error"] from None
 
 
 @pytest.mark.parametrize(
