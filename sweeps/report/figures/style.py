@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import matplotlib.style
 import pandas as pd
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
@@ -84,9 +86,11 @@ def finish(canvas: Canvas, name: str, alt: str, caption: str, embed: Literal["sv
     with warnings.catch_warnings():
         # A box is drawn for a letter that matplotlib's font lacks, such as a Chinese one.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        canvas.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+        # `Figure.savefig` would draw everything once more before it writes a file.
+        canvas.set_dpi(DPI)
+        FigureCanvasAgg(canvas).print_png(png, metadata={"Software": None})
         canvas.set_layout_engine("none")  # the PNG has computed the layout, which the SVG reuses
-        canvas.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(canvas).print_svg(svg, metadata={"Date": None, "Creator": None})
     return Figure(name, svg.getvalue(), png.getvalue(), embed, alt, caption)
 
 
