@@ -11,7 +11,7 @@ from pm25 import encoders
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.settings import dotted, embeds
-from pm25.splits import GroupSplit
+from pm25.splits import GroupSplit, KNNDMSplit
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
 from sweeps.store import integrity
@@ -295,6 +295,9 @@ def _unrecorded(
     if isinstance(cell.split, GroupSplit):
         column = cell.split.column
         unknown.append(KeyDifference(f"data.{column}", NOT_RECORDED, state.panel.fingerprint_by(column)))
+    if isinstance(cell.split, KNNDMSplit) and state.panel.domain is not None:
+        domain = state.panel.fingerprint_with_domain()
+        unknown.append(KeyDifference("data.domain", NOT_RECORDED, domain))
     return tuple(unknown)
 
 
