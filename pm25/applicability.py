@@ -56,8 +56,8 @@ class Applicability:
         samples of other folds, and without them to all other samples. A predictor that is constant has no
         scale and is left out, like one with weight 0.
 
-        Raises InputError for a missing value, for a weight that is negative or not finite, if no predictor is
-        left, and if there are fewer than two samples or folds.
+        Raises InputError for a missing value, and for a weight that is negative or not finite. It is also
+        raised if no predictor is left, and if there are fewer than two samples or folds.
         """
         predictors = np.asarray(predictors, np.float64)
         n, p = _shape(predictors)

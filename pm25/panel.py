@@ -187,7 +187,8 @@ def from_table(
         tuple(str(column_map.as_in_file(one, columns)) for one in listed)
         for listed in (found.left_out, found.doubts)
     )
-    return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped, *notes)
+    left_out, doubts = notes
+    return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped, left_out, doubts)
 
 
 def is_calendar(channel: str, values: np.ndarray, dates: np.ndarray) -> bool:

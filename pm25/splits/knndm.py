@@ -59,8 +59,8 @@ def matched_folds(
 ) -> MatchedFolds:
     """Divide sites (n,) in degrees into folds for the prediction domain (m, 2) of latitudes and longitudes.
 
-    No fold has more than `max_share` of the sites. `where` names the split in an error. The result depends on
-    the arguments alone, and the last few are kept.
+    No fold has more than `max_share` of the sites, or one site more in random folds. `where` names the split
+    in an error. The result depends on the arguments alone, and the last few are kept.
 
     Raises InputError if there are too few or too many sites, or no division keeps to `max_share`.
     """
