@@ -194,10 +194,9 @@ class KNNDMSplit(SiteSplit):
     """k-fold split of the sites whose test sites are as far from training as the map is from the sites.
 
     It is k-fold nearest-neighbour distance matching (kNNDM; Linnenbrink et al. 2024). The map covers the
-    prediction domain, `data.domain`. Where monitors are clustered, near monitors share a fold, so that the
-    distances from test to training sites match those from the domain to the monitors. Where they are not, the
-    folds are those of `spatial`. The regime is within region (WR), because every region keeps monitors unless
-    the domain is far from all of them.
+    prediction domain, `data.domain`. Where monitors are clustered, near monitors share a fold. The distances
+    from test to training sites then match those from the domain to the monitors. Otherwise the folds are
+    those of `spatial`. The regime is within region (WR), because every region keeps monitors.
     """
 
     kind: Literal["knndm"] = "knndm"

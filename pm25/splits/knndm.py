@@ -1,8 +1,8 @@
 """Folds whose test sites are as far from training as the places of a prediction domain (kNNDM).
 
-k-fold nearest-neighbour distance matching of Linnenbrink, Mila, Ludwig and Meyer (2024), Geoscientific Model
-Development 17, 5897-5912, https://doi.org/10.5194/gmd-17-5897-2024, with the rules of their R package CAST
-1.1. Distances are great-circle distances. Three distributions of distances to the nearest neighbour matter:
+It is k-fold nearest-neighbour distance matching, by Linnenbrink, Mila, Ludwig and Meyer (2024). The paper is
+Geoscientific Model Development 17, 5897-5912, https://doi.org/10.5194/gmd-17-5897-2024. The rules are those of
+their R package CAST 1.1. Distances are great-circle distances, and three distributions of them matter:
 
 - from a place of the prediction domain to the nearest site;
 - from a site to the nearest other site;
@@ -114,9 +114,9 @@ def match(
     """Choose the folds with the lowest W; None if every division has a fold above `max_share`.
 
     `distance` (n, n) is between sites, and `to_domain` (m,) from places of the domain to the nearest site.
-    `places` (n, 2) are coordinates, whose first principal component orders clusters. `random` (n,) are folds
-    that are kept if sites are no nearer to each other than the domain is to them, or if no other folds have a
-    lower W. The last case is an addition to the rule of CAST.
+    `places` (n, 2) are coordinates, whose first principal component orders clusters. The folds `random` (n,)
+    are kept if sites are no nearer to each other than the domain is to them. They are also kept if no other
+    folds have a lower W, which is an addition to the rule of CAST.
     """
     from scipy.cluster.hierarchy import cut_tree, linkage
     from scipy.spatial.distance import squareform
