@@ -1,8 +1,8 @@
 """Folds whose test sites are as far from training as the places of a prediction domain (kNNDM).
 
 It is k-fold nearest-neighbour distance matching, by Linnenbrink, Mila, Ludwig and Meyer (2024). The paper is
-Geoscientific Model Development 17, 5897-5912, https://doi.org/10.5194/gmd-17-5897-2024. The rules are those of
-their R package CAST 1.1. Distances are great-circle distances, and three distributions of them matter:
+Geoscientific Model Development 17, 5897-5912, https://doi.org/10.5194/gmd-17-5897-2024. The rules are those
+of their R package CAST 1.1. Distances are great-circle distances, and three distributions of them matter:
 
 - from a place of the prediction domain to the nearest site;
 - from a site to the nearest other site;
