@@ -27,7 +27,7 @@ from sweeps.analysis import labels
 from sweeps.analysis.artifacts import Predicted
 from sweeps.spec.study import Study
 
-SAMPLES = 1000
+SAMPLES = 500
 """Most training samples of a fold, and most test samples, whose inputs are compared."""
 
 CHANNELS, WITH_PLACE = "channels", "channels and place"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
 from sweeps.analysis.reach import Distances
 from sweeps.report.figures.style import (
@@ -56,7 +57,7 @@ def _distance_curves(distances: Distances, *, narrow: bool) -> Figure:
         ax.set_xlim(left=LEAST_KM)
         ax.set_ylim(0, 1)
         label_counts(ax.xaxis)
-        ax.yaxis.set_major_formatter("{x:.0%}".format)
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set_xlabel("distance to the nearest monitor (km); up to 1 km at the left end")
         ax.set_ylabel("share within the distance")
         plain_axes(ax, "both")

@@ -36,9 +36,9 @@ def believed(report: ReportData) -> Section:
     if len(report.reach.inside):
         found.append(_inside(report.reach))
     text = (
-        "A score is measured at monitors, and a map is made for places between them. The score carries over to "
-        "the map under two conditions. The test monitors are as far from training as the map's places are from "
-        "the monitors, and their inputs are like those of the training samples. " + _answer(report.reach)
+        "A score is measured at monitors, and a map is made for places between them. The score carries over "
+        "to the map under two conditions. The test monitors are as far from training as the map's places are "
+        "from the monitors, and their inputs are like those of training samples. " + _answer(report.reach)
     )
     return Section(anchor, title, text, found, pictures(report, "reach"))
 
@@ -55,15 +55,15 @@ def _answer(found: Reach) -> str:
     ]
     if easier := [split for split, km in distances.splits.items() if np.median(km) < half / 2]:
         sentences.append(
-            f"The test monitors of {', '.join(easier)} are less than half as far from training as the map is. "
-            "A map is probably less accurate than such a score says."
+            f"The test monitors of {', '.join(easier)} are less than half as far from training. A map is "
+            "probably less accurate than such a score says."
         )
     lines = found.inside.to_dict("records")
     worst = min(lines, key=lambda line: float(line["inside"]), default=None)
     if worst is not None and worst["inside"] < LIKE:
         sentences.append(
-            f"Of the test samples of {worst['split']}, {worst['inside']:.0%} are like the training samples in "
-            f"their {worst['inputs']}. For the others, the model extrapolates."
+            f"Of the test samples of {worst['split']}, {worst['inside']:.0%} are like the training samples "
+            f"in their {worst['inputs']}. For the others, the model extrapolates."
         )
     return " ".join(sentences)
 
@@ -105,9 +105,9 @@ def _inside(found: Reach) -> Table:
             lines.append((line["inputs"], [*entries, *rmse]))
     heads = [("", "samples"), ("", "inside"), *(("RMSE", name) for name in ("of", "inside", "outside"))]
     notes = (
-        "Inside: the dissimilarity of a sample is at most that of new monitors among the training ones (Meyer "
-        "and Pebesma 2021). It is the distance of its inputs to the nearest training sample, divided by the "
-        "mean distance of two training samples.",
+        "Inside: the dissimilarity of a sample is at most that of new monitors among the training ones "
+        "(Meyer and Pebesma 2021). It is the distance of its inputs to the nearest training sample, divided "
+        "by the mean distance of two training samples.",
         "Inputs: the value of each channel on the day, and its mean over the window; and with the place, the "
         f"coordinates. At most {SAMPLES:,} training and test samples of a fold are compared, evenly spaced.",
         f"Weights of the inputs: {_WEIGHTS[tuple(sorted({*found.inside['weights']}))]}.",
