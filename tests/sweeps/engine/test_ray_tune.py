@@ -95,6 +95,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path, temporary: Path) -> None:
     long = {"train": {"max_epochs": 30, "patience": 30}, "checkpoint_seconds": 0}
     seeds = [*range(5)]
