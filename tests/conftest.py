@@ -94,6 +94,18 @@ def objects(_objects: Objects, monkeypatch: pytest.MonkeyPatch) -> Objects:
     return _objects
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make figures without drawing them, for tests of reports that look at none."""
+    from sweeps.report.figures import style
+
+    def write(content: bytes) -> Callable[..., int]:
+        return lambda self, file, **_: file.write(content)
+
+    monkeypatch.setattr(style.FigureCanvasAgg, "print_png", write(b"PNG"))
+    monkeypatch.setattr(style.FigureCanvasSVG, "print_svg", write(b"<svg></svg>"))
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One thread for PyTorch: sums have one order, and tests that run side by side do not share cores."""

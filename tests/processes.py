@@ -15,6 +15,8 @@ import psutil
 
 Found = TypeVar("Found")
 SWEEP = ("-m", "sweeps")
+NO_IDLE_WORKERS = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+"""Variables of a cluster that is joined: an idle worker lacks the study's code, so no training uses it."""
 
 
 def wait_for(

@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from matplotlib.figure import Figure
 
 from pm25.cell import Cell
 from sweeps.cli import cli
@@ -145,9 +144,9 @@ def test_an_old_store_has_no_cell_of_the_new_loss(old: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_an_old_store_reports_the_same_numbers(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(old)
-    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg></svg>"))  # takes most
     sweep("report", "tiny.yaml", "--set", HUBER, "-o", "report")
     names = ("means", "contrasts", "claims", "cells")
     before = {name: pd.read_csv(old / f"{name}.csv") for name in names}

@@ -183,7 +183,12 @@ def _search_damage(database: sqlite3.Connection, file: Path) -> None:
 
 def _check_database(uri: str) -> None:
     url = make_url(uri)
-    options = {"postgresql": {"connect_timeout": 4}, "mysql": {"connect_timeout": 4}, "mssql": {"timeout": 4}}
+    seconds = ANSWERS_S - 1
+    options = {
+        "postgresql": {"connect_timeout": seconds},
+        "mysql": {"connect_timeout": seconds},
+        "mssql": {"timeout": seconds},
+    }
     kind = url.get_backend_name()
     engine = sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=options[kind])
 

@@ -48,8 +48,15 @@ def cell(variant: str = "none", fusion: str | None = None, **changes: Any) -> Ce
     return worlds.cell(variant, fusion, train=train, **fields)
 
 
+_TRAINED: dict[tuple[str, str], Result] = {}
+"""Results by cell and panel, because many tests ask for the same network; none may change it."""
+
+
 def trained(made: Cell, panel: Panel) -> Result:
-    return trial.run(made, panel, embedding=EMBEDDING if made.encoder else None)
+    asked = made.model_dump_json(), panel.fingerprint
+    if asked not in _TRAINED:
+        _TRAINED[asked] = trial.run(made, panel, embedding=EMBEDDING if made.encoder else None)
+    return _TRAINED[asked]
 
 
 def told(made: Cell, panel: Panel, result: Result | None = None, **options: object) -> list[Importance]:

@@ -150,7 +150,7 @@ def test_a_number_is_a_share():
 # What is tested, and what tunes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(panel=panels, reserve=reserves, split=st.sampled_from(SPLITS), inner=st.sampled_from(INNER))
 def test_no_sample_of_a_search_is_a_test_sample_of_any_split(panel, reserve, split, inner):
     try:

@@ -175,6 +175,7 @@ def test_predictions_refuse_what_no_cell_is(toy: OpenStudy) -> None:
         toy.predictions(place="random")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_is_that_of_the_command(
     toy: OpenStudy, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

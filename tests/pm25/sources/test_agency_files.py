@@ -40,7 +40,7 @@ def spelled(draw: st.DrawFn, labels: list[str]) -> str:
     return draw(st.sampled_from(["", " "])) + label + draw(st.sampled_from(["", " ", "  "]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(included=spelled(INCLUDED), excluded=spelled(EXCLUDED), without=spelled(WITHOUT), first=st.booleans())
 def test_excluded_rows_are_left_out_however_the_label_is_spelled(
     tmp_path_factory: pytest.TempPathFactory, included: str, excluded: str, without: str, first: bool
@@ -51,7 +51,7 @@ def test_excluded_rows_are_left_out_however_the_label_is_spelled(
     assert table["pm25"].tolist() == [10.0, 300.0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(label=st.text(st.characters(codec="ascii", categories=["L", "N", "Zs"]), min_size=1, max_size=30))
 def test_every_other_label_of_events_is_refused_with_its_line(
     tmp_path_factory: pytest.TempPathFactory, label: str
@@ -296,7 +296,7 @@ def test_durations_instruments_and_parameters_that_are_spelled_in_other_ways(tmp
 MISSING = ["-99", "-99.0", "-99.000", "-999", "-999.0", "-9999", "-9999.", "-9999.0", "-9999.00", "-99999"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     code=st.sampled_from(MISSING),
     field=st.sampled_from([*uscrn.VARIABLES.values()]),

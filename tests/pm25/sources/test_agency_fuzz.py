@@ -15,7 +15,7 @@ from pm25.sources import aqs, uscrn
 from tests import fuzzing
 from tests.pm25.sources.agency import HEADER, row, station
 
-EXAMPLES = 250
+EXAMPLES = 100
 """Examples of each kind of file."""
 
 SEED = 20260101

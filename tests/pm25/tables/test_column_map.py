@@ -138,7 +138,7 @@ SPELLINGS = {
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_the_error_says_to_type_reads_the_table(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("a folder")
     missing = data.draw(st.lists(st.sampled_from(REQUIRED), min_size=1, unique=True))

@@ -94,7 +94,7 @@ def text_files(draw: st.DrawFn, df: pd.DataFrame) -> tuple[str, bytes]:
 
 
 @given(text_files(frame()))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_text_gives_the_same_panel_in_every_form(tmp_path: Path, file: tuple[str, bytes]) -> None:
     path = tmp_path / file[0]
     path.write_bytes(file[1])
@@ -103,7 +103,7 @@ def test_text_gives_the_same_panel_in_every_form(tmp_path: Path, file: tuple[str
 
 
 @given(st.data(), st.integers(1, ROWS), st.sampled_from(["tmax", "pm25", "date", "lat"]))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_problem_names_its_row_in_every_form_of_text(
     tmp_path: Path, data: Any, row: int, column: str
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from sweeps.bench import busy as bench_busy
 from sweeps.bench.busy import LONGEST_S, SHORTEST_S, Task, seconds, timeline
+from tests.processes import NO_IDLE_WORKERS
 
 
 def test_only_the_time_from_the_warm_up_to_the_last_beginning_is_asked_for() -> None:
@@ -47,6 +48,8 @@ def test_sixty_tasks_are_to_be_done(tmp_path: Path) -> None:
 def test_a_run_on_two_pretended_gpus_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("GPUS", 2), ("ARMS", ("none", "sincos")), ("TRIALS", 2), ("FOLDS", 2), ("SEEDS", 1)):
         monkeypatch.setattr(bench_busy, name, value)
+    for name, text in NO_IDLE_WORKERS.items():
+        monkeypatch.setenv(name, text)
     busy, to_the_end = bench_busy.run(tmp_path)
     assert re.match(r"4 search trials and 4 cells of \d+\.\d to \d+\.\d s \(median ", busy.detail)
     assert 0 < busy.value <= 1

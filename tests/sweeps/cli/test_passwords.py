@@ -17,6 +17,7 @@ PASSWORD = "s3cr/t@%21x"
 TRACKING = f"postgresql://ana:{PASSWORD}@127.0.0.1:9/mlflow"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_command_shows_or_stores_it(toy: Path, sweep: Sweep, here: list[str]) -> None:
     text = toy.read_text()
     toy.write_text(f"{text}tracking: {TRACKING}\n")

@@ -70,6 +70,7 @@ def test_two_variants_have_two_labels(study: Path, monkeypatch: pytest.MonkeyPat
         study_file.load("toy.yaml", ["design.variant=[none, mine, geoclip]", "encoders={}"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_have_the_label_and_outlive_the_package(
     study: Path, sweep: Sweep, here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

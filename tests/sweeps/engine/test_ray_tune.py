@@ -45,9 +45,13 @@ class Sweep:
 
     def __call__(self, *arguments: str, status: int = 0) -> tuple[str, str]:
         """Standard output and error."""
-        apart = arguments[0] == "sync" or (arguments[0] == "run" and "--dry-run" not in arguments)
+        apart = arguments[0] == "run" and "--dry-run" not in arguments
         command = processes.run_sweep if apart else processes.call_sweep
         return command(self.folder, *arguments, status=status)
+
+    def refusal(self, *arguments: str) -> str:
+        """Standard error of a command that ends with status 2 before it starts Ray, in this process."""
+        return processes.call_sweep(self.folder, *arguments, status=2)[1]
 
     def counts(self) -> dict[str, int]:
         return dict(json.loads(self("status", "tiny.yaml", "--json")[0])["cells"])
@@ -95,6 +99,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path, temporary: Path) -> None:
     long = {"train": {"max_epochs": 30, "patience": 30}, "checkpoint_seconds": 0}
     seeds = [*range(5)]
@@ -102,7 +107,7 @@ def test_a_study_is_killed_in_every_way_resumes_grows_and_reports(tmp_path: Path
     driver = sweep.start("run", "tiny.yaml")
     wait_for(lambda: sweep.records())
     with paused(workers_of(driver.pid)):
-        _, err = sweep("run", "tiny.yaml", status=2)  # a second driver
+        err = sweep.refusal("run", "tiny.yaml")  # a second driver
     assert f"process {driver.pid} on host" in err.strip().splitlines()[-1]
     wait_for(lambda: list(tmp_path.glob("results/tiny/cells/*/checkpoint.pt")))
     listens = processes.listening(driver.pid)
@@ -179,13 +184,13 @@ def test_equal_failures_end_the_run_and_are_retried_on_request(tmp_path: Path) -
     assert [status for _, status in sweep.runs()] == ["FAILED"] * 2, "an earlier attempt is still in MLflow"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's
 def test_part_of_a_study_within_a_budget_and_without_a_tracking_server(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, tracking="http://127.0.0.1:9", budget={"cells": 1})
     out, _ = sweep("run", "tiny.yaml", "--only", "variant=latlon", "--dry-run")
     assert [line.split()[1] for line in out.splitlines()[1:]] == ["latlon"] * 2
     assert not sweep.records()
-    _, err = sweep("run", "tiny.yaml", "--only", "variant=latlo", status=2)
-    assert "latlon" in err
+    assert "latlon" in sweep.refusal("run", "tiny.yaml", "--only", "variant=latlo")
 
     _, err = sweep("run", "tiny.yaml", "--only", "variant=latlon")
     assert "budget.cells 1 is used up" in err
@@ -194,8 +199,7 @@ def test_part_of_a_study_within_a_budget_and_without_a_tracking_server(tmp_path:
     assert 1 <= counts["done"] <= 2
     assert counts["failed"] == 0
     assert {json.loads(text)["cell"]["variant"] for text in sweep.records().values()} == {"latlon"}
-    _, err = sweep("sync", "tiny.yaml", status=2)
-    assert len(err.strip().splitlines()) == 1
+    assert len(sweep.refusal("sync", "tiny.yaml").strip().splitlines()) == 1
     uri = f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}"
     for _ in range(2):  # the second finds nothing to do
         sweep("sync", "tiny.yaml", "--set", f"tracking={uri}")
@@ -241,7 +245,8 @@ def test_search_and_grid_are_one_run_without_a_barrier(tmp_path: Path) -> None:
         "seed": 100,
         "enqueue": [{"model.width": 8}],
     }
-    short = Sweep(tmp_path, design=design, search={**search, "trials": 2}, train={"max_epochs": 6})
+    more: dict[str, object] = {"design": design, "train": {"max_epochs": 6}, "keep_weights": False}
+    short = Sweep(tmp_path, search={**search, "trials": 2}, **more)
     # No barrier: free workers train cells while the last arm's search waits until a cell has ended.
     driver = processes.sweep(tmp_path, "run", "tiny.yaml", python=("-c", LAST_SEARCH_WAITS))
     wait_for(lambda: short.records())
@@ -252,7 +257,7 @@ def test_search_and_grid_are_one_run_without_a_barrier(tmp_path: Path) -> None:
     old = set(short.records())
 
     # More trials: those that are there stay, and only arms that choose otherwise run their cells again.
-    sweep = Sweep(tmp_path, design=design, search=search, train={"max_epochs": 6})
+    sweep = Sweep(tmp_path, search=search, **more)
     out, err = sweep("run", "tiny.yaml")
     assert "warning" not in (out + err).lower()
     assert {p: p.read_bytes() for p in before} == before
@@ -292,7 +297,7 @@ def test_seeds_that_a_look_asks_for_are_run_in_the_same_run(tmp_path: Path) -> N
     }
     claim = {"claim": "it helps", "better": {"variant": "latlon"}, "than": {"variant": "none"}}
     claim |= {"on": {"split": "clusters"}, "metric": "rmse"}
-    sweep = Sweep(tmp_path, design=design, claims=[claim])
+    sweep = Sweep(tmp_path, design=design, claims=[claim], keep_weights=False)
     undecided = (
         "import sweeps.cli, sweeps.analysis.judgement\n"
         "sweeps.analysis.judgement.stops = lambda *contrast: False\n"
@@ -311,12 +316,13 @@ def test_a_study_meets_a_full_disk_and_a_dead_ray_and_then_finishes(tmp_path: Pa
 
 def _meet_faults(folder: Path, disk: Path) -> None:
     design = {**STUDY["design"], "variant": ["none", "latlon"], "seed": [*range(4)]}  # type: ignore[dict-item]
-    long = {"max_epochs": 240, "patience": 240}  # on a busy machine the disk fills slowly
-    sweep = Sweep(folder, design=design, train=long, checkpoint_seconds=0)
+    long = {"max_epochs": 60, "patience": 60}
+    sweep = Sweep(folder, design=design, train=long, checkpoint_seconds=0, keep_weights=False)
 
     driver = sweep.start("run", "tiny.yaml")
     wait_for(lambda: sweep.records())
-    disks.fill(disk)
+    with paused(workers_of(driver.pid)):  # on a busy machine the disk fills slowly
+        disks.fill(disk)
     _, err = processes.end(driver, status=2)
     *_, line = err.splitlines()
     assert line.startswith(f"sweep: {disk}: storage: ")

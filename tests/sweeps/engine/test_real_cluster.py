@@ -21,7 +21,7 @@ import yaml
 
 from sweeps.engine import worker
 from sweeps.state import StudyState
-from tests.processes import wait_for
+from tests.processes import NO_IDLE_WORKERS, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real_cluster")]  # its tests share a cluster
 
@@ -31,9 +31,7 @@ RAY_OPTIONS = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "10000",
     "RAY_health_check_failure_threshold": "4",
-    # No idle workers: they lack the study's code, so no training could use them.
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_enable_worker_prestart": "0",
+    **NO_IDLE_WORKERS,
 }
 """Ray's settings for the nodes of a test."""
 

@@ -25,7 +25,7 @@ from sweeps.state import StudyState
 from sweeps.store import running
 from sweeps.store.records import Store
 from tests import worlds
-from tests.processes import wait_for
+from tests.processes import NO_IDLE_WORKERS, wait_for
 
 TRAIN = TrainSettings(max_epochs=3, batch_size=32, max_windows=96, max_validation_windows=50)
 STUDY: dict[str, Any] = {
@@ -144,8 +144,11 @@ def write_study(folder: Path) -> StudyState:
 
 
 @pytest.mark.slow
-def test_a_run_trains_stacks_and_survives_the_loss_of_a_worker(tmp_path: Path) -> None:
-    state, environment = write_study(tmp_path), busy._environment()
+def test_a_run_trains_stacks_and_survives_the_loss_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(busy, "GPUS", 2)  # each starts a worker, which imports PyTorch
+    state, environment = write_study(tmp_path), {**busy._environment(), **NO_IDLE_WORKERS}
     with busy._cluster(environment) as address:
         words = [sys.executable, "-m", "sweeps", "run", "stacked.yaml", "--address", address]
         log = tmp_path / "run.log"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 import pytest
@@ -230,13 +229,11 @@ class Drawn(NamedTuple):
 def drawn(sums: artifacts.Predicted) -> Drawn:
     """All figures, drawn once for all tests of this module."""
     found = Drawn([], [], [], [])
-    save = matplotlib.figure.Figure.savefig
+    draw = style.FigureCanvasAgg.print_png
 
-    def recorded(canvas: Any, *arguments: Any, **named: Any) -> None:
-        canvas.set_dpi(style.DPI)  # extents are measured at the resolution of the PNG
-        save(canvas, *arguments, **named)
-        if named["format"] == "svg":
-            return
+    def recorded(backend: Any, *arguments: Any, **named: Any) -> None:
+        draw(backend, *arguments, **named)
+        canvas = backend.figure
         found.widths.append(canvas.get_figwidth())
         page = canvas.bbox
         for text in {*canvas.findobj(Text)} - _not_drawn(canvas):
@@ -248,7 +245,7 @@ def drawn(sums: artifacts.Predicted) -> Drawn:
                     found.beyond.append(text.get_text())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matplotlib.figure.Figure, "savefig", recorded)
+        patch.setattr(style.FigureCanvasAgg, "print_png", recorded)
         found.figures.extend(draw_all(sums))
     return found
 
@@ -336,7 +333,7 @@ def test_no_figure_without_data() -> None:
         assert draw(frame.iloc[:0]) is None
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("undrawn")
 def test_a_figure_for_every_metric_given() -> None:
     both = pd.concat([contrast_lines(), contrast_lines().assign(metric="r2", verdict="equal")])
     names = [figure.name for figure in figures.draw(rows(), contrasts=both)]
@@ -346,13 +343,7 @@ def test_a_figure_for_every_metric_given() -> None:
     assert forest(contrast_lines().assign(verdict="")) is None  # a bias has no better
 
 
-@pytest.fixture
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures without pixels, for tests of which figures there are."""
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda *_, **__: None)
-
-
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("undrawn")
 def test_one_arm_alone(sums: artifacts.Predicted) -> None:
     alone = rows()[rows()["variant"] == "none"]
     assert figures.best_encoder(alone) is None
@@ -374,7 +365,7 @@ def test_the_best_encoder_is_complete_and_not_a_control() -> None:
     assert figures.best_encoder(both) == "GeoCLIP · Hadamard"
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("undrawn")
 def test_captions_say_what_was_left_out() -> None:
     curve = learning(curves())
     assert curve is not None
@@ -387,7 +378,7 @@ def test_captions_say_what_was_left_out() -> None:
     assert {"1", "3"} <= {*re.findall(r"\d+", region.caption)}
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("split", "folds"),
     [(CheckerboardsSplit(degrees=16, origins=3), 6), (BlocksSplit(folds=4, deals=2), 8)],

@@ -155,7 +155,7 @@ def forged(state: StudyState, kind: str, key: str, data: st.DataObject, folder: 
     forge(path, field, data.draw(st.sampled_from(VALUES)))
 
 
-MANY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @MANY

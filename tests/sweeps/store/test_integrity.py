@@ -183,7 +183,7 @@ def attack(cells: Path, first: str, second: str, kind: str, *how: Any) -> None:
         result.write_bytes(integrity.seal(record, record["files"]))
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ATTACKS)
 def test_no_change_of_a_file_becomes_another_number(
     stored: StudyState, tmp_path_factory: pytest.TempPathFactory, how: tuple[Any, ...]

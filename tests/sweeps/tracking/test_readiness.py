@@ -45,6 +45,14 @@ def quiet(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -
     assert not caplog.records
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter waits in the same order: one answer before all checks together."""
+    assert (readiness.ANSWERS_S, readiness.DEADLINE_S) == (5, 7), "ten seconds with what else is done"
+    monkeypatch.setattr(readiness, "ANSWERS_S", 2)
+    monkeypatch.setattr(readiness, "DEADLINE_S", 3.0)
+
+
 def state(folder: Path) -> dict[str, str]:
     """Every file with a digest of its bytes."""
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -52,8 +60,8 @@ def state(folder: Path) -> dict[str, str]:
 
 
 def refusal(store: Store, uri: str | None = None) -> InputError:
-    """The error of a store that must be refused within ten seconds."""
-    with broken.within(10), pytest.raises(InputError) as raised:
+    """The error of a store that must be refused within ten seconds, or sooner with shorter waits."""
+    with broken.within(readiness.DEADLINE_S + 3), pytest.raises(InputError) as raised:
         Tracker(store, uri)
     error = raised.value
     assert "\n" not in str(error)
@@ -89,7 +97,10 @@ def test_the_command_of_the_fix_rebuilds_the_view(schema: Path, tmp_path: Path) 
     assert Tracker(Store(str(folder), "toy"), None).sync([]) == 0
 
 
-def test_a_locked_database_may_be_written_later(schema: Path, tmp_path: Path, quiet: None) -> None:
+def test_a_locked_database_may_be_written_later(
+    schema: Path, tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "ANSWERS_S", 3)  # a second for the lock
     file = broken.copied(schema, tmp_path)
     with broken.locked(file):
         error = refusal(Store(str(tmp_path), "toy"))
@@ -162,6 +173,7 @@ def test_an_answer_that_is_not_one_of_mlflow_is_reported(kind: str, tmp_path: Pa
     ids=["hangs", "trickles", "closes", "another protocol"],
 )
 @pytest.mark.parametrize("scheme", ["http", "https", "postgresql+psycopg2"])
+@pytest.mark.usefixtures("impatient")
 def test_a_server_that_hangs_is_reported(
     scheme: str, reply: bytes | None, slowly: bool, tmp_path: Path, quiet: None
 ) -> None:
