@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sweeps.report.sections.claims import claims, published_values
+from sweeps.report.sections.coverage import coverage
 from sweeps.report.sections.methods import search, testing, training
 from sweeps.report.sections.provenance import (
     audit,
@@ -47,6 +48,7 @@ def sections(report: ReportData) -> list[Section]:
         pretraining(report),
         tail(report),
         leverage(report),
+        coverage(report),
         by_monitor(report),
         search(report),
         claims(report),
