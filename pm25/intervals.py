@@ -1,12 +1,13 @@
 """Prediction intervals around a prediction, with a width that grows with the predicted level.
 
 The *score* of a sample is its absolute error over the *spread* of its prediction, sqrt(prediction^2 + 5^2).
-An interval is the prediction plus or minus a *radius* times its spread. The radius is a quantile of the scores
-of samples that no model was trained on (`sweeps.analysis.coverage`), so intervals are split-conformal
-(Vovk, Gammerman and Shafer 2005; Lei et al. 2018).
+An interval is the prediction plus or minus a *radius* times its spread. The radius is a quantile of the
+scores of samples that no model was trained on (`sweeps.analysis.coverage`). So intervals are split-conformal
+(Vovk, Gammerman and Shafer 2005; Lei et al. 2018), with normalised errors.
 
-Errors of smoke days are larger than those of clean days. On the monitors of 2021, this score gives narrower
-intervals than the absolute error at equal coverage, and its coverage differs less between regions.
+Errors of smoke days are larger than those of clean days. On the monitors of 2021 this score was chosen from
+six: it has the narrowest intervals at equal coverage, and its coverage differs least between regions. The
+table is in `sweeps/bench/README.md`.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def _errors(
     found = HeldOutErrors(degrees)
     for number in range(FOLDS):
         own = fold == number
-        places = (np.repeat(values[own], DAYS) for values in (lat, lon))
+        places = np.repeat(lat[own], DAYS), np.repeat(lon[own], DAYS)
         found.add(number, *places, truth[own].ravel(), prediction[own].ravel())
     return found
 
@@ -154,7 +154,8 @@ def run(table: Path | None, studies: int) -> Iterator[Measurement]:
                 100 * float(mean.mean()),
                 "%",
                 PROMISED if promised else math.inf,
-                f"standard error {error:.2%}, {studies} studies; {poor.mean():.0%} of the regions below {POOR:.0%}",
+                f"standard error {error:.2%}, {studies} studies; below {POOR:.0%} in {poor.mean():.0%} of the "
+                "regions",
                 at_least=True,
             )
 

@@ -52,10 +52,10 @@ def coverage(report: ReportData) -> Section:
         notes = notes[:2]
     text = (
         f"A {level} interval is to hold the measured value on {level} of the days. The intervals of a region "
-        "are calibrated on the errors of other test sets in other regions, so they show what a new region may "
-        "expect. The mean over regions is near the nominal share by construction; the regions are not. An "
-        "interval is wider where the prediction is higher. On days of smoke coverage is lower, because a model "
-        "that misses the smoke does not widen its interval."
+        "are calibrated on the errors of other test sets in other regions, as those of a new region are. The "
+        "mean over regions is near the nominal share by construction; single regions are not. An interval is "
+        "wider where the prediction is higher. On days of smoke coverage is lower, because a model that misses "
+        "the smoke does not widen its interval."
     )
     table = Table("arm", [("", head) for head in heads], lines, caption, notes, stacked=True)
     sentences = [*_sentences(overall, level)]
