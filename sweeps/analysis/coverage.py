@@ -357,6 +357,11 @@ def calibration(
     return Calibration(level, lowest_ugm3, tuple(monitors), tuple(radii), absent)
 
 
+def set_name(regime: str, split: str, part: str) -> str:
+    """Return the name of an evaluation set, such as 'OoR, checkerboards-16' or 'WR of checkerboards-16'."""
+    return f"{regime} of {split}" if part == "wr" else f"{regime}, {split}"
+
+
 def region_name(lat: float, lon: float, degrees: float) -> str:
     """Return the name of a region from its centre, such as '24.5 to 32.5 °N, 125 to 117 °W'."""
     half = degrees / 2

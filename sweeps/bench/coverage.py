@@ -154,8 +154,8 @@ def run(table: Path | None, studies: int) -> Iterator[Measurement]:
                 100 * float(mean.mean()),
                 "%",
                 PROMISED if promised else math.inf,
-                f"standard error {error:.2%}, {studies} studies; below {POOR:.0%} in {poor.mean():.0%} of the "
-                "regions",
+                f"standard error {error:.2%}, {studies} studies; "
+                f"below {POOR:.0%} in {poor.mean():.0%} of the regions",
                 at_least=True,
             )
 

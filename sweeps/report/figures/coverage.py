@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from sweeps.analysis import coverage, labels
+from sweeps.analysis import coverage
 from sweeps.report.figures.style import (
     GREY,
     INK,
@@ -68,7 +68,7 @@ def _draw(table: pd.DataFrame, arms: Sequence[str], narrow: bool) -> Figure:
             ax.set_yticks(range(len(names)), names if narrow or number % across == 0 else [""] * len(names))
             ax.set_ylim(len(names) - 0.4, -0.6)
             ax.set_xlim(100 * (least - 0.02), 100.5)
-            ax.set_title(_title(place))
+            ax.set_title(coverage.set_name(*place))
             plain_axes(ax, "x")
         hide_unused(axes, len(places))
         canvas.supxlabel("days whose interval holds the measured value (%)", fontsize=8)
@@ -94,8 +94,3 @@ def _at(table: pd.DataFrame, place: tuple[str, str, str]) -> pd.Series:
     """Return which lines belong to a (regime, split, part)."""
     regime, split, part = place
     return (table["regime"] == regime) & (table["split"] == split) & (table["part"] == part)
-
-
-def _title(place: tuple[str, str, str]) -> str:
-    regime, split, part = place
-    return f"{regime} of {split}" if part == "wr" else f"{regime}, {split}" if regime == labels.OOR else split

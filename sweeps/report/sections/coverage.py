@@ -29,7 +29,7 @@ def coverage(report: ReportData) -> Section:
         for place in dict.fromkeys(
             (line["split"], line["part"]) for line in overall if line["regime"] == regime
         ):
-            lines.append((_title(regime, *place), []))
+            lines.append((intervals.set_name(regime, *place), []))
             for line in overall:
                 if (line["regime"], line["split"], line["part"]) == (regime, *place):
                     lines.append((_arm(line), _entries(line)))
@@ -54,16 +54,12 @@ def coverage(report: ReportData) -> Section:
         f"A {level} interval is to hold the measured value on {level} of the days. The intervals of a region "
         "are calibrated on the errors of other test sets in other regions, as those of a new region are. The "
         "mean over regions is near the nominal share by construction; single regions are not. An interval is "
-        "wider where the prediction is higher. On days of smoke coverage is lower, because a model that misses "
-        "the smoke does not widen its interval."
+        "wider where the prediction is higher. On days of smoke coverage is lower, because a model that "
+        "misses the smoke does not widen its interval."
     )
     table = Table("arm", [("", head) for head in heads], lines, caption, notes, stacked=True)
     sentences = [*_sentences(overall, level)]
     return Section("coverage", title, text, [table], pictures(report, "coverage-"), sentences)
-
-
-def _title(regime: str, split: str, part: str) -> str:
-    return f"{regime} of {split}" if part == "wr" else f"{regime}, {split}"
 
 
 def _arm(line: Mapping[Any, Any]) -> str:
@@ -92,7 +88,7 @@ def _sentences(overall: Sequence[Mapping[Any, Any]], level: str) -> Iterator[str
     """Yield a sentence for each evaluation set, about its arm with the narrowest intervals."""
     for place in dict.fromkeys((line["regime"], line["split"], line["part"]) for line in overall):
         own = [line for line in overall if (line["regime"], line["split"], line["part"]) == place]
-        name = _title(*place)
+        name = intervals.set_name(*place)
         measured = [line for line in own if not line["untested"]]
         for why in dict.fromkeys(line["untested"] for line in own if line["untested"]):
             yield f"{name}: no intervals: {why}."
