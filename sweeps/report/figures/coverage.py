@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
@@ -59,8 +58,8 @@ def _draw(table: pd.DataFrame, arms: Sequence[str], narrow: bool) -> Figure:
                 of_arm = own[own["arm"] == arm]
                 regions = of_arm[of_arm["region"] != coverage.ALL]
                 colour = looks[arm][1]
-                area = 4 + 40 * np.sqrt(regions["n"] / own.loc[own["region"] != coverage.ALL, "n"].max())
-                ax.scatter(100 * regions["coverage"], [y] * len(regions), area, colour, alpha=0.35, lw=0)
+                shares = 100 * regions["coverage"]
+                ax.plot(shares, [y] * len(shares), "o", color=colour, ms=4.5, alpha=0.4, mew=0)
                 (line,) = coverage.overall(of_arm).to_dict("records")
                 ends = [100 * line["low"], 100 * line["high"]]
                 ax.plot(ends, [y, y], color=INK, lw=1.4, zorder=3)
@@ -84,8 +83,7 @@ def _draw(table: pd.DataFrame, arms: Sequence[str], narrow: bool) -> Figure:
             canvas,
             "coverage-by-region",
             f"Share of days whose {level:.0%} interval holds the measured value, by region, arm and split",
-            f"Coverage of the {level:.0%} prediction intervals. A point is a region, larger with more test "
-            "samples. A bar is the mean of the regions with its interval. In regions left of the dashed line "
+            f"Coverage of the {level:.0%} prediction intervals. A point is a region. A bar is the mean of the regions with its interval. In regions left of the dashed line "
             "the intervals are too narrow. They are calibrated on the errors of other regions.",
         )
 
