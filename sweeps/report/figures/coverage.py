@@ -82,9 +82,10 @@ def _draw(table: pd.DataFrame, arms: Sequence[str], narrow: bool) -> Figure:
         return finish(
             canvas,
             "coverage-by-region",
-            f"Share of days whose {level:.0%} interval holds the measured value, by region, arm and split",
-            f"Coverage of the {level:.0%} prediction intervals. A point is a region. A bar is the mean of the regions with its interval. In regions left of the dashed line "
-            "the intervals are too narrow. They are calibrated on the errors of other regions.",
+            f"Share of days whose {level:.0%} interval holds the measured value, by region and arm",
+            f"Coverage of the {level:.0%} prediction intervals. A point is a region. A bar is the mean of "
+            "the regions with its interval. In regions left of the dashed line the intervals are too narrow. "
+            "They are calibrated on the errors of other regions.",
         )
 
 
