@@ -6,6 +6,7 @@ it. MLflow loads it with `_load_pyfunc`, the only function of this package that 
 
 import json
 import reprlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +19,13 @@ from pm25 import encoders
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.fit import SCORING_BATCH
+from pm25.intervals import OUTPUTS, Calibration
 from pm25.model import network
 from pm25.scaling import Scaler, TargetScale
 from pm25.windows import place_channels
 
 if TYPE_CHECKING:
     import pandas as pd
-
-OUTPUT = "pm25_ugm3"
-"""Name of the predicted series."""
 
 INPUT = "model input"
 """Name of the data to predict in error messages."""
@@ -36,8 +35,9 @@ class Predictor:
     """The trained model of a cell, on the CPU.
 
     `weights` and `scaling` are those of a `pm25.trial.Result`. `encoder` is the encoder of the cell's
-    variant (`pm25.encoders.source`), or None. Raises InputError for a control, whose predictions are of no
-    use.
+    variant (`pm25.encoders.source`), or None. `calibration` has the radii of its prediction intervals; a
+    model that an earlier version stored has none. Raises InputError for a control, whose predictions are of
+    no use.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Predictor:
         weights: Mapping[str, torch.Tensor],
         scaling: Mapping[str, Any],
         encoder: encoders.Source | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         if cell.is_control:
             raise InputError(cell.label, "", "a control is not a model to serve", "take another arm")
@@ -53,7 +54,7 @@ class Predictor:
             raise ValueError(
                 f"{cell.label} embeds places with {cell.encoder}, not {encoder and encoder.name}"
             )
-        self.cell, self.channels = cell, tuple(scaling["channels"])
+        self.cell, self.channels, self.calibration = cell, tuple(scaling["channels"]), calibration
         self._weights, self._scaling, self._source = dict(weights), dict(scaling), encoder
         scalers = {
             name: Scaler(np.array(fitted["mean"]), np.array(fitted["std"]))
@@ -72,6 +73,13 @@ class Predictor:
     def _key_columns(self) -> tuple[str, ...]:
         """Columns besides the place on which a vector depends."""
         return getattr(self._encoder, "lookup_keys", ())
+
+    @property
+    def without_intervals(self) -> str:
+        """Reason why the model has no prediction intervals; empty if it has."""
+        if self.calibration is None:
+            return "the model was stored before models had intervals"
+        return self.calibration.absent
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -122,11 +130,13 @@ class Predictor:
                 predicted.append(self._model(torch.from_numpy(scaled[rows]), embedding).numpy())
         return self._target.inverse_transform(np.concatenate(predicted)).astype(np.float32)
 
-    def predict_frame(self, frame: "pd.DataFrame") -> "pd.Series[float]":
+    def predict_frame(self, frame: "pd.DataFrame") -> "pd.DataFrame":
         """Predict a table with one row for each window, where each channel has a list of T values.
 
-        The table has the columns `columns`; others are ignored. The series has the name `pm25_ugm3` and the
-        index of the table. Raises InputError with the column and the row (position from 0).
+        The table has the columns `columns`; others are ignored. The result has the index of the table, and
+        float32 columns in ug/m3: `pm25_ugm3`, and the bounds `lower` and `upper` of its interval. A model
+        without intervals has the first column alone (`without_intervals`). Raises InputError with the column
+        and the row (position from 0).
         """
         import pandas as pd
 
@@ -135,19 +145,31 @@ class Predictor:
                 needed = ", ".join(self.columns)
                 raise InputError(INPUT, name, "the column is missing", f"give the columns {needed}")
         window = np.stack([self._series(name, frame[name]) for name in self.channels], axis=2)
+        lat, lon = (_numbers(name, frame[name]) for name in ("lat", "lon"))
         predicted = self.predict(
             window,
-            *(_numbers(name, frame[name]) for name in ("lat", "lon")),
+            lat,
+            lon,
             month=_numbers("month", frame["month"]) if "month" in self._key_columns else None,
             site_id=frame["site_id"].tolist() if "site_id" in self._key_columns else None,
         )
-        return pd.Series(predicted, index=frame.index, name=OUTPUT)
+        found = {OUTPUTS[0]: predicted}
+        if self.calibration is not None and self.calibration.radii:
+            bounds = self.calibration.bounds(predicted, lat, lon)
+            found |= {name: bound.astype(np.float32) for name, bound in zip(OUTPUTS[1:], bounds, strict=True)}
+        return pd.DataFrame(found, index=frame.index)
 
     def save(self, folder: Path) -> None:
-        """Write model.pt, cell.json and, for an encoder arm, encoder.json and encoder.bin into a folder."""
+        """Write the files of the model into a folder.
+
+        These are model.pt and cell.json, intervals.json with a calibration, and encoder.json and encoder.bin
+        for an encoder arm.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({"weights": self._weights, "scaling": self._scaling}, folder / "model.pt")
         (folder / "cell.json").write_text(json.dumps(self.cell.resolved(), indent=1), encoding="utf-8")
+        if self.calibration is not None:
+            self.calibration.write(folder)
         if self._source is not None:
             self._source.write(folder)
 
@@ -156,7 +178,8 @@ class Predictor:
         """Load a folder written by `save`."""
         stored = torch.load(folder / "model.pt", weights_only=True)
         cell = Cell.model_validate_json((folder / "cell.json").read_text(encoding="utf-8"))
-        return cls(cell, stored["weights"], stored["scaling"], encoders.Source.read(folder))
+        source, calibration = encoders.Source.read(folder), Calibration.read(folder)
+        return cls(cell, stored["weights"], stored["scaling"], source, calibration)
 
     def _scale(self, window: np.ndarray) -> np.ndarray:
         """Standardise windows with the channel scaler. Raises InputError for infinite values."""
@@ -220,11 +243,15 @@ class _PyFunc:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
-    def predict(self, frame: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> "pd.Series[float]":
+    def predict(self, frame: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> "pd.DataFrame":
         """Predict with `Predictor.predict_frame`; `params` is ignored."""
         return self._predictor.predict_frame(frame)
 
 
 def _load_pyfunc(path: str) -> _PyFunc:
-    """Load a folder of `Predictor.save` for MLflow."""
-    return _PyFunc(Predictor.load(Path(path)))
+    """Load a folder of `Predictor.save` for MLflow; warns if the model has no prediction intervals."""
+    predictor = Predictor.load(Path(path))
+    if predictor.without_intervals:
+        fix = "`sweep sync` registers the model with intervals if its study can calibrate them"
+        warnings.warn(f"no prediction intervals: {predictor.without_intervals}. Fix: {fix}.", stacklevel=2)
+    return _PyFunc(predictor)

@@ -74,6 +74,7 @@ def train(
     process = TrackingProcess(state.store, state.study.tracking, recorded, state.data())
     del records, recorded  # they need much memory; the tracking process drops its reference too
     # These import Ray while the tracking process imports MLflow.
+    from sweeps.analysis import artifacts
     from sweeps.engine import ray_tune
     from sweeps.engine.optuna_study import OptunaJournal
     from sweeps.report import data, write
@@ -106,9 +107,11 @@ def train(
         worker.delete_checkpoints(state.store, recorded_now)
         worker.delete_checkpoints(state.store.search, [record["key"] for record in state.trials()])
         tracking.plan(state)
-        report = data.gather_report_data(state, records=records, brief=True)
+        rows = state.rows(records)
+        sums = artifacts.predictions(state.store, rows, degrees=state.study.analysis.block_degrees)
+        report = data.gather_report_data(state, records=records, rows=rows, predicted=sums, brief=True)
         tracking.describe(write.markdown_summary(report))
-        for winner in winners.winners(state, records):
+        for winner in winners.winners(state, records, sums):
             tracking.register(winner, winners.example(state, winner))
     behind = {"MLflow": tracking.behind, "Optuna's journal": journal.behind}
     notices = [*_notices(scheduler, behind, records), *integrity.notices(state.damaged)]
@@ -133,14 +136,14 @@ def sync(state: StudyState) -> tuple[int, str]:
     searches: parent_metrics.Aggregates = {
         (arm, None): dict(counts) for arm, counts in state.search_summaries()
     }
-    sums = artifacts.predictions(state.store, rows)
+    sums = artifacts.predictions(state.store, rows, degrees=state.study.analysis.block_degrees)
     statuses = state.declared(records).contrasts
     declared = state.study.analysis, state.study.claims, state.study.design.looks, sums, statuses
     tracker.answer(parent_metrics.of_rows(rows, *declared) | searches)
     tracker.show(parent_metrics.pictures(state.store, rows, *declared))
     brief = data.gather_report_data(state, records=records, rows=rows, predicted=sums, brief=True)
     tracker.describe(write.markdown_summary(brief))
-    for winner in winners.winners(state, records):
+    for winner in winners.winners(state, records, sums):
         tracker.register(winner, winners.example(state, winner))
     journal = OptunaJournal(state.store)
     journal.write(state.searches.values())

@@ -14,6 +14,7 @@ import yaml
 from pm25.errors import InputError
 from pm25.metrics import SCORES
 from sweeps.analysis import artifacts, inference, labels
+from sweeps.analysis import coverage as intervals
 from sweeps.report.study_report import write_study_report
 from sweeps.state import StudyState
 from sweeps.store import filters, integrity
@@ -115,6 +116,30 @@ class OpenStudy:
         statuses = self.state.declared(records).contrasts
         looks = study.design.looks
         return inference.claims(rows, study.analysis, study.claims, sums, looks, records, statuses=statuses)
+
+    def coverage(self) -> pd.DataFrame:
+        """Return the coverage of prediction intervals of level `analysis.coverage`, by arm, split and region.
+
+        The intervals of a region are calibrated on the errors of other test folds in other regions.
+
+        Columns:
+
+        - arm, split, part ('test' or 'wr'), regime, level
+        - region ('all regions', or the edges of a square of `analysis.block_degrees`), lat, lon (its centre)
+        - n (predictions), coverage (the share whose interval holds the measured value), width (mean, ug/m3)
+        - n_high, coverage_high: the same for days from 35.5 ug/m3 on
+        - of all regions: low, high (interval of level 1 - alpha of the mean over regions), regions, worst,
+          worst_region, folds, folds_expected
+        - untested: why there is no coverage, such as too few regions; empty otherwise
+
+        The values are those of the report's coverage.csv. Without stored predictions there are no rows.
+        """
+        analysis = self.study.analysis
+        rows = self._rows()
+        sums = artifacts.predictions(self.state.store, rows, degrees=analysis.block_degrees)
+        if sums is None:
+            return pd.DataFrame(columns=list(intervals.COLUMNS))
+        return intervals.coverage(sums, rows, analysis)
 
     def predictions(self, key: str | None = None, **fields: Any) -> pd.DataFrame:
         """Return the stored predictions of done cells, one row per scored sample.

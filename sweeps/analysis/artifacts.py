@@ -22,7 +22,9 @@ import pyarrow.parquet
 from pm25.errors import InputError
 from pm25.metrics import EXCEEDANCE_UGM3
 from sweeps.analysis import episodes, labels
+from sweeps.analysis.coverage import HeldOutErrors
 from sweeps.analysis.episodes import CellEpisodes, Episode
+from sweeps.analysis.estimands import JACKKNIFE_DEGREES
 from sweeps.store.records import READERS, Store
 
 COLUMNS = ("n", "e", "abs_e", "e2", "y", "y2")
@@ -96,13 +98,15 @@ class _Pool:
     """(bins, 2), number and sum of squares of the errors in the bins of `ERROR_EDGES`."""
     weeks: dict[int, float]
     """Sum of the squared errors by week, counted from the Monday before 1970-01-01."""
+    held_out: HeldOutErrors
 
     @classmethod
-    def empty(cls) -> _Pool:
+    def empty(cls, degrees: float) -> _Pool:
         side = len(DENSITY_EDGES) - 1
         bins = len(CALIBRATION_EDGES) + 1
         errors = np.zeros((len(ERROR_EDGES) - 1, 2))
-        return cls(np.zeros((side, side), np.int64), np.zeros((bins, 3)), np.zeros(3, np.int64), errors, {})
+        density, tail = np.zeros((side, side), np.int64), np.zeros(3, np.int64)
+        return cls(density, np.zeros((bins, 3)), tail, errors, {}, HeldOutErrors(degrees))
 
     def add(self, truth: np.ndarray, prediction: np.ndarray, day: np.ndarray) -> None:
         side, bins = len(self.density), len(self.calibration)
@@ -224,6 +228,10 @@ class Predicted:
     def totals(self, arm: str, split: str) -> np.ndarray:
         """Add up the pooled cells: (6,), as in `COLUMNS`."""
         return self._totals(self.keys(arm, split), "test").sum(axis=0)
+
+    def held_out_errors(self, arm: str, split: str, part: str = "test") -> HeldOutErrors:
+        """Return the scores of the pooled predictions by fold and region."""
+        return self._pools[PredictionGroup(arm, split, part)].held_out
 
     def density(self, arm: str, split: str, part: str = "test") -> np.ndarray:
         """Count the pooled predictions on `DENSITY_EDGES`: (observed bins, predicted bins)."""
@@ -378,11 +386,14 @@ class _Samples(NamedTuple):
         return _Samples(*(values[rest] for values in self))
 
 
-def predictions(store: Store, rows: pd.DataFrame) -> Predicted | None:
+def predictions(store: Store, rows: pd.DataFrame, *, degrees: float = JACKKNIFE_DEGREES) -> Predicted | None:
     """Read the predictions of the done cells of `rows`, each file once; None if no cell has a file.
 
+    `degrees` is the edge of the regions by which the scores of intervals are counted.
+
     A done cell without a file is left out. Reading takes about 1 ms per file and 0.1 us per prediction. In
-    memory a cell takes 52 bytes for each of its sites. Raises InputError for a file that is not such a table.
+    memory a cell takes 52 bytes for each of its sites, and a fold of an arm 3 kB for each of its regions.
+    Raises InputError for a file that is not such a table.
     """
     cells = labels.with_arm(rows)
     cells = cells.loc[cells["state"] == "done", ["key", "arm", "split", "kind", "fold", "seed"]]
@@ -392,8 +403,8 @@ def predictions(store: Store, rows: pd.DataFrame) -> Predicted | None:
     days: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     pools: dict[PredictionGroup, _Pool] = {}
     keys, tables = cells["key"].tolist(), _tables(store, cells["key"].tolist())
-    for arm, split, kind, key, table in zip(
-        cells["arm"], cells["split"], cells["kind"], keys, tables, strict=True
+    for arm, split, kind, fold, key, table in zip(
+        cells["arm"], cells["split"], cells["kind"], cells["fold"], keys, tables, strict=True
     ):
         if table is None or not table.num_rows:
             continue
@@ -422,9 +433,10 @@ def predictions(store: Store, rows: pd.DataFrame) -> Predicted | None:
                 by_day = _totals(day - start, own_truth, own_prediction, int(day.max()) - start + 1)
                 some = np.flatnonzero(by_day[:, 0])
                 days[key] = some + start, by_day[some]
-            pools.setdefault(PredictionGroup(arm, split, name), _Pool.empty()).add(
-                own_truth, own_prediction, days_of[chosen]
-            )
+            group = PredictionGroup(arm, split, name)
+            pool = pools.setdefault(group, _Pool.empty(degrees))
+            pool.add(own_truth, own_prediction, days_of[chosen])
+            pool.held_out.add(int(fold), lat[chosen], lon[chosen], own_truth, own_prediction)
     if not sums:
         return None
     names = np.array(list(number))

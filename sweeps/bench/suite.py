@@ -4,7 +4,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pm25.scratch import scratch
-from sweeps.bench import busy, calibration, engine, gpu, mirror, packing, report, scale, training, trial
+from sweeps.bench import (
+    busy,
+    calibration,
+    coverage,
+    engine,
+    gpu,
+    mirror,
+    packing,
+    report,
+    scale,
+    training,
+    trial,
+)
 from sweeps.bench.harness import Measurement
 
 
@@ -21,13 +33,14 @@ def measure(
 ) -> Iterator[Measurement]:
     """Yield each measurement when it is ready; files are written below a temporary folder.
 
-    `only` is the name of a group: trial, training, engine, mirror, report, busy, scale or calibration. The
-    last one measures the report's tests and not this machine, so it runs only if it is named. It simulates
-    `studies` of each kind on the positions of `table`, or on synthetic ones. The trial reads the panel
-    `table`, or a synthetic one of the size of the 2021 table. The engine trains each number of `cells`. The
-    runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an interpreter that has
-    TensorFlow, for the published network. `recorded` is a study's folder from which the simulation draws
-    the seconds of cells. The group `gpu` also runs only if it is named; with `pretend`, it needs no GPU.
+    `only` is the name of a group: trial, training, engine, mirror, report, busy, scale, calibration or
+    coverage. The last two measure the report's statistics and not this machine, so they run only if they are
+    named. They simulate `studies` of each kind on the positions of `table`, or on synthetic ones. The trial
+    reads the panel `table`, or a synthetic one of the size of the 2021 table. The engine trains each number
+    of `cells`. The runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an interpreter
+    that has TensorFlow, for the published network. `recorded` is a study's folder from which the simulation
+    draws the seconds of cells. The group `gpu` also runs only if it is named; with `pretend`, it needs no
+    GPU.
     """
     with scratch() as folder:
         if only in (None, "trial"):
@@ -49,6 +62,8 @@ def measure(
             yield from gpu.run(pretend=pretend)
         if only == "calibration":
             yield from calibration.run(table, studies)
+        if only == "coverage":
+            yield from coverage.run(table, studies)
 
 
 def _synthetic(folder: Path) -> Path:

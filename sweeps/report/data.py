@@ -53,6 +53,8 @@ class ReportData:
     """Shares of the squared error that few samples hold (`artifacts.Leverage`), by arm and split."""
     monitors: pd.DataFrame | None = None
     """Differences with 'none' by group of monitors (`by_monitor.differences`)."""
+    coverage: pd.DataFrame | None = None
+    """Coverage of prediction intervals by arm, split and region (`coverage.coverage`)."""
     pairs: Mapping[str, Sequence[Contrast]] = field(default_factory=dict)
     """Contrasts of the ablations, by section: "fusion", "encoder" and "controls"."""
     published: Published | None = None
@@ -84,7 +86,7 @@ def gather_report_data(
     The records are read unless they are given. `rows` are given with `predicted`, which is None if no
     predictions are stored; without `rows`, both are read.
     """
-    from sweeps.analysis import artifacts, by_monitor, results
+    from sweeps.analysis import artifacts, by_monitor, coverage, results
 
     study = state.study
     records = state.records("tables") if records is None else records
@@ -96,10 +98,11 @@ def gather_report_data(
         more["parameters"] = results.search_parameters(state.searches)
     if rows is None:
         rows = state.rows(records)
-        predicted = artifacts.predictions(state.store, rows)
+        predicted = artifacts.predictions(state.store, rows, degrees=study.analysis.block_degrees)
     if not brief and isinstance(predicted, artifacts.Predicted):
         found = by_monitor.monitors(state.panel, study.monitor_columns(), state.split_indices())
         more["monitors"] = by_monitor.differences(predicted, rows, study.analysis, found)
+        more["coverage"] = coverage.coverage(predicted, rows, study.analysis)
     return build_report_data(
         rows,
         state.facts(records),

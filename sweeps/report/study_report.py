@@ -30,7 +30,7 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
     _check_writable(out)
     records = state.records("tables")
     rows = state.rows(records)
-    predictions = artifacts.predictions(state.store, rows)
+    predictions = artifacts.predictions(state.store, rows, degrees=state.study.analysis.block_degrees)
     gathered = data.gather_report_data(state, records=records, rows=rows, predicted=predictions)
     importance = artifacts.importance(state.store, rows)
     measured = reach.measure(
@@ -53,6 +53,7 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
         trials=results.search_trials(state.searches),
         parameters=gathered.parameters,
         monitors=gathered.monitors,
+        coverage=gathered.coverage,
         cuts=results.cuts(state.study, state.panel),
         outlines=outlines,
     )

@@ -32,8 +32,8 @@ def write(report: ReportData, out: Path) -> list[Path]:
     """Write the files of the report to `out`, each atomically, and return their paths without the figures.
 
     These are index.html, report.md, cells.csv, means.csv, contrasts.csv and claims.csv. Where predictions are
-    stored, leverage.csv and monitors.csv are written too. The folder `latex` has the tables for a paper, and
-    the folder `figures` the figures as SVG and PNG.
+    stored, leverage.csv, monitors.csv and coverage.csv are written too. The folder `latex` has the tables for
+    a paper, and the folder `figures` the figures as SVG and PNG.
     """
     content = sections(report)
     cells = labels.with_arm(report.rows)
@@ -51,6 +51,8 @@ def write(report: ReportData, out: Path) -> list[Path]:
         texts["applicability.csv"] = tables.csv(report.reach.inside)
     if report.monitors is not None:
         texts["monitors.csv"] = tables.csv(report.monitors)
+    if report.coverage is not None:
+        texts["coverage.csv"] = tables.csv(report.coverage)
     if len(report.claims):
         texts["claims.csv"] = tables.csv(report.claims)
     texts |= {f"latex/{name}": text for name, text in latex.files(paper(report)).items()}

@@ -37,6 +37,9 @@ class Analysis(Settings):
     block_degrees: PositiveFloat = 8.0
     """Edge in degrees of the blocks of monitors that the test of a spatial split leaves out one by one.
     Errors should be correlated over less than this."""
+    coverage: Annotated[float, Field(ge=0.5, le=0.99)] = 0.9
+    """Share of the days that prediction intervals are to hold, from 0.5 to 0.99. Intervals are calibrated on
+    regions of `block_degrees`; 0.9 needs 10 regions, and 0.95 needs 20."""
     outlines: Path | None = None
     """GeoJSON file of outlines to draw on maps. Default: none."""
     monitor_columns: Annotated[tuple[Text, ...], BeforeValidator(listed), Field(max_length=MOST_LISTED)] = ()

@@ -8,6 +8,7 @@ import numpy as np
 
 from pm25.cell import Cell
 from pm25.geo import CONUS
+from pm25.intervals import SPREAD_UGM3, Calibration
 from pm25.metrics import EXCEEDANCE_UGM3
 from pm25.panel import Panel
 from pm25.tables.schema import CALENDAR
@@ -37,6 +38,7 @@ def card(
     inputs: Mapping[str, str],
     panel: Panel,
     encoder_options: Mapping[str, Any],
+    calibration: Calibration,
 ) -> str:
     """Write the card of an arm's winner; a sentence whose number is missing is left out.
 
@@ -49,6 +51,7 @@ def card(
         "Task": _task(cell, inputs),
         "Training": _training(cell, record),
         "Scores": [*_own_scores(record), "", *_study_scores(own)],
+        "Intervals": _intervals(calibration),
         "Encoder": _encoder(cell, record, encoder_options),
         "Limits": _limits(cell, record, own, facts, inputs),
         "Use": _use(cell, inputs, panel),
@@ -78,7 +81,8 @@ def _task(cell: Cell, inputs: Mapping[str, str]) -> Iterator[str]:
     days = cell.window
     yield (
         f"PM2.5 in µg/m³ of the last day of a window of {days} days. A row of the input is one window "
-        "at one place; the output is `pm25_ugm3`."
+        "at one place; the output is `pm25_ugm3`, with the bounds `lower` and `upper` of its interval if the "
+        "model has intervals (below)."
     )
     yield ""
     yield from _table(
@@ -184,6 +188,36 @@ def _spread(found: tuple[float, float, int]) -> str:
     return f" ± {found[1]:.3f}" if found[2] > 1 else ""
 
 
+def _intervals(calibration: Calibration) -> Iterator[str]:
+    if not calibration.radii:
+        yield f"None: {calibration.absent}."
+        return
+    yield (
+        f"`lower` and `upper` are to hold the measured value on {calibration.level:.0%} of the days of a new "
+        f"region. The interval is the prediction ± radius × √(prediction² + {SPREAD_UGM3:g}²), and at least "
+        f"{calibration.lowest_ugm3:g} µg/m³, the lowest measured value of the table. The radius depends on "
+        "the distance to the nearest training monitor:"
+    )
+    yield ""
+    yield from _table(
+        ("up to", "radius", "calibrated on the test errors of", "regions"),
+        (
+            (
+                f"{one.reach_km:,.0f} km",
+                f"{one.radius:.3f}",
+                f"`{one.split}` ({one.regime})",
+                str(one.regions),
+            )
+            for one in calibration.radii
+        ),
+    )
+    yield ""
+    yield (
+        "A place takes the first line that includes it, and the last line beyond all of them. Days of smoke "
+        f"are held less often; the report has the share for days from {EXCEEDANCE_UGM3} µg/m³ on."
+    )
+
+
 def _encoder(cell: Cell, record: Record, options: Mapping[str, Any]) -> Iterator[str]:
     if cell.encoder is None:
         return
@@ -252,7 +286,7 @@ def _use(cell: Cell, inputs: Mapping[str, str], panel: Panel) -> Iterator[str]:
     yield f"frame = pd.DataFrame({{{scalars}}})"
     yield f"for channel in {json.dumps(arrays)}:"
     yield f'    frame[channel] = [[float("nan")] * {cell.window}]  # its daily values, the oldest first'
-    yield "model.predict(frame)  # pm25_ugm3"
+    yield "model.predict(frame)  # pm25_ugm3, and lower and upper if the model has intervals"
     yield "```"
 
 

@@ -11,6 +11,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 import pm25
+from pm25.intervals import OUTPUTS, Calibration
 from pm25.scratch import scratch
 from sweeps.engine.worker import WEIGHTS
 from sweeps.tracking.mlflow_internals import upload_folder
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 
 def find_version(client: MlflowClient, name: str, winner: "Winner") -> str | None:
-    """Find the version of a model that was made of this very training, and bring its card up to date."""
+    """Find the version of this very training and calibration of intervals, and bring its card up to date."""
+    wanted = _identity(winner)
     for version in client.search_model_versions(f"name = '{name}'"):
-        if version.tags.get("key") == winner.key and version.tags.get("weights") == _digest(winner):
+        if wanted.items() <= version.tags.items():
             if version.description != winner.card:
                 client.update_model_version(name, version.version, winner.card)
             return str(version.version)
@@ -39,7 +41,7 @@ def create_version(
     with scratch() as folder:
         _save_model(folder, winner, example)
         upload_folder(run.info.artifact_uri, f"{folder}/model", "model", tracking_uri)
-    tags = {**winner.tags, "key": winner.key, "weights": _digest(winner)}
+    tags = {**winner.tags, **_identity(winner)}
     source = f"{run.info.artifact_uri}/model"
     made = client.create_model_version(name, source, run.info.run_id, tags, description=winner.card)
     return str(made.version)
@@ -57,8 +59,15 @@ def set_winner(client: MlflowClient, name: str, version: str) -> None:
         client.set_registered_model_alias(name, "winner", version)
 
 
-def _digest(winner: "Winner") -> str:
-    return hashlib.sha256(winner.store.read_file(winner.key, WEIGHTS) or b"").hexdigest()
+def _identity(winner: "Winner") -> dict[str, str]:
+    """Return the tags that tell a version from the others: its cell, its weights and its intervals."""
+    contents = {
+        "weights": winner.store.read_file(winner.key, WEIGHTS) or b"",
+        "intervals": winner.intervals.encode(),
+    }
+    return {"key": winner.key} | {
+        name: hashlib.sha256(content).hexdigest() for name, content in contents.items()
+    }
 
 
 def _save_model(folder: Path, winner: "Winner", example: "pd.DataFrame") -> None:
@@ -67,12 +76,14 @@ def _save_model(folder: Path, winner: "Winner", example: "pd.DataFrame") -> None
     kinds = {kind: DataType[kind] for kind in ("double", "long", "string")}
     kinds["array"] = Array(DataType.double)
     inputs = [ColSpec(kinds[kind], column) for column, kind in winner.inputs.items()]
+    names = OUTPUTS if Calibration.from_json(winner.intervals).radii else OUTPUTS[:1]
+    outputs = [ColSpec(DataType.float, name) for name in names]
     pyfunc.save_model(
         str(folder / "model"),
         loader_module="pm25.predictor",
         data_path=str(folder / "training"),
         code_paths=[str(Path(pm25.__file__).parent)],
         pip_requirements=requirements(),
-        signature=ModelSignature(Schema(inputs), Schema([ColSpec(DataType.float, "pm25_ugm3")])),
+        signature=ModelSignature(Schema(inputs), Schema(outputs)),
         input_example=example,
     )

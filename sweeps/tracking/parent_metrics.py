@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.analysis import inference, labels
+from sweeps.analysis import coverage, inference, labels
 from sweeps.analysis.declarations import Status
 from sweeps.analysis.inference import Sums
 from sweeps.spec.claims import Analysis, Claim, Contrast
@@ -33,13 +33,18 @@ _NAMES = {"WR": "wr_{}_mean", "OoR": "oor_{}_mean", "gap": "gap_{}"}
 """Name of a mean's metric, by regime."""
 
 
-def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
+def aggregates(
+    means: pd.DataFrame, contrasts: pd.DataFrame, covered: pd.DataFrame | None = None
+) -> Aggregates:
     """Collect `wr_rmse_mean`, `wr_rmse_ci_low`, `gap_rmse`, `skill`, `diff_rmse` and so on; finite numbers.
 
     `means` has a line per arm, split, part and metric, with mean, low, high, n, n_expected and n_failed.
     `contrasts` has a line per pair of arms too, with diff, low, high, se, df, n_units, p and p_adjusted;
     `fold` is set if the contrast is about one fold. Only contrasts with 'none' over all folds are used. The
     counts of a split are those of its test part; if metrics differ in n, those of the first metric.
+
+    `covered` has the coverage of prediction intervals (`sweeps.analysis.coverage`): `coverage`,
+    `coverage_width`, `coverage_high` and `coverage_worst`, with the prefix `wr_` for the within-region set.
 
     Texts are the tags `estimand`, `unit`, `test` and `verdict`, those of the test part and the first metric.
     """
@@ -75,6 +80,17 @@ def aggregates(means: pd.DataFrame, contrasts: pd.DataFrame) -> Aggregates:
             tags = found[line["arm"], line["split"]]
             if "verdict" not in tags:
                 tags |= {"test": line["test"] or line["untested"], "verdict": judged(line)}
+    for line in [] if covered is None else coverage.overall(covered).to_dict("records"):
+        name = f"{'wr_' if line['part'] == 'wr' else ''}coverage"
+        found[line["arm"], line["split"]] |= _numbers(
+            {
+                name: line["coverage"],
+                **_interval(name, line),
+                f"{name}_width": line["width"],
+                f"{name}_high": line["coverage_high"],
+                f"{name}_worst": line["worst"],
+            }
+        )
     return found
 
 
@@ -98,6 +114,8 @@ def of_rows(
     `sums` are the stored predictions, from which the tests within region are made. `statuses` tell when the
     contrasts were declared (`declarations.history`).
     """
+    from sweeps.analysis import artifacts
+
     metrics = ("rmse", "r2", "mae", "site_rmse")
     rows = inference.with_site_rmse(rows, sums)
     return aggregates(
@@ -110,6 +128,7 @@ def of_rows(
                 for metric in metrics
             ]
         ),
+        coverage.coverage(sums, rows, analysis) if isinstance(sums, artifacts.Predicted) else None,
     )
 
 

@@ -45,7 +45,7 @@ A server that accepts a connection and does not answer would delay it by minutes
 ANSWERS_S = 60.0
 """Shortest interval between two comparisons of the arms while a study runs."""
 
-_WINNER = ("arm", "name", "key", "card", "tags", "inputs", "encoder_options")
+_WINNER = ("arm", "name", "key", "card", "tags", "inputs", "encoder_options", "intervals")
 """Fields of a winner that are sent as they are."""
 
 
@@ -339,7 +339,7 @@ class MlflowMirror:
         rows = results.rows(cells, records, [Cell.model_validate(cell) for cell in waiting])
         judge = Analysis.model_validate(analysis)
         declared = [Claim.model_validate(claim) for claim in claims]
-        sums = artifacts.predictions(self._store, rows)
+        sums = artifacts.predictions(self._store, rows, degrees=judge.block_degrees)
         done = sum(record["state"] == "done" for record in records.values())
         trials = int(sum(counts["n"] for _, counts in searched))
         statuses = history(declarations.read(self._store), present, done, trials).contrasts

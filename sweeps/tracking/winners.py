@@ -22,7 +22,10 @@ from sweeps.tracking import model_card
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pm25.panel import Panel
     from pm25.predictor import Predictor
+    from pm25.splits import SplitIndices
+    from sweeps.analysis.artifacts import Predicted
     from sweeps.state import StudyState
 
 
@@ -43,10 +46,13 @@ class Winner:
     """Columns of the input with their types: 'double', 'long', 'string', or 'array' (of doubles)."""
     store: Store
     encoder_options: dict[str, Any]
+    intervals: str
+    """Calibration of its prediction intervals (`pm25.intervals.Calibration.to_json`)."""
 
     def predictor(self) -> "Predictor":
         """Load the model. Raises InputError if its weights are no longer stored."""
         from pm25 import encoders
+        from pm25.intervals import Calibration
         from pm25.predictor import Predictor
 
         kept = stored_weights(self.key, self.store)
@@ -55,7 +61,7 @@ class Winner:
             raise InputError(self.key, "weights.pt", "the weights of this cell are no longer stored", fix)
         name = self.cell.encoder
         source = None if name is None else encoders.source(name, **self.encoder_options)
-        return Predictor(self.cell, *kept, source)
+        return Predictor(self.cell, *kept, source, Calibration.from_json(self.intervals))
 
     def write(self, folder: Path) -> None:
         """Write the folder that `pm25.predictor._load_pyfunc` reads."""
@@ -164,16 +170,23 @@ class WeightRetention:
         return not cell.is_reference and cell.split == self._study.winner_split
 
 
-def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
-    """Models of the arms in the study's order, without controls and winners without weights."""
+def winners(state: "StudyState", records: Mapping[str, Record], sums: "Predicted | None") -> list[Winner]:
+    """Models of the arms in the study's order, without controls and winners without weights.
+
+    `sums` are the stored predictions (`artifacts.predictions`), which calibrate the prediction intervals.
+    """
     from pm25 import encoders
-    from sweeps.analysis import labels
+    from sweeps.analysis import by_monitor, coverage, labels
 
     held = state.store.holding(WEIGHTS)
     chosen = best(state.study, state.cells, records, held)
     rows = state.rows(records)
     facts = state.facts(records)
-    found = []
+    found: list[Winner] = []
+    splits = state.split_indices() if chosen and sums is not None else {}
+    nearest_km = by_monitor.monitors(state.panel, {}, splits).nearest_km if splits else {}
+    regimes = {factor.split.label: factor.split.regime for factor in state.study.design.split}
+    lowest = round(float(np.nanmin(state.panel.target)), 3)
     for arm in state.study.arms():
         key = chosen.get(arm)
         if key is None or key not in held or state.cells[key].is_control:
@@ -194,10 +207,23 @@ def winners(state: "StudyState", records: Mapping[str, Record]) -> list[Winner]:
             channels, "array"
         )
         label = labels.arm(arm.variant, arm.fusion)
-        card = model_card.card(label, cell, record, rows, facts, inputs, state.panel, options)
+        monitors = _training_monitors(state.panel, splits.get((cell.split.label, cell.fold)))
+        calibration = coverage.calibration(
+            sums, label, regimes, nearest_km, state.study.analysis.coverage, lowest, monitors
+        )
+        card = model_card.card(label, cell, record, rows, facts, inputs, state.panel, options, calibration)
         tags = _tags(state.study, arm, record)
-        found.append(Winner(label, arm.label, key, cell, card, tags, inputs, state.store, options))
+        texts = card, tags, inputs, state.store, options, calibration.to_json()
+        found.append(Winner(label, arm.label, key, cell, *texts))
     return found
+
+
+def _training_monitors(panel: "Panel", indices: "SplitIndices | None") -> list[tuple[float, float]]:
+    """Return latitude and longitude of the training monitors of a fold, in degrees."""
+    if indices is None:
+        return []
+    sites = np.unique(indices.train // len(panel.dates))
+    return [(float(lat), float(lon)) for lat, lon in zip(panel.lat[sites], panel.lon[sites], strict=True)]
 
 
 def _tags(study: Study, arm: Arm, record: Record) -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 from pm25 import encoders, trial
 from pm25.cell import Cell
 from pm25.errors import InputError
+from pm25.intervals import Calibration, Radius
 from pm25.neighbours import NeighbourSettings
 from pm25.panel import Panel
 from pm25.predictor import Predictor, _load_pyfunc
@@ -119,9 +120,11 @@ def check(made: Cell, found: Trained, folder: Path) -> None:
         assert np.array_equal(Predictor.load(folder).predict(**told), stored)
         frame = as_frame(made, told, predictor.channels)
         frame.index = frame.index + 7
-        served = _load_pyfunc(str(folder)).predict(frame.assign(other="x"))
-        assert (served.name, served.index[0], served.dtype) == ("pm25_ugm3", 7, np.float32)
-        assert np.array_equal(served, stored)
+        with pytest.warns(UserWarning, match="no prediction intervals: the model was stored before"):
+            served = _load_pyfunc(str(folder)).predict(frame.assign(other="x"))
+        assert [*served] == ["pm25_ugm3"]
+        assert (served.index[0], served["pm25_ugm3"].dtype) == (7, np.float32)
+        assert np.array_equal(served["pm25_ugm3"], stored)
 
 
 @pytest.mark.parametrize("made", CELLS, ids=lambda made: f"{made.label}-{made.protocol}")
@@ -190,7 +193,7 @@ sys.modules["geoclip"] = None
 import pandas as pd, torch
 torch.set_num_threads(1)
 from pm25.predictor import _load_pyfunc
-_load_pyfunc("model").predict(pd.read_parquet("asked.parquet")).to_frame().to_parquet("found.parquet")
+_load_pyfunc("model").predict(pd.read_parquet("asked.parquet")).to_parquet("found.parquet")
 unwanted = {"mlflow", "ray", "optuna", "scipy", "sweeps", "h5py", "requests", "torchvision"}
 print(sorted(unwanted & {*sys.modules}))
 """
@@ -275,7 +278,7 @@ def test_missing_values_are_training_means_whatever_stands_for_them(
     predictor, frame = monthly
     mean = predictor._scaler.mean[0]
     found = [
-        predictor.predict_frame(changed(frame, "a", 1, [1.0, 2.0, 3.0, 4.0, last]))[1]
+        predictor.predict_frame(changed(frame, "a", 1, [1.0, 2.0, 3.0, 4.0, last]))["pm25_ugm3"][1]
         for last in (None, np.nan, float(np.float32(mean)))
     ]
     assert found[0] == found[1] == found[2]
@@ -283,7 +286,51 @@ def test_missing_values_are_training_means_whatever_stands_for_them(
 
 def test_no_rows_no_predictions(monthly: tuple[Predictor, pd.DataFrame]) -> None:
     predictor, frame = monthly
-    assert predictor.predict_frame(frame.head(0)).tolist() == []
+    assert len(predictor.predict_frame(frame.head(0))) == 0
+
+
+def test_a_calibrated_model_predicts_intervals(tmp_path: Path) -> None:
+    """The fold's training monitors have the first radius, and its test monitors are farther away."""
+    made = cell("latlon", split=SPATIAL)
+    panel, result, _ = trained(made, world())
+    sites = np.setdiff1d(panel.site_id, result.predictions["site_id"])
+    places = [
+        (float(panel.lat[site == panel.site_id][0]), float(panel.lon[site == panel.site_id][0]))
+        for site in sites
+    ]
+    radii = Radius("random", "WR", 0.0, 0.5, 20), Radius("spatial", "WR", 10.0, 1.0, 20)
+    calibration = Calibration(0.9, 0.0, tuple(places), radii)
+    predictor = Predictor(made, result.weights, result.scaling, None, calibration)
+    told, stored = asked(made, panel, result)
+    predictor.save(tmp_path)
+    served = _load_pyfunc(str(tmp_path)).predict(as_frame(made, told, predictor.channels))
+    assert [*served] == ["pm25_ugm3", "lower", "upper"]
+    assert {str(dtype) for dtype in served.dtypes} == {"float32"}
+    assert np.array_equal(served["pm25_ugm3"], stored)
+    exact = stored.astype(float)
+    np.testing.assert_allclose(served["upper"], exact + np.hypot(exact, 5), rtol=1e-6)
+    np.testing.assert_allclose(
+        served["lower"], np.maximum(exact - np.hypot(exact, 5), 0), rtol=1e-5, atol=1e-5
+    )
+    at_monitor = {
+        **told,
+        "lat": np.full(len(stored), places[0][0]),
+        "lon": np.full(len(stored), places[0][1]),
+    }
+    near = predictor.predict_frame(as_frame(made, at_monitor, predictor.channels)).astype(float)
+    np.testing.assert_allclose(
+        near["upper"] - near["pm25_ugm3"], np.hypot(near["pm25_ugm3"], 5) / 2, rtol=1e-4
+    )
+
+
+def test_a_model_without_intervals_says_why(tmp_path: Path) -> None:
+    made = cell()
+    _, result, plain = trained(made, world())
+    assert plain.without_intervals == "the model was stored before models had intervals"
+    absent = Calibration(0.9, 0.0, (), (), "spatial: 4 regions of 8 degrees, and 10 are needed")
+    Predictor(made, result.weights, result.scaling, None, absent).save(tmp_path)
+    with pytest.warns(UserWarning, match="4 regions of 8 degrees, and 10 are needed"):
+        _load_pyfunc(str(tmp_path))
 
 
 @pytest.mark.parametrize(

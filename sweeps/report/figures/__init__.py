@@ -17,6 +17,7 @@ from sweeps.analysis.reach import Distances
 from sweeps.analysis.results import SplitMap
 from sweeps.report.figures.cells import distances, points, wr_to_oor
 from sweeps.report.figures.contrasts import by_monitor, forest, wr_against_oor
+from sweeps.report.figures.coverage import coverage_by_region
 from sweeps.report.figures.maps import difference_map, error_maps, split_map
 from sweeps.report.figures.predictions import density, tail
 from sweeps.report.figures.reach import distance_curves
@@ -39,6 +40,7 @@ def draw(
     trials: pd.DataFrame | None = None,
     parameters: pd.DataFrame | None = None,
     monitors: pd.DataFrame | None = None,
+    coverage: pd.DataFrame | None = None,
     cuts: Sequence[SplitMap] = (),
     reach: Distances | None = None,
     outlines: Sequence[np.ndarray] = (),
@@ -48,7 +50,8 @@ def draw(
     `rows` has one row per cell (`results.rows`); `metric`, the primary one, selects the best encoder.
     `contrasts` and `means` are tables of `sweeps.analysis.inference`, for one or more metrics.
     `predicted`, `curves` and `importance` come from `sweeps.analysis.artifacts`.
-    `monitors` is the table of `sweeps.analysis.by_monitor.differences`.
+    `monitors` is the table of `sweeps.analysis.by_monitor.differences`, and `coverage` that of
+    `sweeps.analysis.coverage.coverage`.
     `trials`, `parameters` and `cuts` come from `sweeps.analysis.results`: `search_trials`,
     `search_parameters` and `cuts`. `reach` are the distances of `sweeps.analysis.reach`. `outlines` are the
     state borders of `sweeps.report.borders.read`.
@@ -68,6 +71,8 @@ def draw(
     best = best_encoder(rows, metric)
     if monitors is not None and best is not None:
         found.append(by_monitor(monitors, best, first_splits(rows)))
+    if coverage is not None:
+        found.append(coverage_by_region(coverage, arms))
     if predicted is not None:
         if best is not None:
             found.append(difference_map(predicted, best, first_splits(rows), outlines, metric))

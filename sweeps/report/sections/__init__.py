@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.report.sections.believed import believed
 from sweeps.report.sections.claims import claims, published_values
+from sweeps.report.sections.coverage import coverage
 from sweeps.report.sections.methods import search, testing, training
 from sweeps.report.sections.provenance import (
     audit,
@@ -48,6 +49,7 @@ def sections(report: ReportData) -> list[Section]:
         pretraining(report),
         tail(report),
         leverage(report),
+        coverage(report),
         by_monitor(report),
         believed(report),
         search(report),

@@ -41,7 +41,7 @@ def test_the_code_of_the_document_predicts(tmp_path: Path, monkeypatch: pytest.M
     for key, cell in state.cells.items():
         worker.train_and_record(cell, key, state.panel, state.store, keep_weights=True)
     records = state.records()
-    (winner,) = winners.winners(state, records)
+    (winner,) = winners.winners(state, records, None)
     example = winners.example(state, winner)
     tracker = Tracker(state.store, None, state.data())
     tracker.sync(records.values())

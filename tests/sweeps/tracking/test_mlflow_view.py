@@ -18,6 +18,7 @@ import pytest
 
 from pm25.cell import Cell
 from pm25.errors import InputError
+from pm25.intervals import Calibration, Radius
 from pm25.splits import CheckerboardSplit, RandomSplit
 from sweeps.bench.engine import trivial
 from sweeps.store.fencing import LockLost
@@ -415,7 +416,7 @@ def test_a_winner_is_registered_once(store: Store, client: MlflowClient) -> None
     for key, cell in state.cells.items():
         worker.train_and_record(cell, key, state.panel, store, keep_weights=True)
     records = state.records()
-    (winner,) = winners.winners(state, records)
+    (winner,) = winners.winners(state, records, None)
     example = winners.example(state, winner)
     tracker = Tracker(store, None, state.data())
     tracker.sync(records.values())
@@ -426,16 +427,25 @@ def test_a_winner_is_registered_once(store: Store, client: MlflowClient) -> None
     assert version.tags["key"] == winner.key
     model = pyfunc.load_model(version.source)
     expected = winner.predictor().predict_frame(example)
-    assert model.predict(model.input_example).tolist() == pytest.approx(expected.tolist())
+    found = model.predict(model.input_example)
+    assert [*found] == [*expected] == ["pm25_ugm3"]
+    assert found["pm25_ugm3"].tolist() == pytest.approx(expected["pm25_ugm3"].tolist())
 
     for again in (tracker, opened(store)):
         assert again.register(winner, example) is None
     changed = replace(winner, card="another card")
     assert tracker.register(changed, example) is None
     assert client.get_model_version_by_alias("toy.none", "winner").description == "another card"
+    radii = Radius("random", "WR", 0.0, 0.5, 12)
+    calibrated = replace(winner, intervals=Calibration(0.9, 0.0, ((40.0, -100.0),), (radii,)).to_json())
+    assert tracker.register(calibrated, example) == "2", "the same weights, with intervals"
+    served = client.get_model_version_by_alias("toy.none", "winner")
+    model = pyfunc.load_model(served.source)
+    assert [*model.predict(model.input_example)] == ["pm25_ugm3", "lower", "upper"]
+    assert model.metadata.get_output_schema().input_names() == ["pm25_ugm3", "lower", "upper"]
     (other,) = state.cells.keys() - {winner.key}
-    assert tracker.register(replace(winner, key=other), example) == "2"
-    assert str(client.get_model_version_by_alias("toy.none", "winner").version) == "2"
+    assert tracker.register(replace(winner, key=other), example) == "3"
+    assert str(client.get_model_version_by_alias("toy.none", "winner").version) == "3"
     assert tracker.register(winner, example) is None, "the first again"
     assert str(client.get_model_version_by_alias("toy.none", "winner").version) == "1"
 

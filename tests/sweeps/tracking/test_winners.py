@@ -22,9 +22,10 @@ import yaml
 
 import pm25
 from pm25 import trial
+from pm25.intervals import OUTPUTS, Calibration
 from pm25.metrics import SCORES
 from pm25.predictor import _load_pyfunc
-from sweeps.analysis import labels
+from sweeps.analysis import artifacts, coverage, labels
 from sweeps.engine import worker
 from sweeps.engine.worker import WEIGHTS
 from sweeps.spec import study_file as study
@@ -51,6 +52,7 @@ STUDY: dict[str, Any] = {
     "design": DESIGN,
     "encoders": {"table": {"path": "vectors.parquet"}, "random": {"dim": 3}},
     "neighbours": {"k": 3, "distance": True},
+    "analysis": {"coverage": 0.5, "block_degrees": 6},
     "model": {"width": 4, "depth": 1, "attention_units": 4},
     "train": {"max_epochs": 2},
 }
@@ -91,7 +93,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> StudyState:
 
 @pytest.fixture(scope="module")
 def chosen(ran: StudyState) -> list[Winner]:
-    return winners.winners(ran, ran.records())
+    return served(ran, ran.records())
+
+
+def served(ran: StudyState, records: dict[str, Record]) -> list[Winner]:
+    degrees = ran.study.analysis.block_degrees
+    sums = artifacts.predictions(ran.store, ran.rows(records), degrees=degrees)
+    return winners.winners(ran, records, sums)
 
 
 def by_name(found: list[Winner], name: str) -> Winner:
@@ -285,10 +293,10 @@ def test_a_winner_without_weights_is_not_served(ran: StudyState, tmp_path: Path)
     key = winners.best(ran.study, ran.cells, records)[Arm("latlon", None)]
     weights = ran.store.read_file(key, WEIGHTS)
     assert weights is not None
-    (winner,) = (w for w in winners.winners(ran, records) if w.key == key)
+    (winner,) = (w for w in served(ran, records) if w.key == key)
     ran.store.delete_file(key, WEIGHTS)
     try:
-        assert [w.name for w in winners.winners(ran, records)] == [n for n in SERVED if n != "latlon"]
+        assert [w.name for w in served(ran, records)] == [n for n in SERVED if n != "latlon"]
         with refuses(key, "weights.pt"):
             winner.write(tmp_path)
     finally:
@@ -328,11 +336,11 @@ def test_a_winners_folder_serves_the_stored_predictions(
     winner = by_name(chosen, name)
     winner.write(tmp_path / "model")
     frame, stored = stored_predictions(ran, winner)
-    assert np.array_equal(_load_pyfunc(str(tmp_path / "model")).predict(frame), stored)
+    assert np.array_equal(_load_pyfunc(str(tmp_path / "model")).predict(frame)["pm25_ugm3"], stored)
     assert [*winner.inputs] == [*winner.predictor().columns]
     example = winners.example(ran, winner)
     assert [*example] == [*winner.inputs]
-    alone = winner.predictor().predict_frame(example)[0]
+    alone = winner.predictor().predict_frame(example)["pm25_ugm3"][0]
     # Matrix kernels depend on the batch size and on the processor, so one row alone is equal within rounding.
     assert np.abs(stored - alone).min() <= 1e-5 * abs(alone)
 
@@ -372,6 +380,32 @@ def test_inputs_and_tags(ran: StudyState, chosen: list[Winner]) -> None:
     assert all(isinstance(value, str) for value in plain.tags.values())
 
 
+def test_intervals_of_a_winner_are_calibrated_on_its_arm(ran: StudyState, chosen: list[Winner]) -> None:
+    """Each split has a radius; the monitors are those that the model was trained on."""
+    winner, panel = by_name(chosen, "latlon"), ran.panel
+    found = Calibration.from_json(winner.intervals)
+    assert (found.level, found.absent) == (0.5, "")
+    assert [(one.split, one.regime) for one in found.radii] == [("random", "WR"), ("checkerboard-30", "OoR")]
+    assert found.radii[0].reach_km < 1 < 100 < found.radii[1].reach_km
+    assert found.lowest_ugm3 == round(float(np.nanmin(panel.target)), 3)
+    cut = ran.split_indices()[winner.cell.split.label, winner.cell.fold]
+    sites = np.unique(cut.train // len(panel.dates))
+    assert found.monitors == tuple(zip(panel.lat[sites].tolist(), panel.lon[sites].tolist(), strict=True))
+    records, rows = ran.records(), ran.rows()
+    sums = artifacts.predictions(ran.store, rows, degrees=6)
+    assert sums is not None
+    measured = coverage.calibrate(sums.held_out_errors(winner.arm, "random"), 0.5)
+    assert not isinstance(measured, coverage.TooFew)
+    assert (found.radii[0].radius, found.radii[0].regions) == (round(measured[0], 6), measured[1])
+    assert found.radii[0].radius != Calibration.from_json(by_name(chosen, "none").intervals).radii[0].radius
+    for one in found.radii:
+        line = f"| {one.reach_km:,.0f} km | {one.radius:.3f} | `{one.split}` ({one.regime}) | {one.regions} |"
+        assert line in winner.card
+    (plain, *_) = winners.winners(ran, records, None)
+    assert Calibration.from_json(plain.intervals).absent == "the store has no predictions of its arm"
+    assert "## Intervals\n\nNone: the store has no predictions of its arm." in plain.card
+
+
 def test_requirements_are_what_is_installed() -> None:
     names = [line.split("==")[0] for line in winners.requirements()]
     assert names == ["torch", "numpy", "pandas", "pyarrow", "pydantic"]
@@ -408,7 +442,9 @@ def test_a_card_says_what_the_record_and_the_study_say(ran: StudyState, chosen: 
 
 def card(ran: StudyState, winner: Winner, record: Record, rows: pd.DataFrame, **options: Any) -> str:
     facts = {**ran.facts(ran.records()), "question": ""}
-    return model_card.card(winner.arm, winner.cell, record, rows, facts, winner.inputs, ran.panel, options)
+    intervals = Calibration.from_json(winner.intervals)
+    about = winner.inputs, ran.panel, options, intervals
+    return model_card.card(winner.arm, winner.cell, record, rows, facts, *about)
 
 
 def test_without_its_number_a_sentence_is_left_out(ran: StudyState, chosen: list[Winner]) -> None:
@@ -452,9 +488,9 @@ answer = scoring_server.invocations(body, "application/json", model, schema)
 import pm25
 found = {
     "file": pm25.__file__,
-    "frame": model.predict(frame).tolist(),
-    "json": [row["pm25_ugm3"] for row in json.loads(answer.response)["predictions"]],
-    "example": model.predict(model.input_example).tolist(),
+    "frame": model.predict(frame).to_dict("list"),
+    "json": json.loads(answer.response)["predictions"],
+    "example": model.predict(model.input_example)["pm25_ugm3"].tolist(),
 }
 code = open("card.md").read().split("```python")[1].split("```")[0].replace("models:/NAME/VERSION", "saved")
 exec(code.replace("model.predict(frame)", "print(len(model.predict(frame)))"), {})
@@ -485,7 +521,7 @@ def saved(ran: StudyState, winner: Winner, folder: Path) -> Path:
         pip_requirements=winners.requirements(),
         signature=ModelSignature(
             Schema([ColSpec(kinds[kind], column) for column, kind in winner.inputs.items()]),
-            Schema([ColSpec(DataType.float, "pm25_ugm3")]),
+            Schema([ColSpec(DataType.float, name) for name in OUTPUTS]),
         ),
         input_example=winners.example(ran, winner),
     )
@@ -510,8 +546,11 @@ def test_mlflow_loads_a_winner(ran: StudyState, chosen: list[Winner], tmp_path: 
     assert done.stdout.endswith("1\n")
     found = json.loads((tmp_path / "found.json").read_text())
     assert Path(found["file"]).is_relative_to(model), "not the code that travels with the model"
-    assert np.array_equal(np.array(found["frame"], np.float32), stored)
-    assert np.array_equal(np.array(found["json"], np.float32), stored)
+    assert [*found["frame"]] == [*OUTPUTS]
+    assert np.array_equal(np.array(found["frame"]["pm25_ugm3"], np.float32), stored)
+    assert (np.array(found["frame"]["lower"]) < stored).all()
+    assert (np.array(found["frame"]["upper"]) > stored).all()
+    assert pd.DataFrame(found["json"]).equals(pd.DataFrame(found["frame"]))
     assert np.float32(found["example"][0]) in stored
 
 
@@ -547,8 +586,8 @@ def test_a_served_winner_answers(ran: StudyState, chosen: list[Winner], tmp_path
         asked = json.loads((model / "serving_input_example.json").read_text())
         url = f"http://127.0.0.1:{port}/invocations"
         answer = requests.post(url, json=asked, timeout=60).json()
-        expected = winner.predictor().predict_frame(winners.example(ran, winner))[0]
-        assert answer["predictions"][0]["pm25_ugm3"] == pytest.approx(expected, rel=1e-6)
+        (expected,) = winner.predictor().predict_frame(winners.example(ran, winner)).to_dict("records")
+        assert answer["predictions"][0] == pytest.approx(expected, rel=1e-6)
         columns = asked["dataframe_split"]["columns"]
         asked["dataframe_split"]["data"][0][columns.index("elev_m")] = [1.0] * 20
         answer = requests.post(url, json=asked, timeout=60)
