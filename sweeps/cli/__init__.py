@@ -13,7 +13,7 @@ import click
 from pm25.errors import InputError
 from pm25.redaction import redacted
 from sweeps import exit_status
-from sweeps.cli import bench, data, results, run, standard_streams, status, storage, text_encoding
+from sweeps.cli import bench, data, maps, results, run, standard_streams, status, storage, text_encoding
 
 DEBUG = "SWEEP_DEBUG"
 """Environment variable of `--debug`, which the processes of a run inherit."""
@@ -135,7 +135,7 @@ for command in (
     *(status.status, status.list_),
     *(results.export, results.compare, results.report, results.sync),
     *(results.importance, results.verify, results.ui),
-    *(storage.fsck, storage.seal),
+    *(maps.map_, storage.fsck, storage.seal),
     bench.bench,
     data.data,
 ):

@@ -1,0 +1,238 @@
+"""Maps of one predicted day: an arm beside its spread and the truth, or two arms and their difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Patch
+
+from pm25.grids.cells import Covariates, RegularGrid
+from pm25.grids.predicted import PredictedDay
+from sweeps.report.figures.maps import _albers, _draw_borders, _frame_conus
+from sweeps.report.figures.style import (
+    INK,
+    NARROW,
+    WIDTH,
+    Figure,
+    finish,
+    hide_unused,
+    house_style,
+    panel_grid,
+    slug,
+)
+
+PM25 = "PM2.5 (µg/m³)"
+_TICKS = (0, 2, 5, 10, 20, 35, 50, 100, 150, 250, 500, 1000)
+"""Ticks of the scale of concentrations, whose lengths are their square roots."""
+_HATCH = "//////"
+_UPPER = 0.998
+"""Quantile of a panel's values at which its colours end, so that one cell in 500 is beyond them."""
+
+
+class ArmDay(NamedTuple):
+    """Predictions of one arm on one day."""
+
+    label: str
+    models: int
+    """Number of models whose mean is shown."""
+    day: PredictedDay
+
+
+class _Panel(NamedTuple):
+    """One map: a value for each cell, and its colours."""
+
+    title: str
+    values: np.ndarray
+    outside: np.ndarray
+    """True for cells that are hatched."""
+    label: str
+    colours: str
+    norm: Normalize
+    extend: str
+    with_monitors: bool = False
+
+
+def day_map(
+    arms: Sequence[ArmDay],
+    covariates: Covariates,
+    monitors: tuple[np.ndarray, np.ndarray],
+    outlines: Sequence[np.ndarray] = (),
+) -> Figure:
+    """Draw one arm, with its spread, the truth and the error if they are known, or two arms.
+
+    Two arms are drawn with their difference, the first minus the second, and with the truth if it is known.
+    Cells outside the area of applicability are hatched. `monitors` are lat and lon of the panel's sites,
+    drawn as dots on the map of the spread or of the difference.
+    """
+    panels = _arm_panels(arms[0]) if len(arms) == 1 else _pair_panels(*arms)
+    day = arms[0].day
+    title = " and ".join(arm.label for arm in arms) + f" on {day.date}: {covariates.origin}"
+    drawn = [_draw(panels, title, covariates, monitors, outlines, width) for width in (WIDTH, NARROW)]
+    outside = " and ".join(f"{_outside(arm.day).mean():.0%}" for arm in arms)
+    name = f"map-{day.date}-{'-'.join(slug(arm.label) for arm in arms)}"
+    caption = (
+        f"Daily PM2.5 on {day.date}, {covariates.origin}. Hatched cells ({outside}) are outside the area of "
+        "applicability, where the models were not trained on anything similar. "
+        "Dots are the monitors. The projection is Albers equal-area."
+    )
+    with house_style():
+        figure = finish(drawn[0], name, f"Map of {title}", caption, "png")
+        small = finish(drawn[1], name, "", "").svg
+    return figure._replace(small=small)
+
+
+def _arm_panels(arm: ArmDay) -> list[_Panel]:
+    """Panels of one arm: predictions, truth, spread and error, as far as they are known."""
+    day, outside = arm.day, _outside(arm.day)
+    nothing = np.zeros(len(outside), bool)
+    scale: Normalize = _concentrations(day.mean, day.truth)
+    of = f"mean of {arm.models} models" if arm.models > 1 else "one model"
+    share = f"{outside.sum() / max(1, day.predicted.sum()):.0%} outside the area"
+    panels = [_Panel(f"predicted, {of}; {share}", day.mean, outside, PM25, "magma_r", scale, "max")]
+    if day.truth is not None:
+        panels.append(_Panel("truth", day.truth, nothing, PM25, "magma_r", scale, "max"))
+    if arm.models > 1:
+        most = _limit(day.spread)
+        title = f"spread: standard deviation of {arm.models} models"
+        scale = Normalize(0, most)
+        panels.append(_Panel(title, day.spread, outside, PM25, "viridis_r", scale, "max", True))
+    if day.truth is not None:
+        error = day.mean - day.truth
+        title = f"predicted − truth: RMSE {_rms(error):.1f}, inside {_rms(error[day.inside]):.1f}"
+        panels.append(_Panel(title, error, outside, PM25, "RdBu_r", _about_zero(error), "both"))
+    return panels
+
+
+def _pair_panels(one: ArmDay, other: ArmDay) -> list[_Panel]:
+    """Panels of two arms: both, the truth if it is known, and the first minus the second."""
+    days, truth = (one.day, other.day), one.day.truth
+    scale: Normalize = _concentrations(one.day.mean, other.day.mean, truth)
+    panels = []
+    for arm in (one, other):
+        rmse = "" if truth is None else f", RMSE {_rms(arm.day.mean - truth):.1f}"
+        title = f"{arm.label}{rmse}"
+        panels.append(_Panel(title, arm.day.mean, _outside(arm.day), PM25, "magma_r", scale, "max"))
+    if truth is not None:
+        panels.append(_Panel("truth", truth, np.zeros(len(truth), bool), PM25, "magma_r", scale, "max"))
+    difference = one.day.mean - other.day.mean
+    outside = _outside(days[0]) | _outside(days[1])
+    title = f"{one.label} − {other.label}"
+    scale = _about_zero(difference)
+    return [*panels, _Panel(title, difference, outside, PM25, "PuOr_r", scale, "both", True)]
+
+
+def _outside(day: PredictedDay) -> np.ndarray:
+    """Cells with a prediction outside the area of applicability."""
+    return day.predicted & ~day.inside
+
+
+def _rms(values: np.ndarray) -> float:
+    found = values[np.isfinite(values)].astype(np.float64)
+    return float(np.sqrt((found**2).mean())) if len(found) else float("nan")
+
+
+def _limit(*columns: np.ndarray | None) -> float:
+    """Largest `_UPPER` quantile of the absolute finite values; 1 if all are zero or there are none."""
+    found = [np.abs(values[np.isfinite(values)]) for values in columns if values is not None]
+    return max([float(np.quantile(values, _UPPER)) for values in found if len(values)], default=0.0) or 1.0
+
+
+def _concentrations(*columns: np.ndarray | None) -> PowerNorm:
+    """Scale on which smoke and clean air are both seen: colours go with the square root."""
+    return PowerNorm(0.5, 0, _limit(*columns), clip=True)
+
+
+def _about_zero(values: np.ndarray) -> Normalize:
+    most = _limit(values)
+    return Normalize(-most, most)
+
+
+def _draw(
+    panels: Sequence[_Panel],
+    title: str,
+    covariates: Covariates,
+    monitors: tuple[np.ndarray, np.ndarray],
+    outlines: Sequence[np.ndarray],
+    width: float,
+) -> Canvas:
+    """Draw the panels on a canvas of this width in inches, two in a row, or one on a small screen."""
+    down, across = panel_grid(len(panels), 2 if width > NARROW else 1)
+    if width <= NARROW:
+        down, across = len(panels), 1
+    shapes = _shapes(covariates)
+    with house_style():
+        canvas = Canvas(figsize=(width, (width / across * 0.86) * down + 0.45), layout="constrained")
+        axes = canvas.subplots(down, across, squeeze=False)
+        for ax, panel in zip(axes.flat, panels, strict=False):
+            _draw_panel(canvas, ax, panel, covariates, shapes, monitors, outlines)
+        hide_unused(axes, len(panels))
+        patch = Patch(fc="none", ec=INK, hatch=_HATCH, lw=0.3, label="outside the area of applicability")
+        if any(panel.outside.any() for panel in panels):
+            canvas.legend(handles=[patch], loc="outside lower left", handlelength=2)
+        canvas.suptitle(title, fontsize=8.5, x=0.01, ha="left", wrap=True)
+    return canvas
+
+
+def _draw_panel(
+    canvas: Canvas,
+    ax: Any,
+    panel: _Panel,
+    covariates: Covariates,
+    shapes: np.ndarray | None,
+    monitors: tuple[np.ndarray, np.ndarray],
+    outlines: Sequence[np.ndarray],
+) -> None:
+    shown = np.isfinite(panel.values)
+    values, outside = panel.values[shown], panel.outside[shown]
+    look: dict[str, Any] = {"cmap": panel.colours, "norm": panel.norm, "rasterized": True}
+    if shapes is None:
+        x, y = _albers(covariates.lat[shown], covariates.lon[shown])
+        drawn = ax.scatter(x, y, s=5, c=values, linewidths=0, **look)
+        ax.plot(x[outside], y[outside], "x", color=INK, ms=2, mew=0.3, rasterized=True)
+    else:
+        # Edges in the cell's own colour close the seams between cells.
+        drawn = PolyCollection(shapes[shown], array=values, edgecolors="face", linewidths=0.2, **look)
+        ax.add_collection(drawn, autolim=False)
+        hatched = PolyCollection(
+            shapes[shown][outside], facecolors="none", edgecolors=INK, linewidths=0, rasterized=True
+        )
+        hatched.set_hatch(_HATCH)
+        hatched.set_hatch_linewidth(0.35)
+        ax.add_collection(hatched, autolim=False)
+    _draw_borders(ax, outlines)
+    if panel.with_monitors:
+        ax.plot(*_albers(*monitors), ".", color=INK, ms=1.6, mew=0, alpha=0.7, rasterized=True)
+    roots = isinstance(panel.norm, PowerNorm)
+    bar = canvas.colorbar(
+        drawn,
+        ax=ax,
+        label=panel.label,
+        extend=panel.extend,
+        orientation="horizontal",
+        shrink=0.8,
+        aspect=34,
+        pad=0.02,
+        ticks=[tick for tick in _TICKS if tick <= (panel.norm.vmax or 0)] if roots else None,
+    )
+    if roots:
+        bar.ax.xaxis.set_major_formatter("{x:g}")
+        bar.minorticks_off()
+    bar.outline.set_linewidth(0.5)
+    bar.ax.tick_params(width=0.5)
+    ax.set_title(panel.title)
+    _frame_conus(ax, covariates.lat, covariates.lon)
+
+
+def _shapes(covariates: Covariates) -> np.ndarray | None:
+    """Corners of the cells in the projection, (cells, 4, 2) km; None for places on no regular grid."""
+    grid = RegularGrid.of(covariates.lat, covariates.lon)
+    if grid is None:
+        return None
+    north, east = np.array([-1, -1, 1, 1]) * grid.step[0] / 2, np.array([-1, 1, 1, -1]) * grid.step[1] / 2
+    lat, lon = covariates.lat[:, None] + north, covariates.lon[:, None] + east
+    return np.stack(_albers(lat, lon), axis=-1)
