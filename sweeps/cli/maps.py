@@ -67,8 +67,8 @@ class Day(click.ParamType):
     "--covariates",
     "table",
     metavar="TABLE",
-    help="Read the covariates from this table: lat, lon, date and the study's channels, one row for each cell "
-    "and day. Default: those of the study's synthetic world.",
+    help="Read the covariates from this table: lat, lon, date and the study's channels, one row for each "
+    "cell and day. Default: those of the study's synthetic world.",
 )
 @click.option(
     "--interpolate",
