@@ -16,7 +16,7 @@ __all__ = ["open"]
 def open(study: str | Path, /, **overrides: Any) -> "OpenStudy":  # read as `sweeps.open`
     """Open a study and its store for reading.
 
-    `study` is a study file, or the name of a shipped study (demo, quick, paper2025). `overrides` replace
+    `study` is a study file, or the name of a shipped study (demo, smoke, quick, paper2025). `overrides` replace
     keys of the file, as `--set` does on the command line, with values instead of YAML text. Dotted keys are
     given as a dictionary::
 

@@ -11,6 +11,9 @@ from pm25.sources.synthetic import inside_outline
 MOST_CELLS = 2_000_000
 """Most cells of a map: CONUS has 1.3 million of 0.025 degrees, the size of the finest weather grids."""
 
+MOST_BLOCK_DAYS = 32
+"""Most days that are predicted from one block, or written together."""
+
 _TOLERANCE = 1e-3
 """Share of the spacing by which a coordinate may differ from that of a regular grid, as 32-bit numbers do."""
 

@@ -12,15 +12,12 @@ import numpy as np
 from pm25.applicability import Applicability, window_predictors
 from pm25.errors import InputError
 from pm25.fit import SCORING_BATCH
-from pm25.grids.cells import Block, Covariates, refuse_days
+from pm25.grids.cells import MOST_BLOCK_DAYS, Block, Covariates, refuse_days
 from pm25.predictor import Predictor
 from pm25.tables.schema import CALENDAR, format_number
 
 MOST_BLOCK = 64_000_000
 """Most values of covariates that are in memory at a time, 256 MB; windows of one day may have more."""
-
-MOST_BLOCK_DAYS = 32
-"""Most days that are predicted from one block."""
 
 PART = 16 * SCORING_BATCH
 """Cells that are predicted together; a multiple of the batches of `Predictor.predict`."""

@@ -249,6 +249,11 @@ def synthesize_grid(
     return pd.concat(parts, ignore_index=True)
 
 
+def days_of(start: str, days: int) -> NDArray[np.datetime64]:
+    """Return the days of a panel, (days,) datetime64[D]. Raises InputError for a start that is not a date."""
+    return _dates(start, days).to_numpy().astype("datetime64[D]")
+
+
 def _dates(start: str, days: int) -> pd.DatetimeIndex:
     """Return the days of a panel. Raises InputError for a start that is not a date."""
     try:

@@ -126,7 +126,7 @@ def _set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
 def cli() -> None:
     """Test whether the location helps a PM2.5 model, within region and out of region.
 
-    STUDY is a study file, or the name of a shipped study: demo, quick, paper2025.
+    STUDY is a study file, or the name of a shipped study: demo, smoke, quick, paper2025.
     """
 
 

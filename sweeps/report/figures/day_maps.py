@@ -106,11 +106,11 @@ def _arm_panels(arm: ArmDay) -> list[_Panel]:
         most = _limit(day.spread)
         title = f"spread: standard deviation of {arm.models} models"
         scale = Normalize(0, most)
-        panels.append(_Panel(title, day.spread, outside, PM25, "viridis_r", scale, "max", True))
+        panels.append(_Panel(title, day.spread, outside, PM25, "viridis_r", scale, "max", day.truth is None))
     if day.truth is not None:
         error = day.mean - day.truth
         title = f"predicted − truth: RMSE {_rms(error):.1f} µg/m³, inside {_rms(error[day.inside]):.1f}"
-        panels.append(_Panel(title, error, outside, PM25, "RdBu_r", _about_zero(error), "both"))
+        panels.append(_Panel(title, error, outside, PM25, "RdBu_r", _about_zero(error), "both", True))
     return panels
 
 
@@ -184,7 +184,7 @@ def _draw(
         for ax, panel in zip(axes.flat, panels, strict=False):
             _draw_panel(canvas, ax, panel, covariates, corners, monitors, outlines)
         hide_unused(axes, len(panels))
-        dot = Line2D([], [], ls="", marker=".", color=INK, ms=3, mew=0, label="monitor")
+        dot = Line2D([], [], ls="", marker="o", mfc=INK, mec="white", ms=2.6, mew=0.3, label="monitor")
         hatch = Patch(fc="none", ec=INK, hatch=_HATCH, lw=0.3, label="outside the area of applicability")
         handles = [hatch, dot] if any(panel.outside.any() for panel in panels) else [dot]
         canvas.legend(handles=handles, loc="outside lower left", handlelength=2, ncols=2)
@@ -211,12 +211,15 @@ def _draw_panel(
         values = np.ma.masked_invalid(corners.grid.fill(panel.values))
         drawn = ax.pcolormesh(corners.x, corners.y, values, **look)
         # One path for all cells: a hatch for each would take seconds.
-        hatch = PathPatch(corners.path(outside), fc="none", ec=INK, lw=0, hatch=_HATCH, rasterized=True)
-        hatch.set_hatch_linewidth(0.35)
-        ax.add_artist(hatch)
+        outline = corners.path(outside)
+        for colour, width in (("white", 1.1), (INK, 0.45)):  # seen on light and on dark colours
+            hatch = PathPatch(outline, fc="none", ec=colour, lw=0, hatch=_HATCH, rasterized=True)
+            hatch.set_hatch_linewidth(width)
+            ax.add_patch(hatch)
     _draw_borders(ax, outlines)
     if panel.with_monitors:
-        ax.plot(*_albers(*monitors), ".", color=INK, ms=1.6, mew=0, alpha=0.7, rasterized=True)
+        dots = {"ms": 2.6, "mfc": INK, "mec": "white", "mew": 0.3}
+        ax.plot(*_albers(*monitors), "o", **dots, rasterized=True)
     logarithmic = isinstance(panel.norm, LogNorm)
     bar = canvas.colorbar(
         drawn,
