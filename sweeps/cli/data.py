@@ -10,10 +10,12 @@ import click
 
 from pm25.errors import InputError
 from pm25.limits import MOST_DAYS, MOST_KM, MOST_SITES
+from pm25.text import counted
 from sweeps.cli.files import check_parquet, write_file, write_panel, write_parquet
 from sweeps.cli.shared import FiniteRange, examples, json_option
 
 if TYPE_CHECKING:
+    from pm25.sources.satellite_embeddings import Provider
     from pm25.tables.column_map import ColumnMap
     from pm25.tables.schema import ChannelSummary
 
@@ -288,8 +290,28 @@ def npy(x: Path, y: Path, channels: str | None, dates: Path | None, out: Path) -
     click.echo(write_panel(paper_arrays.to_table(x, y, names, dates=dates), out))
 
 
-@data.command(epilog=examples("data embeddings vectors.npy -o vectors.parquet"))
-@click.argument("vectors", type=click.Path(path_type=Path))
+@data.command(
+    epilog=examples(
+        "data embeddings vectors.npy -o vectors.parquet",
+        "data embeddings --from tessera --panel panel.parquet --year 2021 -o tessera.parquet",
+    )
+)
+@click.argument("vectors", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--from",
+    "provider",
+    type=click.Choice(["tessera", "alphaearth"]),
+    help="Read the vectors of a panel's places from this provider, with its own reader (geotessera or "
+    "earthengine-api).",
+)
+@click.option("--panel", type=click.Path(path_type=Path), help="Take the places of this panel.")
+@click.option("--year", type=click.IntRange(2017, 2100), help="Take the vectors of this year.")
+@click.option("--project", help="Use this project of your Earth Engine account (alphaearth).")
+@click.option(
+    "--tiles",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the downloaded tiles in this folder (tessera); default: they are deleted.",
+)
 @click.option(
     "-o",
     "--out",
@@ -297,15 +319,45 @@ def npy(x: Path, y: Path, channels: str | None, dates: Path | None, out: Path) -
     required=True,
     help="Write the table to this Parquet file.",
 )
-def embeddings(vectors: Path, out: Path) -> None:
-    """Convert a published embeddings file (N, 2 + d) to the Parquet file of a table encoder.
+def embeddings(
+    vectors: Path | None,
+    provider: "Provider | None",
+    panel: Path | None,
+    year: int | None,
+    project: str | None,
+    tiles: Path | None,
+    out: Path,
+) -> None:
+    """Write the Parquet file of a table encoder: latitude, longitude and the values of the vector.
 
-    Its columns are latitude, longitude and the d values of the vector.
+    The vectors come from a published file VECTORS (N, 2 + d), or from a provider of satellite embeddings.
     """
-    from pm25.sources import paper_arrays
-
+    if (vectors is None) == (provider is None):
+        problem = "both are given" if vectors else "neither is given"
+        raise InputError("data embeddings", "VECTORS, --from", problem, "give one of them")
     check_parquet(out)
-    frame = paper_arrays.embeddings(vectors)
+    without = ""
+    if vectors is not None:
+        from pm25.sources import paper_arrays
+
+        given = {"--panel": panel, "--year": year, "--project": project, "--tiles": tiles}
+        if named := [name for name, value in given.items() if value is not None]:
+            problem = f"{', '.join(named)} needs --from"
+            raise InputError("data embeddings", "VECTORS", problem, "add --from, or leave it out")
+        frame = paper_arrays.embeddings(vectors)
+    else:
+        from pm25.sources import satellite_embeddings
+
+        if panel is None or year is None or provider is None:
+            missing = "--panel" if panel is None else "--year"
+            raise InputError("data embeddings", "--from", f"{missing} is missing", "give --panel and --year")
+        for option, value, of in (("--project", project, "alphaearth"), ("--tiles", tiles, "tessera")):
+            if value is not None and provider != of:
+                problem = f"has no meaning for {provider}"
+                raise InputError("data embeddings", option, problem, "leave it out")
+        frame, left_out = satellite_embeddings.embeddings(provider, panel, year, project=project, tiles=tiles)
+        if left_out:
+            without = f"; {counted(left_out, 'place')} of the panel without a vector"
     write_parquet(frame, out)
-    size = f"{len(frame):,} places, {frame.shape[1] - 2} dimensions"
+    size = f"{len(frame):,} places, {frame.shape[1] - 2} dimensions{without}"
     click.echo(f"{out}: {size}; use it with --set encoders.table.path={out}")

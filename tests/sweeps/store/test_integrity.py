@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -245,6 +245,28 @@ def test_missing_predictions_are_not_silent(stored: StudyState, copy: Path) -> N
     assert "predictions.parquet is missing" in integrity.describe(records[first])
     with refuses("predictions.parquet", "", "missing", kind=DamagedFile):
         stored.store.read_table(first, "predictions")
+
+
+@pytest.mark.parametrize("name", ["predictions", "history"])
+def test_a_table_that_changes_after_its_check_is_checked_again(
+    stored: StudyState, copy: Path, name: Literal["predictions", "history"]
+) -> None:
+    first, second, _ = stored.cells
+    store, file = stored.store, f"{name}.parquet"
+    assert {record["state"] for record in stored.records("tables").values()} == {"done"}
+    own = (copy / first / file).read_bytes()
+    for wrong in (own[:-1], own[:50] + bytes([own[50] ^ 1]) + own[51:], b"x" + own):
+        (copy / first / file).write_bytes(wrong)
+        with refuses(file, "", "SHA-256", kind=DamagedFile):
+            store.read_result(first, name)
+    (copy / first / file).unlink()
+    with refuses(file, "", "missing", kind=DamagedFile):
+        store.read_result(first, name)
+
+    new = store.read_result(second, name).slice(0, 1)
+    record = store.record(first) or {}
+    store.write_record(record, record["files"] | {file: store.write_table(first, name, new)})
+    assert store.read_result(first, name).equals(new)
 
 
 def test_weights_may_be_deleted_and_not_changed(stored: StudyState, copy: Path) -> None:
