@@ -15,11 +15,11 @@ import numpy as np
 
 from pm25.errors import InputError
 
-MOST_PAIRED = 20_000
-"""Largest number of training samples whose mean distance is exact; of more, this many are compared."""
-
 MONITOR_FOLDS = 5
 """Number of groups of training monitors from which `monitor_folds` holds out one at a time."""
+
+BLOCK_MB = 128
+"""Memory in MB of the distances that are computed together."""
 
 _WHERE = "area of applicability"
 
@@ -56,8 +56,8 @@ class Applicability:
         samples of other folds, and without them to all other samples. A predictor that is constant has no
         scale and is left out, like one with weight 0.
 
-        Raises InputError for a missing value, for a weight that is negative or not finite, if no predictor is
-        left, and if there are fewer than two samples or folds.
+        Raises InputError for a missing value, and for a weight that is negative or not finite. It is also
+        raised if no predictor is left, and if there are fewer than two samples or folds.
         """
         predictors = np.asarray(predictors, np.float64)
         n, p = _shape(predictors)
@@ -79,8 +79,8 @@ class Applicability:
             raise InputError(_WHERE, "weights", "no predictor both varies and has a weight", fix)
         factor = weights[used] / weights[used].max() / unit[used]
         points = (predictors[:, used] - centre[used]) * factor
-        mean = _mean_distance(points)
-        own = _to_other_folds(points, folds) / mean
+        mean, nearest = _compare(points, folds)
+        own = nearest / mean
         return cls(largest_inside(own), mean, own, used, centre[used], factor, points)
 
     def dissimilarity(self, new: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ class Applicability:
         found = np.full(len(new), np.nan)
         known = np.isfinite(points).all(axis=1)
         if known.any():
-            found[known] = _distance_to(self._points, points[known]) / self.mean_distance
+            found[known] = _to_nearest(self._points, points[known]) / self.mean_distance
         return found
 
     def inside(self, new: np.ndarray) -> np.ndarray:
@@ -173,40 +173,42 @@ def _shape(predictors: np.ndarray) -> tuple[int, int]:
     return predictors.shape[0], predictors.shape[1]
 
 
-def _distance_to(training: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distance of each point to the nearest training point; it is exactly 0 for a training point."""
-    from sklearn.neighbors import NearestNeighbors
+def _compare(points: np.ndarray, folds: np.ndarray | None) -> tuple[float, np.ndarray]:
+    """Return the mean distance between two of the points, and that of each point to the nearest other (n,).
 
-    nearest = NearestNeighbors(n_neighbors=1).fit(training).kneighbors(points, return_distance=False)[:, 0]
-    # In many dimensions, neighbours are found by scalar products, whose rounding would leave a distance.
-    return np.asarray(np.linalg.norm(points - training[nearest], axis=1))
-
-
-def _to_other_folds(points: np.ndarray, folds: np.ndarray | None) -> np.ndarray:
-    """Distance of each point to the nearest one of another fold, or without folds to the nearest other."""
-    if folds is None:
-        from sklearn.neighbors import NearestNeighbors
-
-        # Without an argument, no point is a neighbour of itself.
-        nearest = NearestNeighbors(n_neighbors=1).fit(points).kneighbors(return_distance=False)[:, 0]
-        return np.asarray(np.linalg.norm(points - points[nearest], axis=1))
-    folds = np.asarray(folds)
-    numbers = np.unique(folds)
-    if folds.shape != (len(points),) or len(numbers) < 2:
-        problem = f"need at least two folds over {len(points)} samples, got {len(numbers)} over {folds.size}"
-        raise InputError(_WHERE, "folds", problem, "give the fold of every training sample, or None")
-    found = np.empty(len(points))
-    for number in numbers:
-        held_out = folds == number
-        found[held_out] = _distance_to(points[~held_out], points[held_out])
-    return found
-
-
-def _mean_distance(points: np.ndarray) -> float:
-    """Mean distance between two of the points, in blocks; of many points, between evenly spaced ones."""
+    With folds, other points are those of other folds.
+    """
     from sklearn.metrics import pairwise_distances_chunked
 
-    points = points[evenly_spaced(len(points), MOST_PAIRED)]
     n = len(points)
-    sums = pairwise_distances_chunked(points, reduce_func=lambda block, _: block.sum(axis=1))
-    return float(sum(block.sum() for block in sums) / (n * (n - 1)))
+    folds = np.arange(n) if folds is None else np.asarray(folds)
+    if folds.shape != (n,) or (folds == folds[0]).all():
+        problem = f"need at least two folds over {n} samples, got {len(np.unique(folds))} over {folds.size}"
+        raise InputError(_WHERE, "folds", problem, "give the fold of every training sample, or None")
+
+    def reduce(block: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+        total = block.sum(axis=1)
+        block[folds[start : start + len(block), None] == folds] = np.inf
+        return total, block.argmin(axis=1)
+
+    totals, nearest = zip(
+        *pairwise_distances_chunked(points, reduce_func=reduce, working_memory=BLOCK_MB), strict=True
+    )
+    mean = float(np.concatenate(totals).sum() / (n * (n - 1)))
+    return mean, _exact_distance(points, points, np.concatenate(nearest))
+
+
+def _to_nearest(training: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Distance of each point to the nearest training point; exactly 0 for a training point."""
+    from sklearn.metrics import pairwise_distances_chunked
+
+    # A product of matrices for a block of points: a search tree is of no use in many dimensions.
+    nearest = pairwise_distances_chunked(
+        points, training, reduce_func=lambda block, _: block.argmin(axis=1), working_memory=BLOCK_MB
+    )
+    return _exact_distance(points, training, np.concatenate([*nearest]))
+
+
+def _exact_distance(points: np.ndarray, training: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """Distance of each point to its nearest training point, without the rounding of scalar products."""
+    return np.asarray(np.linalg.norm(points - training[nearest], axis=1))

@@ -23,6 +23,25 @@ def great_circle_km(lat1: ArrayLike, lon1: ArrayLike, lat2: ArrayLike, lon2: Arr
     return np.asarray(2 * EARTH_KM * np.arcsin(np.sqrt(np.minimum(h, 1))))
 
 
+def nearest_km(lat: np.ndarray, lon: np.ndarray, to_lat: np.ndarray, to_lon: np.ndarray) -> np.ndarray:
+    """Great-circle distance (km) from each place (n,) to the nearest of the places `to_lat`, `to_lon` (m,).
+
+    Coordinates are in degrees, and m is at least 1. The distance of a place to itself is 0.
+    """
+    nearest = np.empty(len(lat), np.int64)
+    places, to = unit_vectors(lat, lon), unit_vectors(to_lat, to_lon)
+    for start in range(0, len(lat), 1024):  # bounds the memory for very many places
+        block = slice(start, start + 1024)
+        nearest[block] = (places[block] @ to.T).argmax(axis=1)
+    return great_circle_km(lat, lon, to_lat[nearest], to_lon[nearest])
+
+
+def unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    """Places in degrees as points on the unit sphere; (n, 3)."""
+    lat, lon = np.radians(lat), np.radians(lon)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+
+
 def inside_conus(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     """Tell for each place if it is inside the box `CONUS`, edges included."""
     west, south, east, north = CONUS

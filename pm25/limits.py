@@ -8,6 +8,8 @@ MOST_COUNTED = 2**53
 """Most epochs, steps, windows, cells or hours: the largest number that JSON keeps exactly."""
 MOST_SITES = 100_000
 """Most sites of a synthetic panel, folds of a split, and neighbours: the US has about 1,000 monitors."""
+MOST_MATCHED_SITES = 10_000
+"""Most sites of a kNNDM split: the distances between all pairs of 10,000 need 3 GB."""
 MOST_DAYS = 36_525
 """Most days of a table, a window or a gap: a century, beyond which a year is mistyped."""
 MOST_SITE_DAYS = 10_000_000

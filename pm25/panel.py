@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pm25 import uri
+from pm25.domain import conus_land
 from pm25.errors import InputError
 from pm25.tables import column_map
 from pm25.tables.check import check
@@ -44,6 +45,8 @@ class Panel:
     """Columns of numbers that are no default channels, with the reasons; empty if the channels were named."""
     doubts: tuple[str, ...] = ()
     """Columns and values of the channels and the target that are probably wrong."""
+    domain: np.ndarray | None = None
+    """Latitudes and longitudes (m, 2) of the prediction domain; None for the land of CONUS."""
     fingerprint: str = field(init=False)
     """Hash of the content; it does not depend on the order of rows or the file format."""
 
@@ -67,6 +70,21 @@ class Panel:
             return self.fingerprint
         groups = repr((group, self.groups[group].tolist())).encode()
         return hashlib.blake2b(self.fingerprint.encode() + groups, digest_size=16).hexdigest()
+
+    @property
+    def prediction_places(self) -> np.ndarray:
+        """Latitudes and longitudes (m, 2) of the prediction domain."""
+        return conus_land() if self.domain is None else self.domain
+
+    def fingerprint_with_domain(self) -> str:
+        """Compute a hash of the content and of the prediction domain, on which a kNNDM split depends.
+
+        The domain is not part of `fingerprint`, so that another domain changes no other cell's key.
+        """
+        if self.domain is None:
+            return self.fingerprint
+        domain = np.ascontiguousarray(self.domain, np.float64).tobytes()
+        return hashlib.blake2b(self.fingerprint.encode() + domain, digest_size=16).hexdigest()
 
     def with_channel_order(self, channels: Sequence[str]) -> "Panel":
         """Return the same panel with its channels in another order."""
@@ -172,7 +190,8 @@ def from_table(
         tuple(str(column_map.as_in_file(one, columns)) for one in listed)
         for listed in (found.left_out, found.doubts)
     )
-    return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped, *notes)
+    left_out, doubts = notes
+    return Panel(features, target, lat, lon, sites, dates, tuple(channels), name, grouped, left_out, doubts)
 
 
 def is_calendar(channel: str, values: np.ndarray, dates: np.ndarray) -> bool:

@@ -413,7 +413,7 @@ def _audit(prepared: Predicting, trained_on_target: bool) -> dict[str, Any]:
         split, fold = cell.tuning.split, cell.tuning.fold
     elif cell.tuning is not None:
         indices = replace(indices, validation=indices.validation[:0])  # these samples are the scored ones
-        if isinstance(split, splits.RegionSplit | splits.SpatialSplit):
+        if isinstance(split, splits.RegionSplit | splits.SiteSplit):
             # Validation samples of these splits are at sites of their own, but in no region or buffer.
             split = splits.SpatialSplit()
     found = audit_or_failure(

@@ -11,7 +11,7 @@ from pm25 import encoders
 from pm25.cell import Cell
 from pm25.errors import InputError
 from pm25.settings import dotted, embeds
-from pm25.splits import GroupSplit
+from pm25.splits import GroupSplit, KNNDMSplit
 from sweeps.spec.design import Arm
 from sweeps.state import StudyState
 from sweeps.store import integrity
@@ -38,7 +38,10 @@ class KeyDifference:
     """Part of a key whose value in the store differs from the value that the study requests."""
 
     part: str
-    """Dotted setting such as `model.width`; or `data`, `data.<group column>`, `encoder` or `numerics`."""
+    """Dotted setting such as `model.width`.
+
+    Others are `data`, `data.<group column>`, `data.domain`, `encoder` and `numerics`.
+    """
     stored: Any
     asked: Any
     tuned: bool = False
@@ -48,7 +51,9 @@ class KeyDifference:
         """Return `model.width: 32 -> 64`, from the stored to the requested value; reversed with `back`."""
         old, new = map(self._shown, (self.stored, self.asked))
         meaning = _MEANING.get(self.part, "")
-        if self.part.startswith("data."):
+        if self.part == "data.domain":
+            meaning = "which places are the prediction domain"
+        elif self.part.startswith("data."):
             meaning = "which site is in which group"
         elif self.tuned:
             meaning = "chosen by the arm's search"
@@ -295,6 +300,9 @@ def _unrecorded(
     if isinstance(cell.split, GroupSplit):
         column = cell.split.column
         unknown.append(KeyDifference(f"data.{column}", NOT_RECORDED, state.panel.fingerprint_by(column)))
+    if isinstance(cell.split, KNNDMSplit):
+        domain = state.panel.fingerprint_with_domain()
+        unknown.append(KeyDifference("data.domain", NOT_RECORDED, domain))
     return tuple(unknown)
 
 

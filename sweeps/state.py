@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pm25 import samples, uri
+from pm25 import samples, splits, uri
 from pm25.cell import Cell
 from pm25.panel import Panel
-from pm25.splits import SplitIndices
+from pm25.splits import MatchedFolds, SplitIndices
 from sweeps.analysis import declarations
 from sweeps.analysis.declarations import History
 from sweeps.analysis.sequential import Looks
@@ -113,6 +113,15 @@ class StudyState:
             (factor.split.label, fold): self.study.cut(factor.split, fold, self.panel)
             for factor in self.study.design.split
             for fold in factor.folds
+        }
+
+    def matched_folds(self) -> dict[str, MatchedFolds]:
+        """Return the folds of the kNNDM splits of the design with their match to the domain, by label."""
+        sites = np.unique(self.panel.samples(self.study.window)[0])
+        return {
+            split.label: splits.matched(split, self.panel, sites)
+            for split in (factor.split for factor in self.study.design.split)
+            if isinstance(split, splits.KNNDMSplit)
         }
 
     def overlap_with_search(self) -> dict[tuple[str, int], float]:

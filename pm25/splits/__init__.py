@@ -4,7 +4,7 @@
 `reserve` has the sites that only a search uses.
 """
 
-from pm25.splits.cutting import SplitIndices, cut, nearest_site_km, regions, shift
+from pm25.splits.cutting import SplitIndices, cut, matched, nearest_site_km, regions, shift, site_folds
 from pm25.splits.grids import checkerboard, checkerboards, grid_origin
 from pm25.splits.kinds import (
     HOLDOUT_PARTS,
@@ -16,15 +16,18 @@ from pm25.splits.kinds import (
     ClusterSplit,
     FoldPosition,
     GroupSplit,
+    KNNDMSplit,
     PeriodSplit,
     RandomSplit,
     RegionSplit,
     RollingSplit,
+    SiteSplit,
     SpatialSplit,
     Split,
     SplitSettings,
     TemporalSplit,
 )
+from pm25.splits.knndm import MatchedFolds
 from pm25.splits.reserve import Reserve, leave_untested, only_reserved, reserved_sites
 
 __all__ = [
@@ -37,11 +40,14 @@ __all__ = [
     "ClusterSplit",
     "FoldPosition",
     "GroupSplit",
+    "KNNDMSplit",
+    "MatchedFolds",
     "PeriodSplit",
     "RandomSplit",
     "RegionSplit",
     "Reserve",
     "RollingSplit",
+    "SiteSplit",
     "SpatialSplit",
     "Split",
     "SplitIndices",
@@ -52,9 +58,11 @@ __all__ = [
     "cut",
     "grid_origin",
     "leave_untested",
+    "matched",
     "nearest_site_km",
     "only_reserved",
     "regions",
     "reserved_sites",
     "shift",
+    "site_folds",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pm25.errors import InputError
-from pm25.geo import great_circle_km, inside_conus
+from pm25.geo import inside_conus, nearest_km, unit_vectors
 from pm25.panel import Panel
 from pm25.splits.grids import checkerboard, grid_origin, grid_square
 from pm25.splits.kinds import (
@@ -15,13 +15,15 @@ from pm25.splits.kinds import (
     CheckerboardsSplit,
     ClusterSplit,
     GroupSplit,
+    KNNDMSplit,
     PeriodSplit,
     RandomSplit,
     RegionSplit,
     RollingSplit,
-    SpatialSplit,
+    SiteSplit,
     TemporalSplit,
 )
+from pm25.splits.knndm import MatchedFolds, matched_folds, random_folds
 
 RESTARTS = 10
 """Runs of k-means, which ends in a local optimum; the best of ten runs hardly depends on the seed."""
@@ -115,17 +117,33 @@ def shift(
     return grid_origin(repeat, split.degrees)
 
 
+def site_folds(split: SiteSplit, panel: Panel, sites: np.ndarray) -> np.ndarray:
+    """Return the fold that tests each of `sites` (indices); (len(sites),)."""
+    if isinstance(split, KNNDMSplit):
+        return matched(split, panel, sites).fold
+    return random_folds(len(sites), split.folds, split.seed)
+
+
+def matched(split: KNNDMSplit, panel: Panel, sites: np.ndarray) -> MatchedFolds:
+    """Match the folds of `sites` (indices) to the prediction domain of the panel."""
+    return matched_folds(
+        panel.lat[sites],
+        panel.lon[sites],
+        panel.prediction_places,
+        folds=split.folds,
+        max_share=split.max_share,
+        seed=split.seed,
+        where=f"{panel.name}: split {split.label}",
+    )
+
+
 def nearest_site_km(panel: Panel, sites: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Great-circle distance (km) from each of `sites` to the nearest of `others`; (len(sites),).
 
     Both are indices, and `others` is not empty. The distance from a site to itself is 0.
     """
-    place = _unit_vectors(panel.lat, panel.lon)
-    nearest = np.empty(len(sites), np.int64)
-    for start in range(0, len(sites), 1024):  # bounds the memory of a table with very many sites
-        block = slice(start, start + 1024)
-        nearest[block] = others[(place[sites[block]] @ place[others].T).argmax(axis=1)]
-    return great_circle_km(panel.lat[sites], panel.lon[sites], panel.lat[nearest], panel.lon[nearest])
+    places = panel.lat[sites], panel.lon[sites]
+    return nearest_km(*places, panel.lat[others], panel.lon[others])
 
 
 def _by_sample(split: RandomSplit, fold: int, flat: np.ndarray) -> SplitIndices:
@@ -185,15 +203,14 @@ def _test_period(split: TemporalSplit | RollingSplit, fold: int, panel: Panel) -
 
 
 def _by_site(
-    split: SpatialSplit | RegionSplit, fold: int, panel: Panel, flat: np.ndarray, site: np.ndarray
+    split: SiteSplit | RegionSplit, fold: int, panel: Panel, flat: np.ndarray, site: np.ndarray
 ) -> SplitIndices:
-    partition, rng = np.random.default_rng(split.seed), np.random.default_rng([split.seed, fold])
+    rng = np.random.default_rng([split.seed, fold])
     # 0 train, 1 validation, 2 test, 3 within-region test, -1 in no set.
     role = np.full(len(panel.site_id), -1)
     with_samples = np.unique(site)
-    if isinstance(split, SpatialSplit):
-        role[with_samples] = 0
-        role[np.array_split(partition.permutation(with_samples), split.folds)[fold]] = 2
+    if isinstance(split, SiteSplit):
+        role[with_samples] = np.where(site_folds(split, panel, with_samples) == fold, 2, 0)
     else:
         position = split.position(fold)
         region = regions(split, panel, with_samples, position.repeat)
@@ -213,7 +230,7 @@ def _by_site(
     if split.buffer_km is not None and len(test):
         role[rest[nearest_site_km(panel, rest, test) < split.buffer_km]] = -1
     train, validation, held_out, wr = (flat[role[site] == number] for number in range(4))
-    return SplitIndices(train, validation, held_out, None if isinstance(split, SpatialSplit) else wr)
+    return SplitIndices(train, validation, held_out, None if isinstance(split, SiteSplit) else wr)
 
 
 def _dealt_blocks(split: BlocksSplit, deal: int, panel: Panel, sites: np.ndarray) -> np.ndarray:
@@ -242,7 +259,7 @@ def _clusters(split: ClusterSplit, panel: Panel, sites: np.ndarray) -> np.ndarra
     """Cluster of each of `sites`, numbered from west to east by mean longitude; equal in every fold."""
     from scipy.cluster.vq import ClusterError, kmeans2
 
-    place = _unit_vectors(panel.lat[sites], panel.lon[sites])
+    place = unit_vectors(panel.lat[sites], panel.lon[sites])
     rng = np.random.default_rng(split.seed)
     best, code = np.inf, np.empty(0, int)
     for _ in range(RESTARTS if len(np.unique(place, axis=0)) >= split.folds else 0):
@@ -262,9 +279,3 @@ def _clusters(split: ClusterSplit, panel: Panel, sites: np.ndarray) -> np.ndarra
         )
     lon = np.bincount(code, panel.lon[sites]) / np.bincount(code)
     return np.argsort(np.argsort(lon, kind="stable"), kind="stable")[code]
-
-
-def _unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
-    """Places on the unit sphere; (n, 3)."""
-    lat, lon = np.radians(lat), np.radians(lon)
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)

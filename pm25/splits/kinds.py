@@ -4,7 +4,8 @@ To add a kind of split:
 
 1. Add its settings class next to `ClusterSplit`, with `kind`, `folds`, `regime` and `label`.
 2. Add the class to the union `AnySplit`, from which study files and their errors take the kinds.
-3. Cut it in `cutting.cut` or, if its test sites are regions, give them their numbers in `cutting.regions`.
+3. Cut it in `cutting.cut`. If its test sites are regions, give them their numbers in `cutting.regions`; if
+   each site is tested once, give it its fold in `cutting.site_folds`.
 4. State its promise in `pm25.leakage.audit`, if a site may be in two sets.
 5. Add it to `SPLITS`, `KEYS` and `BASES` in `tests/pm25/test_splits.py`.
 """
@@ -155,8 +156,8 @@ class RollingSplit(PeriodSplit):
         return f"rolling-{self.folds}{_gap(self.gap_days)}"
 
 
-class SpatialSplit(SplitSettings):
-    """k-fold split of the sites: training has no sample of a test site, but samples of its neighbours.
+class SiteSplit(SplitSettings):
+    """k-fold split of all sites, each of which is tested in one fold; the regime is within region (WR).
 
     `buffer_km`, here and below, drops training and validation sites that are nearer than this to a test
     site. They are dropped after all draws, so that a buffer changes neither the test set nor the held-out
@@ -164,7 +165,6 @@ class SpatialSplit(SplitSettings):
     """
 
     regime = "WR"
-    kind: Literal["spatial"] = "spatial"
     folds: int = Field(5, ge=2, le=MOST_SITES)
     """Number of folds."""
     buffer_km: Km | None = None
@@ -174,10 +174,47 @@ class SpatialSplit(SplitSettings):
     seed: Seed = 0
     """Seed of the split's random draws."""
 
+
+class SpatialSplit(SiteSplit):
+    """k-fold split of the sites: training has no sample of a test site, but samples of its neighbours.
+
+    `buffer_km` drops training and validation sites that are nearer than this to a test site. They are dropped
+    after all draws, so that a buffer does not change the test set.
+    """
+
+    kind: Literal["spatial"] = "spatial"
+
     @property
     def label(self) -> str:
         """Short name of the split, with its buffer."""
         return f"spatial{_buffer(self.buffer_km)}"
+
+
+class KNNDMSplit(SiteSplit):
+    """k-fold split of the sites whose test sites are as far from training as the map is from the sites.
+
+    It is k-fold nearest-neighbour distance matching (kNNDM; Linnenbrink et al. 2024). The map covers the
+    prediction domain, `data.domain`. Where monitors are clustered, near monitors share a fold. The distances
+    from test to training sites then match those from the domain to the monitors. Otherwise the folds are
+    those of `spatial`. The regime is within region (WR), because every region keeps monitors.
+    """
+
+    kind: Literal["knndm"] = "knndm"
+    max_share: Share = 0.5
+    """Largest share of the sites in one fold. It is more than 1 / `folds`."""
+
+    @model_validator(mode="after")
+    def _folds_fit(self) -> Self:
+        if self.max_share * self.folds <= 1:
+            problem = f"{self.folds} folds of at most {self.max_share:g} of the sites cannot have all of them"
+            raise SettingError("max_share", problem, f"give more than 1 / {self.folds}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Short name of the split, with its number of folds, the limit of their size, and the buffer."""
+        share = "" if self.max_share == 0.5 else f"-max{self.max_share:.12g}"
+        return f"knndm-{self.folds}{share}{_buffer(self.buffer_km)}"
 
 
 class RegionSplit(SplitSettings):
@@ -371,6 +408,7 @@ AnySplit = (
     | CheckerboardsSplit
     | BlocksSplit
     | RollingSplit
+    | KNNDMSplit
 )
 Split = Annotated[AnySplit, Field(discriminator="kind")]
 """A split as a setting; `kind` selects the class."""

@@ -310,6 +310,19 @@ class Predicted:
                 days[key] = day, _totals(at, samples.truth, samples.prediction, len(day))
         return Predicted(self.site_id, self.lat, self.lon, sums, days, {}, self._cells, self._store)
 
+    def squared_errors(self, key: str, site_id: np.ndarray, day: np.ndarray) -> np.ndarray:
+        """Read the squared errors of a cell on test samples, by site and day since 1970; (n,).
+
+        A sample without a prediction has NaN.
+        """
+        (table,) = _tables(self._store, [key])
+        samples = _Samples.of(table, "test")
+        if samples is None:
+            return np.full(len(day), np.nan)
+        square = pd.Series((samples.prediction - samples.truth) ** 2, [samples.site, samples.day])
+        square = square[~square.index.duplicated()]
+        return np.asarray(square.reindex(pd.MultiIndex.from_arrays([site_id, day])), np.float64)
+
     def keys(self, arm: str, split: str) -> dict[tuple[int, int], str]:
         """Return the keys of the pooled cells by fold and seed."""
         cells = self._cells[(self._cells["arm"] == arm) & (self._cells["split"] == split)]

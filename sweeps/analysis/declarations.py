@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from pm25.text import counted
+from sweeps.analysis.units import BY_SITE
 from sweeps.spec.claims import Contrast
 from sweeps.store.declarations import Declaration, contrasts
 
@@ -167,7 +168,7 @@ def _changes(
         if name in RULES:
             yield _Change(text, rule=True, splits=None)
         elif name == BLOCKS:
-            spatial = [split for split in present["splits"] if split.partition("-")[0] == "spatial"]
+            spatial = [split for split in present["splits"] if split.partition("-")[0] in BY_SITE]
             yield _Change(text, rule=True, splits=spatial)
         elif name == SEEDS and _numbers(old) - _numbers(new):
             yield _Change(text, rule=True, splits=None)

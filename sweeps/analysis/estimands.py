@@ -20,10 +20,19 @@ import numpy as np
 from pm25.text import counted
 from sweeps.analysis import statistics
 from sweeps.analysis.statistics import TestResult
-from sweeps.analysis.units import MIN_BLOCKS, MIN_FOLDS, MIN_ORIGINS, MIN_PERIODS, Array, overlap
+from sweeps.analysis.units import BY_SITE, MIN_BLOCKS, MIN_FOLDS, MIN_ORIGINS, MIN_PERIODS, Array, overlap
 
 Kind = Literal[
-    "random", "temporal", "rolling", "spatial", "checkerboard", "checkerboards", "blocks", "clusters", "group"
+    "random",
+    "temporal",
+    "rolling",
+    "spatial",
+    "knndm",
+    "checkerboard",
+    "checkerboards",
+    "blocks",
+    "clusters",
+    "group",
 ]
 """Kind of a split, as `pm25.splits` names it."""
 
@@ -99,6 +108,14 @@ ESTIMANDS: dict[str, Estimand] = {
         MIN_BLOCKS,
         "jackknife over blocks of monitors",
         "{kind: spatial, folds: 10}",
+    ),
+    "knndm": Estimand(
+        "places of the prediction domain",
+        "block of monitors",
+        "blocks of monitors",
+        MIN_BLOCKS,
+        "jackknife over blocks of monitors",
+        "{kind: knndm, folds: 10}",
     ),
     "checkerboard": _REGIONS,
     "checkerboards": _REGIONS,
@@ -211,7 +228,7 @@ def _decide(sample: Sample, part: str, level: float) -> Evidence:
         return _over_origins(sample, part, level)
     if kind == "random":
         return _over_days(sample, level)
-    if kind == "spatial":
+    if kind in BY_SITE:
         return _over_blocks(sample, level)
     if kind in ("temporal", "rolling"):
         return _over_periods(sample, level)
@@ -240,7 +257,7 @@ def _over_origins(sample: Sample, part: str, level: float) -> Evidence:
 def _over_days(sample: Sample, level: float) -> Evidence:
     """Test days by Diebold and Mariano, and folds by the corrected t; the larger p decides."""
     if sample.arm is None:
-        return _no_predictions(sample, "random")
+        return _no_predictions(sample)
     days = _influence(sample, "by_day")
     folds = sample.values[np.isfinite(sample.values)]
     seen = int(np.isfinite(days).sum())
@@ -258,7 +275,7 @@ def _over_days(sample: Sample, level: float) -> Evidence:
 def _over_blocks(sample: Sample, level: float) -> Evidence:
     """Test blocks of monitors by the jackknife of the pooled score."""
     if sample.arm is None:
-        return _no_predictions(sample, "spatial")
+        return _no_predictions(sample)
     assert sample.lat is not None
     assert sample.lon is not None
     samples = sample.arm.by_site[:, statistics.N]
@@ -266,7 +283,7 @@ def _over_blocks(sample: Sample, level: float) -> Evidence:
         samples = np.where(sample.other.by_site[:, statistics.N] > 0, samples, 0)
     blocks = blocks_of_monitors(sample.lat, sample.lon, samples, sample.block_degrees)
     if blocks < MIN_BLOCKS:
-        return _untested(sample, blocks, ESTIMANDS["spatial"])
+        return _untested(sample, blocks, ESTIMANDS[sample.kind])
     result = _jackknife(sample, sample.block_degrees, level)
     return Evidence(result, (result,), (), blocks, "")
 
@@ -322,7 +339,7 @@ def _beside(sample: Sample, part: str, level: float) -> Iterator[TestResult]:
         return
     assert sample.lat is not None
     assert sample.lon is not None
-    if kind == "spatial":
+    if kind in BY_SITE:
         yield statistics.hering_genton(_influence(sample, "by_site"), sample.lat, sample.lon, level=level)
         if len(folds) >= MIN_FOLDS:
             yield _corrected_t_over_folds(sample, folds, level)
@@ -399,7 +416,7 @@ def pooled(sample: Sample) -> float:
 
 def is_pooled(kind: str, part: str) -> bool:
     """Return True if the score of a split is that of all its predictions, not a mean over its folds."""
-    return part == "test" and kind in ("random", "spatial")
+    return part == "test" and kind in ("random", *BY_SITE)
 
 
 def _joined(tests: tuple[TestResult, ...], estimate: float) -> TestResult:
@@ -428,9 +445,9 @@ def _too_few_folds(sample: Sample, folds: int) -> Evidence:
     return _nothing(sample, folds, f"{counted(folds, 'fold')}, and {MIN_FOLDS} are needed")
 
 
-def _no_predictions(sample: Sample, kind: Kind) -> Evidence:
+def _no_predictions(sample: Sample) -> Evidence:
     if not np.isfinite(sample.values).any():
-        return _untested(sample, 0, ESTIMANDS[kind])
+        return _untested(sample, 0, ESTIMANDS[sample.kind])
     return _nothing(sample, 0, "the store has no predictions of these cells")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from pm25.metrics import METRICS
 from sweeps.analysis.units import (
+    BY_SITE,
     MIN_FOLDS,
     MIN_ORIGINS,
     MIN_PERIODS,
@@ -91,7 +92,9 @@ def may_be_tested(kind: str, part: str, units: np.ndarray) -> bool:
     """
     if part != "test" or kind in BOARDS:
         return complete_units(units) >= MIN_ORIGINS
-    needed = {"spatial": 1, "temporal": MIN_PERIODS, "rolling": MIN_PERIODS}.get(kind, MIN_FOLDS)
+    needed = {**dict.fromkeys(BY_SITE, 1), "temporal": MIN_PERIODS, "rolling": MIN_PERIODS}.get(
+        kind, MIN_FOLDS
+    )
     return len(units) >= needed
 
 
@@ -166,7 +169,7 @@ def more_seeds(
     `units (folds,)` are the units of the folds, `folds` those of one deal, and `differences` is (folds,
     seeds). The result is None where the unit of the test is neither a fold nor an origin.
     """
-    if part == "test" and kind in ("random", "spatial"):
+    if part == "test" and kind in ("random", *BY_SITE):
         return None
     from sweeps.analysis import statistics
 

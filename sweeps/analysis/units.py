@@ -21,6 +21,9 @@ MIN_BLOCKS = 8
 MIN_PERIODS = 5
 """Fewest test periods of a rolling split that are tested."""
 
+BY_SITE = ("spatial", "knndm")
+"""Kinds of splits that test each monitor in one fold; blocks of monitors are their unit."""
+
 
 def unit_means(values: Array) -> Array:
     """Average over seeds: `values (units, seeds)` with NaN for missing pairs -> (units with a value,)."""

@@ -54,6 +54,7 @@ def plan_content(
             }
             for (label, fold), indices in split_indices.items()
         ],
+        **({} if not (matches := _matches(state)) else {"matched": matches}),
         **({} if state.study.search is None else {"searched_test": _searched_test(state)}),
         "left_out": list(state.panel.left_out),
         "doubts": list(state.panel.doubts),
@@ -65,6 +66,19 @@ def plan_content(
         "disk_mb_left": costs["disk_mb"]["expected"],
         **costs,
     }
+
+
+def _matches(state: "StudyState") -> dict[str, dict[str, float | int | None]]:
+    """Return how well the folds of kNNDM splits match the prediction domain, by label of the split."""
+    found: dict[str, dict[str, float | int | None]] = {}
+    for label, folds in state.matched_folds().items():
+        found[label] = {
+            "places": len(state.panel.prediction_places),
+            "clusters": folds.clusters,
+            "w_km": round(folds.w_km, 3),
+            "w_random_km": round(folds.w_random_km, 3),
+        }
+    return found
 
 
 def _searched_test(state: "StudyState") -> dict[str, float]:
@@ -101,6 +115,11 @@ def plan_lines(content: Mapping[str, Any], data: str, findings: Iterable[str] = 
             yield f"  split   {label} {len(folds)} folds: {_sizes(folds)} samples each"
         else:
             yield from (f"  split   {label} fold {f['fold']}: {_sizes([f])} samples" for f in folds)
+        if match := content.get("matched", {}).get(label):
+            yield (
+                f"          W to the distances of {match['places']:,} prediction places: "
+                f"{match['w_km']:.1f} km, with random folds {match['w_random_km']:.1f} km"
+            )
     further = f"; up to {content['further']} more cells if undecided" if content.get("further") else ""
     yield f"  seeds   {', '.join(map(str, content['seeds']))}{further}"
     for label, own in content.get("repeats", {}).items():

@@ -32,6 +32,7 @@ BLOCK_DEGREES = (8.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.25)
 SHIPPED = {
     "random": 0.007,
     "spatial": 0.012,
+    "knndm": 0.015,
     "checkerboards": 0.017,
     "blocks": 0.03,
     "clusters": 0.03,
@@ -40,7 +41,7 @@ SHIPPED = {
 }
 """Standard deviation of a difference between units, as a share of the RMSE of 'none', by kind of split.
 
-For random and spatial splits it is the standard error itself. The values of random, spatial and
+For random, spatial and knndm splits it is the standard error itself. The values of random, spatial and
 checkerboards were measured on the table of 2021 with one seed: GeoCLIP with the Hadamard product
 against 'none', five folds, 15 origins. That of checkerboards gives the standard error of the test
 with the larger p. The others are assumptions of that size.
@@ -146,14 +147,14 @@ def _lack(contrast: Contrast, factor: SplitFactor, study: Study, panel: Panel) -
         have = judgement.complete_units(folds)
         # The days of a random split are counted below.
         one, several, needed = about.unit, about.units, about.needed
-        if split.kind in ("random", "spatial"):
+        if split.kind in ("random", *units.BY_SITE):
             one, several, needed = "fold", "folds", units.MIN_FOLDS
         unit = one if have == 1 else several
         return (
             f"split {split.label} has {have} {unit}, and {needed} are needed",
             f"use the split {about.design}",
         )
-    if split.kind == "spatial" and contrast.part == "test":
+    if split.kind in units.BY_SITE and contrast.part == "test":
         return _lacks_blocks(contrast, factor, study, panel)
     if split.kind == "random":
         days = int((_tested(factor, study, panel) > 0).any(axis=0).sum())
@@ -230,7 +231,7 @@ def _spread(
     seeds: int,
 ) -> _Spread:
     """Return the spread of a contrast from its stored cells, else the shipped one."""
-    direct = split.kind in ("random", "spatial") and contrast.part == "test"
+    direct = split.kind in ("random", *units.BY_SITE) and contrast.part == "test"
     result = evidence.result
     if not evidence.tests or not math.isfinite(result.se) or result.se == 0:
         shipped = SHIPPED.get(split.kind, max(SHIPPED.values()))
@@ -248,7 +249,7 @@ def _spread(
 def _planned(contrast: Contrast, factor: SplitFactor) -> int:
     """Count the planned units of a contrast; 0 where they are blocks of monitors or days."""
     split = factor.split
-    if split.kind in ("random", "spatial") and contrast.part == "test":
+    if split.kind in ("random", *units.BY_SITE) and contrast.part == "test":
         return 0
     return judgement.complete_units(np.array([split.unit(fold) for fold in factor.folds]))
 

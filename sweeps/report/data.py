@@ -19,6 +19,7 @@ from sweeps.spec.design import NO_LADDERS, Ladders
 from sweeps.store.records import Record
 
 if TYPE_CHECKING:
+    from sweeps.analysis.reach import Reach
     from sweeps.report.figures.style import Figure as Picture
     from sweeps.state import StudyState
 
@@ -65,6 +66,8 @@ class ReportData:
     """Budget and best score of each search (`results.searches`)."""
     parameters: pd.DataFrame | None = None
     """Importance of the tuned settings (`results.search_parameters`)."""
+    reach: Reach | None = None
+    """Distances to the prediction domain, and the area of applicability; None for rows without a store."""
     pictures: Sequence[Picture] = ()
 
 

@@ -22,7 +22,7 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
 
     Raises InputError if `out` cannot be written, or if `borders` is not such a file.
     """
-    from sweeps.analysis import artifacts, results
+    from sweeps.analysis import artifacts, reach, results
     from sweeps.report import borders as border_files
     from sweeps.report import data, figures, write
 
@@ -32,6 +32,15 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
     rows = state.rows(records)
     predictions = artifacts.predictions(state.store, rows)
     gathered = data.gather_report_data(state, records=records, rows=rows, predicted=predictions)
+    importance = artifacts.importance(state.store, rows)
+    measured = reach.measure(
+        state.study,
+        state.panel,
+        state.split_indices(),
+        importance,
+        predictions,
+        figures.best_encoder(gathered.rows, gathered.metric),
+    )
     pictures = figures.draw(
         gathered.rows,
         gathered.metric,
@@ -39,7 +48,8 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
         means=gathered.means[gathered.metric],
         predicted=predictions,
         curves=artifacts.curves(state.store, rows),
-        importance=artifacts.importance(state.store, rows),
+        importance=importance,
+        reach=measured.distances,
         trials=results.search_trials(state.searches),
         parameters=gathered.parameters,
         monitors=gathered.monitors,
@@ -47,7 +57,7 @@ def write_study_report(state: StudyState, out: Path, *, borders: Path | None = N
         outlines=outlines,
     )
     try:
-        return write.write(dataclasses.replace(gathered, pictures=pictures), out)
+        return write.write(dataclasses.replace(gathered, reach=measured, pictures=pictures), out)
     except OSError as error:
         raise _cannot_be_written(out, error) from None
 

@@ -47,6 +47,8 @@ def write(report: ReportData, out: Path) -> list[Path]:
     }
     if report.leverage is not None:
         texts["leverage.csv"] = tables.csv(report.leverage)
+    if report.reach is not None:
+        texts["applicability.csv"] = tables.csv(report.reach.inside)
     if report.monitors is not None:
         texts["monitors.csv"] = tables.csv(report.monitors)
     if len(report.claims):

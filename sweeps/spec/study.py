@@ -27,6 +27,7 @@ from pydantic import (
 
 from pm25 import protocol, splits, suggest, uri
 from pm25.cell import Cell, Tuning, allows
+from pm25.domain import read_places
 from pm25.errors import SettingError
 from pm25.limits import MOST_COLUMNS, MOST_COUNTED, MOST_DAYS, MOST_SITES, MOST_UNITS
 from pm25.neighbours import NeighbourSettings
@@ -45,7 +46,7 @@ from pm25.settings import (
     installed_encoders,
     trained_encoder,
 )
-from pm25.splits import AnySplit, GroupSplit, PeriodSplit, Reserve, SplitIndices
+from pm25.splits import AnySplit, GroupSplit, KNNDMSplit, PeriodSplit, Reserve, SplitIndices
 from sweeps.spec import claims, tracking_address
 from sweeps.spec.claims import Analysis, Claim, Contrast, Published
 from sweeps.spec.design import (
@@ -142,6 +143,10 @@ class Data(Settings):
     """Columns that are inputs of the model. Default: every numeric covariate and the calendar."""
     harmless: Annotated[tuple[str, ...], BeforeValidator(listed), Field(max_length=MOST_COLUMNS)] = ()
     """Channels that may resemble the target. `plan` and `run` refuse every other channel that contains it."""
+
+    domain: FileLocation | None = None
+    """Table of the places for which predictions are wanted, with the columns lat and lon: a path or an
+    address. Default: the land of the contiguous US. Splits of kind `knndm` are made for it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
@@ -704,7 +709,7 @@ class Study(Settings):
             read = panel.read(self.data.table, self.data.channels, self.groups(), self.data.columns)
             protocol.refuse_leaks(read, self.protocol)
             self.monitor_columns()  # an unknown column is refused before a run, not by its report
-            return read
+            return self._with_domain(read)
         import pyarrow as pa
 
         from pm25.sources import synthetic as synth
@@ -714,7 +719,13 @@ class Study(Settings):
         table = pa.Table.from_pandas(made, preserve_index=False)
         found = panel.from_table(table, "synthetic", self.data.channels, self.groups())
         # Its channels are known, and a short panel may have no smoke.
-        return dataclasses.replace(found, left_out=(), doubts=())
+        return self._with_domain(dataclasses.replace(found, left_out=(), doubts=()))
+
+    def _with_domain(self, panel: Panel) -> Panel:
+        """Return the panel with the prediction domain that the study names."""
+        if self.data.domain is None:
+            return panel
+        return dataclasses.replace(panel, domain=read_places(str(self.data.domain)))
 
     def monitor_columns(self) -> dict[str, np.ndarray]:
         """Read the columns that divide the monitors in the report: text by column, (sites,)."""
@@ -751,7 +762,14 @@ class Study(Settings):
 
         used = [variant for variant in self.design.variant if embeds(variant)]
         fingerprints: dict[str, str] = {v: encoders.fingerprint(v, **self.encoder_options(v)) for v in used}
-        return lambda cell: cell.key(panel.fingerprint_by(_group(cell.split)), fingerprints.get(cell.variant))
+        return lambda cell: cell.key(data_fingerprint(panel, cell.split), fingerprints.get(cell.variant))
+
+
+def data_fingerprint(panel: Panel, split: AnySplit) -> str:
+    """Return the fingerprint of all data that a split and its cells depend on."""
+    if isinstance(split, KNNDMSplit):
+        return panel.fingerprint_with_domain()
+    return panel.fingerprint_by(_group(split))
 
 
 def _group(split: AnySplit) -> str | None:

@@ -167,6 +167,7 @@ def _make_absolute(content: dict[str, Any], base: Path) -> None:
     options = encoders.values() if isinstance(encoders, dict) else ()
     for block, name in (
         (content.get("data"), "table"),
+        (content.get("data"), "domain"),
         (content, "storage"),
         *((block, name) for block in options for name in FILE_OPTIONS),
         (content.get("analysis"), "outlines"),

@@ -132,7 +132,7 @@ def test_a_missing_predictor_is_outside() -> None:
     assert area.inside(new).tolist() == [False, True, False]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32), st.integers(3, 60), st.integers(1, 24))
 def test_properties(seed: int, n: int, p: int) -> None:
     rng = np.random.default_rng(seed)

@@ -30,6 +30,7 @@ from pm25.splits import (
     CheckerboardsSplit,
     ClusterSplit,
     GroupSplit,
+    KNNDMSplit,
     PeriodSplit,
     RandomSplit,
     RollingSplit,
@@ -93,7 +94,7 @@ OTHERWISE: dict[str, list[Any]] = {
 # These change together with others: tests of their own, below.
 ELSEWHERE = {"variant", "head", "split.kind", "split.folds", "tuning.fold"}
 ELSEWHERE |= {"split.test_from", "split.gap_days", "split.column", "split.values"}
-ELSEWHERE |= {"split.origins", "split.deals", "split.start"}
+ELSEWHERE |= {"split.origins", "split.deals", "split.start", "split.max_share"}
 
 
 def cell(**changes: Any) -> Cell:
@@ -316,6 +317,9 @@ split_kinds = st.one_of(
         CheckerboardsSplit, degrees=degrees, origins=st.integers(1, 99), holdout=share | st.just("rotate")
     ),
     st.builds(BlocksSplit, degrees=degrees, folds=st.integers(2, 9), deals=st.integers(1, 9)),
+    st.builds(
+        KNNDMSplit, folds=st.integers(3, 9), max_share=st.floats(0.4, 0.9), buffer_km=buffer, seed=seeds
+    ),
     st.builds(RollingSplit, folds=st.integers(5, 9), start=share, gap_days=st.none() | st.integers(0, 99)),
 )
 neighbour_settings = st.builds(

@@ -21,6 +21,7 @@ from pm25.splits import (
     CheckerboardsSplit,
     ClusterSplit,
     GroupSplit,
+    KNNDMSplit,
     RandomSplit,
     RollingSplit,
     SpatialSplit,
@@ -85,6 +86,7 @@ SPLITS: list[AnySplit] = [
     CheckerboardsSplit(degrees=16, origins=4, holdout="rotate", buffer_km=100),
     BlocksSplit(folds=4, deals=3),
     RollingSplit(),
+    KNNDMSplit(folds=3, buffer_km=100),
 ]
 
 

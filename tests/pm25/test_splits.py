@@ -26,6 +26,7 @@ from pm25.splits import (
     CheckerboardsSplit,
     ClusterSplit,
     GroupSplit,
+    KNNDMSplit,
     RandomSplit,
     RollingSplit,
     SpatialSplit,
@@ -156,6 +157,7 @@ SPLITS = [
     CheckerboardsSplit(degrees=16),
     CheckerboardsSplit(degrees=16, holdout="rotate"),
     BlocksSplit(folds=4),
+    KNNDMSplit(folds=4),
 ]
 
 
@@ -333,6 +335,8 @@ LABELS = {
     "checkerboards-16-rotate-buffer100km": CheckerboardsSplit(degrees=16, holdout="rotate", buffer_km=100),
     "blocks-8": BlocksSplit(deals=2),
     "blocks-4.5-buffer50km": BlocksSplit(degrees=4.5, buffer_km=50),
+    "knndm-5": KNNDMSplit(),
+    "knndm-8-max0.25-buffer50km": KNNDMSplit(folds=8, max_share=0.25, buffer_km=50),
     "rolling-5": RollingSplit(),
     "rolling-6-gap30": RollingSplit(folds=6, gap_days=30),
     "temporal-2021-06-01": TemporalSplit(test_from=JUNE),
@@ -347,6 +351,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "checkerboards": {"degrees": 9.0, "holdout": "rotate", "validation": 0.2, "buffer_km": 1.0, "seed": 1},
     "blocks": {"degrees": 9.0, "folds": 6, "holdout": 0.3, "validation": 0.2, "buffer_km": 1.0, "seed": 1},
     "rolling": {"folds": 6, "start": 0.4, "gap_days": 20, "validation": 0.2},
+    "knndm": {"folds": 6, "max_share": 0.4, "validation": 0.2, "buffer_km": 1.0, "seed": 1},
 }
 BASES: list[AnySplit] = [
     SpatialSplit(),
@@ -357,6 +362,7 @@ BASES: list[AnySplit] = [
     CheckerboardsSplit(degrees=8),
     BlocksSplit(),
     RollingSplit(),
+    KNNDMSplit(),
 ]
 
 
@@ -381,6 +387,7 @@ def test_regimes_and_folds():
         "checkerboards": ("OoR", 2, 15, 30),
         "blocks": ("OoR", 10, 3, 30),
         "rolling": ("WR", 5, 1, 5),
+        "knndm": ("WR", 5, 1, 5),
     }
 
 
@@ -428,6 +435,9 @@ def test_no_shift_has_one_spelling():
         (CheckerboardsSplit, {"degrees": 8, "origin": (1, 1)}, "extra_forbidden", "origin"),
         (BlocksSplit, {"deals": 0}, "greater_than_equal", "deals"),
         (BlocksSplit, {"holdout": "rotate"}, "float_parsing", "holdout"),
+        (KNNDMSplit, {"folds": 2}, "value_error", "max_share"),
+        (KNNDMSplit, {"folds": 5, "max_share": 0.2}, "value_error", "max_share"),
+        (KNNDMSplit, {"holdout": 0.2}, "extra_forbidden", "holdout"),
         (RollingSplit, {"folds": 4}, "greater_than_equal", "folds"),
         (RollingSplit, {"start": 1}, "less_than", "start"),
         (RollingSplit, {"seed": 1}, "extra_forbidden", "seed"),
@@ -812,8 +822,12 @@ OLD_CUTS = {
     "checkerboards-16": [23039, 3827, 31079, 9764],
     "checkerboards-16-rotate": [19214, 3033, 36630, 8832],
     "blocks-8": [36548, 4904, 15779, 10478],
+    "knndm-4": [42528, 5282, 19899],
 }
-"""Sums of the flat indices of each part. Those of the first three are older than buffers and shifts."""
+"""Sums of the flat indices of each part. Those of the first three are older than buffers and shifts.
+
+Sites that are not clustered have the kNNDM folds of a spatial split; `test_knndm` has clustered ones.
+"""
 
 
 def test_the_random_streams_are_as_they_were():

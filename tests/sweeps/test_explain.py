@@ -335,6 +335,18 @@ def test_other_groups_of_sites(toy: Path, table: pd.DataFrame) -> None:
     )
 
 
+def test_another_prediction_domain(toy: Path) -> None:
+    split, points = "design.split={kind: knndm, folds: 3, fold: 0}", toy.parent / "points.csv"
+    label = "none knndm-3 fold 0 seed 0"
+    old = state(toy, split)
+    store(old)
+    points.write_text("lat,lon\n40,-100\n")
+    of = state(toy, split, f"data.domain={points}")
+    explanation = explain.explain(of, key_of(of, label))
+    assert parts(explanation) == {"data.domain": ("not recorded", of.panel.fingerprint_with_domain())}
+    assert explanation.lines[-1].endswith("(which places are the prediction domain)")
+
+
 # Stale cells
 
 

@@ -13,11 +13,13 @@ import pandas as pd
 
 from sweeps.analysis import inference, labels
 from sweeps.analysis.artifacts import Curves, Predicted
+from sweeps.analysis.reach import Distances
 from sweeps.analysis.results import SplitMap
 from sweeps.report.figures.cells import distances, points, wr_to_oor
 from sweeps.report.figures.contrasts import by_monitor, forest, wr_against_oor
 from sweeps.report.figures.maps import difference_map, error_maps, split_map
 from sweeps.report.figures.predictions import density, tail
+from sweeps.report.figures.reach import distance_curves
 from sweeps.report.figures.style import Figure
 from sweeps.report.figures.training import learning, parameter_importance, permutations, search_history
 from sweeps.spec.claims import Analysis
@@ -38,6 +40,7 @@ def draw(
     parameters: pd.DataFrame | None = None,
     monitors: pd.DataFrame | None = None,
     cuts: Sequence[SplitMap] = (),
+    reach: Distances | None = None,
     outlines: Sequence[np.ndarray] = (),
 ) -> list[Figure]:
     """Draw every figure that has data, in the order of the report.
@@ -47,7 +50,8 @@ def draw(
     `predicted`, `curves` and `importance` come from `sweeps.analysis.artifacts`.
     `monitors` is the table of `sweeps.analysis.by_monitor.differences`.
     `trials`, `parameters` and `cuts` come from `sweeps.analysis.results`: `search_trials`,
-    `search_parameters` and `cuts`. `outlines` are the state borders of `sweeps.report.borders.read`.
+    `search_parameters` and `cuts`. `reach` are the distances of `sweeps.analysis.reach`. `outlines` are the
+    state borders of `sweeps.report.borders.read`.
     """
     arms = list(dict.fromkeys(labels.with_arm(rows)["arm"]))  # an arm looks the same in all figures
     found: list[Figure | None] = []
@@ -58,6 +62,8 @@ def draw(
     for name in ("rmse", "r2"):
         found += [points(rows, name), wr_to_oor(rows, name)]
     found += [distances(rows, part) for part in ("test", "wr")]
+    if reach is not None:
+        found.append(distance_curves(reach))
     found += [split_map(cut, outlines) for cut in cuts]
     best = best_encoder(rows, metric)
     if monitors is not None and best is not None:

@@ -111,7 +111,8 @@ def points(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
             f"cells-{metric}",
             f"{METRICS[metric].name} of every cell by arm and split, with its mean",
             f"{METRICS[metric].title} of every cell, a dot per cell. Bars are means over the cells of an "
-            "arm. The tables pool random and spatial splits over their samples, so their values may differ.",
+            "arm. The tables pool random, spatial and knndm splits over their samples, so their values may "
+            "differ.",
             "png" if len(cells) > MANY else "svg",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sweeps.report.sections.believed import believed
 from sweeps.report.sections.claims import claims, published_values
 from sweeps.report.sections.methods import search, testing, training
 from sweeps.report.sections.provenance import (
@@ -48,6 +49,7 @@ def sections(report: ReportData) -> list[Section]:
         tail(report),
         leverage(report),
         by_monitor(report),
+        believed(report),
         search(report),
         claims(report),
         published_values(report),

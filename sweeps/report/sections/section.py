@@ -61,7 +61,7 @@ def legend(report: ReportData, frame: pd.DataFrame, *, ranked: bool = True) -> l
         notes.append("±: standard deviation over cells, where the units are too few for an interval.")
     has_pooled = bool(frame["pooled"].any())
     if has_pooled:
-        notes.append("Scores of random and spatial splits are pooled over all test samples.")
+        notes.append("Scores of random, spatial and knndm splits are pooled over all test samples.")
     if (~frame["pooled"]).any():
         notes.append(f"{'Other scores' if has_pooled else 'Scores'} are means over cells.")
     notes.append("n: number of cells, each one training; 3/4 means that one of four cells has no score.")

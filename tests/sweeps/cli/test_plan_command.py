@@ -37,6 +37,19 @@ def test_plan_shows_arms_splits_speeds_and_costs(sweep: Sweep, toy: Path) -> Non
     assert "    variant   none: 0 tasks, 0 s" in lines
 
 
+def test_plan_shows_the_match_of_knndm_folds(sweep: Sweep, toy: Path) -> None:
+    (toy.parent / "points.csv").write_text("lat,lon\n30,-120\n49,-70\n")
+    changes = ["--set", "design.split=[{kind: knndm, folds: 3}, {kind: spatial, folds: 3}]"]
+    changes += ["--set", f"data.domain={toy.parent / 'points.csv'}", "--no-calibrate"]
+    match = json.loads(sweep("plan", toy, *changes, "--json").out)["matched"]
+    assert list(match) == ["knndm-3"]
+    assert match["knndm-3"]["places"] == 2
+    assert 0 < match["knndm-3"]["w_km"] <= match["knndm-3"]["w_random_km"]
+    shown = sweep("plan", toy, *changes).out
+    assert f"2 prediction places: {match['knndm-3']['w_km']:.1f} km" in shown
+    assert f"random folds {match['knndm-3']['w_random_km']:.1f} km" in shown
+
+
 def test_plan_of_a_finished_study_is_short(sweep: Sweep, toy: Path) -> None:
     more = ("--set", "design.split={kind: random, fold: 0}")
     ended = sweep("plan", toy, *HERE, *more, "--budget", "1h")

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pandas as pd
 import pyarrow.parquet
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -398,6 +399,30 @@ def test_more_levels_keep_the_keys_of_all_old_cells(design: dict[str, list[Any]]
     added = {name: set(map(str, levels)) - set(map(str, smaller[name])) for name, levels in design.items()}
     if added["seed"] or added["split"]:
         assert len(after) > len(before)
+
+
+def test_the_prediction_domain_is_in_the_keys_of_knndm_cells_alone(tmp_path: Path) -> None:
+    from pm25.sources import synthetic
+
+    (tmp_path / "tables").mkdir()
+    synthetic.synthesize(sites=12, days=30).to_parquet(tmp_path / "tables" / "panel.parquet", index=False)
+    split = "design.split=[{kind: knndm, folds: 3}, {kind: spatial, folds: 3}]"
+    names = ("points.csv", "same.csv", "other.csv")
+    for name, north in zip(names, (40, 40.0, 41), strict=True):
+        (tmp_path / name).write_text(f"lat,lon\n{north},-100\n")
+    study = write(tmp_path)
+    content = yaml.safe_load(Path(study).read_text())
+    content["data"]["domain"] = "points.csv"
+    Path(study).write_text(yaml.safe_dump(content))
+    assert study_file.load(study, [split]).data.domain == tmp_path / "points.csv"
+    files = [f"data.domain={tmp_path / name}" for name in names]
+    keyed = [by_key(study_file.load(study, [split, change])) for change in (*files, "data.domain=null")]
+    for kind in ("knndm", "spatial"):
+        first, same, other, land = (
+            {key for key, cell in found.items() if cell.split.kind == kind} for found in keyed
+        )
+        assert first == same
+        assert (first.isdisjoint(other), first.isdisjoint(land)) == (kind == "knndm", kind == "knndm")
 
 
 def test_one_more_fold_keeps_the_keys() -> None:
