@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pm25.scratch import scratch
-from sweeps.bench import busy, calibration, engine, gpu, mirror, packing, report, scale, training, trial
+from sweeps.bench import busy, calibration, engine, gpu, maps, mirror, packing, report, scale, training, trial
 from sweeps.bench.harness import Measurement
 
 
@@ -21,8 +21,8 @@ def measure(
 ) -> Iterator[Measurement]:
     """Yield each measurement when it is ready; files are written below a temporary folder.
 
-    `only` is the name of a group: trial, training, engine, mirror, report, busy, scale or calibration. The
-    last one measures the report's tests and not this machine, so it runs only if it is named. It simulates
+    `only` is the name of a group: trial, training, engine, mirror, report, map, busy, scale or calibration.
+    The last one measures the report's tests and not this machine, so it runs only if it is named. It simulates
     `studies` of each kind on the positions of `table`, or on synthetic ones. The trial reads the panel
     `table`, or a synthetic one of the size of the 2021 table. The engine trains each number of `cells`. The
     runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an interpreter that has
@@ -41,6 +41,8 @@ def measure(
             yield from mirror.run(folder, server)
         if only in (None, "report"):
             yield from report.run(folder)
+        if only in (None, "map"):
+            yield from maps.run(folder / "map")
         if only in (None, "busy"):
             yield from busy.run(folder)
         if only in (None, "scale"):

@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from sweeps.bench.chaos import Tally
     from sweeps.bench.harness import Measurement
 
-GROUPS = ("trial", "training", "engine", "mirror", "report", "busy", "scale", "gpu", "calibration", "chaos")
+GROUPS = (
+    "trial",
+    "training",
+    "engine",
+    "mirror",
+    "report",
+    "map",
+    "busy",
+    "scale",
+    "gpu",
+    "calibration",
+    "chaos",
+)
 """Groups of measurements (`sweeps.bench.suite`)."""
 
 
@@ -47,7 +59,7 @@ GROUPS = ("trial", "training", "engine", "mirror", "report", "busy", "scale", "g
     "--only",
     type=click.Choice(GROUPS),
     help="Measure one group only: a training, trainings on all cores, the engine, the runs in MLflow, the "
-    "report, how busy GPUs are kept, or a driver of 512 GPUs. `gpu` measures trainings on a GPU, "
+    "report, a map, the use of GPUs, or a driver of 512. `gpu` measures trainings on a GPU, "
     "`calibration` the size and power of the tests, and `chaos` a study under random faults.",
 )
 @click.option(

@@ -1,7 +1,7 @@
 """Maps as files of other programs: GeoTIFF by rasterio, and NetCDF with CF conventions by h5netcdf.
 
 Both libraries come with `pip install pm25-sweeps[maps]`. NetCDF is written day by day, so that a year needs
-no more memory than a day. xarray cannot append days, so its backend h5netcdf is called itself.
+no more memory than a day. That is why h5netcdf is used: xarray cannot append days to a file.
 """
 
 from __future__ import annotations

@@ -353,7 +353,7 @@ class Study(Settings):
     """Address of the MLflow server, or of its database. Default: an SQLite file in the storage folder."""
     keep_weights: bool | Literal["winners", "folds"] = "winners"
     """Cells whose weights are stored: `winners` (the best cell of each arm), `folds` (the best seed of each
-    arm on every fold, for the spread of maps), true (every cell) or false (none)."""
+    arm, on every fold), true (every cell) or false (none). The spread of a map needs `folds`."""
     resources: Resources = Resources()
     """Resources of one training."""
     budget: Budget = Budget()

@@ -38,8 +38,8 @@ class ArmModels:
 def load(state: "StudyState", records: Mapping[str, Record], name: str) -> ArmModels:
     """Load the models of the arm `name`.
 
-    Raises InputError for an arm that the study does not have, a control, an arm that reads the PM2.5 of its
-    neighbours, and an arm without stored weights.
+    Raises InputError for an arm that the study does not have, and for an arm without stored weights. It is
+    raised too for a control, and for an arm that reads the PM2.5 of its neighbours.
     """
     from pm25 import encoders
     from pm25.predictor import Predictor
@@ -100,11 +100,11 @@ def area(state: "StudyState", models: ArmModels) -> "Area":
     place = np.stack([panel.lat[site], panel.lon[site]], axis=1) if with_place else None
     predictors = window_predictors(windows, missing=first.means, place=place)
     importance = _importance(state, models.keys)
-    weights = None
-    if importance:
-        weights = predictor_weights(first.channels, importance, with_place=with_place)
+    weights = predictor_weights(first.channels, importance, with_place=with_place) if importance else None
+    if weights is not None and not weights.any():  # no input has an importance
+        weights = None
     fitted = Applicability.fit(predictors, weights, monitor_folds(site))
-    return Area(fitted, first.means, with_place, bool(importance))
+    return Area(fitted, first.means, with_place, weights is not None)
 
 
 def _importance(state: "StudyState", keys: Sequence[str]) -> dict[str, float]:

@@ -131,10 +131,10 @@ def _pooled_validation_rmse(records: Sequence[Record]) -> float:
 class WeightRetention:
     """Deletes the weights of cells that are not their arm's winner.
 
-    The study has `keep_weights: winners`, or `folds`, with which the winning seed keeps its weights on every
-    fold. While cells of an arm are missing, its best seed is not known, and each seed keeps the weights of
-    its first done fold, or of all folds. Only recorded cells lose their weights: they stay done, while a
-    cell without a record may be about to end.
+    With `keep_weights: winners`, the winning seed keeps those of its first done fold, and with `folds` those
+    of every fold. While cells of an arm are missing, its best seed is not known. Each seed then keeps what it
+    would keep as the winner. Only recorded cells lose their weights: they stay done, while a cell without a
+    record may be about to end.
     """
 
     def __init__(self, study: Study, store: Store) -> None:
