@@ -1,5 +1,6 @@
 """Time and memory of the report of a study with many cells."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -75,9 +76,10 @@ def make(folder: Path, cells: int, predictions: int) -> Path:
     state = StudyState(str(file))
     if len(state.cells) != cells:
         raise ValueError(f"cells: {cells} is not a multiple of 100")
+    fingerprint = functools.cache(encoders.fingerprint)  # it hashes the weights of an encoder
     for number, (key, cell) in enumerate(state.cells.items()):
         made = _tables(cell, key, state.panel, state.store, predictions, number)
-        encoder = {"encoder": encoders.fingerprint(cell.encoder)} if cell.encoder else {}
+        encoder = {"encoder": fingerprint(cell.encoder)} if cell.encoder else {}
         trivial(cell, key, state.panel, state.store, tables=False, files=made, more=encoder)
     return file
 

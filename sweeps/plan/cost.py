@@ -188,10 +188,17 @@ class Estimate:
 
     # Times; None where a speed is not known
 
-    def worker_hours(self, of: tuple[str, str] | None = None, keep: Keep = EVERYTHING) -> Bounds | None:
-        """Hours of all tasks one after the other, or of those at one level (factor, level)."""
+    def worker_hours(
+        self, of: tuple[str, str] | None = None, keep: Keep = EVERYTHING, *, on_gpu: bool = False
+    ) -> Bounds | None:
+        """Hours of all tasks one after the other, or of those at one level (factor, level).
+
+        With `on_gpu`, references do not count, because they use no GPU.
+        """
         total = NOTHING
         for task, seconds in self._kept(keep):
+            if on_gpu and task.arm.is_reference:
+                continue
             if of is None or task.levels.get(of[0]) == of[1]:
                 if seconds is None:
                     return None
@@ -220,8 +227,9 @@ class Estimate:
             for factor, level in task.levels.items():
                 counts[factor][level] += 1
         counts.pop(POSITION, None)
+        on_gpu = self.capacity.gpu > 0
         return [
-            Level(factor, level, n, self.worker_hours((factor, level), keep))
+            Level(factor, level, n, self.worker_hours((factor, level), keep, on_gpu=on_gpu))
             for factor, found in counts.items()
             if len(found) > 1
             for level, n in found.items()
@@ -321,6 +329,7 @@ class Estimate:
         `stored_bytes` is as in `disk_mb`, and `budget` is in wall hours.
         """
         capacity, workers = self.capacity, self.worker_hours()
+        on_gpu = self.worker_hours(on_gpu=True)
         whole = len(self._grid_levels)
         epochs: dict[str, Any] = {}
         of_grid = (cell for task in self.tasks if not task.trial for cell in task.cells)
@@ -336,7 +345,7 @@ class Estimate:
             "other_precision": self.other_precision(),
             "wall_hours": _plain(self.wall_hours()),
             "cpu_hours": _plain(workers and workers.times(capacity.cpu)),
-            "gpu_hours": _plain(workers and workers.times(capacity.gpu)),
+            "gpu_hours": _plain(on_gpu and on_gpu.times(capacity.gpu)),
             "disk_mb": _plain(self.disk_mb(stored_bytes)),
             "without": {"unit": capacity.unit, "levels": self._without(self.levels())},
         }

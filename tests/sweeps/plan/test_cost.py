@@ -384,6 +384,18 @@ def test_gpus_that_nobody_measured_by_operation_counts(toy: Callable[..., StudyS
     assert whole.content(0)["gpu_hours"] == whole.content(0)["cpu_hours"]
 
 
+def test_references_use_no_gpu(toy: Callable[..., StudyState]) -> None:
+    plans = [
+        of(toy("design.variant=[none, latlon]", f"references={names}"), ONE_GPU).content(0)
+        for names in ("[]", "[idw, climatology]")
+    ]
+    assert plans[0]["gpu_hours"] == plans[1]["gpu_hours"]
+    assert plans[0]["cpu_hours"]["low"] < plans[1]["cpu_hours"]["low"]
+    hours = {level["level"]: level["hours"] for level in plans[1]["without"]["levels"]}
+    assert hours["idw"] == {"low": 0, "expected": 0, "high": 0}
+    assert hours["none"]["low"] > 0
+
+
 def test_cells_that_share_a_gpu_may_wait_for_each_other(toy: Callable[..., StudyState]) -> None:
     state = toy("design.variant=none")
     calibration = measured(state, device="cuda")
