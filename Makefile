@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo test unit slow lint oldest newest audit format reference bench wheel clean
 
 help:
-	@echo "demo       install, run the shipped study on synthetic data, write its report"
+	@echo "demo       install, run the shipped study on synthetic data, write its report and a map"
 	@echo "test       every test: unit, then slow"
 	@echo "unit       tests that start no Ray, no server and no process that is killed"
 	@echo "slow       the other tests"
@@ -24,7 +24,7 @@ help:
 	@echo "reference  rewrite the generated tables of sweeps/README.md"
 	@echo "bench      measurements of this machine, as ratios"
 	@echo "wheel      build the wheel into dist/"
-	@echo "clean      remove .venv, caches, dist/ and results/demo"
+	@echo "clean      remove .venv, caches, dist/ and the results of demo"
 
 setup: $(VENV)/ready
 
@@ -38,6 +38,9 @@ $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 demo: setup
 	$(BIN)/sweep run demo
 	$(BIN)/sweep report demo -o results/demo/report
+	$(BIN)/sweep run smoke
+	$(BIN)/sweep map smoke --arm geoclip-hadamard --against none --date 2021-08-17 --grid 0.5 \
+	    -o results/demo/report/smoke.png
 
 # The slow tests run although a unit test failed, and the target fails at the end.
 test: setup
@@ -87,4 +90,4 @@ wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info results/demo
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info results/demo results/smoke

@@ -152,19 +152,22 @@ def from_table(
     groups: Sequence[str] = (),
     *,
     columns: ColumnMap = NO_MAP,
+    grid: bool = False,
 ) -> Panel:
     """Convert a table to arrays. Raises InputError, which names `source`, for the first problem found.
 
     `columns` is the map that has renamed the table's columns, which errors name as they are in the file.
+    With `grid`, the sites are the cells of a grid, which need no target (`check`).
     """
     name = uri.file_name(source)
-    found = check(table, name, channels, groups, source=source, columns=columns)
+    found = check(table, name, channels, groups, source=source, columns=columns, grid=grid)
     if found.problems:
         first, more = found.problems[0], len(found.problems) - 1
         command = f"`sweep data check {source}{column_map.flags(columns)}`"
-        rest = f"; run {command} to see {more} more" if more else ""
+        rest = f"; run {command} to see {more} more" if more and not grid else ""
         field = column_map.with_source(first.column, columns)
-        raise InputError(source, field, first.problem, first.fix + rest)
+        problem = first.what if grid else first.problem  # a block of a grid has row numbers of its own
+        raise InputError(source, field, problem, first.fix + rest)
     assert found.table is not None  # it is given if there is no problem
     table, channels = found.table, [channel.name for channel in found.channels]
     code, sites = site_codes(table)

@@ -82,6 +82,11 @@ class Predictor:
         return self.calibration.absent
 
     @property
+    def means(self) -> np.ndarray:
+        """Value of each channel that takes the place of a missing one; (channels,) float64."""
+        return self._scaler.mean
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns that `predict_frame` needs: place, keys of a table of vectors, channels."""
         return ("lat", "lon", *self._key_columns, *self.channels)
@@ -94,12 +99,14 @@ class Predictor:
         *,
         month: ArrayLike | None = None,
         site_id: ArrayLike | None = None,
+        vectors: np.ndarray | None = None,
     ) -> np.ndarray:
         """Predict PM2.5 (ug/m3) on the last day of each window; (n,) float32.
 
         `window (n, T, channels)` is in the channels' own units, oldest day first, with NaN for missing
         values. `lat` and `lon` (n,) are in degrees. `month (n,)`, 1 to 12, and `site_id (n,)` are needed if
-        `columns` has them.
+        `columns` has them. `vectors` are the places' vectors that `embed` returned, so that they are computed
+        once for many days.
 
         The same samples in the same order give the stored predictions bit for bit, on the same processor
         with the same number of threads. Otherwise, and in batches of other sizes, the last digits may
@@ -121,7 +128,9 @@ class Predictor:
             assert place is not None
             place = self._place_scaler.transform(place)[:, None]
             scaled = np.concatenate([scaled, place.repeat(self.cell.window, axis=1)], axis=2)
-        embedded = self._embed(places, month, site_id)
+        if vectors is None:
+            vectors = self.embed(places[:, 0], places[:, 1], site_id)
+        embedded = self._of_month(vectors, month, len(places))
         predicted = [np.empty(0, np.float32)]
         with torch.inference_mode():
             for begin in range(0, len(window), SCORING_BATCH):
@@ -159,6 +168,10 @@ class Predictor:
             found |= {name: bound.astype(np.float32) for name, bound in zip(OUTPUTS[1:], bounds, strict=True)}
         return pd.DataFrame(found, index=frame.index)
 
+    def embed(self, lat: ArrayLike, lon: ArrayLike, site_id: ArrayLike | None = None) -> np.ndarray | None:
+        """Embed places (n,) in degrees: (n, d), or (n, 12, d) by month; None for an arm without encoder."""
+        return None if self._encoder is None else self._encoder.embed(lat, lon, site_id)
+
     def save(self, folder: Path) -> None:
         """Write the files of the model into a folder.
 
@@ -190,24 +203,21 @@ class Predictor:
             raise InputError(INPUT, self.channels[at], problem, "give NaN for a missing value")
         return self._scaler.transform(window)
 
-    def _embed(
-        self, places: np.ndarray, month: ArrayLike | None, site_id: ArrayLike | None
+    def _of_month(
+        self, vectors: np.ndarray | None, month: ArrayLike | None, places: int
     ) -> np.ndarray | None:
-        """Embed the places (n, 2) as (n, d), with the vectors of their month if the table has months."""
-        if self._encoder is None:
-            return None
-        vectors = self._encoder.embed(places[:, 0], places[:, 1], site_id)
-        if "month" not in self._key_columns:
+        """Return the vectors (n, d) of `embed`, or those of their month if the table has months."""
+        if vectors is None or "month" not in self._key_columns:
             return vectors
         months = np.asarray([] if month is None else month)
-        if months.shape != (len(places),):
-            problem = f"{len(months)} months for {len(places)} windows"
+        if months.shape != (places,):
+            problem = f"{len(months)} months for {places} windows"
             raise InputError(INPUT, "month", problem, "give the month of each window's last day")
         wrong = ~np.isin(months, np.arange(1, 13))
         if wrong.any():
             row = int(wrong.argmax())
             raise InputError(INPUT, "month", f"row {row} has {months[row]:g}", "give a number from 1 to 12")
-        return vectors[np.arange(len(vectors)), months.astype(np.intp) - 1]
+        return vectors[np.arange(places), months.astype(np.intp) - 1]
 
     def _series(self, name: str, column: "pd.Series[Any]") -> np.ndarray:
         """Convert a channel's lists to an array; (n, T) float32."""

@@ -187,6 +187,13 @@ def prepare(
     return Prepared(cell, panel, indices, train, validation, fitted, inputs, scale, model.to(device))
 
 
+def training_samples(cell: Cell, panel: Panel) -> np.ndarray:
+    """Return the samples (flat indices) that a cell trains on: at most `train.max_windows` of its split's."""
+    _, indices = cut_cell(cell, panel)
+    rng = np.random.default_rng(_seeds(cell)[0])
+    return _subsample(indices.train, cell.train.max_windows, rng)
+
+
 def raw_windows(cell: Cell, panel: Panel, flat: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     """Gather the unscaled input windows of the samples `flat (n,)`, with the names of their channels.
 

@@ -16,9 +16,9 @@ __all__ = ["open"]
 def open(study: str | Path, /, **overrides: Any) -> "OpenStudy":  # read as `sweeps.open`
     """Open a study and its store for reading.
 
-    `study` is a study file, or the name of a shipped study (demo, quick, paper2025). `overrides` replace
-    keys of the file, as `--set` does on the command line, with values instead of YAML text. Dotted keys are
-    given as a dictionary::
+    `study` is a study file, or the name of a shipped study (demo, smoke, quick, paper2025). `overrides`
+    replace keys of the file, as `--set` does on the command line, with values instead of YAML text. Dotted
+    keys are given as a dictionary::
 
         quick = sweeps.open("quick.yaml", **{"data.table": "panel.parquet", "design.seed": [0, 1]})
         quick.results()                         # one row per cell

@@ -164,6 +164,8 @@ def test_one_trial_knows_nothing_of_many() -> None:
         ("ray", "sweeps/engine/"),
         ("mlflow", "sweeps/tracking/"),
         ("matplotlib", "sweeps/report/figures"),
+        ("rasterio", "sweeps/report/rasters.py"),
+        ("h5netcdf", "sweeps/report/rasters.py"),
     ],
 )
 def test_a_heavy_library_has_its_room(library: str, doors: str) -> None:

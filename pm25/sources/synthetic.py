@@ -34,6 +34,8 @@ The result is rounded to 0.1 ug/m3, and some values are slightly negative, like 
 days are missing: one site in five samples every third day, and all sites have lost days and gaps of weeks.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -45,6 +47,9 @@ Floats = NDArray[np.float64]
 
 SPIN_UP_DAYS = 30
 """Days before the first one, after which B no longer depends on its initial value: exp(-30 * 0.15) = 0.01."""
+
+CELLS = 4096
+"""Cells of a grid that are made together: 13 MB for each array of a year."""
 
 KM_PER_DEGREE = 111.2
 """Kilometres per degree of latitude."""
@@ -172,26 +177,13 @@ def synthesize(
         raise InputError("synthetic", "gradient", f"{gradient} is not in -2..2", "give a smaller slope")
     if seed < 0:
         raise InputError("synthetic", "seed", f"{seed} is negative", "give 0 or more")
-    try:
-        dates = pd.date_range(start, periods=days, freq="D", unit="us").normalize()
-    except ValueError as error:
-        raise InputError(
-            "synthetic", "start", f"{start!r} is not a date", "write it as 2021-01-01"
-        ) from error
-
-    # One random stream for each part, so that a change in one does not redraw the others.
-    for_sites, for_weather, for_air, for_fires, for_monitors = np.random.default_rng(seed).spawn(5)
-    lat, lon = _place_sites(for_sites, sites)
-    elev_m = _elevation(lat, lon)
-    long_dates = pd.date_range(dates[0] - pd.Timedelta(days=SPIN_UP_DAYS), dates[-1], freq="D")
-    day_of_year = long_dates.day_of_year.to_numpy(np.float64)
-
-    weather, anomaly, cloud = _weather(for_weather, lat, lon, elev_m, day_of_year)
-    background = _background(for_air, lat, lon, day_of_year, anomaly, weather, gradient)[:, SPIN_UP_DAYS:]
-    smoke_ugm3, aloft = _fires(for_fires, lat, lon, dates)
-    truth = background + smoke_ugm3
+    dates = _dates(start, days)
+    world = _World(seed, dates, gradient)
+    lat, lon = _place_sites(world.for_sites, sites)
+    made = world.at(lat, lon, world.streams)
+    for_monitors = world.for_monitors
     noise, offset = for_monitors.standard_normal((2, sites, days))
-    measured = np.round(truth * (1 + 0.08 * noise) + 0.9 * offset, 1)
+    measured = np.round(made.truth * (1 + 0.08 * noise) + 0.9 * offset, 1)
     measured[_unobserved(for_monitors, sites, dates)] = np.nan
 
     table = pd.DataFrame(
@@ -201,14 +193,128 @@ def synthesize(
             "lat": np.repeat(lat, days),
             "lon": np.repeat(lon, days),
             "pm25": measured.astype(np.float32).ravel(),
-            "elev_m": np.repeat(elev_m, days).astype(np.float32),
-            **{name: values[:, SPIN_UP_DAYS:].astype(np.float32).ravel() for name, values in weather.items()},
-            "smoke": _plume_class(for_fires, smoke_ugm3 + aloft, cloud[:, SPIN_UP_DAYS:]).ravel(),
+            **{name: values.ravel() for name, values in made.channels.items()},
         }
     )
     if with_truth:
-        table["pm25_true"] = truth.astype(np.float32).ravel()
+        table["pm25_true"] = made.truth.astype(np.float32).ravel()
     return table
+
+
+def synthesize_grid(
+    lat: Floats,
+    lon: Floats,
+    first: str | np.datetime64,
+    last: str | np.datetime64,
+    *,
+    days: int = 365,
+    seed: int = 0,
+    start: str = "2021-01-01",
+    gradient: float = 0.0,
+) -> pd.DataFrame:
+    """Make the covariates and the truth of cells in the world of a panel, by cell, then by day.
+
+    `lat` and `lon` (n,) are the centres of the cells in degrees, and the days are those from `first` to
+    `last`. The other arguments are those of the panel (`synthesize`). Weather, haze, fires and the places'
+    effects are the same fields as at its sites. Only what is drawn for each place by itself is new: cloud and
+    wind of a place and a day, its nugget, and errors of the plume class. The columns are date, lat, lon, the
+    channels of a panel, and pm25_true.
+
+    Raises InputError for days that the panel does not have.
+    """
+    dates = _dates(start, days)
+    origin = days_of(start, days)[0]
+    begin, end = (int((np.datetime64(day, "D") - origin).astype(int)) for day in (first, last))
+    if not 0 <= begin <= end < days:
+        problem = f"{first} to {last} are not days of the panel, {dates[0].date()} to {dates[-1].date()}"
+        raise InputError("synthetic", "first, last", problem, "choose days of the panel")
+    wanted = slice(begin, end + 1)
+    parts = []
+    blocks = range(0, len(lat), CELLS)
+    for number, at in enumerate(blocks):
+        world = _World(seed, dates, gradient)  # its streams are drawn again from their start
+        own = world.for_cells.spawn(len(blocks))[number].spawn(3)
+        here = slice(at, at + CELLS)
+        made = world.at(lat[here], lon[here], _Streams(*own))
+        shown = {name: values[:, wanted].ravel() for name, values in made.channels.items()}
+        cells = len(lat[here])
+        places = {
+            "date": np.tile(dates.to_numpy()[wanted], cells),
+            "lat": np.repeat(lat[here], end + 1 - begin),
+            "lon": np.repeat(lon[here], end + 1 - begin),
+        }
+        truth = made.truth[:, wanted].astype(np.float32).ravel()
+        parts.append(pd.DataFrame(places | shown | {"pm25_true": truth}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def days_of(start: str, days: int) -> NDArray[np.datetime64]:
+    """Return the days of a panel, (days,) datetime64[D]. Raises InputError for a start that is not a date."""
+    return _dates(start, days).to_numpy().astype("datetime64[D]")
+
+
+def _dates(start: str, days: int) -> pd.DatetimeIndex:
+    """Return the days of a panel. Raises InputError for a start that is not a date."""
+    try:
+        return pd.date_range(start, periods=days, freq="D", unit="us").normalize()
+    except ValueError as error:
+        raise InputError(
+            "synthetic", "start", f"{start!r} is not a date", "write it as 2021-01-01"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """Random streams of what each place has of its own."""
+
+    weather: np.random.Generator
+    air: np.random.Generator
+    plumes: np.random.Generator
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Channels and truth of places."""
+
+    channels: dict[str, NDArray[np.generic]]
+    """Channels by name, each (places, days)."""
+    truth: Floats
+    """True concentration, (places, days)."""
+
+
+class _World:
+    """Fields of a seed on some days, which can be looked up once at any places."""
+
+    def __init__(self, seed: int, dates: pd.DatetimeIndex, gradient: float) -> None:
+        # One random stream for each part, so that a change in one does not redraw the others.
+        streams = np.random.default_rng(seed).spawn(6)
+        self.for_sites, self._weather, self._air, self._fires, self.for_monitors, self.for_cells = streams
+        self.dates, self.gradient = dates, gradient
+
+    @property
+    def streams(self) -> _Streams:
+        """Streams of the fields, which also serve for the sites of the panel."""
+        return _Streams(self._weather, self._air, self._fires)
+
+    def at(self, lat: Floats, lon: Floats, own: _Streams) -> _Made:
+        """Compute channels and truth at places; `own` draws what each place has of its own."""
+        first, last = self.dates[0], self.dates[-1]
+        long_dates = pd.date_range(first - pd.Timedelta(days=SPIN_UP_DAYS), last, freq="D")
+        day_of_year = long_dates.day_of_year.to_numpy(np.float64)
+        elev_m = _elevation(lat, lon)
+        weather, anomaly, cloud = _weather(self._weather, own.weather, lat, lon, elev_m, day_of_year)
+        background = _background(self._air, own.air, lat, lon, day_of_year, anomaly, weather, self.gradient)[
+            :, SPIN_UP_DAYS:
+        ]
+        smoke_ugm3, aloft = _fires(self._fires, lat, lon, self.dates)
+        smoke = _plume_class(own.plumes, smoke_ugm3 + aloft, cloud[:, SPIN_UP_DAYS:])
+        days = len(self.dates)
+        channels: dict[str, NDArray[np.generic]] = {
+            "elev_m": np.repeat(elev_m, days).astype(np.float32).reshape(-1, days),
+            **{name: values[:, SPIN_UP_DAYS:].astype(np.float32) for name, values in weather.items()},
+            "smoke": smoke,
+        }
+        return _Made(channels, background + smoke_ugm3)
 
 
 def inside_outline(lat: Floats, lon: Floats) -> NDArray[np.bool_]:
@@ -288,12 +394,20 @@ def _moving_field(
 
 
 def _weather(
-    rng: np.random.Generator, lat: Floats, lon: Floats, elev_m: Floats, day_of_year: Floats
+    rng: np.random.Generator,
+    own: np.random.Generator,
+    lat: Floats,
+    lon: Floats,
+    elev_m: Floats,
+    day_of_year: Floats,
 ) -> tuple[dict[str, Floats], Floats, Floats]:
-    """Make the weather channels, the temperature anomaly (C) and cloudiness (N(0, 1)), all (sites, days)."""
+    """Make the weather channels, the temperature anomaly (C) and cloudiness (N(0, 1)), all (sites, days).
+
+    `rng` draws the fields, and then `own` what each place has of its own; they may be one stream.
+    """
     shape = (len(lat), len(day_of_year))
     warm, moist, windy = (_moving_field(rng, lat, lon, shape[1]) for _ in range(3))
-    cloud = 0.9 * moist + np.sqrt(1 - 0.9**2) * rng.standard_normal(shape)
+    cloud = 0.9 * moist + np.sqrt(1 - 0.9**2) * own.standard_normal(shape)
 
     winter = np.cos(2 * np.pi * (day_of_year - 15) / 365.25)
     west = _west(lon)[:, None]
@@ -317,7 +431,7 @@ def _weather(
     sunshine = clear * _extraterrestrial(lat, day_of_year)
     plains = np.exp(-0.5 * ((lon + 100) / 6) ** 2)[:, None]
     calm = -0.12 * west * winter - 0.05 * west + 0.12 * (1 - west) * winter + 0.30 * plains
-    wind = 3.0 * np.exp(calm + 0.52 * windy + 0.08 * cloud + 0.12 * rng.standard_normal(shape))
+    wind = 3.0 * np.exp(calm + 0.52 * windy + 0.08 * cloud + 0.12 * own.standard_normal(shape))
     channels = {
         "crn_tmax_c": np.round(mean + swing / 2, 1),
         "crn_tmin_c": np.round(mean - swing / 2, 1),
@@ -339,15 +453,16 @@ def _extraterrestrial(lat: Floats, day_of_year: Floats) -> Floats:
     return 24 * 60 / np.pi * 0.0820 * (1 + 0.033 * np.cos(turn)) * height
 
 
-def _place_effect(rng: np.random.Generator, lat: Floats, lon: Floats) -> Floats:
+def _place_effect(rng: np.random.Generator, own: np.random.Generator, lat: Floats, lon: Floats) -> Floats:
     """Draw place(s) of the module's docstring, (sites,)."""
     bumps = np.exp(-0.5 * (_distance_km(lat, lon, BUMPS) / BUMPS[:, 2]) ** 2) @ BUMPS[:, 3]
     urban = np.exp(-0.5 * (_distance_km(lat, lon, CITIES) / 25) ** 2) @ (0.10 + 0.03 * np.sqrt(CITIES[:, 2]))
-    return bumps + urban + 0.16 * _field(rng, lat, lon, 150) + rng.normal(0, 0.06, len(lat))
+    return bumps + urban + 0.16 * _field(rng, lat, lon, 150) + own.normal(0, 0.06, len(lat))
 
 
 def _background(
     rng: np.random.Generator,
+    own: np.random.Generator,
     lat: Floats,
     lon: Floats,
     day_of_year: Floats,
@@ -362,7 +477,7 @@ def _background(
     season = (0.10 * west - 0.08 * east) * winter
     heat = anomaly * (0.045 * east * np.maximum(-winter, 0) - 0.060 * west * np.maximum(winter, 0))
     haze = 0.32 * _moving_field(rng, lat, lon, len(day_of_year), length_km=400, memory=0.88, drift_km=200)
-    place = (_place_effect(rng, lat, lon) + gradient * (lon + 96) / 15)[:, None]
+    place = (_place_effect(rng, own, lat, lon) + gradient * (lon + 96) / 15)[:, None]
 
     washout = 0.30 * (1 - np.exp(-weather["crn_prcp_mm"] / 4))
     kept = np.exp(-(0.04 + 0.09 * weather["wind_speed_ms"] + washout))

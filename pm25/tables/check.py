@@ -37,11 +37,13 @@ def check(
     *,
     source: str | None = None,
     columns: ColumnMap = NO_MAP,
+    grid: bool = False,
 ) -> Check:
     """Find every problem of `table`. Without `channels`, every column is checked as a possible channel.
 
     `source` is the table's path or address, and `columns` the map that has renamed its columns; they are
-    part of the commands that a fix proposes.
+    part of the commands that a fix proposes. With `grid`, the sites are the cells of a grid. The table then
+    needs no target, and may have any number of days.
     """
     read = notes_of(table)
     notices = [Problem(column, what) for column, what in read.notices]
@@ -69,7 +71,7 @@ def check(
     problems += misplaced
     problems += find_similar_ids(lat, lon, code, sites, notices)
     problems += find_wrong_groups(table, groups, code, sites)
-    problems += find_wrong_days(day, code, sites)
+    problems += find_wrong_days(day, code, sites, fewest=1 if grid else MIN_DAYS)
     observed = np.isfinite(target)
     first, last = (np.datetime64(int(end), "D") for end in (day.min(), day.max()))
     counts |= {
@@ -90,6 +92,8 @@ def check(
         if column in table.column_names and not pa.types.is_boolean(plain_type(table[column].type)):
             _extend(problems, doubts, find_wrong_values(column, as_float(table[column])))
     if not observed.any():
+        if grid:
+            return complete()
         problems.append(Problem("pm25", "all values are null", "give the target in ug/m3"))
         return complete()
     _extend(problems, doubts, find_wrong_pm25(target))
@@ -219,7 +223,9 @@ def find_unreadable_text(table: pa.Table, groups: Sequence[str]) -> list[Problem
     return problems
 
 
-def find_wrong_days(day: np.ndarray, code: np.ndarray, sites: np.ndarray) -> list[Problem]:
+def find_wrong_days(
+    day: np.ndarray, code: np.ndarray, sites: np.ndarray, fewest: int = MIN_DAYS
+) -> list[Problem]:
     """Find repeated site-days, and a table of too few or too many days."""
     problems = []
     order = np.lexsort((np.arange(len(code)), day, code))
@@ -231,8 +237,8 @@ def find_wrong_days(day: np.ndarray, code: np.ndarray, sites: np.ndarray) -> lis
         what = f"{int(again.sum())} duplicate site-days, the first {first}"
         problems.append(Problem("site_id, date", what, "keep one row for each site and day", rows_of(again)))
     span = int(day.max() - day.min()) + 1
-    if span < MIN_DAYS:
-        problems.append(Problem("date", f"only {span} days", f"give {MIN_DAYS} or more, for one window"))
+    if span < fewest:
+        problems.append(Problem("date", f"only {span} days", f"give {fewest} or more, for one window"))
     if span > MAX_DAYS:
         ends = " to ".join(str(np.datetime64(int(end), "D")) for end in (day.min(), day.max()))
         what = f"{span} days, {ends}, but at most {MAX_DAYS} are allowed"

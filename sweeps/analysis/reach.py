@@ -30,6 +30,9 @@ from sweeps.spec.study import Study
 SAMPLES = 500
 """Most training samples of a fold, and most test samples, whose inputs are compared."""
 
+FEWEST = 30
+"""Fewest predictions whose RMSE is shown."""
+
 CHANNELS, WITH_PLACE = "channels", "channels and place"
 """Inputs that are compared: those of an arm without the place, and those of an arm with it."""
 
@@ -41,6 +44,7 @@ COLUMNS = (
     "inside",
     "arm",
     "n_inside",
+    "n_outside",
     "rmse_inside",
     "rmse_outside",
 )
@@ -210,7 +214,10 @@ def _weights(panel: Panel, inputs: str, importance: pd.DataFrame) -> np.ndarray 
 def _errors(
     panel: Panel, tested: _Tested, predicted: Predicted | None, arm: str, keys: Mapping[int, str]
 ) -> dict[str, str | int | float]:
-    """Return the RMSE of an arm inside and outside the area; `keys` are cells by the position of the fold."""
+    """Return the RMSE of an arm inside and outside the area; `keys` are cells by the position of the fold.
+
+    It is NaN for fewer than `FEWEST` predictions.
+    """
     square, within = [np.empty(0)], [np.empty(0, bool)]
     for at, key in keys.items():
         assert predicted is not None
@@ -220,8 +227,9 @@ def _errors(
         within.append(tested.inside[at])
     error, inside = np.concatenate(square), np.concatenate(within)
     inside, outside = (error[chosen & np.isfinite(error)] for chosen in (inside, ~inside))
-    rmse = [float(np.sqrt(own.mean())) if len(own) else np.nan for own in (inside, outside)]
-    return {"arm": arm, "n_inside": len(inside), "rmse_inside": rmse[0], "rmse_outside": rmse[1]}
+    rmse = [float(np.sqrt(own.mean())) if len(own) >= FEWEST else np.nan for own in (inside, outside)]
+    counts = {"n_inside": len(inside), "n_outside": len(outside)}
+    return {"arm": arm, **counts, "rmse_inside": rmse[0], "rmse_outside": rmse[1]}
 
 
 def _first_seeds(predicted: Predicted | None, arm: str, split: str, folds: Sequence[int]) -> dict[int, str]:

@@ -10,6 +10,7 @@ from sweeps.bench import (
     coverage,
     engine,
     gpu,
+    maps,
     mirror,
     packing,
     report,
@@ -33,7 +34,7 @@ def measure(
 ) -> Iterator[Measurement]:
     """Yield each measurement when it is ready; files are written below a temporary folder.
 
-    `only` is the name of a group: trial, training, engine, mirror, report, busy, scale, calibration or
+    `only` is the name of a group: trial, training, engine, mirror, report, map, busy, scale, calibration or
     coverage. The last two measure the report's statistics and not this machine, so they run only if they are
     named. They simulate `studies` of each kind on the positions of `table`, or on synthetic ones. The trial
     reads the panel `table`, or a synthetic one of the size of the 2021 table. The engine trains each number
@@ -54,6 +55,8 @@ def measure(
             yield from mirror.run(folder, server)
         if only in (None, "report"):
             yield from report.run(folder)
+        if only in (None, "map"):
+            yield from maps.run(folder / "map")
         if only in (None, "busy"):
             yield from busy.run(folder)
         if only in (None, "scale"):

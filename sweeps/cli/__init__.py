@@ -13,7 +13,7 @@ import click
 from pm25.errors import InputError
 from pm25.redaction import redacted
 from sweeps import exit_status
-from sweeps.cli import bench, data, results, run, standard_streams, status, storage, text_encoding
+from sweeps.cli import bench, data, maps, results, run, standard_streams, status, storage, text_encoding
 
 DEBUG = "SWEEP_DEBUG"
 """Environment variable of `--debug`, which the processes of a run inherit."""
@@ -126,7 +126,7 @@ def _set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
 def cli() -> None:
     """Test whether the location helps a PM2.5 model, within region and out of region.
 
-    STUDY is a study file, or the name of a shipped study: demo, quick, paper2025.
+    STUDY is a study file, or the name of a shipped study: demo, smoke, quick, paper2025.
     """
 
 
@@ -135,7 +135,7 @@ for command in (
     *(status.status, status.list_),
     *(results.export, results.compare, results.report, results.sync),
     *(results.importance, results.verify, results.ui),
-    *(storage.fsck, storage.seal),
+    *(maps.map_, storage.fsck, storage.seal),
     bench.bench,
     data.data,
 ):

@@ -24,6 +24,7 @@ GROUPS = (
     "engine",
     "mirror",
     "report",
+    "map",
     "busy",
     "scale",
     "gpu",
@@ -60,7 +61,7 @@ GROUPS = (
     "--only",
     type=click.Choice(GROUPS),
     help="Measure one group only: a training, trainings on all cores, the engine, the runs in MLflow, the "
-    "report, how busy GPUs are kept, or a driver of 512 GPUs. `gpu` measures trainings on a GPU, "
+    "report, a map, how busy GPUs are kept, or a driver of 512 GPUs. `gpu` measures trainings on a GPU, "
     "`calibration` the size and power of the tests, `coverage` prediction intervals by region, and `chaos` a "
     "study under random faults.",
 )

@@ -11,7 +11,7 @@ import click
 from pm25.errors import InputError
 from pm25.limits import MOST_DAYS, MOST_KM, MOST_SITES
 from pm25.text import counted
-from sweeps.cli.files import check_parquet, write_panel, write_parquet
+from sweeps.cli.files import check_parquet, write_file, write_panel, write_parquet
 from sweeps.cli.shared import FiniteRange, examples, json_option
 
 if TYPE_CHECKING:
@@ -161,7 +161,11 @@ def _column_map(mapped: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-@data.command(epilog=examples("data synth panel.parquet --sites 300 --days 365"))
+@data.command(
+    epilog=examples(
+        "data synth panel.parquet --sites 300 --days 365", "data synth grid.parquet --grid 0.5 --days 365"
+    )
+)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "--sites",
@@ -174,12 +178,40 @@ def _column_map(mapped: Sequence[str]) -> dict[str, str]:
     "--days", type=click.IntRange(max=MOST_DAYS), default=365, show_default=True, help="Number of days."
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed.")
-def synth(out: Path, sites: int, days: int, seed: int) -> None:
-    """Write a synthetic panel of the contiguous US, with a known truth, to OUT.parquet."""
+@click.option("--start", default="2021-01-01", show_default=True, metavar="DATE", help="First day.")
+@click.option(
+    "--gradient",
+    type=FiniteRange(-2, 2),
+    default=0.0,
+    show_default=True,
+    help="Slope of the logarithm of PM2.5 from west to east, for each 15 degrees.",
+)
+@click.option(
+    "--grid",
+    "degrees",
+    type=FiniteRange(0, 10, min_open=True),
+    metavar="DEGREES",
+    help="Write the covariates and the truth of cells of this size in place of a panel, for `sweep map`.",
+)
+def synth(
+    out: Path, sites: int, days: int, seed: int, start: str, gradient: float, degrees: float | None
+) -> None:
+    """Write a synthetic panel of the contiguous US, with a known truth, to OUT.parquet.
+
+    With --grid, and otherwise the same options, the cells are in the same world as the sites of the panel.
+    """
     from pm25.sources import synthetic
 
     check_parquet(out)
-    click.echo(write_panel(synthetic.synthesize(sites=sites, days=days, seed=seed), out))
+    if degrees is None:
+        made = synthetic.synthesize(sites=sites, days=days, seed=seed, start=start, gradient=gradient)
+        click.echo(write_panel(made, out))
+        return
+    from pm25.grids.world import WorldGrid
+
+    grid = WorldGrid({"days": days, "seed": seed, "start": start, "gradient": gradient}, degrees, ())
+    write_file(out, grid.write)
+    click.echo(f"{out}: {len(grid.lat):,} cells, {days:,} days")
 
 
 @data.command(

@@ -19,7 +19,7 @@ def check_cells(out: Path) -> None:
     """Raise InputError if a table of cells cannot be written to the file, before the work for it starts."""
     if out.suffix not in FORMATS:
         raise InputError(str(out), "", f"no format has suffix {out.suffix!r}", "name it .parquet or .csv")
-    _check_file(out)
+    check_file(out)
 
 
 def check_parquet(out: Path) -> None:
@@ -29,10 +29,11 @@ def check_parquet(out: Path) -> None:
         raise InputError(
             str(out), "", f"the table is written as Parquet, not {out.suffix!r}", f"name it {name}"
         )
-    _check_file(out)
+    check_file(out)
 
 
-def _check_file(out: Path) -> None:
+def check_file(out: Path) -> None:
+    """Raise InputError if the file cannot be written, before the work for it starts."""
     try:
         if not out.parent.exists():
             fix = f"create it with `mkdir -p {shlex.quote(str(out.parent))}`, or choose another path"

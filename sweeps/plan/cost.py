@@ -260,8 +260,9 @@ class Estimate:
     def _weights(self, cells: Iterable[Cell]) -> int:
         """Bytes of the weights of `cells` that are kept in the end."""
         kept = [cell for cell in cells if self._study.keeps_weights(cell)]
-        if self._study.keep_weights == "winners":
-            kept = [*{Arm.of(cell): cell for cell in kept}.values()]
+        if isinstance(self._study.keep_weights, str):
+            by_fold = self._study.keep_weights == "folds"
+            kept = [*{(Arm.of(cell), cell.fold if by_fold else None): cell for cell in kept}.values()]
         return sum(4 * self.speeds.shape(cell).parameters for cell in kept)
 
     # The part that fits a budget

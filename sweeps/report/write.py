@@ -32,8 +32,8 @@ def write(report: ReportData, out: Path) -> list[Path]:
     """Write the files of the report to `out`, each atomically, and return their paths without the figures.
 
     These are index.html, report.md, cells.csv, means.csv, contrasts.csv and claims.csv. Where predictions are
-    stored, leverage.csv, monitors.csv and coverage.csv are written too. The folder `latex` has the tables for
-    a paper, and the folder `figures` the figures as SVG and PNG.
+    stored, leverage.csv, monitors.csv and coverage.csv are written too, and applicability.csv for a study.
+    The folder `latex` has the tables for a paper, and the folder `figures` the figures as SVG and PNG.
     """
     content = sections(report)
     cells = labels.with_arm(report.rows)

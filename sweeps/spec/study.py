@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -103,6 +104,14 @@ FileLocation = Annotated[Path | str, PlainValidator(_file_location)]
 """Location of a file: a path, or an address that pyarrow opens, such as s3://bucket/panel.parquet."""
 
 
+def _day(value: Any) -> str:
+    """Read a date, which YAML may have read already."""
+    try:
+        return date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise SettingError("", f"got {value!r}", "write a date as 2021-01-01") from None
+
+
 class Synthetic(Settings):
     """A panel that `pm25.sources.synthetic.synthesize` makes."""
 
@@ -114,6 +123,8 @@ class Synthetic(Settings):
     """Seed of the generator."""
     gradient: float = Field(0.0, ge=-2, le=2)
     """Slope of the logarithm of PM2.5 from west to east, for each 15 degrees of longitude."""
+    start: Annotated[str, BeforeValidator(_day)] = "2021-01-01"
+    """First day. Its fires are from July to October."""
 
 
 class Data(Settings):
@@ -340,9 +351,9 @@ class Study(Settings):
     file."""
     tracking: str | None = None
     """Address of the MLflow server, or of its database. Default: an SQLite file in the storage folder."""
-    keep_weights: bool | Literal["winners"] = "winners"
-    """Cells whose weights are stored: `winners` (the best cell of each arm), true (every cell) or false
-    (none)."""
+    keep_weights: bool | Literal["winners", "folds"] = "winners"
+    """Cells whose weights are stored: `winners` (the best cell of each arm), `folds` (the best seed of each
+    arm, on every fold), true (every cell) or false (none). The spread of a map needs `folds`."""
     resources: Resources = Resources()
     """Resources of one training."""
     budget: Budget = Budget()
@@ -513,11 +524,12 @@ class Study(Settings):
     def keeps_weights(self, cell: Cell) -> bool:
         """Return True if a cell stores its weights when it ends.
 
-        With `winners`, every cell that may win stores them; the run deletes the others' at its end.
+        With `winners` or `folds`, every cell that may win stores them; the run deletes the others' at its
+        end.
         """
         if cell.is_reference:
             return False
-        if self.keep_weights == "winners":
+        if isinstance(self.keep_weights, str):
             return cell.split == self.winner_split
         return self.keep_weights
 

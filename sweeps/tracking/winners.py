@@ -92,6 +92,17 @@ def best(
     return found
 
 
+def ensemble(
+    study: Study, cells: Mapping[str, Cell], records: Mapping[str, Record], held: Collection[str], arm: Arm
+) -> list[str]:
+    """Find the keys of an arm's winning seed on all folds that have weights (`held`), in order of the folds.
+
+    The first one is that of `best`. The list is empty if no done cell of the arm has weights.
+    """
+    ranked = [key for key in _ranked(study, cells, records).get(arm, []) if key in held]
+    return [key for key in ranked if cells[key].seed == cells[ranked[0]].seed]
+
+
 def _ranked(study: Study, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> dict[Arm, list[str]]:
     """Rank the done cells of each arm on the split of winners, the best first."""
     done: dict[Arm, dict[int, list[tuple[int, str]]]] = {}
@@ -124,11 +135,12 @@ def _pooled_validation_rmse(records: Sequence[Record]) -> float:
 
 
 class WeightRetention:
-    """Deletes the weights of cells that are not their arm's winner, if the study has `keep_weights: winners`.
+    """Deletes the weights of cells that are not their arm's winner.
 
-    While cells of an arm are missing, its best seed is not known, and each seed keeps the weights of its
-    first done fold. Only recorded cells lose their weights: they stay done, while a cell without a record may
-    be about to end.
+    With `keep_weights: winners`, the winning seed keeps those of its first done fold, and with `folds` those
+    of every fold. While cells of an arm are missing, its best seed is not known. Each seed then keeps what it
+    would keep as the winner. Only recorded cells lose their weights: they stay done, while a cell without a
+    record may be about to end.
     """
 
     def __init__(self, study: Study, store: Store) -> None:
@@ -138,17 +150,20 @@ class WeightRetention:
 
     def tidy(self, cells: Mapping[str, Cell], records: Mapping[str, Record]) -> None:
         """Compare all cells of the study; cells with other settings in the same store are not changed."""
-        if self._study.keep_weights != "winners":
+        if not isinstance(self._study.keep_weights, str):
             return
         self._first = {}
+        folds: set[str] = set()
         held = self._store.holding(WEIGHTS) & records.keys()
         waiting = {Arm.of(cell) for key, cell in cells.items() if key not in records and self._wins(cell)}
         for arm, ranked in _ranked(self._study, cells, records).items():
             with_weights = [key for key in ranked if key in held]
+            seeds = {cells[key].seed for key in (with_weights if arm in waiting else with_weights[:1])}
+            folds.update(key for key in with_weights if cells[key].seed in seeds)
             for key in with_weights if arm in waiting else with_weights[:1]:
                 place, one = (arm, cells[key].seed), (cells[key].fold, key)
                 self._first[place] = min(one, self._first.get(place, one))
-        kept = {key for _, key in self._first.values()}
+        kept = folds if self._study.keep_weights == "folds" else {key for _, key in self._first.values()}
         for key in held - kept:
             self._store.delete_file(key, WEIGHTS)
 

@@ -244,7 +244,7 @@ def _draw_borders(ax: Any, outlines: Sequence[np.ndarray]) -> None:
     ax.add_collection(LineCollection(rings, colors="#9a9a9a", linewidths=0.4, zorder=2), autolim=False)
 
 
-def _frame_conus(ax: Any, lat: pd.Series, lon: pd.Series) -> None:
+def _frame_conus(ax: Any, lat: Any, lon: Any) -> None:
     """Frame CONUS with its graticule, or a larger area if a site is outside: no site is cut off."""
     lines = [
         np.stack(_albers(np.linspace(24, 50, 30), np.full(30, at)), axis=1) for at in range(-120, -69, 10)

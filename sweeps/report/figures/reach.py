@@ -55,10 +55,10 @@ def _distance_curves(distances: Distances, *, narrow: bool) -> Figure:
             handles.append(_curve(ax, km, label, **style))
         ax.set_xscale("log")
         ax.set_xlim(left=LEAST_KM)
-        ax.set_ylim(0, 1)
+        ax.set_ylim(0, 1.02)
         label_counts(ax.xaxis)
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set_xlabel("distance to the nearest monitor (km); up to 1 km at the left end")
+        ax.set_xlabel("km to the nearest monitor (log scale from 1 km)")
         ax.set_ylabel("share within the distance")
         plain_axes(ax, "both")
         legend(canvas, handles)
@@ -69,7 +69,7 @@ def _distance_curves(distances: Distances, *, narrow: bool) -> Figure:
             "Share of test monitors within a distance of the nearest training monitor, by split. The black "
             "curve is the same for the places of the map and all monitors. A split whose curve is near the "
             "black one, with a small W, describes the map best. A curve to the left of it is an easier test "
-            "than the map, and one to the right a harder one.",
+            "than the map, and one to the right a harder one. Distances below 1 km are drawn at 1 km.",
         )
 
 

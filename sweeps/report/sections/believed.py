@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sweeps.analysis import labels
-from sweeps.analysis.reach import SAMPLES, Distances, Reach
+from sweeps.analysis.reach import FEWEST, SAMPLES, Distances, Reach
 from sweeps.report import tables
 from sweeps.report.sections.section import Section, pictures
 from sweeps.report.tables import Entry, Table
@@ -80,7 +80,7 @@ def _distances(distances: Distances) -> Table:
         entries = [Entry(f"{len(km):,}"), *(Entry(f"{q:,.1f}") for q in np.quantile(km, [0.25, 0.5, 0.75]))]
         w = f"{distances.w_km(name):,.1f}" if name in distances.splits else tables.ABSENT
         lines.append((name, [*entries, Entry(w)]))
-    heads = [("", "n"), *(("km to the nearest", name) for name in ("a quarter", "half", "three quarters"))]
+    heads = [("", "n"), *(("within km", name) for name in ("a quarter", "half", "three quarters"))]
     notes = (
         "n: places, or test monitors of one set of folds. A quarter of them, half of them and three quarters "
         "are within the distance. That of a split is to the nearest training monitor.",
@@ -111,6 +111,7 @@ def _inside(found: Reach) -> Table:
         "Inputs: the value of each channel on the day, and its mean over the window; and with the place, the "
         f"coordinates. At most {SAMPLES:,} training and test samples of a fold are compared, evenly spaced.",
         f"Weights of the inputs: {_WEIGHTS[tuple(sorted({*found.inside['weights']}))]}.",
-        "The RMSE (µg/m³) is that of the cells with the first seed, on the compared samples.",
+        "The RMSE (µg/m³) is that of the cells with the first seed, on the compared samples. It is left out "
+        f"for fewer than {FEWEST} of them.",
     )
     return Table("inputs", heads, lines, "Test samples inside the area of applicability.", notes)

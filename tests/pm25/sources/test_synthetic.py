@@ -208,3 +208,63 @@ def test_other_years_and_small_panels():
 def test_impossible_requests_are_refused(option, value, values):
     with refuses("synthetic", option, *values):
         synthesize(**{option: value})
+
+
+# The grid of the same world
+
+WORLD = {"days": 60, "seed": 3, "gradient": 0.4, "start": "2021-06-20"}
+
+
+@pytest.fixture(scope="module")
+def sites() -> pd.DataFrame:
+    return synthesize(sites=60, with_truth=True, **WORLD)
+
+
+def at_sites(sites: pd.DataFrame, first: str, last: str, **changes) -> pd.DataFrame:
+    """Cells whose centres are the sites of the panel."""
+    places = sites.drop_duplicates("site_id")
+    lat, lon = places["lat"].to_numpy(), places["lon"].to_numpy()
+    return synthetic.synthesize_grid(lat, lon, first, last, **WORLD | changes)
+
+
+def test_cells_are_in_the_world_of_the_panel(sites):
+    """Fields are the same; only what is drawn for each place by itself differs, by its documented share."""
+    cells = at_sites(sites, "2021-06-20", "2021-08-18")
+    assert [*cells] == ["date", "lat", "lon", *COLUMNS[5:], "pm25_true"]
+    np.testing.assert_array_equal(cells["elev_m"], sites["elev_m"])
+    np.testing.assert_array_equal(cells["date"], sites["date"])
+
+    def apart(cells):
+        return np.log(cells["pm25_true"].to_numpy(float) / sites["pm25_true"].to_numpy(float)).std()
+
+    other = at_sites(sites, "2021-06-20", "2021-08-18", seed=4)
+    assert apart(cells) < 0.25 < 0.5 < apart(other)
+    warm = np.corrcoef(cells["crn_tmax_c"], sites["crn_tmax_c"])[0, 1]
+    assert warm > 0.98
+    # The same plumes are at the same places.
+    smoky = sites["smoke"] == 3
+    assert smoky.sum() > 5
+    assert (cells["smoke"][smoky] >= 1).mean() > 0.9
+
+
+def test_a_cell_is_the_same_whatever_days_are_asked(sites):
+    every = at_sites(sites, "2021-06-20", "2021-08-18")
+    few = at_sites(sites, "2021-07-10", "2021-07-12")
+    same = every[every["date"].between("2021-07-10", "2021-07-12")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(few, same, check_exact=True)
+
+
+def test_cells_are_made_in_blocks(sites, monkeypatch):
+    together = at_sites(sites, "2021-07-10", "2021-07-12")
+    monkeypatch.setattr(synthetic, "CELLS", 17)
+    blocks = at_sites(sites, "2021-07-10", "2021-07-12")
+    np.testing.assert_array_equal(blocks["elev_m"], together["elev_m"])
+    ratio = blocks["pm25_true"] / together["pm25_true"]
+    assert np.log(ratio).std() < 0.25  # the same fields in every block
+
+
+def test_days_of_another_panel_are_refused(sites):
+    with refuses("synthetic", "first, last", "2021-06-19", "2021-08-18"):
+        at_sites(sites, "2021-06-19", "2021-06-30")
+    with refuses("synthetic", "first, last", "2021-08-19"):
+        at_sites(sites, "2021-08-01", "2021-08-19")

@@ -39,7 +39,7 @@ print("LOADED", *sys.modules)
 
 
 def test_help_loads_nothing_that_takes_time() -> None:
-    loaded = loaded_by(["--help"], ["--version"], ["run", "--help"], ["data", "--help"])
+    loaded = loaded_by(["--help"], ["--version"], ["run", "--help"], ["data", "--help"], ["map", "--help"])
     assert "click" in loaded
     assert not loaded & {"numpy", "pandas", "pyarrow", "pydantic", "yaml", "torch", "ray", "mlflow", "rich"}
 
@@ -51,7 +51,7 @@ def test_plan_and_status_load_no_trainer_no_cluster_and_no_tracker(toy: Path) ->
     commands = (["plan"], ["status"], ["retry", "--where", "error=RuntimeError"], ["why", key])
     loaded = loaded_by(*([command, str(toy), *more, *rest] for command, *rest in commands))
     assert "pyarrow" in loaded
-    assert not loaded & {"torch", "ray", "mlflow", "matplotlib", "sklearn"}
+    assert not loaded & {"torch", "ray", "mlflow", "matplotlib", "sklearn", "rasterio", "h5netcdf"}
 
 
 def test_an_interrupt_is_130_and_loses_nothing(

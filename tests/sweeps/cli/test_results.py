@@ -94,6 +94,7 @@ def test_report_writes_its_files(sweep: Sweep, toy: Path, tmp_path: Path) -> Non
         "means.csv",
         "contrasts.csv",
         "leverage.csv",
+        "applicability.csv",
         "monitors.csv",
     ]
     files += [f"latex/{name}.tex" for name in ("verdicts", "wr", "oor", "contrasts", "all")]

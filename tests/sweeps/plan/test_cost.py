@@ -511,7 +511,7 @@ def test_disk_by_hand(toy: Callable[..., StudyState]) -> None:
     whole = of(state)
     assert whole.disk_mb(0).expected == pytest.approx((8 * tested + 3 * 6e3) / 1e6)
     weights = 4 * whole.speeds.shape(whole.tasks[0].cells[0]).parameters
-    for keep, n in (("true", 3), ("winners", 1)):
+    for keep, n in (("true", 3), ("winners", 1), ("folds", 3)):
         found = of(toy(*design, f"keep_weights={keep}")).disk_mb(0).expected
         assert found == pytest.approx((8 * tested + 3 * 6e3 + n * weights) / 1e6)
 

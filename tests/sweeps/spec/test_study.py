@@ -223,10 +223,18 @@ def test_protocol_neighbours_and_blocks_reach_every_cell(tmp_path: Path) -> None
 
 def test_whose_weights_are_kept(tmp_path: Path) -> None:
     assert study_file.load(write(tmp_path)).keep_weights == "winners"
-    for value in (True, False, "winners"):
+    for value in (True, False, "winners", "folds"):
         assert study_file.load(write(tmp_path), [f"keep_weights={str(value).lower()}"]).keep_weights == value
     with refuses("--set keep_weights=best", "keep_weights", "'best'"):
         study_file.load(write(tmp_path), ["keep_weights=best"])
+
+
+def test_the_first_day_of_a_synthetic_panel(tmp_path: Path) -> None:
+    sets = ["data.table=null", "data.synthetic={sites: 12, days: 30, start: 2021-07-01}"]
+    panel = study_file.load(write(tmp_path), sets).panel()
+    assert (str(panel.dates[0]), str(panel.dates[-1])) == ("2021-07-01", "2021-07-30")
+    with refuses(None, "data.synthetic.start", "soon"):
+        study_file.load(write(tmp_path), [*sets, "data.synthetic.start=soon"])
 
 
 def test_columns_of_the_monitors_are_checked_before_a_run(tmp_path: Path) -> None:

@@ -152,6 +152,38 @@ def test_a_test_score_is_not_looked_at(ran: StudyState) -> None:
     assert winners.best(ran.study, ran.cells, blind) == winners.best(ran.study, ran.cells, records)
 
 
+def test_an_ensemble_is_the_winning_seed_on_the_folds_with_weights(ran: StudyState) -> None:
+    arm, records = Arm("none", None), ran.records()
+    keys = [*judged(records, ran, arm)]
+    best = winners.best(ran.study, ran.cells, records)[arm]
+    own, others = (keys[:2], keys[2:]) if best == keys[0] else (keys[2:], keys[:2])
+    found = winners.ensemble(ran.study, ran.cells, records, keys, arm)
+    assert found == own
+    assert winners.ensemble(ran.study, ran.cells, records, [own[1], *others], arm) == [own[1]]
+    assert winners.ensemble(ran.study, ran.cells, records, others, arm) == others
+    assert winners.ensemble(ran.study, ran.cells, records, [], arm) == []
+
+
+def test_folds_keep_the_weights_of_the_winning_seed(ran: StudyState, tmp_path: Path) -> None:
+    """While an arm has missing cells, the folds of all its seeds keep theirs."""
+    records, arm = ran.records(), Arm("none", None)
+    keys = [*judged(records, ran, arm)]
+    other = StudyState(written(tmp_path, keep_weights="folds", design={**DESIGN, "variant": ["none"]}))
+    cells = {key: ran.cells[key] for key in keys}
+    for key in keys:
+        other.store.write_file(key, "result.json", ran.store.read_file(key, "result.json") or b"")
+        other.store.write_file(key, WEIGHTS, b"weights")
+        assert other.study.keeps_weights(cells[key])
+    retention = WeightRetention(other.study, other.store)
+    retention.tidy(cells, {key: records[key] for key in keys[:3]})
+    for key in keys[:3]:
+        retention.ended(records[key])
+    assert other.store.holding(WEIGHTS) == {*keys}
+    retention.tidy(cells, {key: records[key] for key in keys})
+    best = winners.best(ran.study, ran.cells, records)[arm]
+    assert other.store.holding(WEIGHTS) == {*(keys[:2] if best == keys[0] else keys[2:])}
+
+
 def test_ties_missing_folds_and_what_is_no_number(ran: StudyState) -> None:
     arm = Arm("none", None)
     records = {key: dict(record) for key, record in ran.records().items()}
