@@ -88,7 +88,7 @@ def _distances(distances: Distances) -> Table:
         "agree. A split of kind knndm makes it small (Linnenbrink et al. 2024).",
     )
     caption = "Distances to the nearest monitor."
-    return Table("from", [*heads, ("", "W (km)")], lines, caption, notes)
+    return Table("from", [*heads, ("", "W (km)")], lines, caption, notes, stacked=True)
 
 
 def _inside(found: Reach) -> Table:
@@ -114,4 +114,5 @@ def _inside(found: Reach) -> Table:
         "The RMSE (µg/m³) is that of the cells with the first seed, on the compared samples. It is left out "
         f"for fewer than {FEWEST} of them.",
     )
-    return Table("inputs", heads, lines, "Test samples inside the area of applicability.", notes)
+    caption = "Test samples inside the area of applicability."
+    return Table("inputs", heads, lines, caption, notes, stacked=True)
