@@ -49,6 +49,8 @@ test: setup
 	$(MAKE) --no-print-directory slow || status=1; \
 	exit $$status
 
+# A process for each core, so each has one thread.
+unit: export OMP_NUM_THREADS = 1
 unit: setup
 	$(PYTEST) -m 'not slow' -n auto --dist worksteal --durations=40
 
