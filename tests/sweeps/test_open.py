@@ -189,6 +189,25 @@ def test_the_report_is_that_of_the_command(
     assert not left.value.code
     assert digests(tmp_path / "notebook") == digests(tmp_path / "cli")
     assert "figures/cells-rmse.svg" in digests(tmp_path / "cli")
+    stored, covered = pd.read_csv(tmp_path / "cli" / "coverage.csv"), toy.coverage()
+    assert [*stored] == [*covered]
+    assert stored["arm"].tolist() == covered["arm"].tolist()
+    assert (stored["untested"].fillna("") == covered["untested"]).all()
+    assert stored["untested"].str.contains("are needed for 90% intervals").any()
+
+
+def test_coverage_is_that_of_stored_predictions(folder: Path) -> None:
+    toy = sweeps.open(folder / "toy.yaml", **{"analysis.coverage": 0.6, "analysis.block_degrees": 6})
+    covered = toy.coverage()
+    overall = covered[(covered["region"] == "all regions") & (covered["untested"] == "")]
+    assert set(overall["level"]) == {0.6}
+    assert set(overall["split"]) == {"random"}
+    cells = toy.results()
+    for _, line in overall.iterrows():
+        own = cells[(cells["arm"] == line["arm"]) & (cells["split"] == line["split"])]
+        assert line["n"] == own["n_test"].sum()
+        assert 0.4 < line["coverage"] < 0.8
+        assert line["width"] > 0
 
 
 def test_a_report_needs_a_folder(toy: OpenStudy, tmp_path: Path) -> None:

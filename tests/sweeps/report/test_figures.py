@@ -174,6 +174,7 @@ def draw_all(sums: artifacts.Predicted) -> list[Figure]:
         trials=trials(),
         parameters=parameters(),
         monitors=by_monitor(),
+        coverage=covered(),
         cuts=cuts(),
         outlines=OUTLINES,
     )
@@ -202,10 +203,30 @@ def by_monitor() -> pd.DataFrame:
     return pd.DataFrame(groups)
 
 
+def covered() -> pd.DataFrame:
+    """Coverage of two arms in three regions; the second arm has none out of region."""
+    places = [
+        (regime, split, part) for regime, split, part in (("WR", "random", "test"), ("OoR", BOARD, "test"))
+    ]
+    lines = [
+        {"arm": arm, "regime": regime, "split": split, "part": part, "level": 0.9, "region": region}
+        | {
+            "coverage": math.nan if arm == "none" and regime == "OoR" else value,
+            "low": low,
+            "high": low + 0.1,
+        }
+        for arm in ("none", "GeoCLIP · Hadamard")
+        for regime, split, part in places
+        for region, value, low in (("all regions", 0.9, 0.85), ("a", 0.7, math.nan), ("b", 1.0, math.nan))
+    ]
+    return pd.DataFrame(lines)
+
+
 NAMES = [
     *("forest-rmse", "wr-oor-rmse", "cells-rmse", "wr-to-oor-rmse", "cells-r2", "wr-to-oor-r2"),
     *("distance", "distance-wr", "split-checkerboard-16-shift4x2", "split-group-state-ca-tx-ny"),
     "monitors",
+    "coverage-by-region",
     "difference-geoclip-hadamard",
     *(f"errors-checkerboard-16-{arm}" for arm in ("none", "geoclip-hadamard")),
     *("density-random", "tail-random", "density-checkerboard-16", "tail-checkerboard-16"),

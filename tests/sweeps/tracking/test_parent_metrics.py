@@ -105,6 +105,28 @@ def test_regimes_parts_and_metrics_have_names_of_their_own() -> None:
     }
 
 
+def test_coverage_of_intervals_is_beside_the_scores() -> None:
+    first = {"arm": "GeoCLIP · Hadamard", "split": "checkerboard-16", "region": "all regions"}
+    numbers = {"coverage": 0.9, "low": 0.85, "high": 0.95, "width": 13.5, "coverage_high": 0.2, "worst": 0.7}
+    covered = pd.DataFrame(
+        [
+            {**first, "part": "test", **numbers},
+            {**first, "part": "test", "region": "a", "coverage": 0.7},
+            {**first, "part": "wr", **dict.fromkeys(numbers, NAN)},
+        ]
+    )
+    means = pd.DataFrame([mean("checkerboard-16", "test", "OoR", 8.0)])
+    found = aggregates(means, pd.DataFrame(), covered)["GeoCLIP · Hadamard", "checkerboard-16"]
+    assert {name: value for name, value in found.items() if "coverage" in name} == {
+        "coverage": 0.9,
+        "coverage_ci_low": 0.85,
+        "coverage_ci_high": 0.95,
+        "coverage_width": 13.5,
+        "coverage_high": 0.2,
+        "coverage_worst": 0.7,
+    }
+
+
 def test_only_differences_to_none_over_all_folds_are_told() -> None:
     means = pd.DataFrame([mean("random", "test", "WR", 7.0)])
     lines = [
