@@ -48,5 +48,5 @@ class WorldGrid:
         made = synthetic.synthesize_grid(self.lat, self.lon, first, last, **self._panel)
         cell = np.repeat(np.arange(len(self.lat)), len(made) // len(self.lat))
         table = pa.Table.from_pandas(made, preserve_index=False)
-        ends = (int(day.astype("datetime64[D]").astype(int)) for day in (first, last))
-        return block_of(table, cell, len(self.lat), self.channels, *ends, self.name)
+        begin, end = (int(day.astype("datetime64[D]").astype(int)) for day in (first, last))
+        return block_of(table, cell, len(self.lat), self.channels, begin, end, self.name)

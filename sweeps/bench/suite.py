@@ -23,9 +23,9 @@ def measure(
 
     `only` is the name of a group: trial, training, engine, mirror, report, map, busy, scale or calibration.
     The last one measures the report's tests and not this machine, so it runs only if it is named. It
-    simulates `studies` of each kind on the positions of `table`, or on synthetic ones. The trial reads the panel
-    `table`, or a synthetic one of the size of the 2021 table. The engine trains each number of `cells`. The
-    runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an interpreter that has
+    simulates `studies` of each kind on the positions of `table`, or on synthetic ones. The trial reads the
+    panel `table`, or a synthetic one of the size of the 2021 table. The engine trains each number of `cells`.
+    The runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an interpreter that has
     TensorFlow, for the published network. `recorded` is a study's folder from which the simulation draws
     the seconds of cells. The group `gpu` also runs only if it is named; with `pretend`, it needs no GPU.
     """
