@@ -223,8 +223,8 @@ def synthesize_grid(
     Raises InputError for days that the panel does not have.
     """
     dates = _dates(start, days)
-    origin = days_of(start, days)[0]
-    begin, end = (int((np.datetime64(day, "D") - origin).astype(int)) for day in (first, last))
+    ends = np.array([first, last], "datetime64[D]") - days_of(start, days)[0]
+    begin, end = ends.astype(int).tolist()
     if not 0 <= begin <= end < days:
         problem = f"{first} to {last} are not days of the panel, {dates[0].date()} to {dates[-1].date()}"
         raise InputError("synthetic", "first, last", problem, "choose days of the panel")
