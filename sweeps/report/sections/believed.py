@@ -77,18 +77,19 @@ def _distances(distances: Distances) -> Table:
     }
     lines = []
     for name, km in by_name.items():
-        entries = [Entry(f"{len(km):,}"), *(Entry(f"{q:,.1f}") for q in np.quantile(km, [0.25, 0.5, 0.75]))]
+        low, half, high = np.quantile(km, [0.25, 0.5, 0.75])
         w = f"{distances.w_km(name):,.1f}" if name in distances.splits else tables.ABSENT
-        lines.append((name, [*entries, Entry(w)]))
-    heads = [("", "n"), *(("within km", name) for name in ("a quarter", "half", "three quarters"))]
+        lines.append((name, [Entry(f"{half:,.1f}", f"{low:,.1f} to {high:,.1f}", f"{len(km):,}"), Entry(w)]))
+    heads = [("", "half within (km)"), ("", "W (km)")]
     notes = (
-        "n: places, or test monitors of one set of folds. A quarter of them, half of them and three quarters "
-        "are within the distance. That of a split is to the nearest training monitor.",
+        "n: places, or test monitors of one set of folds, half of which are within the distance. Below it "
+        "are the distances for a quarter and for three quarters. That of a split is to the nearest training "
+        "monitor.",
         "W: Wasserstein distance between the distances of a split and those of the map, in km; 0 if they "
         "agree. A split of kind knndm makes it small (Linnenbrink et al. 2024).",
     )
     caption = "Distances to the nearest monitor."
-    return Table("from", [*heads, ("", "W (km)")], lines, caption, notes, stacked=True)
+    return Table("from", heads, lines, caption, notes)
 
 
 def _inside(found: Reach) -> Table:
@@ -101,9 +102,9 @@ def _inside(found: Reach) -> Table:
                 Entry(tables.ABSENT if math.isnan(line[name]) else labels.number(line[name], "rmse"))
                 for name in ("rmse_inside", "rmse_outside")
             ]
-            entries = [Entry(f"{line['samples']:,}"), Entry(f"{line['inside']:.0%}"), Entry(line["arm"])]
-            lines.append((line["inputs"], [*entries, *rmse]))
-    heads = [("", "samples"), ("", "inside"), *(("RMSE", name) for name in ("of", "inside", "outside"))]
+            share = Entry(f"{line['inside']:.0%}", n=f"{line['samples']:,}")
+            lines.append((f"{line['inputs']} ({line['arm']})", [share, *rmse]))
+    heads = [("", "inside"), ("RMSE", "inside"), ("RMSE", "outside")]
     notes = (
         "Inside: the dissimilarity of a sample is at most that of new monitors among the training ones "
         "(Meyer and Pebesma 2021). It is the distance of its inputs to the nearest training sample, divided "
@@ -111,8 +112,8 @@ def _inside(found: Reach) -> Table:
         "Inputs: the value of each channel on the day, and its mean over the window; and with the place, the "
         f"coordinates. At most {SAMPLES:,} training and test samples of a fold are compared, evenly spaced.",
         f"Weights of the inputs: {_WEIGHTS[tuple(sorted({*found.inside['weights']}))]}.",
-        "The RMSE (µg/m³) is that of the cells with the first seed, on the compared samples. It is left out "
-        f"for fewer than {FEWEST} of them.",
+        "The RMSE (µg/m³) is that of the arm in brackets, over the cells with the first seed and the "
+        f"compared samples (n). It is left out for fewer than {FEWEST} of them.",
     )
     caption = "Test samples inside the area of applicability."
-    return Table("inputs", heads, lines, caption, notes, stacked=True)
+    return Table("inputs", heads, lines, caption, notes)

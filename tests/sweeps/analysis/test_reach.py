@@ -1,6 +1,7 @@
 """Reach of the tests: distances by hand, samples like and unlike those of training, and their errors."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pm25.panel import Panel
 from sweeps.analysis import artifacts, reach
 from sweeps.analysis.reach import CHANNELS, WITH_PLACE, Reach
 from sweeps.report.figures.reach import distance_curves
+from sweeps.report.sections.believed import believed
 from sweeps.spec.study import Study
 from sweeps.store.records import Store
 from tests import worlds
@@ -151,6 +153,25 @@ def test_errors_inside_and_outside(tmp_path: Path) -> None:
     assert own["rmse_inside"] == pytest.approx(2)
     assert 2 < own["rmse_outside"] <= 9
     assert np.isnan(inside.loc[WITH_PLACE, "rmse_inside"])  # the arm has no cells
+
+
+def test_the_section_names_the_numbers_for_strangers() -> None:
+    panel = meridian(shift=50.0)
+    object.__setattr__(panel, "domain", np.array([[30.5, -100.0], [31.5, -100], [40.5, -100]]))
+    found = measured(panel, halves(panel))
+    report = SimpleNamespace(reach=found, pictures=[])
+    section = believed(report)  # type: ignore[arg-type]
+    assert f"more than {KM / 2:,.0f} km from the nearest monitor" in section.text  # half a degree
+    assert "spatial, 0% are like the training samples" in section.text
+    distances, inside = section.tables
+    assert dict(distances.lines)["places of the map"][0].text == f"{KM / 2:,.1f}"
+    assert dict(distances.lines)["spatial"][1].text == f"{found.distances.w_km('spatial'):,.1f}"
+    assert [label for label, _ in inside.lines] == [
+        "spatial",
+        "channels (none)",
+        "channels and place (lat/lon)",
+    ]
+    assert believed(SimpleNamespace(reach=None)).tables == ()  # type: ignore[arg-type]
 
 
 def test_the_figure_has_a_curve_for_each_split() -> None:
