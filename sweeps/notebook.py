@@ -130,7 +130,7 @@ class OpenStudy:
         - n_high, coverage_high: the same for days from 35.5 ug/m3 on
         - of all regions: low, high (interval of level 1 - alpha of the mean over regions), regions, worst,
           worst_region, folds, folds_expected
-        - untested: why there is no coverage, such as too few regions; empty otherwise
+        - untested: why the coverage is missing, such as too few regions; empty otherwise
 
         The values are those of the report's coverage.csv. Without stored predictions there are no rows.
         """

@@ -22,9 +22,9 @@ import pyarrow.parquet
 from pm25.errors import InputError
 from pm25.metrics import EXCEEDANCE_UGM3
 from sweeps.analysis import episodes, labels
-from sweeps.analysis.coverage import HeldOutErrors
 from sweeps.analysis.episodes import CellEpisodes, Episode
 from sweeps.analysis.estimands import JACKKNIFE_DEGREES
+from sweeps.analysis.held_out_errors import HeldOutErrors
 from sweeps.store.records import READERS, Store
 
 COLUMNS = ("n", "e", "abs_e", "e2", "y", "y2")

@@ -23,8 +23,9 @@ from scipy import stats
 from pm25.geo import great_circle_km
 from pm25.intervals import spread
 from sweeps.analysis import coverage, statistics
-from sweeps.analysis.coverage import HeldOutErrors, TooFew
+from sweeps.analysis.coverage import TooFew
 from sweeps.analysis.estimands import JACKKNIFE_DEGREES
+from sweeps.analysis.held_out_errors import HeldOutErrors
 from sweeps.analysis.units import Array
 from sweeps.bench.calibration import positions
 from sweeps.bench.harness import Measurement

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pm25.geo import CONUS
 from pm25.intervals import spread
 from sweeps.analysis import artifacts, coverage
-from sweeps.analysis.coverage import EDGES, HeldOutErrors, Measured, TooFew
+from sweeps.analysis.coverage import Measured, TooFew
+from sweeps.analysis.held_out_errors import EDGES, HeldOutErrors
 from sweeps.bench import coverage as simulation
 from sweeps.spec import study_file
 from sweeps.spec.claims import Analysis
