@@ -174,10 +174,14 @@ def _write(
             lambda part: rasters.write_netcdf(part, maps[0].predicted(), dates, covariates, attributes),
         )
     else:
-        from sweeps.report.figures.day_maps import ArmDay, day_map
+        from sweeps.report.figures.day_maps import ArmDay, Monitors, day_map
 
         drawn = [ArmDay(one.models.label, len(one.models.keys), *one.predicted()) for one in maps]
-        figure = day_map(drawn, covariates, (state.panel.lat, state.panel.lon), rings)
+        panel, number = state.panel, int((dates[0] - state.panel.dates[0]).astype(int))
+        observed = np.full(len(panel.lat), np.nan, np.float32)
+        if 0 <= number < len(panel.dates):  # a table of a grid may have other days
+            observed = panel.target[:, number]
+        figure = day_map(drawn, covariates, Monitors(panel.lat, panel.lon, observed), rings)
         write_file(out, lambda part: part.write_bytes(figure.png))
     shown = f"{days[0]}" if days[0] == days[1] else f"{days[0]} to {days[1]}"
     click.echo(f"{out}: PM2.5 on {shown}, {len(covariates.lat):,} cells; {covariates.origin}")

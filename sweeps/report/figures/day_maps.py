@@ -32,6 +32,8 @@ _TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Ticks of the logarithmic scale of concentrations."""
 _LOWEST = 1.0
 """Lowest end of that scale in ug/m3, below which differences are those of instruments."""
+MANY = 400
+"""Monitors above which their dots are smaller."""
 _HATCH = "//////"
 _ENDS = (0.002, 0.998)
 """Quantiles at which the scale of concentrations ends, so that a plume of a few cells is seen."""
@@ -48,6 +50,15 @@ class ArmDay(NamedTuple):
     day: PredictedDay
 
 
+class Monitors(NamedTuple):
+    """Monitors of the study, drawn as dots."""
+
+    lat: np.ndarray
+    lon: np.ndarray
+    observed: np.ndarray
+    """Observed PM2.5 of the day in ug/m3, NaN where there is none."""
+
+
 class _Panel(NamedTuple):
     """One map: a value for each cell, and its colours."""
 
@@ -60,22 +71,30 @@ class _Panel(NamedTuple):
     norm: Normalize
     extend: str
     with_monitors: bool = False
+    at_monitors: bool = False
+    """True if the values are those of the monitors, not of the cells."""
 
 
 def day_map(
     arms: Sequence[ArmDay],
     covariates: Covariates,
-    monitors: tuple[np.ndarray, np.ndarray],
+    monitors: Monitors,
     outlines: Sequence[np.ndarray] = (),
 ) -> Figure:
     """Draw one arm, with its spread, the truth and the error if they are known, or two arms.
 
     Two arms are drawn with their difference, the first minus the second, and with the truth if it is known.
-    Cells outside the area of applicability are hatched. `monitors` are lat and lon of the panel's sites,
-    drawn as dots on the map of the spread or of the difference.
+    Cells outside the area of applicability are hatched. Without a truth, the observations of the monitors
+    are drawn beside. The monitors are dots on the map of the error, of the spread or of the difference.
     """
     panels = _arm_panels(arms[0]) if len(arms) == 1 else _pair_panels(*arms)
     day = arms[0].day
+    if day.truth is None and np.isfinite(monitors.observed).any():
+        nothing = np.zeros(len(monitors.observed), bool)
+        first = panels[0]._replace(
+            title="observed at the monitors", values=monitors.observed, outside=nothing
+        )
+        panels.append(first._replace(at_monitors=True))
     title = f"PM2.5 on {day.date}, {' and '.join(arm.label for arm in arms)}: {covariates.origin}"
     drawn = [_draw(panels, title, covariates, monitors, outlines, width) for width in (WIDTH, NARROW)]
     outside = " and ".join(f"{_share(arm.day):.0%}" for arm in arms)
@@ -171,7 +190,7 @@ def _draw(
     panels: Sequence[_Panel],
     title: str,
     covariates: Covariates,
-    monitors: tuple[np.ndarray, np.ndarray],
+    monitors: Monitors,
     outlines: Sequence[np.ndarray],
     width: float,
 ) -> Canvas:
@@ -198,12 +217,18 @@ def _draw_panel(
     panel: _Panel,
     covariates: Covariates,
     corners: _Corners | None,
-    monitors: tuple[np.ndarray, np.ndarray],
+    monitors: Monitors,
     outlines: Sequence[np.ndarray],
 ) -> None:
     outside = panel.outside & np.isfinite(panel.values)
+    few = len(monitors.lat) <= MANY
     look: dict[str, Any] = {"cmap": panel.colours, "norm": panel.norm, "rasterized": True}
-    if corners is None:
+    if panel.at_monitors:
+        seen = np.isfinite(panel.values)
+        x, y = _albers(monitors.lat[seen], monitors.lon[seen])
+        edge = {"edgecolors": "#555555", "linewidths": 0.2}
+        drawn = ax.scatter(x, y, s=14 if few else 7, c=panel.values[seen], **edge, **look)
+    elif corners is None:
         x, y = _albers(covariates.lat, covariates.lon)
         drawn = ax.scatter(x, y, s=5, c=panel.values, linewidths=0, plotnonfinite=False, **look)
         ax.plot(x[outside], y[outside], "x", color=INK, ms=2, mew=0.3, rasterized=True)
@@ -218,8 +243,8 @@ def _draw_panel(
             ax.add_patch(hatch)
     _draw_borders(ax, outlines)
     if panel.with_monitors:
-        dots = {"ms": 2.6, "mfc": INK, "mec": "white", "mew": 0.3}
-        ax.plot(*_albers(*monitors), "o", **dots, rasterized=True)
+        dots = {"ms": 2.6 if few else 1.5, "mfc": INK, "mec": "white", "mew": 0.3 if few else 0.15}
+        ax.plot(*_albers(monitors.lat, monitors.lon), "o", **dots, rasterized=True)
     logarithmic = isinstance(panel.norm, LogNorm)
     bar = canvas.colorbar(
         drawn,

@@ -11,11 +11,11 @@ import pytest
 from pm25.grids.cells import conus_cells
 from pm25.grids.predicted import PredictedDay
 from sweeps.report.figures import day_maps
-from sweeps.report.figures.day_maps import ArmDay, day_map
+from sweeps.report.figures.day_maps import ArmDay, Monitors, day_map
 from sweeps.report.figures.style import NARROW, Figure
 
 LAT, LON = conus_cells(2.5)
-MONITORS = np.array([40.0, 35.0]), np.array([-100.0, -90.0])
+MONITORS = Monitors(np.array([40.0, 35.0]), np.array([-100.0, -90.0]), np.array([12.0, np.nan]))
 
 
 def covariates(lat: np.ndarray = LAT, origin: str = "covariates from grid.parquet") -> Any:
@@ -79,10 +79,19 @@ def test_one_arm_with_truth(drawn: list[matplotlib.figure.Figure]) -> None:
     assert "25%" in figure.caption
 
 
-def test_one_model_without_truth_is_one_map(drawn: list[matplotlib.figure.Figure]) -> None:
+def test_without_truth_the_observations_are_beside(drawn: list[matplotlib.figure.Figure]) -> None:
     day_map([arm(models=1, truth=False)], covariates(), MONITORS)
-    (title,) = titles(drawn[0])
+    title, other = titles(drawn[0])
     assert "one model" in title
+    assert other == "observed at the monitors"
+    mapped, observed = (ax.collections[0] for ax in panels(drawn[0]))
+    assert observed.get_array().tolist() == [12.0]
+    assert observed.norm.vmax == mapped.norm.vmax
+    assert not panels(drawn[0])[1].patches
+    drawn.clear()
+    nothing = MONITORS._replace(observed=np.full(2, np.nan))
+    day_map([arm(models=1, truth=False)], covariates(), nothing)
+    assert len(titles(drawn[0])) == 1
 
 
 def test_two_arms_and_their_difference(drawn: list[matplotlib.figure.Figure]) -> None:
@@ -99,7 +108,7 @@ def test_two_arms_and_their_difference(drawn: list[matplotlib.figure.Figure]) ->
     assert len(scales) == 1
     drawn.clear()
     day_map([arm("a", truth=False), arm("b", truth=False)], covariates(), MONITORS)
-    assert len(panels(drawn[0])) == 3
+    assert titles(drawn[0])[2:] == ["a − b", "observed at the monitors"]
 
 
 def test_the_title_says_that_covariates_are_interpolated(drawn: list[matplotlib.figure.Figure]) -> None:
