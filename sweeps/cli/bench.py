@@ -60,10 +60,10 @@ GROUPS = (
 @click.option(
     "--only",
     type=click.Choice(GROUPS),
-    help="Measure one group only: a training, trainings on all cores, the engine, runs in MLflow, the report, "
-    "a map, busy GPUs, or a driver of 512 GPUs. `gpu` measures trainings on a GPU. `calibration` measures the "
-    "size and power of the tests, and `coverage` prediction intervals by region. `chaos` runs a study under "
-    "random faults.",
+    help="Measure one group only: a training, trainings on all cores, the engine, runs in MLflow, the "
+    "report, a map, busy GPUs, or a driver of 512 GPUs. `gpu` measures trainings on a GPU. `calibration` "
+    "measures the size and power of the tests, and `coverage` prediction intervals by region. `chaos` runs a "
+    "study under random faults.",
 )
 @click.option(
     "--server", metavar="URI", help="Also write 2,000 runs to this MLflow server; SQLite is always measured."
