@@ -15,6 +15,7 @@ from pm25.errors import InputError
 from pm25.metrics import SCORES
 from sweeps.analysis import artifacts, inference, labels
 from sweeps.analysis import coverage as intervals
+from sweeps.analysis.comparability import Comparisons
 from sweeps.report.study_report import write_study_report
 from sweeps.state import StudyState
 from sweeps.store import filters, integrity
@@ -99,7 +100,7 @@ class OpenStudy:
         looks = study.design.looks
         statuses = self.state.declared(records).contrasts
         return inference.contrasts(
-            rows, study.analysis, study.claims, metric, sums, looks, records, statuses=statuses
+            rows, study.analysis, study.claims, metric, sums, looks, Comparisons(records), statuses=statuses
         )
 
     def claims(self) -> pd.DataFrame:
@@ -115,7 +116,9 @@ class OpenStudy:
         sums = artifacts.predictions(self.state.store, rows)
         statuses = self.state.declared(records).contrasts
         looks = study.design.looks
-        return inference.claims(rows, study.analysis, study.claims, sums, looks, records, statuses=statuses)
+        return inference.claims(
+            rows, study.analysis, study.claims, sums, looks, Comparisons(records), statuses=statuses
+        )
 
     def coverage(self) -> pd.DataFrame:
         """Return the coverage of prediction intervals of level `analysis.coverage`, by arm, split and region.

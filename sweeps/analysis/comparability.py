@@ -49,6 +49,20 @@ def differences(arm: Record, other: Record) -> ArmDifference:
     return ArmDifference(tuple(undeclared), tuple(tuned))
 
 
+class Comparisons:
+    """Differences between the records of finished cells, by key; each pair is compared once."""
+
+    def __init__(self, records: Mapping[str, Record]) -> None:
+        self._records = records
+        self._known: dict[tuple[str, str], ArmDifference] = {}
+
+    def of(self, pair: tuple[str, str]) -> ArmDifference:
+        """Compare the records of two keys (`differences`)."""
+        if pair not in self._known:
+            self._known[pair] = differences(*(self._records[key] for key in pair))
+        return self._known[pair]
+
+
 def summary(pairs: Sequence[str]) -> list[str]:
     """Summarise the differences by name: 'in 3 of 4 pairs: torch 2.12.0 against 2.13.0'.
 

@@ -32,6 +32,7 @@ import pandas as pd
 from pm25.metrics import METRICS, SITE_SAMPLES, TAIL_SCORES
 from pm25.splits import HOLDOUT_PARTS
 from sweeps.analysis import comparability, episodes, estimands, judgement, labels, next_look, statistics
+from sweeps.analysis.comparability import Comparisons
 from sweeps.analysis.declarations import Status
 from sweeps.analysis.episodes import CellEpisodes, Episode
 from sweeps.analysis.estimands import Evidence, Sample, Totals
@@ -41,7 +42,7 @@ from sweeps.analysis.next_look import State
 from sweeps.spec.claims import NONE, Analysis, Claim, Contrast
 from sweeps.spec.claims import declared as declared_contrasts
 from sweeps.spec.design import NO_LADDERS, Arm, Ladders, SplitLadder
-from sweeps.store.records import TUNED_ON_TEST, Record
+from sweeps.store.records import TUNED_ON_TEST
 
 _MEANS: dict[str, str] = {
     **dict.fromkeys(("arm", "variant", "fusion", "split", "part", "regime", "metric"), "str"),
@@ -335,7 +336,7 @@ def contrasts(
     metric: str = "rmse",
     sums: Sums | None = None,
     looks: Ladders = NO_LADDERS,
-    records: Mapping[str, Record] | None = None,
+    compared: Comparisons | None = None,
     also: Sequence[Contrast] = (),
     *,
     statuses: Mapping[Contrast, Status] = MappingProxyType({}),
@@ -374,8 +375,8 @@ def contrasts(
       contrasts may be looked at. The contrast is judged where it stopped, or at its last complete look.
     - n_pairs, n_seeds; n_better: pairs in which the arm is better, for a bias the nearer to zero.
     - tuned, and the column of confounded pairs: what differs in the pairs, among tuned settings and beyond
-      the declared factor (`comparability.summary`). Pairs without 'none' are compared by `records`, or
-      without these through their differences from 'none'.
+      the declared factor (`comparability.summary`). Pairs without 'none' are compared by `compared`,
+      or without it through their differences from 'none'.
     - marked: the checks that cells of the contrast failed, '' for none.
     - keys_arm, keys_other: keys of the cells of the pairs.
     - without: the most influential episode (`episodes`), by dates and place, of a declared contrast that was
@@ -423,7 +424,7 @@ def contrasts(
             _adjust([one], analysis, family=False)
         if not has_direction(one.contrast.part, one.contrast.metric):
             one.columns |= {"verdict": "", "more_seeds": None}
-    texts = _texts(rows, records)
+    texts = _texts(rows, compared)
     lines = []
     for one in outcomes:
         contrast, pairs = one.contrast, one.pairs
@@ -453,7 +454,7 @@ def claims(
     declared: Sequence[Claim],
     sums: Sums | None = None,
     looks: Ladders = NO_LADDERS,
-    records: Mapping[str, Record] | None = None,
+    compared: Comparisons | None = None,
     *,
     statuses: Mapping[Contrast, Status] = MappingProxyType({}),
 ) -> pd.DataFrame:
@@ -464,7 +465,7 @@ def claims(
     samples. Another claim that takes no part in the declared family is 'exploratory'.
     """
     by_metric: dict[str, pd.DataFrame] = {
-        metric: contrasts(rows, analysis, declared, metric, sums, looks, records, statuses=statuses)
+        metric: contrasts(rows, analysis, declared, metric, sums, looks, compared, statuses=statuses)
         for metric in dict.fromkeys(claim.metric for claim in declared)
     }
     return claims_of(by_metric, declared)
@@ -949,9 +950,7 @@ def _columns_without(
     }
 
 
-def _texts(
-    rows: pd.DataFrame, records: Mapping[str, Record] | None
-) -> Callable[[tuple[str, str]], tuple[str, str]]:
+def _texts(rows: pd.DataFrame, compared: Comparisons | None) -> Callable[[tuple[str, str]], tuple[str, str]]:
     """Make the function that lists the undeclared and the tuned differences of a pair of keys."""
     known = {
         key: (undeclared, tuned)
@@ -964,10 +963,10 @@ def _texts(
     def of(pair: tuple[str, str]) -> tuple[str, str]:
         if pair[1] in plain:
             return known[pair[0]]
-        if records is None:
+        if compared is None:
             (undeclared_a, tuned_a), (undeclared_b, tuned_b) = (known[key] for key in pair)
             return _between(undeclared_a, undeclared_b), _between(tuned_a, tuned_b)
-        found = comparability.differences(records[pair[0]], records[pair[1]])
+        found = compared.of(pair)
         return "; ".join(found.undeclared), "; ".join(found.tuned)
 
     return of

@@ -11,6 +11,7 @@ import pandas as pd
 from pm25.metrics import SCORES, TAIL_SCORES
 from pm25.settings import CONTROLS, UNTRAINED
 from sweeps.analysis import inference, labels
+from sweeps.analysis.comparability import Comparisons
 from sweeps.analysis.declarations import History
 from sweeps.analysis.inference import Sums
 from sweeps.analysis.sequential import outcome, rule
@@ -144,6 +145,7 @@ def build_report_data(
     regions = labels.directions(rows)
     tail = {} if brief else _tail(rows, analysis)
     statuses = declarations.contrasts if declarations is not None else {}
+    compared = None if records is None else Comparisons(records)
     contrasts = {
         name: inference.contrasts(
             rows,
@@ -152,7 +154,7 @@ def build_report_data(
             name,
             sums,
             looks,
-            records,
+            compared,
             _contrasts(rows, pairs, name),
             statuses=statuses,
             episode=not brief,
@@ -170,7 +172,7 @@ def build_report_data(
         direction_contrasts={}
         if brief
         else {
-            m: inference.contrasts(regions, analysis, (), m, sums, records=records).assign(
+            m: inference.contrasts(regions, analysis, (), m, sums, compared=compared).assign(
                 declared=False, p_adjusted=float("nan")
             )
             for m in metrics

@@ -141,11 +141,12 @@ def pictures(
     sums: Sums | None = None,
     statuses: Mapping[Contrast, Status] = MappingProxyType({}),
 ) -> dict[str, bytes]:
-    """Draw the report's figures that need no predictions, as PNG by file name."""
+    """Draw the report's figures that need neither the panel nor single predictions, as PNG by file name."""
     from sweeps.analysis import artifacts
     from sweeps.report import figures
 
     metric = analysis.metric
+    covered = coverage.coverage(sums, rows, analysis) if isinstance(sums, artifacts.Predicted) else None
     drawn = figures.draw(
         rows,
         metric,
@@ -154,6 +155,7 @@ def pictures(
         ),
         means=inference.means(rows, analysis, metric, sums),
         curves=artifacts.curves(store, rows),
+        coverage=covered,
     )
     return {f"{figure.name}.png": figure.png for figure in drawn}
 

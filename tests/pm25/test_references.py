@@ -29,6 +29,7 @@ from pm25.splits import (
     CheckerboardsSplit,
     ClusterSplit,
     GroupSplit,
+    KNNDMSplit,
     RandomSplit,
     RollingSplit,
     SpatialSplit,
@@ -211,6 +212,7 @@ EVERY_SPLIT: list[AnySplit] = [
     BlocksSplit(degrees=20, folds=3),
     ClusterSplit(folds=2, validation=0.3),
     GroupSplit(column="state", values=("a", "b"), validation=0.3),
+    KNNDMSplit(folds=3, validation=0.2, max_share=0.9),
 ]
 
 

@@ -378,7 +378,11 @@ def test_the_split_that_is_advised_has_enough_units(kind: str) -> None:
 
 
 def _predicted(kind: str) -> tuple[Totals, Totals] | None:
-    make: dict[str, Callable[..., tuple[Totals, Totals]]] = {"random": daily, "spatial": placed}
+    make: dict[str, Callable[..., tuple[Totals, Totals]]] = {
+        "random": daily,
+        "spatial": placed,
+        "knndm": placed,
+    }
     return make[kind](np.random.default_rng(0), 0.1) if kind in make else None
 
 

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from sweeps.analysis import estimands, inference, judgement, labels, statistics, units
+from sweeps.analysis.comparability import Comparisons
 from sweeps.analysis.estimands import Sample
 from sweeps.spec import claims as spec_claims
 from sweeps.spec.claims import Analysis, Claim, Contrast
@@ -461,7 +462,9 @@ def test_pairs_without_none_are_compared_with_each_other(given: bool) -> None:
 
     records = {key: record(key) for key in rows["key"]} if given else None
     turned = claim(claim="turned", better={"variant": "latlon"}, than=claim().better.model_dump())
-    found = inference.claims(rows, ANALYSIS, [claim(than={"variant": "latlon"}), turned], records=records)
+    found = inference.claims(
+        rows, ANALYSIS, [claim(than={"variant": "latlon"}), turned], compared=records and Comparisons(records)
+    )
     assert [set(text.split("; ")) for text in found["unfair"]] == [
         {"in every pair: device cpu against cuda", "in every pair: threads 2 against 1"},
         {"in every pair: device cuda against cpu", "in every pair: threads 1 against 2"},

@@ -96,6 +96,7 @@ def test_report_writes_its_files(sweep: Sweep, toy: Path, tmp_path: Path) -> Non
         "leverage.csv",
         "applicability.csv",
         "monitors.csv",
+        "coverage.csv",
     ]
     files += [f"latex/{name}.tex" for name in ("verdicts", "wr", "oor", "contrasts", "all")]
     assert ended.out.splitlines() == [str(out / name) for name in files]

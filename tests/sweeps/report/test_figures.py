@@ -15,6 +15,7 @@ from pm25.metrics import SCORES
 from pm25.splits import BlocksSplit, CheckerboardSplit, CheckerboardsSplit, GroupSplit
 from sweeps.analysis import artifacts
 from sweeps.analysis.artifacts import Curves
+from sweeps.analysis.reach import Distances
 from sweeps.analysis.results import SplitMap
 from sweeps.report import figures
 from sweeps.report.figures import Figure, maps, style
@@ -171,6 +172,7 @@ def draw_all(sums: artifacts.Predicted) -> list[Figure]:
         predicted=sums,
         curves=curves(),
         importance=importance(),
+        reach=nearest(),
         trials=trials(),
         parameters=parameters(),
         monitors=by_monitor(),
@@ -178,6 +180,13 @@ def draw_all(sums: artifacts.Predicted) -> list[Figure]:
         cuts=cuts(),
         outlines=OUTLINES,
     )
+
+
+def nearest() -> Distances:
+    """Distances of a map and of two splits, one with a long name and longer distances."""
+    rng = np.random.default_rng(0)
+    splits = {"random": rng.gamma(2, 10, 60), "checkerboard-16-shift4x2-buffer100": rng.gamma(2, 300, 60)}
+    return Distances(rng.gamma(2, 40, 200), rng.gamma(2, 12, 80), splits)
 
 
 def by_monitor() -> pd.DataFrame:
@@ -224,7 +233,7 @@ def covered() -> pd.DataFrame:
 
 NAMES = [
     *("forest-rmse", "wr-oor-rmse", "cells-rmse", "wr-to-oor-rmse", "cells-r2", "wr-to-oor-r2"),
-    *("distance", "distance-wr", "split-checkerboard-16-shift4x2", "split-group-state-ca-tx-ny"),
+    *("distance", "distance-wr", "reach", "split-checkerboard-16-shift4x2", "split-group-state-ca-tx-ny"),
     "monitors",
     "coverage-by-region",
     "difference-geoclip-hadamard",

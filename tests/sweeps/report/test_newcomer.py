@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure as Canvas
 
 from pm25.metrics import METRICS
 from sweeps.analysis import labels, results
+from sweeps.analysis.reach import Distances, Reach
 from sweeps.report import summary, tables
 from sweeps.report.figures import style
 from sweeps.report.figures.style import Figure
 from sweeps.report.sections import methods, sections
 from sweeps.spec.search_space import Search
-from tests.sweeps.report import test_figures, test_write
+from tests.sweeps.report import test_coverage_section, test_figures, test_write
 from tests.sweeps.report.test_write import declared, grid, lines_of, made, section, shows, written
 
 
@@ -82,7 +84,10 @@ def test_an_interval_without_width_is_not_shown() -> None:
 
 def test_every_figure_is_in_one_section() -> None:
     pictures = [Figure(name, b"", b"", "svg", "", "") for name in test_figures.NAMES]
-    shown = [picture.name for one in sections(made(grid(), pictures=pictures)) for picture in one.pictures]
+    covered = pd.DataFrame([test_coverage_section.line("none", "random", "WR")])
+    nearest = Distances(np.ones(3), np.ones(2), {"random": np.ones(2)})
+    report = made(grid(), pictures=pictures, coverage=covered, reach=Reach(nearest, pd.DataFrame()))
+    shown = [picture.name for one in sections(report) for picture in one.pictures]
     assert sorted(shown) == sorted(test_figures.NAMES)
 
 

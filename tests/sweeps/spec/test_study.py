@@ -27,7 +27,7 @@ from tests.study_reference import attribute_docstrings
 from tests.sweeps.spec.toy import TOY, write
 
 SHARED = Path(__file__).parents[3].parent / "shared"
-SHIPPED = ["demo", "paper2025", "quick"]
+SHIPPED = ["demo", "paper2025", "quick", "smoke"]
 
 
 def arms(of: Study) -> list[tuple[str, str | None]]:
