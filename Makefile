@@ -36,9 +36,9 @@ $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 demo: setup
+	$(BIN)/sweep run smoke >/dev/null
 	$(BIN)/sweep run demo
 	$(BIN)/sweep report demo -o results/demo/report
-	$(BIN)/sweep run smoke
 	$(BIN)/sweep map smoke --arm geoclip-hadamard --against none --date 2021-08-17 --grid 0.5 \
 	    -o results/demo/report/smoke.png
 

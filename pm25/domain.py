@@ -41,7 +41,11 @@ def read_places(path: str) -> np.ndarray:
     from pm25.tables.columns import as_float
     from pm25.tables.reading import read_table
 
-    table = read_table(path)
+    try:
+        table = read_table(path)
+    except InputError as error:
+        fix = "give data.domain a table with the columns lat and lon"
+        raise InputError(path, "", error.problem, fix) from None
     columns = []
     for name, limit in (("lat", 90), ("lon", 180)):
         if name not in table.column_names:

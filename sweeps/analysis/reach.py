@@ -28,7 +28,10 @@ from sweeps.analysis.artifacts import Predicted
 from sweeps.spec.study import Study
 
 SAMPLES = 500
-"""Most training samples of a fold, and most test samples, whose inputs are compared."""
+"""Most training samples of a fold whose inputs are compared."""
+
+TESTED = 5000
+"""Most test samples of a fold whose inputs are compared, and whose errors are averaged."""
 
 FEWEST = 30
 """Fewest predictions whose RMSE is shown."""
@@ -171,7 +174,8 @@ def _inside(
     weights = _weights(panel, inputs, importance[importance["arm"] == arm])
     flat, inside = [], []
     for one in folds:
-        train, test = (part[evenly_spaced(len(part), SAMPLES)] for part in (one.train, one.test))
+        train = one.train[evenly_spaced(len(one.train), SAMPLES)]
+        test = one.test[evenly_spaced(len(one.test), TESTED)]
         windows = _windows(panel, train, study.window)
         with np.errstate(invalid="ignore"):  # a channel without any value
             count = np.isfinite(windows).sum(axis=(0, 1))

@@ -358,8 +358,8 @@ def _open(report: ReportData) -> str:
     if without := len(family) - sum(counts.get(kind, 0) for kind in kinds):
         listed.append(f"{without} without a better direction")
     decided = sum(int(counts.get(kind, 0)) for kind in kinds[:3])
-    asked = counted(len(family), "declared comparison")
-    return f"{decided} of {asked} {'is' if decided == 1 else 'are'} decided ({', '.join(listed)}; {cells})."
+    be = "is" if decided == 1 else "are"
+    return f"{decided} of {len(family)} declared comparisons {be} decided ({', '.join(listed)}; {cells})."
 
 
 def _cells(states: pd.Series) -> str:

@@ -87,8 +87,9 @@ def day_map(
     Cells outside the area of applicability are hatched. Without a truth, the observations of the monitors
     are drawn beside. The monitors are dots on the map of the error, of the spread or of the difference.
     """
-    panels = _arm_panels(arms[0]) if len(arms) == 1 else _pair_panels(*arms)
     day = arms[0].day
+    observed = monitors.observed if day.truth is None else None
+    panels = _arm_panels(arms[0], observed) if len(arms) == 1 else _pair_panels(arms[0], arms[1], observed)
     if day.truth is None and np.isfinite(monitors.observed).any():
         nothing = np.zeros(len(monitors.observed), bool)
         first = panels[0]._replace(
@@ -111,11 +112,14 @@ def day_map(
     return figure._replace(small=small)
 
 
-def _arm_panels(arm: ArmDay) -> list[_Panel]:
-    """Panels of one arm: predictions, truth, spread and error, as far as they are known."""
+def _arm_panels(arm: ArmDay, observed: np.ndarray | None) -> list[_Panel]:
+    """Panels of one arm: predictions, truth, spread and error, as far as they are known.
+
+    The colours of concentrations reach those of `observed` (monitors,) too.
+    """
     day, outside = arm.day, _outside(arm.day)
     nothing = np.zeros(len(outside), bool)
-    scale = _concentrations(day.mean, day.truth)
+    scale = _concentrations(day.mean, day.truth, observed)
     of = f"mean of {arm.models} models" if arm.models > 1 else "one model"
     share = f"{_share(day):.0%} outside the area"
     panels = [_Panel(f"predicted, {of}: {share}", day.mean, outside, PM25, "magma_r", scale, "max")]
@@ -133,10 +137,13 @@ def _arm_panels(arm: ArmDay) -> list[_Panel]:
     return panels
 
 
-def _pair_panels(one: ArmDay, other: ArmDay) -> list[_Panel]:
-    """Panels of two arms: both, the truth if it is known, and the first minus the second."""
+def _pair_panels(one: ArmDay, other: ArmDay, observed: np.ndarray | None) -> list[_Panel]:
+    """Panels of two arms: both, the truth if it is known, and the first minus the second.
+
+    The colours of concentrations reach those of `observed` (monitors,) too.
+    """
     days, truth = (one.day, other.day), one.day.truth
-    scale = _concentrations(one.day.mean, other.day.mean, truth)
+    scale = _concentrations(one.day.mean, other.day.mean, truth, observed)
     panels = []
     for arm in (one, other):
         share = f"{_share(arm.day):.0%} outside the area"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sweeps.analysis import labels
-from sweeps.analysis.reach import FEWEST, SAMPLES, Distances, Reach
+from sweeps.analysis.reach import FEWEST, SAMPLES, TESTED, Distances, Reach
 from sweeps.report import tables
 from sweeps.report.sections.section import Section, pictures
 from sweeps.report.tables import Entry, Table
@@ -110,7 +110,8 @@ def _inside(found: Reach) -> Table:
         "(Meyer and Pebesma 2021). It is the distance of its inputs to the nearest training sample, divided "
         "by the mean distance of two training samples.",
         "Inputs: the value of each channel on the day, and its mean over the window; and with the place, the "
-        f"coordinates. At most {SAMPLES:,} training and test samples of a fold are compared, evenly spaced.",
+        f"coordinates. Of a fold, {TESTED:,} test samples are compared with {SAMPLES:,} training samples, or "
+        "all if there are fewer. They are evenly spaced, and of the first origin or deal.",
         f"Weights of the inputs: {_WEIGHTS[tuple(sorted({*found.inside['weights']}))]}.",
         "The RMSE (µg/m³) is that of the arm in brackets, over the cells with the first seed and the "
         f"compared samples (n). It is left out for fewer than {FEWEST} of them.",

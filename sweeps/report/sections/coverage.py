@@ -54,8 +54,8 @@ def coverage(report: ReportData) -> Section:
         f"A {level} interval is to hold the measured value on {level} of the days. The intervals of a region "
         "are calibrated on the errors of other test sets in other regions, as those of a new region are. The "
         "mean over regions is near the nominal share by construction; single regions are not. An interval is "
-        "wider where the prediction is higher. On days of smoke coverage is lower, because a model that "
-        "misses the smoke does not widen its interval."
+        "wider where the prediction is higher. A model that misses the smoke does not widen its interval, so "
+        "compare the column about high days."
     )
     table = Table("arm", [("", head) for head in heads], lines, caption, notes, stacked=True)
     sentences = [*_sentences(overall, level)]
@@ -101,7 +101,9 @@ def _sentences(overall: Sequence[Mapping[Any, Any]], level: str) -> Iterator[str
             f"{_percent(best['worst'])} in the worst one"
         )
         if math.isfinite(best["coverage_high"]):
-            sentence += f", but {_percent(best['coverage_high'])} of the days from {EXCEEDANCE_UGM3} µg/m³ on"
+            joint = "but only" if best["coverage_high"] < best["worst"] else "and"
+            high = f"{_percent(best['coverage_high'])} of the days from {EXCEEDANCE_UGM3} µg/m³ on"
+            sentence += f", {joint} {high}"
         yield f"{sentence}."
 
 

@@ -94,7 +94,7 @@ ANSWERS = {
         [
             "With 'GeoCLIP · Hadamard', predictions for other days at these monitors are better than "
             f"without location (random: {NUMBERS}; spatial: not planned).",
-            "1 of 1 declared comparison is decided (1 better; 4 of 5 cells done, 1 failed).",
+            "1 of 1 declared comparisons is decided (1 better; 4 of 5 cells done, 1 failed).",
         ],
     ),
     "one origin": (
@@ -103,7 +103,7 @@ ANSWERS = {
             "With 'GeoCLIP · Hadamard', predictions for regions without monitors are better than without "
             "location so far, and this was not tested (checkerboard-16: RMSE 0.50 µg/m³ or 6.2% lower, "
             f"{LEGACY}).",
-            "0 of 1 declared comparison are decided (1 not tested; 4 of 5 cells done, 1 failed).",
+            "0 of 1 declared comparisons are decided (1 not tested; 4 of 5 cells done, 1 failed).",
         ],
     ),
     "equivalent": (
@@ -112,7 +112,7 @@ ANSWERS = {
             "With 'GeoCLIP · Hadamard', predictions for other places inside the network are as good as "
             "without location (spatial: RMSE the same to 0.01 µg/m³, 95% interval [−0.10, +0.10], p = 0.010 "
             "after Holm, margin 0.08 µg/m³).",
-            "1 of 1 declared comparison is decided (1 equivalent; 4 of 5 cells done, 1 failed).",
+            "1 of 1 declared comparisons is decided (1 equivalent; 4 of 5 cells done, 1 failed).",
         ],
     ),
     "not declared": (
@@ -142,7 +142,7 @@ ANSWERS = {
         report(contrast("random", "too few", n_pairs=0)),
         [
             "Within region, no two arms can be compared yet.",
-            "0 of 1 declared comparison are decided (1 not tested; 4 of 5 cells done, 1 failed).",
+            "0 of 1 declared comparisons are decided (1 not tested; 4 of 5 cells done, 1 failed).",
         ],
     ),
 }
