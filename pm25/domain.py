@@ -38,7 +38,7 @@ def read_places(path: str) -> np.ndarray:
     """
     import pyarrow as pa
 
-    from pm25.tables.columns import as_float
+    from pm25.tables.columns import as_float, refuse_repeated
     from pm25.tables.reading import read_table
 
     try:
@@ -47,6 +47,7 @@ def read_places(path: str) -> np.ndarray:
         fix = "give data.domain a table with the columns lat and lon"
         raise InputError(path, "", error.problem, fix) from None
     columns = []
+    refuse_repeated(path, ("lat", "lon"), table.column_names)
     for name, limit in (("lat", 90), ("lon", 180)):
         if name not in table.column_names:
             have = ", ".join(table.column_names[:20])

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pm25.errors import InputError
 from pm25.geo import great_circle_km
 
 Array = NDArray[np.float64]
@@ -125,6 +126,17 @@ class Calibration:
 
     @classmethod
     def read(cls, folder: Path) -> Calibration | None:
-        """Read the calibration of a model's folder; None if the folder has none."""
+        """Read the calibration of a model's folder; None if the folder has none. Raises InputError."""
         path = folder / FILE
-        return cls.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found = cls.from_json(path.read_text(encoding="utf-8"))
+            numbers = [found.level, found.lowest_ugm3, *(n for one in found.radii for n in one[2:])]
+            intact = bool(np.isfinite([*numbers, *np.ravel(found.monitors)]).all())
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if intact:
+            return found
+        fix = "register the model again with `sweep sync`"
+        raise InputError(str(path), "", "damaged: not the calibration of prediction intervals", fix)

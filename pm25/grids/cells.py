@@ -14,6 +14,9 @@ MOST_CELLS = 2_000_000
 MOST_BLOCK_DAYS = 32
 """Most days that are predicted from one block, or written together."""
 
+SPARSE = 1000
+"""Most cells of a raster for each place that is given; with more, the places are on no regular grid."""
+
 _TOLERANCE = 1e-3
 """Share of the spacing by which a coordinate may differ from that of a regular grid, as 32-bit numbers do."""
 
@@ -70,6 +73,8 @@ class RegularGrid:
         """Find the grid of the centres `lat` and `lon` (cells,), or None if they are on no regular one."""
         rows, columns = _axis(lat), _axis(lon)
         if rows is None or columns is None:
+            return None
+        if len(rows[0]) * len(columns[0]) > min(8 * MOST_CELLS, max(SPARSE * len(lat), 10_000)):
             return None
         height, width = rows[1] or columns[1], columns[1] or rows[1]
         if not height:  # a single cell has no size

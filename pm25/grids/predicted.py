@@ -62,6 +62,8 @@ class PredictedDay:
     """True for cells inside the area of applicability."""
     truth: np.ndarray | None
     """True PM2.5 in ug/m3, float32, where it is known."""
+    gaps: np.ndarray
+    """True for cells without covariates on an earlier day of their window, which are never inside."""
 
     @property
     def predicted(self) -> np.ndarray:
@@ -123,13 +125,15 @@ def _predict_day(
             spread[here] = each.std(axis=0, ddof=1, dtype=np.float64)
         index[here] = area.dissimilarity(part, lat, lon)
     measured = [place for place, name in enumerate(covariates.channels) if name not in CALENDAR]
-    empty = np.isnan(windows[:, :, measured]).all(axis=(1, 2))
+    missing = np.isnan(windows[:, :, measured]).all(axis=2) & bool(measured)  # (cells, days)
     for values in (mean, spread, index):
-        values[empty] = np.nan
-    inside = index <= area.fitted.threshold
+        values[missing[:, -1]] = np.nan
+    # Training means in place of whole days make a window look like the training samples.
+    gaps = missing.any(axis=1) & ~missing[:, -1]
+    inside = (index <= area.fitted.threshold) & ~gaps
     if covariates.far is not None:
         inside &= ~covariates.far
-    return PredictedDay(day, mean, spread, index, inside, truth)
+    return PredictedDay(day, mean, spread, index, inside, truth, gaps)
 
 
 class RangeNotices(Covariates):
@@ -158,7 +162,12 @@ class RangeNotices(Covariates):
         block = self._source.read(first, last)
         for place, name in enumerate(self.channels):
             values = block.features[:, :, place]
-            if name not in self._training or np.isnan(values).all():
+            if name not in self._training:
+                continue
+            if np.isnan(values).all():
+                days = f"{first} to {last}"
+                self._notice(f"{self.name}: {name}: no value on {days}, so its training mean is used")
+                del self._training[name]
                 continue
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
             if _differs((low, high), self._training[name]):

@@ -13,7 +13,7 @@ from pm25.errors import InputError
 from pm25.grids.cells import MOST_CELLS, Block
 from pm25.suggest import nearest
 from pm25.tables.column_map import NO_MAP, ColumnMap, read_unmapped, with_source
-from pm25.tables.columns import as_float, is_numeric
+from pm25.tables.columns import as_float, is_numeric, refuse_repeated
 from pm25.tables.dates import read_days
 from pm25.tables.plain import plain_table
 from pm25.tables.schema import CALENDAR
@@ -64,6 +64,7 @@ class GridTable:
             names = self._table.column_names
         else:
             names = self._file.schema_arrow.names
+        refuse_repeated(path, [*KEYS, *channels, TRUTH, *columns.values()], [*names])
         # A grid has no sites and no targets, so a study's map may name columns that it lacks.
         self._columns = {name: column for name, column in columns.items() if column in names}
         wanted = [*dict.fromkeys([*KEYS, *channels, TRUTH])]

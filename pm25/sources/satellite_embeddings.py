@@ -67,6 +67,10 @@ def embeddings(
     except Exception as error:  # a reader raises errors of its own, and those of its transports
         fix = "check the network, the account and the year, then run the command again"
         raise InputError(provider, "", f"its reader reports {described(error)}", fix) from error
+    if vectors.ndim != 2 or len(vectors) != len(lat) or not vectors.shape[1]:
+        problem = f"its reader returns the shape {vectors.shape} for {len(lat):,} places"
+        _, package = _READERS[provider]
+        raise InputError(provider, "", problem, f"install the version of {package} that this package names")
     known = np.isfinite(vectors).all(axis=1)
     if not known.any():
         problem = f"none of the {len(lat):,} places has a vector in {year}"

@@ -59,7 +59,7 @@ def check(
     if problems:
         return Check(problems, [*doubts, *notices], counts, read.numbering)
 
-    used, left_out = _used_channels(table, channels, groups, problems, doubts)
+    used, left_out = _used_channels(table, channels, groups, [] if grid else problems, doubts)
     left_out += unnamed if channels is None else []
     day = as_days(table["date"])
     code, sites = site_codes(table)

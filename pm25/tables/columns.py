@@ -1,11 +1,23 @@
 """Converts the columns of an Arrow table to NumPy arrays."""
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pm25.errors import InputError
 from pm25.tables.dates import read_days
 from pm25.tables.plain import is_text, plain, plain_type, type_name
+
+
+def refuse_repeated(path: Path | str, wanted: Iterable[str], names: Sequence[str]) -> None:
+    """Raise InputError if one of the wanted columns exists more than once among the names of a table."""
+    for name in dict.fromkeys(wanted):
+        if names.count(name) > 1:
+            problem = f"{names.count(name)} columns have this name"
+            raise InputError(str(path), name, problem, "rename all but one")
 
 
 def is_numeric(kind: pa.DataType) -> bool:

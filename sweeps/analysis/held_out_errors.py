@@ -34,12 +34,14 @@ class HeldOutErrors:
 
     def add(self, fold: int, lat: Array, lon: Array, truth: Array, prediction: Array) -> None:
         """Count the samples (n,) of one fold, in degrees and ug/m3; NaN counts as an infinite score."""
+        if not len(lat):
+            return
         row = np.floor((lat - CONUS[1]) / self.degrees).astype(np.int64)
         column = np.floor((lon - CONUS[0]) / self.degrees).astype(np.int64)
         south, west = int(row.min()), int(column.min())
         across = int(column.max()) - west + 1
         square = (row - south) * across + column - west
-        scale = spread(prediction)
+        scale = spread(np.where(np.isfinite(prediction), prediction, 0))
         with np.errstate(invalid="ignore"):
             bin_ = _bins(np.abs(prediction - truth) / scale)
         high = truth >= EXCEEDANCE_UGM3

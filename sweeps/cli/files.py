@@ -25,7 +25,7 @@ def check_cells(out: Path) -> None:
 def check_parquet(out: Path) -> None:
     """Raise InputError if a Parquet file cannot be written there, before the work for it starts."""
     if out.suffix != ".parquet":
-        name = out.with_suffix(".parquet").name
+        name = f"{out.stem or 'table'}.parquet"  # an empty path has no name
         raise InputError(
             str(out), "", f"the table is written as Parquet, not {out.suffix!r}", f"name it {name}"
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pm25.errors import InputError
+from pm25.text import counted
 from sweeps.cli.files import check_file, write_file
 from sweeps.cli.shared import (
     FiniteRange,
@@ -123,7 +124,7 @@ def map_(
     dissimilarity index and inside. A grid of a synthetic study also has the truth.
     """
     days = _days(day, first, last)
-    _check_options(out, days, table, interpolate, degrees, against)
+    _check_options(out, days, table, interpolate, degrees, against, outlines)
     check_file(out)
     from sweeps.report import rasters
 
@@ -200,7 +201,7 @@ class _ArmMap:
         days: "np.ndarray",
     ) -> None:
         self.models, self._area, self._covariates, self._days = models, area, covariates, days
-        self._cells = self._outside = self._empty = 0
+        self._cells = self._outside = self._empty = self._gaps = 0
 
     def predicted(self) -> "Iterator[PredictedDay]":
         """Predict the days, with a progress bar on a terminal if there are several."""
@@ -213,6 +214,7 @@ class _ArmMap:
             for day in shown:
                 self._cells += int(day.predicted.sum())
                 self._empty += int((~day.predicted).sum())
+                self._gaps += int(day.gaps.sum())
                 self._outside += int((day.predicted & ~day.inside).sum())
                 yield day
 
@@ -232,6 +234,10 @@ class _ArmMap:
         line += "applicability"
         if self._empty:
             line += f"; {self._empty:,} cells without covariates"
+        if self._gaps:
+            line += f"; {self._gaps:,} cells without those of an earlier day count as outside"
+        if self.models.lost:
+            line += f"; {counted(self.models.lost, 'fold')} left out, whose weights are missing"
         return f"{line} ({self.described})"
 
 
@@ -291,10 +297,12 @@ def _check_options(
     interpolate: bool,
     degrees: float | None,
     against: str | None,
+    outlines: Path | None,
 ) -> None:
     """Raise InputError for a format without these maps, and for options that exclude each other."""
     if out.suffix not in FORMATS:
-        fix = f"name it {', '.join(out.with_suffix(suffix).name for suffix in FORMATS)}"
+        stem = out.stem or "map"  # an empty path has no name
+        fix = f"name it {', '.join(f'{stem}{suffix}' for suffix in FORMATS)}"
         raise InputError(str(out), "", f"no format of a map has the suffix {out.suffix!r}", fix)
     if days[0] != days[1] and out.suffix != ".nc":
         fix = f"name the map {out.with_suffix('.nc').name}, or give --date"
@@ -302,6 +310,9 @@ def _check_options(
     if against is not None and out.suffix != ".png":
         fix = f"name the map {out.with_suffix('.png').name}, or map each arm by itself"
         raise InputError("map", "--against", f"a file with the suffix {out.suffix} has one arm", fix)
+    for option, source in (("--covariates", table), ("--outlines", outlines)):
+        if source is not None and out.exists() and Path(source).exists() and out.samefile(source):
+            raise InputError("map", "-o", f"it is the file of {option}", "choose another file")
     if table is not None and (interpolate or degrees is not None):
         option = "--interpolate" if interpolate else "--grid"
         fix = f"leave {option} or --covariates out"

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from pm25 import suggest
 from pm25.errors import InputError
 from sweeps.engine.worker import WEIGHTS, stored_weights
+from sweeps.spec.design import Arm
 from sweeps.store.records import Record
 from sweeps.tracking import winners
 
@@ -33,6 +35,8 @@ class ArmModels:
     keys: tuple[str, ...]
     cells: "tuple[Cell, ...]"
     predictors: "tuple[Predictor, ...]"
+    lost: int
+    """Number of done folds whose weights should be stored, and are not."""
 
 
 def load(state: "StudyState", records: Mapping[str, Record], name: str) -> ArmModels:
@@ -72,7 +76,20 @@ def load(state: "StudyState", records: Mapping[str, Record], name: str) -> ArmMo
         assert kept is not None
         predictors.append(Predictor(cell, *kept, source))
     label = labels.arm(arms[name].variant, arms[name].fusion)
-    return ArmModels(label, name, tuple(keys), tuple(cells), tuple(predictors))
+    lost = _without_weights(state, records, cells[0]) if study.keep_weights == "folds" else 0
+    return ArmModels(label, name, tuple(keys), tuple(cells), tuple(predictors), lost)
+
+
+def _without_weights(state: "StudyState", records: Mapping[str, Record], one: "Cell") -> int:
+    """Count the done folds of a cell's arm, split and seed that have no weights."""
+    held = state.store.holding(WEIGHTS)
+    folds = {
+        key
+        for key, cell in state.cells.items()
+        if (Arm.of(cell), cell.split, cell.seed) == (Arm.of(one), one.split, one.seed)
+        and records.get(key, {}).get("state") == "done"
+    }
+    return len(folds - held)
 
 
 def area(state: "StudyState", models: ArmModels) -> "Area":
@@ -111,6 +128,15 @@ def _importance(state: "StudyState", keys: Sequence[str]) -> dict[str, float]:
     """Read the increase of RMSE by input of the first of the cells that has it stored; else empty."""
     held = state.store.holding("importance.parquet")
     for key in (key for key in keys if key in held):
-        table = state.store.read_table(key, "importance", ["what", "rmse_increase"])
-        return dict(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
+        try:
+            table = state.store.read_table(key, "importance", ["what", "rmse_increase"])
+            increase = table["rmse_increase"].cast(pa.float64()).to_numpy()
+            found = dict(zip(table["what"].to_pylist(), increase.tolist(), strict=True))
+        except (pa.ArrowException, KeyError):
+            found = {}
+        if not found or not np.isfinite([*found.values()]).all():
+            _, path = state.store.location(state.store.folder, key, "importance.parquet")
+            fix = "delete the file; `sweep importance` measures it again"
+            raise InputError(path, "", "damaged: not a table of importances", fix)
+        return found
     return {}

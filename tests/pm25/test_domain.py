@@ -49,6 +49,7 @@ def test_tables_of_places(tmp_path: Path) -> None:
         ("lat,lon\n40,-100\n40,260\n", "lon", 260),
         ("lat,lon\nnorth,-100\n", "lat", "numbers"),
         ("lat,lon\n", "", "no rows"),
+        ("lat,lon,lat\n40,-100,40\n", "lat", "2 columns"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path: Path, text: str, field: str, shown: object) -> None:

@@ -2,13 +2,15 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pm25.geo import great_circle_km
-from pm25.intervals import Calibration, Radius, spread
+from pm25.intervals import FILE, Calibration, Radius, spread
+from tests.errors import refuses
 
 NEAR = Radius("random", "WR", 0.0, 0.4, 20)
 MIDDLE = Radius("spatial", "WR", 50.0, 0.5, 20)
@@ -68,6 +70,25 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Calibration.read(tmp_path) == MADE
     assert json.loads(MADE.to_json())["radii"][1]["reach_km"] == 50
     assert Calibration.from_json(MADE.to_json()).to_json() == MADE.to_json()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "",
+        lambda text: text[:50],
+        lambda text: "{}",
+        lambda text: text.replace('"level"', '"levels"'),
+        lambda text: text.replace('"reach_km": 50', '"reach_km": NaN'),
+        lambda text: text.replace('"reach_km": 50', '"reach_km": "far"'),
+    ],
+)
+def test_a_damaged_calibration_is_one_line(change: Callable[[str], str], tmp_path: Path) -> None:
+    text = change(MADE.to_json())
+    assert text != MADE.to_json()
+    (tmp_path / FILE).write_text(text)
+    with refuses(FILE, "", "sweep sync"):
+        Calibration.read(tmp_path)
 
 
 def test_without_radii_there_are_no_bounds() -> None:

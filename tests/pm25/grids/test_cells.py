@@ -49,6 +49,13 @@ def test_places_that_are_no_grid() -> None:
     assert RegularGrid.of(np.array([40.0, 41.0, 42.5]), np.array([-99.0, -98.0, -97.0])) is None
     assert RegularGrid.of(np.array([40.0]), np.array([-99.0])) is None  # it has no size
     assert RegularGrid.of(np.array([40.0, 40.0]), np.array([-99.0, -98.0])) is not None
+    # Places with four decimals are on a grid of 1e-4 degrees, whose raster would not fit the memory.
+    for lat, lon in (
+        ([25.0, 25.0001, 49.0], [-100.0, -99.9999, -80.0]),
+        (np.round(rng.uniform(25, 49, 194), 4), np.round(rng.uniform(-124, -67, 194), 4)),
+        (np.round(rng.uniform(25, 49, 50), 1), np.round(rng.uniform(-124, -67, 50), 1)),
+    ):
+        assert RegularGrid.of(np.array(lat), np.array(lon)) is None
 
 
 def test_cells_of_the_contiguous_us() -> None:

@@ -149,6 +149,19 @@ def test_a_cell_without_covariates_has_no_prediction(three: list[Predictor], pan
     assert np.isnan([day.mean[5], day.spread[5], day.dissimilarity[5]]).all()
 
 
+def test_a_cell_with_a_missing_day_is_outside(three: list[Predictor], panel: Panel) -> None:
+    """Training means in place of whole days would make its window look like the training samples."""
+    toy = Toy()
+    toy.features[5, 3] = np.nan  # an earlier day of the window
+    toy.features[6, 4] = np.nan  # the day itself
+    toy.features[7, 3, 0] = np.nan  # one channel alone
+    (day,) = mapped(three, panel, toy, 4, 4)
+    assert np.flatnonzero(~day.predicted).tolist() == [6]
+    assert np.flatnonzero(day.gaps).tolist() == [5]
+    assert not day.inside[[5, 6]].any()
+    assert np.isfinite(day.mean[5])
+
+
 def test_days_are_read_a_few_at_a_time(
     three: list[Predictor], panel: Panel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +206,11 @@ def noticed(values: Any, training: tuple[float, float]) -> list[str]:
     return found
 
 
+def test_a_channel_without_any_value_is_reported_once() -> None:
+    (line,) = noticed([np.nan, np.nan], (0, 1))
+    assert "grid.parquet: a: no value on " in line
+
+
 def test_another_range_is_reported_once_with_both_ranges() -> None:
     (line,) = noticed([253, 310], (-20, 42))  # kelvin on the grid, degrees Celsius at the monitors
     assert all(text in line for text in ("grid.parquet: a: ", "253 to 310", "-20 to 42"))
@@ -201,4 +219,3 @@ def test_another_range_is_reported_once_with_both_ranges() -> None:
     assert noticed([-24, 45], (-20, 42)) == []  # a little beyond is not another unit
     assert noticed([0, 0], (0, 3)) == []  # a channel may be constant, such as smoke in winter
     assert noticed([7, 7], (0, 3)) != []
-    assert noticed([np.nan, np.nan], (0, 3)) == []

@@ -144,6 +144,17 @@ def test_a_reader_that_is_not_installed_or_fails(
         satellite_embeddings.embeddings("alphaearth", panel, 2021)
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 128), (5, 128), (3, 0), (3, 2, 2), ()])
+def test_a_reader_that_returns_another_shape(
+    shape: tuple[int, ...], panel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = type("GeoTessera", (GeoTessera,), {})
+    monkeypatch.setattr(reader, "sample_embeddings_at_points", lambda *_, **__: np.zeros(shape))
+    monkeypatch.setitem(sys.modules, "geotessera", SimpleNamespace(GeoTessera=reader))  # type: ignore[arg-type]
+    with refuses("tessera", "", shape, "geotessera"):
+        satellite_embeddings.embeddings("tessera", panel, 2021)
+
+
 def test_no_place_with_a_vector(tmp_path: Path, earth_engine: EarthEngine) -> None:
     path = write_panel(tmp_path / "east.parquet", [(40.0, -75.0)])
     with refuses("alphaearth", "year", "2021"):

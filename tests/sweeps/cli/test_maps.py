@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -170,6 +171,54 @@ def test_weights_by_importance(sweep: Sweep, trained: Path, tmp_path: Path) -> N
         state.store.delete_file(key, "importance.parquet")
     assert ended.status == 0
     assert "weighted by permutation importance" in ended.out
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"what": ["elev_m"], "rmse_increase": ["high"]},
+        {"what": ["elev_m"], "rmse_increase": [np.nan]},
+        {"input": ["elev_m"], "rmse_increase": [1.0]},
+        b"",
+    ],
+)
+def test_a_damaged_importance_is_one_line(
+    columns: dict[str, Any] | bytes, sweep: Sweep, trained: Path, tmp_path: Path
+) -> None:
+    state = StudyState(str(trained))
+    key = next(key for key, cell in state.cells.items() if cell.variant == "none")
+    if isinstance(columns, bytes):
+        state.store.write_file(key, "importance.parquet", columns)
+    else:
+        state.store.write_table(key, "importance", columns)
+    try:
+        ended = refused(sweep, trained, tmp_path / "map.tif", *GRID, arm="none")
+    finally:
+        state.store.delete_file(key, "importance.parquet")
+    check_refused(ended, "importance.parquet", "sweep importance")
+
+
+def test_a_fold_whose_weights_are_lost_is_said(sweep: Sweep, trained: Path, tmp_path: Path) -> None:
+    state = StudyState(str(trained))
+    *_, key = (key for key, cell in state.cells.items() if cell.variant == "latlon")
+    content = state.store.read_file(key, WEIGHTS)
+    assert content is not None
+    state.store.delete_file(key, WEIGHTS)
+    try:
+        ended = sweep("map", trained, "--arm", "latlon", *GRID, "-o", tmp_path / "map.tif")
+    finally:
+        state.store.write_file(key, WEIGHTS, content)
+    assert "1 fold left out, whose weights are missing" in ended.out
+
+
+def test_a_map_does_not_replace_its_own_table(
+    sweep: Sweep, trained: Path, table: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.nc"
+    own.write_bytes(table.read_bytes())
+    ended = refused(sweep, trained, own, "--date", DAY, "--covariates", own)
+    check_refused(ended, "-o", "--covariates")
+    assert own.read_bytes() == table.read_bytes()
 
 
 def refused(sweep: Sweep, study: Path, out: Path, *arguments: object, arm: str = "latlon") -> object:

@@ -52,7 +52,8 @@ def test_every_number_is_in_the_table() -> None:
     assert texts == ["90.0% [85.0%, 95.0%]", "13.5", "14.9%", "1,234", worst, "21"]
     assert section.paragraphs == [
         "WR, random: lat/lon has the narrowest 90% intervals, 12.0 µg/m³ wide on average. They hold 90.0% of "
-        "the days in an average region and 72.1% in the worst one, but only 14.9% of the days from 35.5 µg/m³ on."
+        "the days in an average region and 72.1% in the worst one, "
+        "but only 14.9% of the days from 35.5 µg/m³ on."
     ]
 
 

@@ -30,7 +30,13 @@ def arm(label: str = "lat/lon", models: int = 5, shift: float = 0.0, truth: bool
     inside = np.arange(len(LAT)) % 4 > 0
     spread = np.full(len(LAT), 2.0 if models > 1 else np.nan, np.float32)
     date = np.datetime64("2021-08-15")
-    return ArmDay(label, models, PredictedDay(date, mean, spread, true / 10, inside, true if truth else None))
+    return ArmDay(
+        label,
+        models,
+        PredictedDay(
+            date, mean, spread, true / 10, inside, true if truth else None, np.zeros(len(inside), bool)
+        ),
+    )
 
 
 @pytest.fixture

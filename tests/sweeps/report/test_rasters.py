@@ -30,9 +30,9 @@ def day(number: int = 0, truth: bool = True) -> PredictedDay:
     cell = np.arange(len(LAT), dtype=np.float32)
     mean = cell + 1000 * number
     mean[0] = np.nan
-    return PredictedDay(
-        FIRST + number, mean, cell / 8, cell / 4, np.arange(len(LAT)) % 3 > 0, 2 * cell if truth else None
-    )
+    inside, no_gaps = np.arange(len(LAT)) % 3 > 0, np.zeros(len(LAT), bool)
+    true = 2 * cell if truth else None
+    return PredictedDay(FIRST + number, mean, cell / 8, cell / 4, inside, true, no_gaps)
 
 
 def grid() -> RegularGrid:
