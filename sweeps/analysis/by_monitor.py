@@ -245,5 +245,7 @@ def _in_thirds(name: str, values: np.ndarray, unit: str) -> Factor:
     names = [f"below {texts[0]}{unit}"] if texts else ["all"]
     names += [f"{low} to {high}{unit}" for low, high in itertools.pairwise(texts)]
     names += [f"{texts[-1]}{unit} or more"] if texts else []
+    if not unit:  # a number of monitors: one of [0, 1) is none
+        names = ["none" if name in ("below 1", "0 to 1") else name for name in names]
     group = np.where(known, np.searchsorted(edges, values, side="right"), -1)
     return Factor(name, names, group)

@@ -20,6 +20,7 @@ from sweeps.report.figures.style import (
     Figure,
     arm_legend,
     arm_looks,
+    broken,
     dodge,
     finish,
     fold_legend,
@@ -168,7 +169,7 @@ def wr_to_oor(rows: pd.DataFrame, metric: str = "rmse") -> Figure | None:
                 ax.axvline(i + 0.5, color=FAINT, lw=0.8)
             ax.set_title(f"{split}: left WR, right OoR, one line per cell")
             ax.set_xlim(-0.5, len(arms) - 0.5)
-            ax.set_xticks(range(len(arms)), [label.replace(" · ", "\n") for label in arms])
+            ax.set_xticks(range(len(arms)), [broken(label) for label in arms])
             ax.set_ylabel(METRICS[metric].title)
             plain_axes(ax, "y")
         fold_legend(canvas, axes.flat[0], cells, "-")

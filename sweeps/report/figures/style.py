@@ -147,6 +147,11 @@ def arm_looks(shown: Iterable[str], arms: Sequence[str] = ()) -> dict[str, tuple
     return looks
 
 
+def broken(label: str) -> str:
+    """Break the label of an arm into the lines of a tick."""
+    return label.replace(" · ", "\n").replace("reference: ", "reference:\n")
+
+
 def dodge(i: int, count: int) -> float:
     """Return the offset of the i-th of `count` marks at one position, in [-0.32, 0.32]."""
     return 0.0 if count < 2 else 0.64 * (i / (count - 1) - 0.5)

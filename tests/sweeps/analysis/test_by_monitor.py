@@ -188,3 +188,9 @@ def test_columns_of_the_sites_are_read_beside_the_panel(tmp_path: Path) -> None:
     frame.to_parquet(path)
     with refuses(path.name, "setting", "'R' and 'X'"):
         panel.site_values(path, ["setting"])
+
+
+def test_a_group_of_places_without_monitors_around_is_called_none() -> None:
+    found = by_monitor._in_thirds("monitors within 100 km", np.array([0, 0, 0, 1, 1, 2.0]), "")
+    assert [found.groups[i] for i in found.group] == ["none"] * 3 + ["1 or more"] * 3
+    assert by_monitor._in_thirds("distance", np.array([0, 0, 0, 1, 1, 2.0]), "km").groups[1] == "0 to 1 km"
