@@ -2,8 +2,8 @@
 
 import json
 import os
-import random
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -50,7 +50,8 @@ class StandIns:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.job = random.randrange(10**8, 10**9)  # suites run side by side, and all in /tmp
+        # Suites run side by side, and all in /tmp; Hypothesis gives `random` the same seed in all of them.
+        self.job = 10**8 + secrets.randbelow(9 * 10**8)
         tell = (
             f'echo "${{0##*/}} $*" >>{folder}/called; echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>{folder}/tokens'
         )
