@@ -21,6 +21,7 @@ with warnings.catch_warnings():
 DOCUMENT = Path(__file__).parents[3] / "sweeps" / "README.md"
 
 
+@pytest.mark.filterwarnings("ignore:no prediction intervals")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # what MLflow's models warn of
 def test_the_code_of_the_document_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

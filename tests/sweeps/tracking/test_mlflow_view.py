@@ -392,6 +392,7 @@ def test_a_server_that_is_down_may_answer_later(store: Store, monkeypatch: pytes
         Tracker(store, "http://127.0.0.1:9")
 
 
+@pytest.mark.filterwarnings("ignore:no prediction intervals")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # what MLflow's models warn of
 def test_a_winner_is_registered_once(store: Store, client: MlflowClient) -> None:
