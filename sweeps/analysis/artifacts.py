@@ -548,6 +548,26 @@ def curves(store: Store, rows: pd.DataFrame, most: int = CURVES) -> Curves:
     return Curves(frame, len(read), len(cells))
 
 
+def cell_importance(store: Store, key: str) -> pa.Table | None:
+    """Read the stored permutation importances of a cell: what, rmse_increase, sd (ug/m3); None without any.
+
+    Raises InputError for a file that is not such a table.
+    """
+    content = store.read_file(key, "importance.parquet")
+    if content is None:
+        return None
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+        table = file.read([*_IMPORTANCE.names]).cast(_IMPORTANCE)
+    except (OSError, ValueError, pa.ArrowException):
+        table = None
+    if table is None or not np.isfinite(table["rmse_increase"].to_numpy()).all():
+        _, path = store.location(store.folder, key, "importance.parquet")
+        fix = "delete the file; `sweep importance` measures it again"
+        raise InputError(path, "", "damaged: not a table of importances", fix)
+    return table
+
+
 def importance(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     """Average permutation importances over cells: arm, split, what, rmse_increase, sd (ug/m3), n (cells).
 
@@ -559,14 +579,7 @@ def importance(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     cells = cells[cells["state"] == "done"]
     found = []
     for key, arm, split in zip(cells["key"], cells["arm"], cells["split"], strict=True):
-        if (content := store.read_file(key, "importance.parquet")) is not None:
-            try:
-                file = pyarrow.parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
-                table = file.read(["what", "rmse_increase", "sd"]).cast(_IMPORTANCE)
-            except (OSError, ValueError, pa.ArrowException):
-                _, path = store.location(store.folder, key, "importance.parquet")
-                fix = "delete the file; `sweep importance` measures it again"
-                raise InputError(path, "", "damaged: not a table of importances", fix) from None
+        if (table := cell_importance(store, key)) is not None:
             found.append(table.to_pandas().assign(arm=arm, split=split))
     columns = ["arm", "split", "what", "rmse_increase", "sd", "n"]
     if not found:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from pm25 import suggest
 from pm25.errors import InputError
@@ -126,17 +125,9 @@ def area(state: "StudyState", models: ArmModels) -> "Area":
 
 def _importance(state: "StudyState", keys: Sequence[str]) -> dict[str, float]:
     """Read the increase of RMSE by input of the first of the cells that has it stored; else empty."""
-    held = state.store.holding("importance.parquet")
-    for key in (key for key in keys if key in held):
-        try:
-            table = state.store.read_table(key, "importance", ["what", "rmse_increase"])
-            increase = table["rmse_increase"].cast(pa.float64()).to_numpy()
-            found = dict(zip(table["what"].to_pylist(), increase.tolist(), strict=True))
-        except (pa.ArrowException, KeyError):
-            found = {}
-        if not found or not np.isfinite([*found.values()]).all():
-            _, path = state.store.location(state.store.folder, key, "importance.parquet")
-            fix = "delete the file; `sweep importance` measures it again"
-            raise InputError(path, "", "damaged: not a table of importances", fix)
-        return found
+    from sweeps.analysis import artifacts
+
+    for key in keys:
+        if (table := artifacts.cell_importance(state.store, key)) is not None:
+            return dict(zip(*(table[name].to_pylist() for name in ("what", "rmse_increase")), strict=True))
     return {}

@@ -164,7 +164,9 @@ def test_weights_by_importance(sweep: Sweep, trained: Path, tmp_path: Path) -> N
     state = StudyState(str(trained))
     key = next(key for key, cell in state.cells.items() if cell.variant == "none")
     what = ["elev_m", "crn_tmax_c", "wind_speed_ms", "day_cos"]
-    state.store.write_table(key, "importance", {"what": what, "rmse_increase": [0.0, 1.0, -0.1, 0.0]})
+    state.store.write_table(
+        key, "importance", {"what": what, "rmse_increase": [0.0, 1.0, -0.1, 0.0], "sd": [0.1] * 4}
+    )
     try:
         ended = sweep("map", trained, "--arm", "none", *GRID, "-o", tmp_path / "map.tif")
     finally:
@@ -176,9 +178,9 @@ def test_weights_by_importance(sweep: Sweep, trained: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "columns",
     [
-        {"what": ["elev_m"], "rmse_increase": ["high"]},
-        {"what": ["elev_m"], "rmse_increase": [np.nan]},
-        {"input": ["elev_m"], "rmse_increase": [1.0]},
+        {"what": ["elev_m"], "rmse_increase": ["high"], "sd": [0.1]},
+        {"what": ["elev_m"], "rmse_increase": [np.nan], "sd": [0.1]},
+        {"input": ["elev_m"], "rmse_increase": [1.0], "sd": [0.1]},
         b"",
     ],
 )
