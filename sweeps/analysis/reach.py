@@ -176,19 +176,19 @@ def _inside(
     for one in folds:
         train = one.train[evenly_spaced(len(one.train), SAMPLES)]
         test = one.test[evenly_spaced(len(one.test), TESTED)]
-        windows = _windows(panel, train, study.window)
+        windows = [_windows(panel, part, study.window) for part in (train, test)]
         with np.errstate(invalid="ignore"):  # a channel without any value
-            count = np.isfinite(windows).sum(axis=(0, 1))
-            missing = np.where(count > 0, np.nansum(windows, axis=(0, 1)) / np.maximum(count, 1), 0)
+            count = np.isfinite(windows[0]).sum(axis=(0, 1))
+            missing = np.where(count > 0, np.nansum(windows[0], axis=(0, 1)) / np.maximum(count, 1), 0)
         own, new = (
             window_predictors(
-                _windows(panel, part, study.window),
+                of_part,
                 missing=missing,
                 place=np.stack([panel.lat, panel.lon], axis=1)[part // days]
                 if inputs == WITH_PLACE
                 else None,
             )
-            for part in (train, test)
+            for part, of_part in zip((train, test), windows, strict=True)
         )
         groups = monitor_folds(train // days)
         weighed = np.ptp(own, axis=0) > 0 if weights is None else (np.ptp(own, axis=0) > 0) & (weights > 0)

@@ -1,6 +1,6 @@
 """Models of one arm for a map: the winning seed on every fold that has weights, and where they apply."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,20 +75,21 @@ def load(state: "StudyState", records: Mapping[str, Record], name: str) -> ArmMo
         assert kept is not None
         predictors.append(Predictor(cell, *kept, source))
     label = labels.arm(arms[name].variant, arms[name].fusion)
-    lost = _without_weights(state, records, cells[0]) if study.keep_weights == "folds" else 0
+    lost = _without_weights(state, records, held, cells[0]) if study.keep_weights == "folds" else 0
     return ArmModels(label, name, tuple(keys), tuple(cells), tuple(predictors), lost)
 
 
-def _without_weights(state: "StudyState", records: Mapping[str, Record], one: "Cell") -> int:
-    """Count the done folds of a cell's arm, split and seed that have no weights."""
-    held = state.store.holding(WEIGHTS)
+def _without_weights(
+    state: "StudyState", records: Mapping[str, Record], held: Collection[str], one: "Cell"
+) -> int:
+    """Count the done folds of a cell's arm, split and seed without weights; `held` are keys with them."""
     folds = {
         key
         for key, cell in state.cells.items()
         if (Arm.of(cell), cell.split, cell.seed) == (Arm.of(one), one.split, one.seed)
         and records.get(key, {}).get("state") == "done"
     }
-    return len(folds - held)
+    return len(folds.difference(held))
 
 
 def area(state: "StudyState", models: ArmModels) -> "Area":

@@ -55,31 +55,31 @@ Trained = tuple[Panel, Result, Predictor]
 
 def trained(made: Cell, panel: Panel, **options: Any) -> Trained:
     source = None if made.encoder is None else encoders.source(made.encoder, **options)
-    told = {}
+    inputs = {}
     if source is not None:
-        told["embedding"] = source.encoder().embed(panel.lat, panel.lon, panel.site_id)
-    result = trial.run(made, panel, **told)
+        inputs["embedding"] = source.encoder().embed(panel.lat, panel.lon, panel.site_id)
+    result = trial.run(made, panel, **inputs)
     return panel, result, Predictor(made, result.weights, result.scaling, source)
 
 
 def asked(made: Cell, panel: Panel, result: Result, part: str = "test") -> tuple[dict[str, Any], np.ndarray]:
-    """What a predictor is told of a part's samples, and the predictions that were stored of them."""
+    """What a predictor is inputs of a part's samples, and the predictions that were stored of them."""
     rows = result.predictions["part"] == part
     site = np.searchsorted(panel.site_id, result.predictions["site_id"][rows])
     date = result.predictions["date"][rows]
     flat = site * DAYS + (date - panel.dates[0]).astype(int)
     channels, window = trial.raw_windows(made, panel, flat)
     assert channels == tuple(result.scaling["channels"])
-    told = {"window": window, "lat": panel.lat[site], "lon": panel.lon[site]}
+    inputs = {"window": window, "lat": panel.lat[site], "lon": panel.lon[site]}
     if made.variant == "table":
-        told |= {"month": date.astype("datetime64[M]").astype(int) % 12 + 1, "site_id": panel.site_id[site]}
-    return told, result.predictions["prediction"][rows]
+        inputs |= {"month": date.astype("datetime64[M]").astype(int) % 12 + 1, "site_id": panel.site_id[site]}
+    return inputs, result.predictions["prediction"][rows]
 
 
-def as_frame(made: Cell, told: dict[str, Any], channels: tuple[str, ...]) -> pd.DataFrame:
-    frame = pd.DataFrame({name: value for name, value in told.items() if name != "window"})
+def as_frame(made: Cell, inputs: dict[str, Any], channels: tuple[str, ...]) -> pd.DataFrame:
+    frame = pd.DataFrame({name: value for name, value in inputs.items() if name != "window"})
     for at, name in enumerate(channels):
-        frame[name] = [*told["window"][:, :, at].astype(float).tolist()]
+        frame[name] = [*inputs["window"][:, :, at].astype(float).tolist()]
     return frame
 
 
@@ -109,16 +109,16 @@ def check(made: Cell, found: Trained, folder: Path) -> None:
     """
     panel, result, predictor = found
     for part in np.unique(result.predictions["part"]):
-        told, stored = asked(made, panel, result, part)
-        assert np.array_equal(predictor.predict(**told), stored)
+        inputs, stored = asked(made, panel, result, part)
+        assert np.array_equal(predictor.predict(**inputs), stored)
         single = [
-            predictor.predict(**{name: value[i : i + 1] for name, value in told.items()}) for i in range(9)
+            predictor.predict(**{name: value[i : i + 1] for name, value in inputs.items()}) for i in range(9)
         ]
         near = 1e-5 if made.train.precision == "fp32" else 0.02
         np.testing.assert_allclose(np.concatenate(single), stored[:9], rtol=near, atol=near)
         predictor.save(folder)
-        assert np.array_equal(Predictor.load(folder).predict(**told), stored)
-        frame = as_frame(made, told, predictor.channels)
+        assert np.array_equal(Predictor.load(folder).predict(**inputs), stored)
+        frame = as_frame(made, inputs, predictor.channels)
         frame.index = frame.index + 7
         with pytest.warns(UserWarning, match="no prediction intervals: the model was stored before"):
             served = _load_pyfunc(str(folder)).predict(frame.assign(other="x"))
@@ -157,7 +157,7 @@ def satclip(folder: Path) -> Path:
         for prefix in ("model.nnet", "model.location.nnet"):
             state[f"{prefix}.{name}.weight"] = torch.from_numpy(np.full(shape, 0.01) + np.eye(*shape))
             state[f"{prefix}.{name}.bias"] = torch.from_numpy(np.linspace(-1, 1, shape[0]))
-    told = {
+    inputs = {
         "embed_dim": 6,
         "le_type": "sphericalharmonics",
         "pe_type": "siren",
@@ -166,7 +166,7 @@ def satclip(folder: Path) -> Path:
         "num_hidden_layers": 1,
         "capacity": 8,
     }
-    torch.save({"state_dict": state, "hyper_parameters": told}, folder / "satclip.ckpt")
+    torch.save({"state_dict": state, "hyper_parameters": inputs}, folder / "satclip.ckpt")
     return folder / "satclip.ckpt"
 
 
@@ -185,8 +185,8 @@ def test_it_is_loaded_where_the_encoder_is_not_installed(tmp_path: Path) -> None
     made = cell("geoclip", "hadamard")
     panel, result, predictor = trained(made, world())
     predictor.save(tmp_path / "model")
-    told, stored = asked(made, panel, result)
-    as_frame(made, told, predictor.channels).to_parquet(tmp_path / "asked.parquet")
+    inputs, stored = asked(made, panel, result)
+    as_frame(made, inputs, predictor.channels).to_parquet(tmp_path / "asked.parquet")
     code = """
 import sys
 sys.modules["geoclip"] = None
@@ -209,8 +209,8 @@ def monthly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, pd.Dat
     folder = tmp_path_factory.mktemp("monthly")
     made = cell("table", "concat")
     panel, result, predictor = trained(made, world(), path=table(folder, "lat", months=True))
-    told, _ = asked(made, panel, result)
-    return predictor, as_frame(made, told, predictor.channels).head(4)
+    inputs, _ = asked(made, panel, result)
+    return predictor, as_frame(made, inputs, predictor.channels).head(4)
 
 
 def changed(frame: pd.DataFrame, name: str, at: int, value: Any) -> pd.DataFrame:
@@ -301,9 +301,9 @@ def test_a_calibrated_model_predicts_intervals(tmp_path: Path) -> None:
     radii = Radius("random", "WR", 0.0, 0.5, 20), Radius("spatial", "WR", 10.0, 1.0, 20)
     calibration = Calibration(0.9, 0.0, tuple(places), radii)
     predictor = Predictor(made, result.weights, result.scaling, None, calibration)
-    told, stored = asked(made, panel, result)
+    inputs, stored = asked(made, panel, result)
     predictor.save(tmp_path)
-    served = _load_pyfunc(str(tmp_path)).predict(as_frame(made, told, predictor.channels))
+    served = _load_pyfunc(str(tmp_path)).predict(as_frame(made, inputs, predictor.channels))
     assert [*served] == ["pm25_ugm3", "lower", "upper"]
     assert {str(dtype) for dtype in served.dtypes} == {"float32"}
     assert np.array_equal(served["pm25_ugm3"], stored)
@@ -313,7 +313,7 @@ def test_a_calibrated_model_predicts_intervals(tmp_path: Path) -> None:
         served["lower"], np.maximum(exact - np.hypot(exact, 5), 0), rtol=1e-5, atol=1e-5
     )
     at_monitor = {
-        **told,
+        **inputs,
         "lat": np.full(len(stored), places[0][0]),
         "lon": np.full(len(stored), places[0][1]),
     }
