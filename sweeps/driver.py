@@ -138,7 +138,9 @@ def sync(state: StudyState) -> tuple[int, str]:
     }
     sums = artifacts.predictions(state.store, rows, degrees=state.study.analysis.block_degrees)
     statuses = state.declared(records).contrasts
-    declared = state.study.analysis, state.study.claims, state.study.design.looks, sums, statuses
+    analysis = state.study.analysis
+    covered = parent_metrics.covered_by_region(rows, analysis, sums)
+    declared = analysis, state.study.claims, state.study.design.looks, sums, statuses, covered
     tracker.answer(parent_metrics.of_rows(rows, *declared) | searches)
     tracker.show(parent_metrics.pictures(state.store, rows, *declared))
     brief = data.gather_report_data(state, records=records, rows=rows, predicted=sums, brief=True)

@@ -101,6 +101,13 @@ def judged(line: Mapping[Any, Any]) -> str:
     return summary.verdict(line)
 
 
+def covered_by_region(rows: pd.DataFrame, analysis: Analysis, sums: Sums | None) -> pd.DataFrame | None:
+    """Measure the coverage of prediction intervals (`coverage.coverage`); None without stored predictions."""
+    from sweeps.analysis import artifacts
+
+    return coverage.coverage(sums, rows, analysis) if isinstance(sums, artifacts.Predicted) else None
+
+
 def of_rows(
     rows: pd.DataFrame,
     analysis: Analysis,
@@ -108,14 +115,13 @@ def of_rows(
     looks: Ladders = NO_LADDERS,
     sums: Sums | None = None,
     statuses: Mapping[Contrast, Status] = MappingProxyType({}),
+    covered: pd.DataFrame | None = None,
 ) -> Aggregates:
     """Aggregate the rows of a study (`results.rows`), with the analysis and claims that it declares.
 
     `sums` are the stored predictions, from which the tests within region are made. `statuses` tell when the
-    contrasts were declared (`declarations.history`).
+    contrasts were declared (`declarations.history`). `covered` is the table of `covered_by_region`.
     """
-    from sweeps.analysis import artifacts
-
     metrics = ("rmse", "r2", "mae", "site_rmse")
     rows = inference.with_site_rmse(rows, sums)
     return aggregates(
@@ -128,7 +134,7 @@ def of_rows(
                 for metric in metrics
             ]
         ),
-        coverage.coverage(sums, rows, analysis) if isinstance(sums, artifacts.Predicted) else None,
+        covered,
     )
 
 
@@ -140,13 +146,13 @@ def pictures(
     looks: Ladders = NO_LADDERS,
     sums: Sums | None = None,
     statuses: Mapping[Contrast, Status] = MappingProxyType({}),
+    covered: pd.DataFrame | None = None,
 ) -> dict[str, bytes]:
     """Draw the report's figures that need neither the panel nor single predictions, as PNG by file name."""
     from sweeps.analysis import artifacts
     from sweeps.report import figures
 
     metric = analysis.metric
-    covered = coverage.coverage(sums, rows, analysis) if isinstance(sums, artifacts.Predicted) else None
     drawn = figures.draw(
         rows,
         metric,

@@ -343,7 +343,8 @@ class MlflowMirror:
         done = sum(record["state"] == "done" for record in records.values())
         trials = int(sum(counts["n"] for _, counts in searched))
         statuses = history(declarations.read(self._store), present, done, trials).contrasts
-        how = judge, declared, Ladders(*looks), sums, statuses
+        covered = parent_metrics.covered_by_region(rows, judge, sums)
+        how = judge, declared, Ladders(*looks), sums, statuses, covered
         found = parent_metrics.of_rows(rows, *how)
         tracker.answer(found | {(arm, None): counts for arm, counts in searched})
         if last:
