@@ -1,11 +1,19 @@
 """What parent runs say, from frames made by hand."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from sweeps import driver
+from sweeps.analysis import labels
+from sweeps.bench import engine
+from sweeps.report import figures
 from sweeps.spec.claims import Analysis
+from sweeps.tracking import parent_metrics
+from sweeps.tracking.mlflow_view import Tracker
 from sweeps.tracking.parent_metrics import FIRST, aggregates, of_rows
 
 NAN = math.nan
@@ -213,3 +221,35 @@ def test_rows_become_means_and_paired_differences() -> None:
         "verdict": "not tested",
     }
     assert "{kind: checkerboards, degrees: 16, origins: 15}" in str(tags["test"])
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+def test_one_table_of_coverage_reaches_the_numbers_and_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = engine.study(tmp_path, 2)
+    for key, cell in state.cells.items():
+        engine.trivial(cell, key, state.panel, state.store)
+    row = labels.with_arm(state.rows(state.records())).iloc[0]
+    line = {"arm": row["arm"], "split": row["split"], "part": "test", "region": "all regions"}
+    numbers = {"coverage": 0.9, "low": 0.85, "high": 0.95, "width": 13.5, "coverage_high": 0.2, "worst": 0.7}
+    table = pd.DataFrame([line | numbers])
+    measured: list[int] = []
+    answers: list[Any] = []
+    drawn: list[Any] = []
+
+    def covered(*_: Any) -> pd.DataFrame:
+        measured.append(1)
+        return table
+
+    def draw(*_: Any, coverage: Any, **__: Any) -> list[figures.Figure]:
+        drawn.append(coverage)
+        return []
+
+    monkeypatch.setattr(parent_metrics, "covered_by_region", covered)
+    monkeypatch.setattr(Tracker, "answer", lambda _, found: answers.append(found))
+    monkeypatch.setattr(figures, "draw", draw)
+    driver.sync(state)
+    assert answers[0][row["arm"], row["split"]]["coverage"] == 0.9
+    assert drawn[0] is table
+    assert len(measured) == 1
