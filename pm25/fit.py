@@ -179,7 +179,8 @@ class Fit:
             raise RuntimeError(f"the training ended with epoch {len(self.history)}")
         self._model.train()
         with self._dropout_stream():
-            shuffled = torch.randperm(len(self._train), generator=self._order)
+            # Shuffled on the CPU, for an equal order on every device; a copy per step would make a GPU wait.
+            shuffled = torch.randperm(len(self._train), generator=self._order).to(self._device)
             batches = shuffled.split(self._settings.batch_size)
             losses = [self._step(rows, number) for number, rows in enumerate(batches, self._curve.steps)]
         epoch = self._curve.add(torch.stack(losses), *predict(self._model, self._validation))
@@ -204,14 +205,14 @@ class Fit:
             "step": self._curve.steps,
             "finite": self._curve.last_finite_loss,
         }
-        return _on_cpu(plain)
+        return on_cpu(plain)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Resume from a `state`. On the same type of device the training continues bitwise equal.
 
         On another type of device, dropout continues with that type's own random stream.
         """
-        state = _on_cpu(state)  # a copy, because Adam updates its tensors in place
+        state = on_cpu(state)  # a copy, because Adam updates its tensors in place
         self._model.load_state_dict(state["model"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._order.set_state(state["order"])
@@ -272,19 +273,19 @@ def predict(model: nn.Module, windows: Windows) -> tuple[np.ndarray, np.ndarray]
     """Return predictions and targets, both (n,) float32 and scaled, in the order of the samples."""
     model.eval()
     predicted, targets = [], []
-    for rows in torch.arange(len(windows)).split(SCORING_BATCH):
+    for rows in torch.arange(len(windows), device=windows.flat.device).split(SCORING_BATCH):
         window, embedding, target = windows.batch(rows)
         predicted.append(model(window, embedding))
         targets.append(target)
     return torch.cat(predicted).cpu().numpy(), torch.cat(targets).cpu().numpy()
 
 
-def _on_cpu(value: Any) -> Any:
+def on_cpu(value: Any) -> Any:
     """Copy every tensor of nested dictionaries and lists to the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {name: _on_cpu(part) for name, part in value.items()}
+        return {name: on_cpu(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_on_cpu(part) for part in value]
+        return [on_cpu(part) for part in value]
     return value

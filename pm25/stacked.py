@@ -7,19 +7,20 @@ processes of their own are faster.
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from pm25 import encoders
 from pm25.cell import Cell
-from pm25.fit import Epoch
+from pm25.fit import Epoch, LearningCurve
 from pm25.network_shape import stack_kind
 from pm25.panel import Panel
 from pm25.stacked_fit import StackedFit
-from pm25.trial import Prepared, Result, outcome, prepare
+from pm25.trial import Prepared, Result, check_identity, identity, outcome, prepare
 from pm25.windows import StackedInputs
 
 TOLERANCE = 0.02
@@ -45,9 +46,14 @@ class StackedTraining:
     the CPU, the dropout masks of its training alone. Its numbers differ by the rounding of float32, which
     training amplifies. On a GPU, dropout draws from generators on the device, and its numbers are others.
 
-    With one thread of a CPU and an equal `size`, a member's numbers do not depend on the other cells.
+    With one thread of a CPU and an equal `size`, a member's steps do not depend on the other cells. The last
+    digits of its validation losses may, because members whose epochs end together are scored together.
 
-    Raises ValueError for cells that cannot be stacked.
+    `found` returns the `state` from which a cell's training resumes, or None for its first epoch. It is
+    called when the training gets its slot. A resumed training has the steps of an uninterrupted one.
+
+    Raises ValueError for cells that cannot be stacked. A cell whose state belongs to another training ends
+    with a ValueError.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class StackedTraining:
         embedding: np.ndarray | None = None,
         trained_on_target: bool = False,
         device: str = "cpu",
+        found: Callable[[Cell], dict[str, Any] | None] = lambda cell: None,
     ) -> None:
         groups = stackable(cells, panel)
         if len(groups) != 1 or len(groups[0]) < len(cells):
@@ -66,7 +73,7 @@ class StackedTraining:
         if embedding is None and cells[0].encoder is not None:
             embedding = encoders.load(cells[0].encoder).embed(panel.lat, panel.lon, panel.site_id)
         self._panel, self._embedding, self._device = panel, embedding, device
-        self._trained_on_target = trained_on_target
+        self._trained_on_target, self._found = trained_on_target, found
         self._waiting = deque(cells)
         self._slots = min(size, len(cells))
         self._members: dict[int, _Member] = {}
@@ -82,7 +89,26 @@ class StackedTraining:
     @property
     def running(self) -> list[tuple[Cell, list[Epoch]]]:
         """Cells in the slots, each with its epochs so far."""
-        return [(member.prepared.cell, list(member.history)) for member in self._members.values()]
+        return [(member.prepared.cell, list(member.curve.history)) for member in self._members.values()]
+
+    @property
+    def between_epochs(self) -> list[Cell]:
+        """Cells in the slots of which no epoch is under way."""
+        if self._stack is None:
+            return []
+        fit, _ = self._stack
+        return [member.prepared.cell for slot, member in self._members.items() if not fit.members[slot].done]
+
+    def state(self, cell: Cell) -> dict[str, Any]:
+        """Return a checkpoint of a cell that is `between_epochs`, for `found` of a new StackedTraining.
+
+        It can be written by `torch.save` and read by `torch.load(..., weights_only=True)`.
+        """
+        assert self._stack is not None
+        fit, _ = self._stack
+        slot = next(slot for slot, member in self._members.items() if member.prepared.cell == cell)
+        member = self._members[slot]
+        return {"identity": identity(member.prepared), "seconds": member.seconds, "fit": fit.state(slot)}
 
     def __iter__(self) -> Iterator[tuple[Cell, Result | Exception]]:
         while not self.finished:
@@ -102,8 +128,7 @@ class StackedTraining:
         for slot, epoch in epochs.items():
             member = self._members[slot]
             if isinstance(epoch, Epoch):
-                member.history.append(epoch)
-                if not fit.members[slot].curve.finished:
+                if not member.curve.finished:
                     continue
                 ended.append((member.prepared.cell, self._result(member, fit.best_weights(slot))))
             else:
@@ -118,17 +143,21 @@ class StackedTraining:
         for slot in sorted({*range(self._slots)} - {*self._members}):
             while self._waiting and slot not in self._members:
                 cell, started = self._waiting.popleft(), time.perf_counter()
+                state = self._found(cell)
                 try:
                     prepared = prepare(cell, self._panel, embedding=self._embedding, device=self._device)
+                    if state is not None:
+                        check_identity(state, prepared)
                 except Exception as error:
                     failed.append((cell, error))
                     continue
-                self._start(slot, prepared)
-                self._members[slot] = _Member(prepared, time.perf_counter() - started)
+                curve = self._start(slot, prepared, state)
+                spent = 0.0 if state is None else state["seconds"]
+                self._members[slot] = _Member(prepared, curve, spent + time.perf_counter() - started)
         return failed
 
-    def _start(self, slot: int, prepared: Prepared) -> None:
-        """Put a prepared training into a slot."""
+    def _start(self, slot: int, prepared: Prepared, state: dict[str, Any] | None) -> LearningCurve:
+        """Put a prepared training into a slot, at its first epoch or where its state was taken."""
         settings = prepared.cell.train
         if self._stack is None:
             inputs = StackedInputs(prepared.inputs, self._slots)
@@ -147,13 +176,16 @@ class StackedTraining:
             prepared.dropout_seed,
             prepared.scale.inverse_transform,
         )
+        if state is not None:
+            fit.load_state(slot, state["fit"])
+        return fit.members[slot].curve
 
     def _result(self, member: "_Member", weights: dict[str, torch.Tensor]) -> Result | Exception:
         """Score a training by its network alone, or return the exception that this raises."""
         started, prepared = time.perf_counter(), member.prepared
         try:
             prepared.model.load_state_dict(weights)
-            found = outcome(prepared, member.history, trained_on_target=self._trained_on_target)
+            found = outcome(prepared, member.curve.history, trained_on_target=self._trained_on_target)
         except Exception as error:
             return error
         seconds = member.seconds + time.perf_counter() - started
@@ -165,5 +197,5 @@ class _Member:
     """Training in a slot, with its share of the time."""
 
     prepared: Prepared
+    curve: LearningCurve
     seconds: float
-    history: list[Epoch] = field(default_factory=list)

@@ -3,12 +3,14 @@
 Where to look, all in `StackedFit`:
 
 - `load`: put a training into a slot, with its first weights and random streams;
+- `state` and `load_state`: checkpoints of a slot between two of its epochs;
 - `advance`: the steps until an epoch of some slot ends, then that slot's validation;
 - `_step`: one training step of all slots, with static shapes and without synchronisation with the host.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from pm25.fit import SCORING_BATCH, Diverged, Epoch, LearningCurve, loss_function
+from pm25.fit import SCORING_BATCH, Diverged, Epoch, LearningCurve, loss_function, on_cpu
 from pm25.model import BiLSTMAttention
 from pm25.settings import TrainSettings
 from pm25.stacked_model import stack
@@ -36,7 +38,7 @@ class Member:
     """Generator on the device, from which dropout draws."""
     curve: LearningCurve
     done: int = 0
-    """Steps done of the epoch that runs."""
+    """Steps done of the epoch that runs; 0 between two epochs."""
 
     @property
     def steps(self) -> int:
@@ -99,6 +101,8 @@ class StackedFit:
         self._losses = torch.zeros(slots, steps, device=device)
         self._rates = torch.zeros(slots, steps, dtype=rate, device=device)
         self._clip = torch.full((slots,), torch.inf, device=device)
+        self._model.train()
+        self._step()  # all slots are idle, so no weight changes; Adam makes its state
         self._run: Callable[[], None] = self._captured() if device.type == "cuda" else self._step
 
     def load(
@@ -128,7 +132,39 @@ class StackedFit:
             torch.Generator(device).manual_seed(dropout),
             LearningCurve(settings, len(train), to_ugm3),
         )
-        self._begin_epoch(slot)
+
+    def state(self, slot: int) -> dict[str, Any]:
+        """Copy everything that the slot's next epoch depends on to the CPU, as tensors and plain values.
+
+        Raises RuntimeError inside an epoch.
+        """
+        member = self.members[slot]
+        if member.done:
+            raise RuntimeError(f"slot {slot} is inside an epoch")
+        return on_cpu(
+            {
+                "weights": self._weights[slot],
+                "best_weights": self._best[slot],
+                "adam": dict(self._optimiser.state[self._rows[slot]]),
+                "order": member.order.get_state(),
+                "dropout": member.dropout.get_state(),
+                "history": [asdict(epoch) for epoch in member.curve.history],
+                "step": member.curve.steps,
+                "finite": member.curve.last_finite_loss,
+            }
+        )
+
+    def load_state(self, slot: int, state: dict[str, Any]) -> None:
+        """Continue a training that `load` has put into a slot from a `state` on the same type of device."""
+        member = self.members[slot]
+        self._weights[slot].copy_(state["weights"])
+        self._best[slot].copy_(state["best_weights"])
+        for name, value in self._optimiser.state[self._rows[slot]].items():
+            value.copy_(state["adam"][name])
+        member.order.set_state(state["order"])
+        member.dropout.set_state(state["dropout"])
+        member.curve.history = [Epoch(**epoch) for epoch in state["history"]]
+        member.curve.steps, member.curve.last_finite_loss = state["step"], state["finite"]
 
     def free(self, slot: int) -> None:
         """Make a slot idle. Its weights become zero, so that a diverged network computes finite numbers."""
@@ -149,6 +185,9 @@ class StackedFit:
 
     def advance(self) -> dict[int, Epoch | Diverged]:
         """Train all members until an epoch of one ends; return the epochs, or why they failed, by slot."""
+        for slot, member in self.members.items():
+            if not member.done:
+                self._begin_epoch(slot)
         steps = min(member.steps - member.done for member in self.members.values())
         self._model.train()
         for _ in range(steps):
@@ -161,6 +200,7 @@ class StackedFit:
         found: dict[int, Epoch | Diverged] = {}
         for slot, predicted, truth in zip(ended, *self._predict(ended), strict=True):
             member = self.members[slot]
+            member.done = 0
             try:
                 found[slot] = member.curve.add(self._losses[slot, : member.steps], predicted, truth)
             except Diverged as error:
@@ -168,13 +208,11 @@ class StackedFit:
                 continue
             if member.curve.improved:
                 self._best[slot].copy_(self._weights[slot])
-            if not member.curve.finished:
-                self._begin_epoch(slot)
         return found
 
     def _forget(self, slot: int) -> None:
         """Put Adam's moments and number of steps of a slot back to zero."""
-        for state in self._optimiser.state.get(self._rows[slot], {}).values():
+        for state in self._optimiser.state[self._rows[slot]].values():
             state.zero_()
 
     def _begin_epoch(self, slot: int) -> None:
@@ -187,7 +225,7 @@ class StackedFit:
         first = member.curve.steps
         rates = [member.curve.learning_rate(step) for step in range(first, first + member.steps)]
         self._rates[slot, : member.steps] = torch.tensor(rates, dtype=self._rates.dtype)
-        self._length[slot], self._at[slot], member.done = count, 0, 0
+        self._length[slot], self._at[slot] = count, 0
 
     def _step(self) -> None:
         """Train each member on its next batch. Everything that differs by member or step is in tensors."""

@@ -249,12 +249,8 @@ class Training:
                 prepared.scale.inverse_transform,
                 restore_best=cell.protocol != "paper",
             )
-            self._identity = _identity(prepared)
             if state is not None:
-                if state["identity"] != self._identity:
-                    raise ValueError(
-                        f"the state belongs to another training than {cell.label} on {panel.name}"
-                    )
+                check_identity(state, prepared)
                 self._fit.load_state(state["fit"])
                 self._seconds += state["seconds"]
 
@@ -278,7 +274,7 @@ class Training:
 
         It can be written by `torch.save` and read by `torch.load(..., weights_only=True)`.
         """
-        return {"identity": self._identity, "seconds": self._seconds, "fit": self._fit.state()}
+        return {"identity": identity(self._prepared), "seconds": self._seconds, "fit": self._fit.state()}
 
     def result(self) -> Result:
         """Score the held-out samples with the best weights (protocol paper: the last ones).
@@ -478,12 +474,19 @@ def _scaling(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _identity(prepared: Prepared) -> str:
+def identity(prepared: Prepared) -> str:
     """Hash the cell, the data and the samples, to recognise the states of this training."""
     digest = hashlib.sha256(prepared.cell.key(prepared.panel.fingerprint).encode())
     for flat in (prepared.train, prepared.validation):
         digest.update(repr(len(flat)).encode() + flat.tobytes())
     return digest.hexdigest()
+
+
+def check_identity(state: dict[str, Any], prepared: Prepared) -> None:
+    """Raise ValueError if a state belongs to another training."""
+    if state["identity"] != identity(prepared):
+        cell, panel = prepared.cell, prepared.panel
+        raise ValueError(f"the state belongs to another training than {cell.label} on {panel.name}")
 
 
 def _embedding(cell: Cell, panel: Panel, given: np.ndarray | None) -> np.ndarray | None:

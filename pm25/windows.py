@@ -210,8 +210,10 @@ class Windows:
         return len(self.flat)
 
     def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Return the windows (B, T, F), embeddings (B, D) or None, and targets (B,) of these rows."""
-        rows = rows.to(self._inputs.device)
+        """Return the windows (B, T, F), embeddings (B, D) or None, and targets (B,) of these rows.
+
+        `rows (B,)` are on the device of the inputs.
+        """
         return *self._inputs.batch(self.flat[rows]), self.target[rows]
 
 

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from pm25.errors import InputError
+from sweeps.bench import mps
 from sweeps.bench.harness import Measurement, of_rounds
 from sweeps.bench.training import AnsweringProcess, worker
 from sweeps.bench.training_worker import Network, Workload
@@ -18,10 +19,6 @@ from sweeps.spec import study_file
 NETWORK = Network(256, "geoclip")
 """The published network, with its embedding."""
 PRECISIONS = ("fp32", "bf16")
-PACKED: tuple[int, ...] = (4, 8, 16)
-"""Numbers of processes that share the GPU."""
-STACKED: tuple[int, ...] = (4, 8, 16, 32, 64)
-"""Numbers of trainings in a stack."""
 STEPS = 32
 """Training steps of an epoch."""
 TURNS, TURN_S = 3, 2.0
@@ -32,6 +29,17 @@ STUDY = "paper2025"
 """The published study."""
 PANEL = {"sites": 1414, "days": 365}
 """Size of the 2021 table."""
+
+
+class Sizes(NamedTuple):
+    """Numbers of trainings that share the GPU, by the way in which they do."""
+
+    processes: tuple[int, ...] = (4, 8, 16)
+    """Processes that take turns."""
+    with_mps: tuple[int, ...] = (8, 16)
+    """Processes that share it through the Multi-Process Service."""
+    stacks: tuple[int, ...] = (4, 8, 16, 32, 64)
+    """Trainings in lockstep in one process."""
 
 
 class Way(NamedTuple):
@@ -47,6 +55,8 @@ class Way(NamedTuple):
 def run(*, pretend: bool = False) -> Iterator[Measurement]:
     """Measure every way in either precision, then the gain of the best and the time of the published study.
 
+    The Multi-Process Service is started for some of the ways. Where it cannot be, a row has the reason.
+
     With `pretend`, everything runs on the CPU with a small network, and nothing is reported as measured.
     Raises InputError without a GPU.
     """
@@ -54,18 +64,18 @@ def run(*, pretend: bool = False) -> Iterator[Measurement]:
         fix = "run the command on a machine with a GPU, or add --pretend to try it"
         raise InputError("sweep bench", "--only gpu", "PyTorch sees no GPU", fix)
     work = Workload(device="cpu" if pretend else "cuda")
-    network, packed, stacked = NETWORK, PACKED, STACKED
+    network, sizes, turn_s = NETWORK, Sizes(), TURN_S
     if pretend:
         work, network = work._replace(sites=40, days=60, batch_size=16), Network(8, "geoclip")
-        packed, stacked = packed[:1], stacked[:1]
-    turn_s = 0.0 if pretend else TURN_S
+        sizes, turn_s = Sizes((4,), (4,), (4,)), 0.0
     ways: list[Way] = []
-    for precision in PRECISIONS:
-        own = network._replace(precision=precision)
-        for way in _ways(work, own, packed, stacked, turn_s):
-            ways.append(way)
-            words = f"{way.memory_mb / 1000:.2f} GB for each training; width {own.width}, {own.variant}"
-            yield _reported(of_rounds(way.name, way.rates, "windows/s", words), pretend)
+    for found in _all_ways(work, network, sizes, turn_s, pretend=pretend):
+        if isinstance(found, Measurement):
+            yield found
+            continue
+        ways.append(found)
+        words = f"{found.memory_mb / 1000:.2f} GB for each training; width {network.width}, {network.variant}"
+        yield _reported(of_rounds(found.name, found.rates, "windows/s", words), pretend)
     first, best = ways[0], max(ways, key=lambda way: sum(way.rates))
     ratios = [a / b for a, b in zip(best.rates, first.rates, strict=True)]
     gain = of_rounds("best way over one training alone in fp32", ratios, "x", best.name, LEAST_GAIN)
@@ -83,30 +93,58 @@ def _reported(row: Measurement, pretend: bool) -> Measurement:
     return row._replace(value=math.nan, rounds=(), detail="a GPU is needed; this ran on the CPU")
 
 
-def _ways(
-    work: Workload, network: Network, packed: tuple[int, ...], stacked: tuple[int, ...], turn_s: float
-) -> Iterator[Way]:
-    """Measure one training, processes side by side, and stacks, until one does not fit into the memory."""
-    request = {"network": network._asdict(), "steps": STEPS, "at_least_s": turn_s}
-    with worker(work) as alone:
+def _all_ways(
+    work: Workload, network: Network, sizes: Sizes, turn_s: float, *, pretend: bool
+) -> Iterator[Way | Measurement]:
+    """Measure every way in either precision, and last those that need the Multi-Process Service.
+
+    Where the service does not work, there is one row with the reason. It is not started if `pretend`.
+    """
+    request = {"steps": STEPS, "at_least_s": turn_s}
+    networks = [network._replace(precision=precision) for precision in PRECISIONS]
+    for own in networks:
+        yield from _ways(work, own, sizes, request | {"network": own._asdict()})
+    service: contextlib.AbstractContextManager[Mapping[str, str]]
+    service = contextlib.nullcontext({}) if pretend else mps.service()
+    try:
+        with service as environment:
+            for own in networks:
+                asked = request | {"network": own._asdict()}
+                name = f"processes with MPS, {own.precision}"
+                yield from _packed(work, sizes.with_mps, asked, name, environment)
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[-1]
+        yield Measurement("processes with MPS", math.nan, "windows/s", math.inf, why)
+
+
+def _ways(work: Workload, network: Network, sizes: Sizes, request: dict[str, Any]) -> Iterator[Way]:
+    """Measure one training, processes side by side, and stacks."""
+    with worker(work, mps.without()) as alone:
         yield _turns([alone], request, f"one training, {network.precision}")
-    for count in packed:
-        with contextlib.ExitStack() as cleanup:
-            processes = [cleanup.enter_context(worker(work)) for _ in range(count)]
-            try:
-                yield _turns(processes, request, f"{count} processes, {network.precision}")
-            except RuntimeError as error:
-                if "OutOfMemoryError" not in str(error):
-                    raise
-                break
-    with worker(work) as process:
-        for size in stacked:
+    yield from _packed(work, sizes.processes, request, f"processes, {network.precision}", mps.without())
+    with worker(work, mps.without()) as process:
+        for size in sizes.stacks:
             process.ask(request | {"stack": size, "turns": TURNS})
             answer = process.answer()
             if "out_of_memory" in answer:
                 break
             rates = [turn["done"] / turn["seconds"] for turn in answer["turns"]]
             yield Way(f"stack of {size}, {network.precision}", rates, answer["memory_mb"] / size)
+
+
+def _packed(
+    work: Workload, counts: Iterable[int], request: dict[str, Any], name: str, environment: Mapping[str, str]
+) -> Iterator[Way]:
+    """Measure numbers of processes side by side, until they do not fit into the memory."""
+    for count in counts:
+        with contextlib.ExitStack() as cleanup:
+            processes = [cleanup.enter_context(worker(work, environment)) for _ in range(count)]
+            try:
+                yield _turns(processes, request, f"{count} {name}")
+            except RuntimeError as error:
+                if "OutOfMemoryError" not in str(error):
+                    raise
+                break
 
 
 def _turns(processes: list[AnsweringProcess], request: dict[str, Any], name: str) -> Way:

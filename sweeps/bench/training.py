@@ -15,6 +15,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -223,9 +224,10 @@ def _arrays() -> dict[str, np.ndarray]:
     }
 
 
-def worker(work: Workload) -> AnsweringProcess:
+def worker(work: Workload, environment: Mapping[str, str] = MappingProxyType({})) -> AnsweringProcess:
+    """Start a process that trains, with these further variables of its environment."""
     command = [sys.executable, "-W", "ignore", "-m", "sweeps.bench.training_worker"]
-    return AnsweringProcess([*command, json.dumps(work._asdict())], {**OPENMP, **os.environ})
+    return AnsweringProcess([*command, json.dumps(work._asdict())], {**OPENMP, **os.environ, **environment})
 
 
 def _rounds(

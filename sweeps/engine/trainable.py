@@ -177,7 +177,6 @@ class StudyTrainable(tune.Trainable):
         """Train a stack until one of its cells is recorded, or until all are."""
         if self._stack is None:
             cells, _, how = self._task()
-            del how["checkpoint_seconds"]
             mores = [more | self._share_and_place() for more in json.loads(self.config["more"])]
             members = [*zip(cells, self.config["keys"], mores, strict=True)]
             own = {"slots": self.config["slots"], "keeps_weights": self._keeps_weights}

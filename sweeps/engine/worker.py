@@ -196,7 +196,8 @@ class Stack:
     raises : tuple of exception types
         Exceptions that are raised instead of recorded.
 
-    A stack has no checkpoints. After the loss of its worker, unfinished cells start from their first epoch.
+    Each cell has its own checkpoints, as in `train_and_record`. A cell that was interrupted in a stack
+    resumes in a stack of any size. A training alone does not, because its numbers would be others.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class Stack:
         keeps_weights: Callable[[Cell], bool],
         embedded: Embedded | None = None,
         device: str = "cpu",
+        checkpoint_seconds: float = math.inf,
         raises: type[Exception] | tuple[type[Exception], ...] = (),
     ) -> None:
         from pm25 import stacked
@@ -229,10 +231,12 @@ class Stack:
             if key not in recorded
         }
         self._progress: dict[Cell, ProgressWriter] = {}
+        self._checkpoint_seconds = checkpoint_seconds
+        self._checkpoints: dict[Cell, _Checkpoints] = {}
         _reset_peak_memory(device)
         self._training: stacked.StackedTraining | None = None
         if self._drafts:
-            how = {**trial_arguments(embedded), "device": device}
+            how = {**trial_arguments(embedded), "device": device, "found": self._checkpoint}
             self._training = stacked.StackedTraining([*self._drafts], panel, size=slots, **how)
 
     @property
@@ -253,7 +257,18 @@ class Stack:
             if history:
                 rmse = [epoch.validation_rmse for epoch in history]
                 self._progress[cell].epoch(len(rmse), rmse[-1], min(rmse))
+        for cell in self._training.between_epochs:
+            self._checkpoints[cell].offer(functools.partial(self._training.state, cell))
         return ended
+
+    def _checkpoint(self, cell: Cell) -> dict[str, Any] | None:
+        """Read the checkpoint from which a cell resumes when it gets its slot."""
+        draft = self._drafts[cell]
+        own = _Checkpoints(self._store, draft["key"], draft, self._checkpoint_seconds, stacked=True)
+        self._checkpoints[cell] = own
+        if own.found is not None:
+            draft["resumed"] = len(own.found["fit"]["history"])
+        return own.found
 
     def _record(self, cell: Cell, outcome: "Result | Exception") -> Record:
         """Record a cell that has ended: its result, or the exception that its training raised."""
@@ -378,12 +393,15 @@ class _Checkpoints:
     """The stored state of a training after its last checkpointed epoch.
 
     A checkpoint is used only on the same device, number of threads and versions, so that the results equal
-    those of an uninterrupted training.
+    those of an uninterrupted training. That of a `stacked` training is used only in a stack.
     """
 
-    def __init__(self, store: Store, key: str, record: Record, seconds: float) -> None:
+    def __init__(
+        self, store: Store, key: str, record: Record, seconds: float, *, stacked: bool = False
+    ) -> None:
         self._store, self._key, self._seconds = store, key, seconds
         self._place = {name: record[name] for name in ("device", "threads", "versions")}
+        self._place |= {"stacked": True} if stacked else {}
         self._last = time.monotonic()
         self.found = self._read()
 

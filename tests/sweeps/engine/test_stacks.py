@@ -23,7 +23,7 @@ from sweeps.plan import packing
 from sweeps.plan.packing import Footprint
 from sweeps.state import StudyState
 from sweeps.store import running
-from sweeps.store.records import Store
+from sweeps.store.records import StorageFault, Store
 from tests import worlds
 from tests.processes import NO_IDLE_WORKERS, wait_for
 
@@ -113,6 +113,44 @@ def test_recorded_cells_are_not_trained_again(panel: Panel, tmp_path: Path) -> N
     again = stack(panel, store, cell(0), cell(1), cell(2))
     assert sorted(record["key"] for record in ended(again)) == ["k1", "k2"]
     assert stack(panel, store, cell(0), cell(1), cell(2)).finished
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_interrupted_cell_resumes_in_a_stack_and_not_alone(panel: Panel, tmp_path: Path) -> None:
+    cells = [cell(seed) for seed in range(3)]
+    whole = {record["key"]: record for record in ended(stack(panel, Store(str(tmp_path), "whole"), *cells))}
+    store = Store(str(tmp_path), "interrupted")
+    first = stack(panel, store, *cells, checkpoint_seconds=0)
+    first.advance()
+    first.advance()
+    assert store.holding(worker.CHECKPOINT) == {"k0", "k1"}
+    for i in range(2):
+        kept = store.read_file(f"k{i}", worker.CHECKPOINT)
+        assert kept is not None
+        alone = Store(str(tmp_path), "alone")
+        alone.write_file(f"k{i}", worker.CHECKPOINT, kept)
+        assert "resumed" not in worker.train_and_record(cells[i], f"k{i}", panel, alone)
+    again = {record["key"]: record for record in ended(stack(panel, store, *cells, checkpoint_seconds=0))}
+    assert [again[key].get("resumed") for key in ("k0", "k1", "k2")] == [2, 2, None]
+    for key, record in again.items():
+        assert (record["metrics"], record["counts"]) == (whole[key]["metrics"], whole[key]["counts"])
+    assert store.holding(worker.CHECKPOINT) == set()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_storage_that_fails_to_give_a_checkpoint_is_no_failure_of_a_cell(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path), "stacked")
+    one = stack(panel, store, cell(0), cell(1))
+
+    def fails(*_: Any) -> None:
+        raise StorageFault(str(tmp_path), "", "it cannot be read", "mount it")
+
+    monkeypatch.setattr(Store, "read_file", fails)
+    with pytest.raises(StorageFault):
+        one.advance()
+    assert store.records(["k0", "k1"]) == {}
 
 
 def test_what_can_be_stacked(panel: Panel) -> None:
