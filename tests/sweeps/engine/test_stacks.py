@@ -1,6 +1,5 @@
 """Cells that a worker trains in lockstep: each has its own record, whatever happens to the others."""
 
-import json
 import os
 import signal
 import subprocess
@@ -33,8 +32,9 @@ STUDY: dict[str, Any] = {
     "data": {"synthetic": {"sites": 40, "days": 60}},
     "design": {"variant": ["none", "latlon"], "split": [{"kind": "random", "folds": 4}], "seed": [0, 1]},
     "model": {"width": 4, "depth": 2, "attention_units": 4},
-    "train": {"max_epochs": 12, "batch_size": 64, "max_windows": 640},
+    "train": {"max_epochs": 60, "patience": 2, "batch_size": 64, "max_windows": 640},
     "storage": "results",
+    "checkpoint_seconds": 0,
 }
 
 
@@ -192,15 +192,24 @@ def test_a_run_trains_stacks_and_survives_the_loss_of_a_worker(
         log = tmp_path / "run.log"
         with log.open("w") as file:
             run = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=file, stderr=file)
-            recorded = (tmp_path / "results").rglob
-            wait_for(lambda: len([*recorded("cells/*/result.json")]) > 1, log.read_text, seconds=240)
+
+            def partly_recorded() -> list[running.Progress]:
+                """Two cells or more with a checkpoint, whose worker has recorded another one."""
+                workers = {record["process"] for record in state.records().values()}
+                found = running.running(state.store, state.store.holding(worker.CHECKPOINT))
+                found = [one for one in found if one.process in workers]
+                same = [one for one in found if one.process == found[0].process]
+                return same if len(same) > 1 else []
+
+            lost = wait_for(partly_recorded, log.read_text, seconds=240)
             before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("cells/*/result.json")}
-            os.kill(json.loads(next(iter(before.values())))["process"], signal.SIGKILL)
+            os.kill(lost[0].process, signal.SIGKILL)
             assert run.wait(300) == 0, log.read_text()
     assert "train in stacks of 3" in log.read_text()
     records = state.records("all")
     assert [record["state"] for record in records.values()] == ["done"] * 16
     assert {path: path.read_bytes() for path in before} == before  # none was trained again
+    assert any("resumed" in records[one.key] for one in lost)
     assert "stacked" in next(iter(records.values()))
     for key in [*records][:2]:
         assert worker.differences(state.cells[key], key, state.panel, state.store) == []
