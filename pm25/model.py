@@ -6,11 +6,11 @@
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pm25.cell import Cell
 from pm25.protocol import PAPER_MASK
@@ -45,6 +45,25 @@ class Attention(nn.Module):
         return torch.tanh(self.vector(torch.cat([context, last], dim=-1)))
 
 
+class BiLSTM(nn.LSTM):
+    """A Bi-LSTM layer (Hochreiter and Schmidhuber 1997) that autocast computes in bfloat16 or not at all.
+
+    For cuDNN's LSTM, autocast has float16 only, whatever its type is (PyTorch's AutocastRNN.cpp). Small
+    gradients would vanish in it, so the layer stays float32 on a GPU.
+    """
+
+    IN_BF16 = frozenset({"cpu"})
+    """Types of devices on which autocast computes LSTM layers in bfloat16."""
+
+    def forward(self, value: Any, state: Any = None) -> Any:
+        """Return the hidden states of an input (B, T, in) or a packed sequence, and the last states."""
+        kind = (value.data if isinstance(value, PackedSequence) else value).device.type
+        if kind in self.IN_BF16:
+            return super().forward(value, state)
+        with torch.autocast(kind, enabled=False):
+            return super().forward(value.float(), state)
+
+
 class BiLSTMAttention(nn.Module):
     """Bi-LSTM layers, each with LayerNorm and dropout, attention, and a head (Karimzadeh et al. 2025).
 
@@ -55,8 +74,8 @@ class BiLSTMAttention(nn.Module):
 
     `mask_value` works like Keras' Masking: the LSTMs skip a day whose features all equal it.
 
-    With the precision `bf16`, matrix products have bfloat16 operands (torch.autocast). Weights, gradients,
-    attention weights and the output unit are float32 in either precision.
+    With the precision `bf16`, matrix products have bfloat16 operands (torch.autocast), apart from those of
+    `BiLSTM` on a GPU. Weights, gradients, attention weights and the output unit are float32 in either.
 
     The equations also hold with leading dimensions before B, with which `pm25.stacked_model` uses them.
     """
@@ -85,7 +104,7 @@ class BiLSTMAttention(nn.Module):
         super().__init__()
         sizes = [channels, *[2 * u for u in units]]
         self.lstm = nn.ModuleList(
-            nn.LSTM(size, u, batch_first=True, bidirectional=True)
+            BiLSTM(size, u, batch_first=True, bidirectional=True)
             for size, u in zip(sizes, units, strict=False)
         )
         self.norm = nn.ModuleList(nn.LayerNorm(2 * u, eps=KERAS_LAYER_NORM_EPS) for u in units)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from pm25.fit import SCORING_BATCH, Diverged, Epoch, LearningCurve, loss_function, on_cpu
+from pm25.fit import Diverged, Epoch, LearningCurve, loss_function, on_cpu
 from pm25.model import BiLSTMAttention
 from pm25.settings import TrainSettings
 from pm25.stacked_model import stack
@@ -56,7 +56,7 @@ class StackedFit:
     captured as a CUDA graph, and dropout masks are drawn before each replay. The tests do not cover the
     capture, which needs a GPU. The CPU runs the same `_step`.
 
-    Matrix products of float32 use TF32 only if the caller sets `torch.backends.cuda.matmul.allow_tf32`.
+    On a GPU, the caller says whether products of float32 use TF32 (`torch.backends.cuda.matmul.allow_tf32`).
     """
 
     def __init__(
@@ -101,9 +101,7 @@ class StackedFit:
         self._losses = torch.zeros(slots, steps, device=device)
         self._rates = torch.zeros(slots, steps, dtype=rate, device=device)
         self._clip = torch.full((slots,), torch.inf, device=device)
-        self._model.train()
-        self._step()  # all slots are idle, so no weight changes; Adam makes its state
-        self._run: Callable[[], None] = self._captured() if device.type == "cuda" else self._step
+        self._run: Callable[[], None] = self._captured() if device.type == "cuda" else self._warmed_up(1)
 
     def load(
         self,
@@ -246,14 +244,19 @@ class StackedFit:
         self._losses.scatter_(1, step, loss.detach()[:, None])
         self._at.add_(self._batch * (self._length > self._at))
 
+    def _warmed_up(self, steps: int) -> Callable[[], None]:
+        """Run some steps while all slots are idle, so that Adam makes its state and no weight changes."""
+        self._model.train()
+        for _ in range(steps):
+            self._step()
+        return self._step
+
     def _captured(self) -> Callable[[], None]:
         """Capture the step as a CUDA graph, while all slots are idle, and return its replay."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        self._model.train()
         with torch.cuda.stream(side):
-            for _ in range(3):  # kernels are chosen and buffers made before the capture
-                self._step()
+            self._warmed_up(3)  # kernels are chosen and buffers made before the capture
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -271,7 +274,7 @@ class StackedFit:
         self._model.eval()
         predicted = [
             functional_call(self._model, weights, self._inputs.batch(part, index))
-            for part in samples.split(SCORING_BATCH, dim=1)
+            for part in samples.split(self._batch, dim=1)  # no more memory than a step needs
         ]
         rows = torch.cat(predicted, dim=1).cpu().numpy()
         return (

@@ -218,7 +218,8 @@ class Training:
     itself. The caller ensures that they are the encoder's. `trained_on_target` says whether that encoder
     was trained on PM2.5. `state` resumes the training from a `state()` of the same cell and panel.
 
-    The same cell, panel, device, number of threads and versions give the same bytes, resumed or not. A
+    The same cell, panel, device, number of threads and versions give the same bytes, resumed or not. On a
+    GPU, cuDNN needs the variable CUBLAS_WORKSPACE_CONFIG for that (torch.nn.LSTM). A
     state from another type of device is accepted, but then the last digits may differ. torch's global
     random state is left unchanged.
 

@@ -13,6 +13,7 @@ from sweeps.bench import mps
 from sweeps.bench.harness import Measurement, of_rounds
 from sweeps.bench.training import AnsweringProcess, worker
 from sweeps.bench.training_worker import Network, Workload
+from sweeps.engine.measure import reason
 from sweeps.plan.speed import epochs_of
 from sweeps.spec import study_file
 
@@ -108,24 +109,37 @@ def _all_ways(
     service = contextlib.nullcontext({}) if pretend else mps.service()
     try:
         with service as environment:
+            with worker(work, environment) as first:  # the service starts with its first process
+                first.ask(request | {"network": network._asdict()})
+                first.answer()
             for own in networks:
                 asked = request | {"network": own._asdict()}
                 name = f"processes with MPS, {own.precision}"
                 yield from _packed(work, sizes.with_mps, asked, name, environment)
     except RuntimeError as error:
-        why = str(error).strip().splitlines()[-1]
-        yield Measurement("processes with MPS", math.nan, "windows/s", math.inf, why)
+        yield _failed("processes with MPS", error)
 
 
-def _ways(work: Workload, network: Network, sizes: Sizes, request: dict[str, Any]) -> Iterator[Way]:
-    """Measure one training, processes side by side, and stacks."""
+def _failed(name: str, error: Exception) -> Measurement:
+    """Return a row without a number for ways that end with an error."""
+    return Measurement(name, math.nan, "windows/s", math.inf, reason(error))
+
+
+def _ways(
+    work: Workload, network: Network, sizes: Sizes, request: dict[str, Any]
+) -> Iterator[Way | Measurement]:
+    """Measure one training, processes side by side, and stacks; one that fails has a row without number."""
     with worker(work, mps.without()) as alone:
         yield _turns([alone], request, f"one training, {network.precision}")
     yield from _packed(work, sizes.processes, request, f"processes, {network.precision}", mps.without())
     with worker(work, mps.without()) as process:
         for size in sizes.stacks:
             process.ask(request | {"stack": size, "turns": TURNS})
-            answer = process.answer()
+            try:
+                answer = process.answer()
+            except RuntimeError as error:
+                yield _failed(f"stack of {size}, {network.precision}", error)
+                break
             if "out_of_memory" in answer:
                 break
             rates = [turn["done"] / turn["seconds"] for turn in answer["turns"]]

@@ -25,7 +25,7 @@ def service() -> Iterator[dict[str, str]]:
 
     It ends with the context, and another service of the machine is left alone. Raises Unavailable.
     """
-    with tempfile.TemporaryDirectory(prefix="mps-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True) as folder:
         own = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         _control("-d", environment=own)
         try:
@@ -36,6 +36,8 @@ def service() -> Iterator[dict[str, str]]:
 
 def _control(*arguments: str, environment: dict[str, str], command: str = "") -> None:
     """Call the control program, with a command on its standard input. Raises Unavailable."""
+    # The service would number the GPUs of this variable anew, and clients would look for the old numbers.
+    inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:
         ended = subprocess.run(
             [CONTROL, *arguments],
@@ -43,7 +45,7 @@ def _control(*arguments: str, environment: dict[str, str], command: str = "") ->
             # Not a pipe, which the service would hold open after the program has ended.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | environment,
+            env=inherited | environment,
             text=True,
             check=False,
             timeout=60,

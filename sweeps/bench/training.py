@@ -25,7 +25,7 @@ from pm25.network_shape import NetworkShape
 from sweeps.bench import training_worker
 from sweeps.bench.harness import Measurement, of_rounds
 from sweeps.bench.training_worker import Network, Workload
-from sweeps.engine.worker import OPENMP
+from sweeps.engine.worker import LIBRARIES
 
 ROUNDS = 3
 """Number of turns of each variant."""
@@ -227,7 +227,9 @@ def _arrays() -> dict[str, np.ndarray]:
 def worker(work: Workload, environment: Mapping[str, str] = MappingProxyType({})) -> AnsweringProcess:
     """Start a process that trains, with these further variables of its environment."""
     command = [sys.executable, "-W", "ignore", "-m", "sweeps.bench.training_worker"]
-    return AnsweringProcess([*command, json.dumps(work._asdict())], {**OPENMP, **os.environ, **environment})
+    return AnsweringProcess(
+        [*command, json.dumps(work._asdict())], {**LIBRARIES, **os.environ, **environment}
+    )
 
 
 def _rounds(

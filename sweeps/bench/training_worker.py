@@ -126,9 +126,7 @@ class Trainer:
         """Put a stack of so many trainings in the place of all other trainings of the process."""
         self._trainings.clear()
         self._stack = None  # frees its memory before the next one is made
-        if self._work.device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        worker.reset_peak_memory(self._work.device)
         cells = [cell_of(network, self._work.batch_size, steps, seed) for seed in range(size)]
         self._stack = stacked.StackedTraining(
             cells,
@@ -138,6 +136,7 @@ class Trainer:
             device=self._work.device,
         )
         self._stack.advance()
+        worker.reset_peak_memory(self._work.device)  # without what only the capture of the graph needs
 
     def advance(self, steps: int, size: int, at_least_s: float) -> dict[str, float]:
         """Train epochs of the stack until this time is over: windows and seconds."""

@@ -88,6 +88,8 @@ class GpuShares:
             f"{len(own)} shapes hold {min(held):.1f} to {max(held):.1f} GB of a GPU's "
             f"{device_mb / 1000:.0f}: {_range(1 / max(shares), 1 / min(shares))} to a GPU"
         )
+        for why in sorted({found.stacks_failed for found in own} - {""}):
+            notice(f"a stack of trainings failed on the GPU, so it is not used: {why}")
         for found in own:
             size = found.stack_size(round(1 / self._packing.share([found.shape])))
             if size > 1:

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -56,7 +57,7 @@ def in_child(study: str, overrides: Sequence[str], capacity: Capacity) -> None:
     arguments = json.dumps({"study": study, "overrides": list(overrides), "capacity": capacity})
     command = [sys.executable, "-m", "sweeps.engine.measure"]
     # Through a pipe, because everybody can read the arguments of a process.
-    environment = {**worker.OPENMP, **os.environ}  # as the workers of a run
+    environment = {**worker.LIBRARIES, **os.environ}  # as the workers of a run
     ended = subprocess.run(
         command, input=arguments, stdout=subprocess.PIPE, text=True, check=False, env=environment
     )
@@ -98,13 +99,11 @@ def time_shape(cell: Cell, shape: NetworkShape, n_train: int, panel: Panel, devi
 
     `n_train` is its number of training samples.
     """
-    import torch
 
     from pm25 import trial
     from pm25.fit import SCORING_BATCH
 
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    worker.reset_peak_memory(device)
     embedding = _vectors(cell, shape, panel)
     for steps in STEPS:
         windows = min(steps * shape.batch_size, n_train)
@@ -143,7 +142,7 @@ def stack_rates(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> d
     """Measure the training windows per second of a shape, alone (key 1) and in stacks of `STACK_SIZES`.
 
     The measurement ends with the first size that does not fit into the memory, or that is not faster than the
-    one before. Cells that cannot be stacked have no rates.
+    one before. Cells that cannot be stacked have no rates. Raises RuntimeError if the GPU fails.
     """
     import torch
 
@@ -168,6 +167,16 @@ def stack_rates(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> d
             break
         rates[size] = rate
     return rates
+
+
+def reason(error: Exception) -> str:
+    """Return the line of an error that names it: of a traceback the last one, and else the first.
+
+    CUDA's errors have hints for developers after it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]+Error: ", line)]
+    return (named[-1:] or lines[:1] or ["no message"])[0]
 
 
 def _shortened(cell: Cell, windows: int) -> Cell:

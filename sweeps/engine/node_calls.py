@@ -97,7 +97,11 @@ def _footprint(
     held, name = measure.footprint_mb(cell, shape, shared[0], "cuda"), torch.cuda.get_device_name()
     total_mb, context_mb = torch.cuda.mem_get_info()[1] / 1e6, worker.context_mb()
     gpu = {"memory_mb": held, "context_mb": context_mb, "gpu": name, "gpu_mb": total_mb}
-    return Footprint(shape=shape, rates=measure.stack_rates(cell, shape, shared[0], "cuda"), **gpu)
+    try:
+        rates, failed = measure.stack_rates(cell, shape, shared[0], "cuda"), ""
+    except RuntimeError as error:  # the study can be trained without stacks, and the run says why
+        rates, failed = {}, measure.reason(error)
+    return Footprint(shape=shape, rates=rates, stacks_failed=failed, **gpu)
 
 
 def footprints(shared: ray.ObjectRef, cells: Mapping[NetworkShape, Cell]) -> Iterator[Footprint]:

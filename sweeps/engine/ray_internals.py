@@ -23,7 +23,7 @@ from ray.job_submission import JobSubmissionClient
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 
-from sweeps.engine.worker import OPENMP
+from sweeps.engine.worker import LIBRARIES
 
 # Environment variables
 
@@ -59,7 +59,7 @@ ENVIRONMENT: Mapping[str, Variable] = {
 }
 """Variables that a run sets for Ray and Tune before it starts or joins a cluster."""
 
-FORWARDED = frozenset({"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *OPENMP})
+FORWARDED = frozenset({"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *LIBRARIES})
 """Variables of a run that the workers of a joined cluster need as well."""
 
 JOB_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -72,8 +72,8 @@ _IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def set_environment() -> None:
-    """Set the variables of `ENVIRONMENT` and `OPENMP` that the user has not set."""
-    for name, value in {**{n: v.value for n, v in ENVIRONMENT.items()}, **OPENMP}.items():
+    """Set the variables of `ENVIRONMENT` and `LIBRARIES` that the user has not set."""
+    for name, value in {**{n: v.value for n, v in ENVIRONMENT.items()}, **LIBRARIES}.items():
         os.environ.setdefault(name, value)
 
 

@@ -103,17 +103,17 @@ class StudyTrainable(tune.Trainable):
                 draft = self._trial.draft
                 return {"reported": draft["reported"], "draft": json.dumps(draft), "ended": 0, "done": False}
         except torch.cuda.OutOfMemoryError:
-            self._trial = self._stack = None
-            torch.cuda.empty_cache()
-            return {"state": SHARED_GPU_IS_FULL, "ended": 1, "done": True}
+            ended: dict[str, Any] = {"state": SHARED_GPU_IS_FULL}
         except StorageFault as fault:
-            self._trial = self._stack = None
-            return {"state": FAULT, "why": self._placed(fault), "ended": 1, "done": True}
+            ended = {"state": FAULT, "why": self._placed(fault)}
         except LockLost as lost:
-            self._trial = self._stack = None
-            return {"state": FAULT, "why": lost, "ended": 1, "done": True}
-        self._trial = None
-        return {"state": RECORDED, "ended": 1, "done": True}
+            ended = {"state": FAULT, "why": lost}
+        else:
+            ended = {"state": RECORDED}
+        self._trial = self._stack = None
+        if ended["state"] == SHARED_GPU_IS_FULL:
+            worker.reset_peak_memory(self._device)  # not above, where the exception still holds the tensors
+        return ended | {"ended": 1, "done": True}
 
     def _placed(self, fault: StorageFault) -> StorageFault:
         """Add the node to a fault in a cluster, where only one node may have lost the storage."""

@@ -9,6 +9,7 @@ for a search trial, which trains several cells side by side, epoch by epoch.
 import ctypes
 import dataclasses
 import functools
+import gc
 import hashlib
 import io
 import json
@@ -60,10 +61,11 @@ WEIGHTS = "weights.pt"
 BOOSTED = frozenset({"boosting", "boosting-place"})
 """References that scikit-learn computes, whose version is recorded."""
 
-OPENMP = {"OMP_WAIT_POLICY": "passive"}
-"""Variable of OpenMP with which threads sleep at a barrier: one that spins keeps others from the core.
+LIBRARIES = {"OMP_WAIT_POLICY": "passive", "CUBLAS_WORKSPACE_CONFIG": ":4096:2"}
+"""Variables that libraries read when torch is loaded.
 
-OpenMP reads it when torch is loaded.
+OpenMP's threads sleep at a barrier: one that spins keeps others from the core. The workspace of cuBLAS makes
+LSTM layers on a GPU give the same bytes again (torch.nn.LSTM).
 """
 
 MALLOPT_TRIM, MALLOPT_MMAP = -1, -3
@@ -74,11 +76,12 @@ def prepare_process(threads: int) -> None:
     """Set the CPU threads of this process, and let it keep the memory that a training step frees.
 
     By default glibc returns large arrays to the system, which clears each page again in the next step. Other
-    C libraries are left as they are.
+    C libraries are left as they are. On a GPU, products of float32 use TF32, in stacks and alone.
     """
     import torch
 
     torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(MALLOPT_MMAP, 2**30)
@@ -118,7 +121,7 @@ def train_and_record(
         **more,
     }
     progress = _progress(record, cell.label, 1 if cell.is_reference else cell.train.max_epochs, store)
-    _reset_peak_memory(device)
+    reset_peak_memory(device)
     try:
         if cell.is_reference:
             result = trial.run_reference(cell, panel)
@@ -233,7 +236,7 @@ class Stack:
         self._progress: dict[Cell, ProgressWriter] = {}
         self._checkpoint_seconds = checkpoint_seconds
         self._checkpoints: dict[Cell, _Checkpoints] = {}
-        _reset_peak_memory(device)
+        reset_peak_memory(device)
         self._training: stacked.StackedTraining | None = None
         if self._drafts:
             how = {**trial_arguments(embedded), "device": device, "found": self._checkpoint}
@@ -313,7 +316,7 @@ class SearchTrial:
         name = f"{more['arm']} search trial {more['number']}" if "number" in more else cells[0].label
         most = max(cell.train.max_epochs for cell in cells)
         self._progress = _progress(self.draft, name, most, store)
-        _reset_peak_memory(device)
+        reset_peak_memory(device)
         if found["reported"]:
             self.draft["resumed"] = len(found["reported"])
         self.draft |= {name: found[name] for name in ("reported", "seconds")} | {"epochs": 0}
@@ -483,11 +486,12 @@ def context_mb() -> float:
     return max(total - free - torch.cuda.memory_reserved(), 0) / 1e6
 
 
-def _reset_peak_memory(device: str) -> None:
-    """Reset the peak of GPU memory before the worker's next training."""
+def reset_peak_memory(device: str) -> None:
+    """Free the GPU memory of the trainings before, and reset its peak."""
     import torch
 
     if device == "cuda":
+        gc.collect()  # a stack and what trains it refer to each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

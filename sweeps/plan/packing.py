@@ -45,6 +45,8 @@ class Footprint(Settings):
     """Memory of the GPU."""
     rates: dict[int, float] = Field(default_factory=dict)
     """Training windows per second of this many trainings in one stack; 1 is a training alone."""
+    stacks_failed: str = ""
+    """Error with which the GPU failed to train a stack; empty without one."""
 
     @property
     def stacked(self) -> tuple[int, float]:

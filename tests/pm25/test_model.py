@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from pm25 import model as pm25_model
-from pm25.model import Attention, BiLSTMAttention, initialise
+from pm25.model import Attention, BiLSTM, BiLSTMAttention, initialise
 from pm25.settings import Fusion, ModelSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -277,6 +278,24 @@ def test_attention_looks_where_the_score_is_high():
 
 
 # --- Precision ---------------------------------------------------------------------------------------
+
+
+def test_where_autocast_has_no_bf16_lstm_it_stays_in_32_bits(monkeypatch):
+    """As on a GPU, where autocast computes it in float16."""
+    layer = BiLSTM(3, 4, batch_first=True, bidirectional=True)
+    value = torch.randn(2, 5, 3)
+    packed = pack_padded_sequence(value, torch.tensor([5, 3]), batch_first=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(value)[0].dtype == torch.bfloat16
+    full = layer(value)[0], layer(packed)[0].data
+    monkeypatch.setattr(BiLSTM, "IN_BF16", frozenset())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(value.bfloat16().float())[0], layer(packed)[0].data
+        assert layer(value.bfloat16())[0].dtype == torch.float32
+        assert torch.is_autocast_enabled("cpu")
+    assert found[1].dtype == torch.float32
+    assert torch.equal(layer(value)[0], full[0])
+    assert torch.equal(found[1], full[1])
 
 
 @pytest.mark.parametrize("fusion", [None, *get_args(Fusion)])

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def test_each_way_trains_what_it_says() -> None:
     work = Workload(sites=40, days=60, batch_size=16)
     network = Network(4, "geoclip")
     asked = {"network": network._asdict(), "steps": gpu.STEPS, "at_least_s": 0.0}
-    ways = [*gpu._ways(work, network, gpu.Sizes((2,), (), (2, 3)), asked)]
+    found = [*gpu._ways(work, network, gpu.Sizes((2,), (), (2, 3)), asked)]
+    ways = [way for way in found if isinstance(way, gpu.Way)]
     names = ["one training, fp32", "2 processes, fp32", "stack of 2, fp32", "stack of 3, fp32"]
     assert [way.name for way in ways] == names
     assert all(len(way.rates) == gpu.TURNS and min(way.rates) > 0 for way in ways)
@@ -55,11 +57,32 @@ def test_processes_that_the_service_refuses_do_not_end_the_measurement(
 
     monkeypatch.setattr(gpu, "_ways", lambda *_: iter(()))
     monkeypatch.setattr(gpu, "_turns", refused)
-    monkeypatch.setattr(gpu, "worker", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(gpu, "worker", lambda *_: contextlib.nullcontext(unittest.mock.Mock()))
     (row,) = gpu._all_ways(Workload(), gpu.NETWORK, gpu.Sizes(), 0.0, pretend=False)
     assert isinstance(row, Measurement)
     assert row.detail == "RuntimeError: MPS server is not ready"
     assert control.read_text().split() == ["-d", "quit"]
+
+
+def test_a_stack_that_fails_does_not_end_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def ask(self, request: Any) -> None: ...
+
+        def answer(self) -> Any:
+            raise RuntimeError("Traceback\n  ...\ntorch.AcceleratorError: CUDA error: not permitted\nhint\n")
+
+    monkeypatch.setattr(gpu, "_turns", lambda processes, request, name: gpu.Way(name, [1.0], 1.0))
+    monkeypatch.setattr(gpu, "worker", lambda *_: contextlib.nullcontext(Failing()))
+    ways = [*gpu._ways(Workload(), gpu.NETWORK, gpu.Sizes((4,), (), (4, 8)), {})]
+    assert [way.name for way in ways if isinstance(way, gpu.Way)] == [
+        "one training, fp32",
+        "4 processes, fp32",
+    ]
+    (row,) = (way for way in ways if isinstance(way, Measurement))
+    assert (row.what, row.detail) == (
+        "stack of 4, fp32",
+        "torch.AcceleratorError: CUDA error: not permitted",
+    )
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import yaml
 
 from pm25.cell import Cell
 from pm25.network_shape import NetworkShape
+from sweeps.engine import measure
 from sweeps.engine.cluster import Cluster, Node
 from sweeps.engine.gpu_packing import GpuShares
 from sweeps.engine.scheduler import Scheduler
@@ -47,6 +49,7 @@ class World:
 
     def __init__(self, folder: Path, gpu_mb: float | None = 16_000, **more: Any) -> None:
         self.measured: list[Cell] = []
+        self.stacks: dict[str, Any] = {}  # fields of the footprints
         self.said: list[str] = []
         self.folder, self.gpu_mb = folder, gpu_mb
         (folder / "toy.yaml").write_text(yaml.safe_dump({**STUDY, **more}))
@@ -63,7 +66,8 @@ class World:
     def _footprints(self, kinds: Mapping[NetworkShape, Cell]) -> Iterable[Footprint]:
         for found, cell in kinds.items():
             self.measured.append(cell)
-            yield Footprint(shape=found, memory_mb=6000, context_mb=400, gpu="H200", gpu_mb=140_000)
+            own = {"memory_mb": 6000, "context_mb": 400, "gpu": "H200", "gpu_mb": 140_000, **self.stacks}
+            yield Footprint(shape=found, **own)
 
     def gpu(self, shares: GpuShares, cell: Cell) -> float:
         return shares.gpu(SimpleNamespace(cells=(cell,), also=()))  # type: ignore[arg-type]
@@ -97,6 +101,35 @@ def test_of_an_arm_that_is_searched_the_largest_network_is_measured(tmp_path: Pa
     world.shares()
     assert [(c.model.width, c.model.depth, c.train.batch_size) for c in world.measured] == [(64, 3, 512)] * 2
     assert [c.train.precision for c in world.measured] == ["fp32"] * 2
+
+
+def test_a_gpu_that_fails_to_train_a_stack_trains_cells_alone(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.stacks = {"stacks_failed": "CUDA error: operation not permitted"}
+    shares = world.shares()
+    assert {shares.stack(cell) for cell in world.state.grid} == {1}
+    assert {world.gpu(shares, cell) for cell in world.state.grid} == {0.5}
+    assert [line for line in world.said if "operation not permitted" in line] == world.said[2:]
+    (tmp_path / "works").mkdir()
+    world = World(tmp_path / "works")
+    world.stacks = {"rates": {1: 1.0, 4: 9.0}}
+    shares = world.shares()
+    assert {shares.stack(cell) for cell in world.state.grid} == {4}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "Traceback ...\n  x\nValueError: a\ntorch.AcceleratorError: CUDA error: b\nhint c",
+            "torch.AcceleratorError: CUDA error: b",
+        ),
+        ("CUDA error: not permitted\nCompile with TORCH_USE_CUDA_DSA", "CUDA error: not permitted"),
+        ("", "no message"),
+    ],
+)
+def test_the_reason_of_an_error_is_one_line(text: str, line: str) -> None:
+    assert measure.reason(RuntimeError(text)) == line
 
 
 def test_what_the_study_says_is_not_measured(tmp_path: Path) -> None:
