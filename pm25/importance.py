@@ -51,12 +51,12 @@ def importance(
     base = scores(truth, prepared.predict(flat))["rmse"]
     found = []
     for what in prepared.inputs.permutable:
-        rmse = []
+        increases = []  # of an input without effect all are zero, and so is their mean
         for _ in range(repeats):
             with prepared.inputs.permuted(what, *_exchange(prepared, rng)):
-                rmse.append(scores(truth, prepared.predict(flat))["rmse"])
-        sd = float(np.std(rmse, ddof=1)) if repeats > 1 else float("nan")
-        found.append(Importance(what, float(np.mean(rmse)) - base, sd))
+                increases.append(scores(truth, prepared.predict(flat))["rmse"] - base)
+        sd = float(np.std(increases, ddof=1)) if repeats > 1 else float("nan")
+        found.append(Importance(what, float(np.mean(increases)), sd))
     return sorted(found, key=lambda i: -i.rmse_increase)
 
 
