@@ -82,7 +82,6 @@ class StudyTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train until the task ends, or until a search trial has something to report."""
-        import torch
 
         if self._refusal is not None:
             return {"state": REFUSED, "why": self._refusal, "ended": 1, "done": True}
@@ -102,12 +101,14 @@ class StudyTrainable(tune.Trainable):
                 assert self._trial is not None
                 draft = self._trial.draft
                 return {"reported": draft["reported"], "draft": json.dumps(draft), "ended": 0, "done": False}
-        except torch.cuda.OutOfMemoryError:
-            ended: dict[str, Any] = {"state": SHARED_GPU_IS_FULL}
         except StorageFault as fault:
-            ended = {"state": FAULT, "why": self._placed(fault)}
+            ended: dict[str, Any] = {"state": FAULT, "why": self._placed(fault)}
         except LockLost as lost:
             ended = {"state": FAULT, "why": lost}
+        except RuntimeError as error:
+            if not self._is_retried(error):
+                raise
+            ended = {"state": SHARED_GPU_IS_FULL}
         else:
             ended = {"state": RECORDED}
         self._trial = self._stack = None
@@ -131,13 +132,10 @@ class StudyTrainable(tune.Trainable):
     def _records(self) -> Store:
         return self._store if self.config["kind"] == "cell" else self._store.search
 
-    @property
-    def _to_retry(self) -> tuple[type[Exception], ...]:
-        """Exceptions that are not failures: lack of memory on a shared GPU or in a stack."""
-        import torch
-
+    def _is_retried(self, error: Exception) -> bool:
+        """Return True for an error that is no failure: lack of memory on a shared GPU or in a stack."""
         shared = 0 < self.config["gpu"] < 1 or "keys" in self.config
-        return (torch.cuda.OutOfMemoryError,) if shared else ()
+        return shared and worker.lacks_gpu_memory(error)
 
     def _task(self) -> tuple[list[Cell], dict[str, Any], dict[str, Any]]:
         """The task's cells, further fields of its record, and the keyword arguments of its training."""
@@ -168,7 +166,7 @@ class StudyTrainable(tune.Trainable):
             self._store,
             keep_weights=self._keeps_weights(cell),
             more=more,
-            raises=self._to_retry,
+            raises=self._is_retried,
             **how,
         )
         return True
@@ -180,8 +178,8 @@ class StudyTrainable(tune.Trainable):
             mores = [more | self._share_and_place() for more in json.loads(self.config["more"])]
             members = [*zip(cells, self.config["keys"], mores, strict=True)]
             own = {"slots": self.config["slots"], "keeps_weights": self._keeps_weights}
-            raises = self._to_retry
-            self._stack = worker.Stack(members, self._panel, self._store, raises=raises, **own, **how)
+            own["raises"] = self._is_retried
+            self._stack = worker.Stack(members, self._panel, self._store, **own, **how)
         recorded = 0
         while not recorded and not self._stack.finished:
             recorded = len(self._stack.advance())
@@ -210,7 +208,7 @@ class StudyTrainable(tune.Trainable):
         except (StorageFault, LockLost):
             raise
         except Exception as error:
-            if isinstance(error, self._to_retry):
+            if self._is_retried(error):
                 raise
             worker.end_trial(draft, self._records, error)
         return True

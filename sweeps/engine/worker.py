@@ -99,15 +99,15 @@ def train_and_record(
     device: str = "cpu",
     checkpoint_seconds: float = math.inf,
     more: Mapping[str, Any] = MappingProxyType({}),
-    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    raises: Callable[[Exception], bool] = lambda error: False,
 ) -> Record:
     """Train a cell and store its predictions, its history and, last, its record. A failure is a record too.
 
     A checkpoint is stored after the first epoch that ends `checkpoint_seconds` after the one before, and a
     training resumes from a stored checkpoint. A reference is computed on the CPU, without epochs.
 
-    `more` are further fields of the record. Exceptions of the types `raises` are raised instead of recorded.
-    So are StorageFault and LockLost: the cell stays missing.
+    `more` are further fields of the record. Exceptions for which `raises` returns True are raised instead of
+    recorded. So are StorageFault and LockLost: the cell stays missing.
     """
     from pm25 import trial
 
@@ -143,7 +143,7 @@ def train_and_record(
     except (StorageFault, LockLost):  # raised where a checkpoint is stored
         raise
     except Exception as error:
-        if isinstance(error, raises):
+        if raises(error):
             raise
         return _record_failure(record, store, error)
     return _record_result(record, result, store, keep_weights=keep_weights)
@@ -196,8 +196,8 @@ class Stack:
         Number of cells that train at the same time.
     keeps_weights : callable
         Returns True for a cell whose weights are stored.
-    raises : tuple of exception types
-        Exceptions that are raised instead of recorded.
+    raises : callable
+        Returns True for an exception that is raised instead of recorded.
 
     Each cell has its own checkpoints, as in `train_and_record`. A cell that was interrupted in a stack
     resumes in a stack of any size. A training alone does not, because its numbers would be others.
@@ -214,7 +214,7 @@ class Stack:
         embedded: Embedded | None = None,
         device: str = "cpu",
         checkpoint_seconds: float = math.inf,
-        raises: type[Exception] | tuple[type[Exception], ...] = (),
+        raises: Callable[[Exception], bool] = lambda error: False,
     ) -> None:
         from pm25 import stacked
 
@@ -276,9 +276,9 @@ class Stack:
     def _record(self, cell: Cell, outcome: "Result | Exception") -> Record:
         """Record a cell that has ended: its result, or the exception that its training raised."""
         draft = self._drafts[cell]
-        if isinstance(outcome, self._raises):
-            raise outcome
         if isinstance(outcome, Exception):
+            if self._raises(outcome):
+                raise outcome
             return _record_failure(draft, self._store, outcome)
         try:
             draft = draft | _outcome(outcome, self._device)
@@ -476,6 +476,19 @@ def peak_memory_mb(device: str) -> float:
         return torch.cuda.max_memory_reserved() / 1e6 + context_mb()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def lacks_gpu_memory(error: Exception) -> bool:
+    """Return True for an error with which a full GPU answers: one of PyTorch, CUDA, cuBLAS or cuDNN.
+
+    Only PyTorch's allocator has a type for it.
+    """
+    import torch
+
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    texts = "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def context_mb() -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from ray.tune.search import Searcher
 
 from pm25.cell import Cell
@@ -221,11 +222,22 @@ def test_a_lost_task_is_not_started_again_after_a_stop(queue: Make) -> None:
     assert made.suggest("b") == Searcher.FINISHED
 
 
-@pytest.mark.parametrize(("gpu", "raised"), [(0.0, False), (0.25, True), (1.0, False)])
-def test_only_a_shared_gpu_excuses_memory_that_runs_out(gpu: float, raised: bool) -> None:
+FULL = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+@pytest.mark.parametrize(("gpu", "retried"), [(0.0, False), (0.25, True), (1.0, False)])
+def test_only_a_shared_gpu_excuses_memory_that_runs_out(gpu: float, retried: bool, error: Exception) -> None:
     trainable = StudyTrainable.__new__(StudyTrainable)
     trainable.config = {"gpu": gpu}
-    assert bool(trainable._to_retry) is raised
+    assert trainable._is_retried(error) is retried
+    for other in (RuntimeError("CUDA error: misaligned address"), ValueError("CUDA error: out of memory")):
+        assert not trainable._is_retried(other)
 
 
 @pytest.mark.parametrize(

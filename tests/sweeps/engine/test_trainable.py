@@ -38,7 +38,6 @@ def test_a_lost_study_ends_the_run_and_no_task_is_retried(
     made._joined, made._store = False, Store(str(tmp_path), "toy")
     made._train_cell, made._search_trial, made._keeps_weights = train_cell, LosesTheStudy, bool
     monkeypatch.setattr(StudyTrainable, "_task", lambda trainable: ([None], {}, {}))
-    monkeypatch.setattr(StudyTrainable, "_to_retry", ())
     monkeypatch.setattr(worker, "end_trial", lambda *_: pytest.fail("the trial did not fail"))
     result = made.step()
     assert result["done"]

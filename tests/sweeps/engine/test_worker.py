@@ -780,7 +780,12 @@ def test_what_is_not_to_be_recorded_is_raised_and_goes_on_later(
         stop_after(patch, 2, MemoryError())
         with pytest.raises(MemoryError):
             worker.train_and_record(
-                cell(train=LONG), KEY, panel, store, checkpoint_seconds=0, raises=(MemoryError,)
+                cell(train=LONG),
+                KEY,
+                panel,
+                store,
+                checkpoint_seconds=0,
+                raises=lambda error: isinstance(error, MemoryError),
             )
     assert listed(store) == ["checkpoint.pt"]
     record = worker.train_and_record(cell(train=LONG), KEY, panel, store)
