@@ -14,6 +14,7 @@ from sweeps.bench.harness import Measurement, of_rounds
 from sweeps.bench.training import AnsweringProcess, worker
 from sweeps.bench.training_worker import Network, Workload
 from sweeps.engine.measure import reason
+from sweeps.engine.worker import lacks_gpu_memory
 from sweeps.plan.speed import epochs_of
 from sweeps.spec import study_file
 
@@ -121,14 +122,14 @@ def _all_ways(
 
 
 def _failed(name: str, error: Exception) -> Measurement:
-    """Return a row without a number for ways that end with an error."""
+    """Return a row without a number for a way that ends with an error."""
     return Measurement(name, math.nan, "windows/s", math.inf, reason(error))
 
 
 def _ways(
     work: Workload, network: Network, sizes: Sizes, request: dict[str, Any]
 ) -> Iterator[Way | Measurement]:
-    """Measure one training, processes side by side, and stacks; one that fails has a row without number."""
+    """Measure one training, processes side by side, and stacks."""
     with worker(work, mps.without()) as alone:
         yield _turns([alone], request, f"one training, {network.precision}")
     yield from _packed(work, sizes.processes, request, f"processes, {network.precision}", mps.without())
@@ -148,16 +149,16 @@ def _ways(
 
 def _packed(
     work: Workload, counts: Iterable[int], request: dict[str, Any], name: str, environment: Mapping[str, str]
-) -> Iterator[Way]:
-    """Measure numbers of processes side by side, until they do not fit into the memory."""
+) -> Iterator[Way | Measurement]:
+    """Measure numbers of processes side by side, until they fail or do not fit into the memory."""
     for count in counts:
         with contextlib.ExitStack() as cleanup:
             processes = [cleanup.enter_context(worker(work, environment)) for _ in range(count)]
             try:
                 yield _turns(processes, request, f"{count} {name}")
             except RuntimeError as error:
-                if "OutOfMemoryError" not in str(error):
-                    raise
+                if "OutOfMemoryError" not in str(error) and not lacks_gpu_memory(error):
+                    yield _failed(f"{count} {name}", error)
                 break
 
 

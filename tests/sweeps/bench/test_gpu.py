@@ -58,9 +58,14 @@ def test_processes_that_the_service_refuses_do_not_end_the_measurement(
     monkeypatch.setattr(gpu, "_ways", lambda *_: iter(()))
     monkeypatch.setattr(gpu, "_turns", refused)
     monkeypatch.setattr(gpu, "worker", lambda *_: contextlib.nullcontext(unittest.mock.Mock()))
-    (row,) = gpu._all_ways(Workload(), gpu.NETWORK, gpu.Sizes(), 0.0, pretend=False)
-    assert isinstance(row, Measurement)
-    assert row.detail == "RuntimeError: MPS server is not ready"
+    rows = [*gpu._all_ways(Workload(), gpu.NETWORK, gpu.Sizes(), 0.0, pretend=False)]
+    assert [row.what for row in rows if isinstance(row, Measurement)] == [
+        "8 processes with MPS, fp32",
+        "8 processes with MPS, bf16",
+    ]
+    assert {row.detail for row in rows if isinstance(row, Measurement)} == {
+        "RuntimeError: MPS server is not ready"
+    }
     assert control.read_text().split() == ["-d", "quit"]
 
 
