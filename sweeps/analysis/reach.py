@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import wasserstein_distance
 
 from pm25.applicability import (
     Applicability,
@@ -69,6 +68,8 @@ class Distances(NamedTuple):
 
     def w_km(self, split: str) -> float:
         """Return the Wasserstein distance in km of a split's distances to those of the domain."""
+        from scipy.stats import wasserstein_distance  # slow to import
+
         return float(wasserstein_distance(self.splits[split], self.domain))
 
 

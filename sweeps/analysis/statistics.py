@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import special
 
 from pm25.geo import CONUS, great_circle_km
 from sweeps.analysis.units import MIN_UNITS, Array, unit_means
@@ -307,6 +307,8 @@ def _exponential(km: Array, semivariance: Array) -> tuple[float, float, float]:
     Least squares over pairs, in bins of distance up to half of the largest one. For each r the fit is linear,
     with neither term negative. The best r is searched on a logarithmic scale.
     """
+    from scipy import optimize  # slow to import
+
     reach = km.max() / 2
     near = km <= reach
     km, semivariance = km[near], semivariance[near]
@@ -519,6 +521,8 @@ def more_seeds(differences: Array, overlap: float, rope: float, alpha: float) ->
 
 def interquartile_mean(values: Array) -> float:
     """Average the middle half of `values (n,)` (Agarwal et al. 2021, arXiv 2108.13264); NaN of none."""
+    from scipy import stats  # slow to import
+
     return float(stats.trim_mean(values, 0.25)) if len(values) else math.nan
 
 

@@ -133,7 +133,7 @@ class StudyTrainable(tune.Trainable):
         return self._store if self.config["kind"] == "cell" else self._store.search
 
     def _is_retried(self, error: Exception) -> bool:
-        """Return True for lack of memory on a shared GPU or in a stack, which is not a failure of the cell."""
+        """Return True for lack of memory on a shared GPU or in a stack: no failure of the cell."""
         shared = 0 < self.config["gpu"] < 1 or "keys" in self.config
         return shared and worker.lacks_gpu_memory(error)
 

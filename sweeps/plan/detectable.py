@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from pm25.errors import InputError
 from pm25.metrics import METRICS, SITE_SAMPLES
@@ -275,7 +275,7 @@ def _smallest(spread: _Spread, contrast: Contrast, split: AnySplit, count: int, 
     """Return the smallest difference that is found with `POWER` at a two-sided `level`."""
     se = spread.value if spread.direct else spread.value * _factor(split, contrast.part, count)
     df = spread.df if spread.direct else count - 1
-    return float((stats.t.ppf(1 - level / 2, df) + stats.t.ppf(POWER, df)) * se)
+    return float((special.stdtrit(df, 1 - level / 2) + special.stdtrit(df, POWER)) * se)
 
 
 def lines(found: list[Detectable], refused: list[Untestable]) -> Iterator[str]:
