@@ -1,6 +1,9 @@
 """All measurements, or one group of them."""
 
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from pm25.scratch import scratch
@@ -20,6 +23,11 @@ from sweeps.bench import (
 )
 from sweeps.bench.harness import Measurement
 
+MOST_MINUTES = 15
+"""Longest duration of `make bench` on two cores, without Keras."""
+
+_Group = Callable[[], Iterable[Measurement]]
+
 
 def measure(
     only: str | None = None,
@@ -35,7 +43,9 @@ def measure(
     """Yield each measurement when it is ready; files are written below a temporary folder.
 
     `only` is the name of a group: trial, training, engine, mirror, report, map, busy, scale, calibration or
-    coverage. The last two measure the report's statistics and not this machine, so they run only if they are
+    coverage. Without it, the last row has the minutes of each group and of all together.
+
+    The last two groups measure the report's statistics and not this machine, so they run only if they are
     named. They simulate `studies` of each kind on the positions of `table`, or on synthetic ones. The trial
     reads the panel `table`, or a synthetic one of the size of the 2021 table. The engine trains each number
     of `cells`. The runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an interpreter
@@ -44,29 +54,32 @@ def measure(
     GPU.
     """
     with scratch() as folder:
-        if only in (None, "trial"):
-            yield from trial.run(table or _synthetic(folder), folder / "results")
-        if only in (None, "training"):
-            yield from training.run(folder / "keras", keras)
-            yield from packing.run(folder / "packing")
-        if only in (None, "engine"):
-            yield from engine.run(cells, folder)
-        if only in (None, "mirror"):
-            yield from mirror.run(folder, server)
-        if only in (None, "report"):
-            yield from report.run(folder)
-        if only in (None, "map"):
-            yield from maps.run(folder / "map")
-        if only in (None, "busy"):
-            yield from busy.run(folder)
-        if only in (None, "scale"):
-            yield from scale.run(folder, recorded)
-        if only == "gpu":
-            yield from gpu.run(pretend=pretend)
-        if only == "calibration":
-            yield from calibration.run(table, studies)
-        if only == "coverage":
-            yield from coverage.run(table, studies)
+        always: dict[str, _Group] = {
+            "trial": lambda: trial.run(table or _synthetic(folder), folder / "results"),
+            "training": lambda: chain(training.run(folder / "keras", keras), packing.run(folder / "packing")),
+            "engine": lambda: engine.run(cells, folder),
+            "mirror": lambda: mirror.run(folder, server),
+            "report": lambda: report.run(folder),
+            "map": lambda: maps.run(folder / "map"),
+            "busy": lambda: busy.run(folder),
+            "scale": lambda: scale.run(folder, recorded),
+        }
+        if_named: dict[str, _Group] = {
+            "gpu": lambda: gpu.run(pretend=pretend),
+            "calibration": lambda: calibration.run(table, studies),
+            "coverage": lambda: coverage.run(table, studies),
+        }
+        if only is not None:
+            yield from (always | if_named)[only]()
+            return
+        minutes = {}
+        for name, run in always.items():
+            began = time.monotonic()
+            yield from run()
+            minutes[name] = (time.monotonic() - began) / 60
+        limit = MOST_MINUTES if keras is None else math.inf
+        words = ", ".join(f"{name} {spent:.1f}" for name, spent in minutes.items())
+        yield Measurement("these measurements together", sum(minutes.values()), "min", limit, words)
 
 
 def _synthetic(folder: Path) -> Path:
