@@ -151,13 +151,21 @@ class StackedTraining:
                 except Exception as error:
                     failed.append((cell, error))
                     continue
-                curve = self._start(slot, prepared, state)
+                fit = self._start(slot, prepared)
+                try:
+                    if state is not None:
+                        fit.load_state(slot, state["fit"])
+                except Exception as error:  # a state that this version cannot read
+                    fit.free(slot)
+                    failed.append((cell, error))
+                    continue
                 spent = 0.0 if state is None else state["seconds"]
+                curve = fit.members[slot].curve
                 self._members[slot] = _Member(prepared, curve, spent + time.perf_counter() - started)
         return failed
 
-    def _start(self, slot: int, prepared: Prepared, state: dict[str, Any] | None) -> LearningCurve:
-        """Put a prepared training into a slot, at its first epoch or where its state was taken."""
+    def _start(self, slot: int, prepared: Prepared) -> StackedFit:
+        """Put a prepared training into a slot, at its first epoch."""
         settings = prepared.cell.train
         if self._stack is None:
             inputs = StackedInputs(prepared.inputs, self._slots)
@@ -176,9 +184,7 @@ class StackedTraining:
             prepared.dropout_seed,
             prepared.scale.inverse_transform,
         )
-        if state is not None:
-            fit.load_state(slot, state["fit"])
-        return fit.members[slot].curve
+        return fit
 
     def _result(self, member: "_Member", weights: dict[str, torch.Tensor]) -> Result | Exception:
         """Score a training by its network alone, or return the exception that this raises."""

@@ -64,8 +64,8 @@ class Result:
     """Names of the channels, and the scales of channels, place and target, as `pm25.predictor` needs them."""
     seconds: float
     """Time spent on preparing, training and scoring, over all attempts. Members of a stack share its time."""
-    stacked: int = 1
-    """Number of trainings that one stack trains in lockstep (`pm25.stacked`); 1 for a training alone."""
+    stacked: int | None = None
+    """Number of slots of the stack that trained the cell (`pm25.stacked`); None for a training alone."""
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,9 @@ def _answer_stack(trainer: Trainer, asked: dict[str, Any]) -> dict[str, Any]:
     try:
         trainer.stack(Network(**asked["network"]), steps, size)
         turns = [trainer.advance(steps, size, asked["at_least_s"]) for _ in range(asked["turns"])]
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not worker.lacks_gpu_memory(error):
+            raise
         return {"out_of_memory": True}
     return {"turns": turns, "memory_mb": trainer.memory_mb()}
 

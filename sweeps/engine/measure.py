@@ -144,7 +144,6 @@ def stack_rates(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> d
     The measurement ends with the first size that does not fit into the memory, or that is not faster than the
     one before. Cells that cannot be stacked have no rates. Raises RuntimeError if the GPU fails.
     """
-    import torch
 
     from pm25 import stacked, trial
 
@@ -161,7 +160,9 @@ def stack_rates(cell: Cell, shape: NetworkShape, panel: Panel, device: str) -> d
             stack = stacked.StackedTraining(members, panel, size=size, embedding=vectors, device=device)
             stack.advance()
             rate = size * windows / min(_timed(stack.advance))
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            if not worker.lacks_gpu_memory(error):
+                raise
             break
         if rate < max(rates.values()):
             break

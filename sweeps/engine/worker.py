@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import socket
 import subprocess
@@ -57,6 +58,9 @@ COMMIT = "SWEEP_COMMIT"
 WEIGHTS = "weights.pt"
 """File with `weights` and `scaling` of a `pm25.trial.Result`."""
 
+
+STACKED_STATE = 1
+"""Version of a state of `pm25.stacked`; a checkpoint of another version is not used."""
 
 BOOSTED = frozenset({"boosting", "boosting-place"})
 """References that scikit-learn computes, whose version is recorded."""
@@ -154,7 +158,7 @@ def _outcome(result: "Result", device: str) -> Record:
     metrics = {name: _finite(value) for name, value in result.metrics.items()}
     if metrics["test_rmse"] is None:
         raise ArithmeticError(f"test RMSE is {result.metrics['test_rmse']}")
-    stacked = {"stacked": result.stacked} if result.stacked > 1 else _peak_memory(device)
+    stacked = _peak_memory(device) if result.stacked is None else {"stacked": result.stacked}
     own = {"counts": result.counts, "audit": result.audit, "seconds": round(result.seconds, 3)}
     return {"metrics": metrics, **own, **stacked}
 
@@ -269,13 +273,15 @@ class Stack:
         draft = self._drafts[cell]
         own = _Checkpoints(self._store, draft["key"], draft, self._checkpoint_seconds, stacked=True)
         self._checkpoints[cell] = own
-        if own.found is not None:
-            draft["resumed"] = len(own.found["fit"]["history"])
-        return own.found
+        found, own.found = own.found, None  # not kept for as long as the stack lives
+        if found is not None:
+            draft["resumed"] = len(found["fit"]["history"])
+        return found
 
     def _record(self, cell: Cell, outcome: "Result | Exception") -> Record:
         """Record a cell that has ended: its result, or the exception that its training raised."""
         draft = self._drafts[cell]
+        self._checkpoints.pop(cell, None)
         if isinstance(outcome, Exception):
             if self._raises(outcome):
                 raise outcome
@@ -404,7 +410,7 @@ class _Checkpoints:
     ) -> None:
         self._store, self._key, self._seconds = store, key, seconds
         self._place = {name: record[name] for name in ("device", "threads", "versions")}
-        self._place |= {"stacked": True} if stacked else {}
+        self._place |= {"stacked": STACKED_STATE} if stacked else {}
         self._last = time.monotonic()
         self.found = self._read()
 
@@ -487,8 +493,8 @@ def lacks_gpu_memory(error: Exception) -> bool:
 
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
-    texts = "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    full = r"CUDA (driver )?error: out of memory|CUBLAS_\w*_ALLOC_FAILED|CUDNN_\w*_ALLOC(ATION)?_FAILED"
+    return isinstance(error, RuntimeError) and re.search(full, str(error)) is not None
 
 
 def context_mb() -> float:

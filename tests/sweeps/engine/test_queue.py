@@ -227,6 +227,8 @@ FULL = [
     RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("CUDA driver error: out of memory"),
 ]
 
 

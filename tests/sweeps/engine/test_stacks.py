@@ -145,6 +145,40 @@ def test_an_interrupted_cell_resumes_in_a_stack_and_not_alone(panel: Panel, tmp_
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_the_last_cell_of_a_stack_is_one_of_a_stack(panel: Panel, tmp_path: Path) -> None:
+    """After a loss, the other cells may be recorded already."""
+    store = Store(str(tmp_path), "stacked")
+    (record,) = ended(stack(panel, store, cell(1)))
+    assert record["stacked"] == 1
+    assert worker.differences(cell(1), "k0", panel, store) == []
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_checkpoint_that_cannot_be_continued_fails_its_cell_alone(
+    panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [cell(seed) for seed in range(3)]
+    store = Store(str(tmp_path), "stacked")
+    stack(panel, store, *cells, checkpoint_seconds=0).advance()
+    found = worker.Stack._checkpoint
+
+    def broken(one: worker.Stack, made: Cell) -> Any:
+        state = found(one, made)
+        if made == cells[0]:
+            del state["fit"]["finite"]
+        return state
+
+    monkeypatch.setattr(worker.Stack, "_checkpoint", broken)
+    records = {record["key"]: record for record in ended(stack(panel, store, *cells))}
+    assert {key: record["state"] for key, record in records.items()} == {
+        "k0": "failed",
+        "k1": "done",
+        "k2": "done",
+    }
+    assert records["k1"]["resumed"] == 1
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_storage_that_fails_to_give_a_checkpoint_is_no_failure_of_a_cell(
     panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
