@@ -23,8 +23,10 @@ from sweeps.state import StudyState
 from sweeps.store import integrity
 from sweeps.store.records import Record, Store
 
+PAIRS = 2
+"""Number of pairs of runs, whose ratio is far from its limit."""
 ROUNDS = 3
-"""Number of pairs of runs, of restarts, and of calls of a command."""
+"""Number of restarts, and of calls of a command."""
 MANY = 1000
 """Smallest number of cells that is run only once, since plain Ray Tune takes minutes."""
 ROWS = 200
@@ -77,7 +79,7 @@ print(peak_mb())
 def run(cells: Sequence[int], folder: Path) -> Iterator[Measurement]:
     """Measure both engines on each number of trivial cells, then restarts, then commands on many cells."""
     for count in cells:
-        rounds = ROUNDS if count < MANY else 1
+        rounds = PAIRS if count < MANY else 1
         pairs = [
             (
                 _run_engine("own", count, folder / f"own-{count}-{i}"),

@@ -20,7 +20,7 @@ STUDY: dict[str, Any] = {
     "study": "packing",
     "data": {"synthetic": {"sites": 200, "days": 150}},
     "model": {"width": 32},
-    "train": {"max_epochs": 2, "max_windows": 12_000, "max_validation_windows": 500},
+    "train": {"max_epochs": 2, "max_windows": 6_000, "max_validation_windows": 500},
 }
 """Study with a training of a few seconds."""
 

@@ -42,16 +42,16 @@ def measure(
 ) -> Iterator[Measurement]:
     """Yield each measurement when it is ready; files are written below a temporary folder.
 
-    `only` is the name of a group: trial, training, engine, mirror, report, map, busy, scale, calibration or
-    coverage. Without it, the last row has the minutes of each group and of all together.
+    `only` is the name of a group: trial, training, engine, mirror, report, map, busy, scale, gpu, calibration
+    or coverage. The last five run only if they are named. Without `only`, the last row has the minutes of
+    each group and of all together.
 
-    The last two groups measure the report's statistics and not this machine, so they run only if they are
-    named. They simulate `studies` of each kind on the positions of `table`, or on synthetic ones. The trial
-    reads the panel `table`, or a synthetic one of the size of the 2021 table. The engine trains each number
-    of `cells`. The runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an interpreter
-    that has TensorFlow, for the published network. `recorded` is a study's folder from which the simulation
-    draws the seconds of cells. The group `gpu` also runs only if it is named; with `pretend`, it needs no
-    GPU.
+    The trial reads the panel `table`, or a synthetic one of the size of the 2021 table. The engine trains
+    each number of `cells`. The runs in MLflow go to SQLite, and to `server` if it is given. `keras` is an
+    interpreter that has TensorFlow, for the published network. `busy` and `scale` simulate GPUs; `recorded`
+    is a study's folder from which `scale` draws the seconds of cells. With `pretend`, `gpu` needs no GPU. The
+    groups `calibration` and `coverage` measure the report's statistics: they simulate `studies` of each kind
+    on the positions of `table`, or on synthetic ones.
     """
     with scratch() as folder:
         always: dict[str, _Group] = {
@@ -61,10 +61,10 @@ def measure(
             "mirror": lambda: mirror.run(folder, server),
             "report": lambda: report.run(folder),
             "map": lambda: maps.run(folder / "map"),
-            "busy": lambda: busy.run(folder),
-            "scale": lambda: scale.run(folder, recorded),
         }
         if_named: dict[str, _Group] = {
+            "busy": lambda: busy.run(folder),
+            "scale": lambda: scale.run(folder, recorded),
             "gpu": lambda: gpu.run(pretend=pretend),
             "calibration": lambda: calibration.run(table, studies),
             "coverage": lambda: coverage.run(table, studies),

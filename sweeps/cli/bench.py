@@ -123,8 +123,8 @@ def bench(
 ) -> int:
     """Measure this machine, the tests of the report, or what faults do to a study.
 
-    Each value is printed next to its limit. All groups take about 25 minutes on two cores; most of that
-    is plain Ray Tune. The GPU, the calibration, the coverage and the chaos are not among them.
+    Each value is printed next to its limit. Without --only, all groups are measured but busy, scale, gpu,
+    calibration, coverage and chaos. With --cells 200 that takes about 15 minutes on two cores.
 
     --only training measures windows per second of trainings on all cores in about four minutes: one training
     or one on each core, in fp32 and bf16, beside the published Keras network and the peak of matrix products.
