@@ -63,6 +63,7 @@ def test_the_engine_is_measured_beside_plain_ray_tune(
     waits = iter((5.0, 7.0, 6.0))
     monkeypatch.setattr(engine, "_run_engine", process)
     monkeypatch.setattr(engine, "_restart", lambda folder, cells: next(waits))
+    monkeypatch.setattr(engine, "PAIRS", 3)
     monkeypatch.setattr(engine, "LISTED", 12)
     monkeypatch.setattr(engine.harness, "run_sweep", lambda *arguments: FinishedProcess(0.5, ""))
     found = {row.what: row.value for row in engine.run((2,), tmp_path)}
