@@ -157,7 +157,7 @@ def _packed(
             try:
                 yield _turns(processes, request, f"{count} {name}")
             except RuntimeError as error:
-                if "OutOfMemoryError" not in str(error) and not lacks_gpu_memory(error):
+                if not lacks_gpu_memory(error):
                     yield _failed(f"{count} {name}", error)
                 break
 

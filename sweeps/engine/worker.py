@@ -487,13 +487,13 @@ def peak_memory_mb(device: str) -> float:
 def lacks_gpu_memory(error: Exception) -> bool:
     """Return True for an error with which a full GPU answers: one of PyTorch, CUDA, cuBLAS or cuDNN.
 
-    Only PyTorch's allocator has a type for it.
+    Only PyTorch's allocator has a type for it, which another process can pass on as text alone.
     """
     import torch
 
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
-    full = r"CUDA (driver )?error: out of memory|CUBLAS_\w*_ALLOC_FAILED|CUDNN_\w*_ALLOC(ATION)?_FAILED"
+    full = r"CUDA (driver )?(error: )?out of memory|CUBLAS_\w*_ALLOC_FAILED|CUDNN_\w*_ALLOC(ATION)?_FAILED"
     return isinstance(error, RuntimeError) and re.search(full, str(error)) is not None
 
 

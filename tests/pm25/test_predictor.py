@@ -63,7 +63,7 @@ def trained(made: Cell, panel: Panel, **options: Any) -> Trained:
 
 
 def asked(made: Cell, panel: Panel, result: Result, part: str = "test") -> tuple[dict[str, Any], np.ndarray]:
-    """What a predictor is inputs of a part's samples, and the predictions that were stored of them."""
+    """Inputs of a predictor for the samples of a part, and the predictions that were stored of them."""
     rows = result.predictions["part"] == part
     site = np.searchsorted(panel.site_id, result.predictions["site_id"][rows])
     date = result.predictions["date"][rows]
